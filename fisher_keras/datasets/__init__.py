@@ -1,0 +1,26 @@
+"""Image data sets in memory, and the `tf.data` pipelines from them to training batches."""
+
+from fisher_keras.datasets.checks import check_images_and_labels
+from fisher_keras.datasets.loading import DATASETS, ImageDataset, load_dataset
+from fisher_keras.datasets.pipelines import (
+    AUGMENTATIONS,
+    augment,
+    channel_statistics,
+    evaluation_pipeline,
+    training_pipeline,
+)
+from fisher_keras.datasets.splits import split_validation, subset
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "ImageDataset",
+    "augment",
+    "channel_statistics",
+    "check_images_and_labels",
+    "evaluation_pipeline",
+    "load_dataset",
+    "split_validation",
+    "subset",
+    "training_pipeline",
+]

@@ -1,0 +1,70 @@
+"""What images and labels must look like, checked before anything is trained on them."""
+
+import numpy as np
+
+
+def check_images_and_labels(
+    images: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> None:
+    """Raises one clear error unless the arrays can be trained on.
+
+    Args:
+        images: Expected `(N, H, W, C)`, integers or finite floats.
+        labels: Expected `(N,)`, integers in `0..num_classes - 1`.
+        num_classes: K; None leaves the labels without an upper bound.
+        image_shape: Expected `(H, W, C)`; None allows any.
+
+    Raises:
+        ValueError: At the first thing that is wrong: what was given, and what was expected.
+    """
+    _check_images(images, image_shape)
+    _check_labels(labels, num_classes)
+    if len(images) != len(labels):
+        raise ValueError(
+            f"there are {len(images)} images but {len(labels)} labels; expected one label an image"
+        )
+
+
+def _check_images(images: np.ndarray, image_shape: tuple[int, int, int] | None) -> None:
+    if not isinstance(images, np.ndarray) or images.ndim != 4:
+        raise ValueError(
+            f"images must be a NumPy array of shape (N, H, W, C), got {_describe(images)}"
+        )
+    if images.dtype.kind not in "uif":
+        raise ValueError(f"images must be integers or floats, got dtype {images.dtype}")
+    if images.size == 0:
+        raise ValueError(f"expected at least one image and pixel, got images of {images.shape}")
+    if image_shape is not None and images.shape[1:] != tuple(image_shape):
+        raise ValueError(
+            f"images are of shape {images.shape[1:]}, expected {tuple(image_shape)} (H, W, C)"
+        )
+    if images.dtype.kind == "f":
+        finite = np.isfinite(images).all(axis=(1, 2, 3))
+        if not finite.all():
+            raise ValueError(
+                f"{np.sum(~finite)} of {len(images)} images hold NaN or infinite pixels, "
+                f"the first is image {np.argmin(finite)}; remove or repair them"
+            )
+
+
+def _check_labels(labels: np.ndarray, num_classes: int | None) -> None:
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "ui":
+        raise ValueError(
+            f"labels must be a NumPy array of integers of shape (N,), got {_describe(labels)}"
+        )
+    outside = labels < 0
+    if num_classes is not None:
+        outside |= labels >= num_classes
+    if outside.any():
+        first = np.argmax(outside)
+        expected = "0 or larger" if num_classes is None else f"in 0..{num_classes - 1}"
+        raise ValueError(f"labels must be {expected}, got {labels[first]} for image {first}")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return f"a {type(value).__name__}"

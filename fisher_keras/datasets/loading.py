@@ -1,0 +1,247 @@
+"""Data sets as arrays in memory: CIFAR, a folder of images, scikit-learn's digits."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+
+from fisher_keras.datasets.checks import check_images_and_labels
+
+DATASETS = ("cifar10", "cifar100", "digits", "folder")
+
+_DIGITS_TEST_SIZE = 397
+_DIGITS_IMAGE_SIZE = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """A labelled image data set in memory.
+
+    Attributes:
+        name: The name it was loaded by.
+        train_images: uint8 `(N, H, W, C)`.
+        train_labels: int32 `(N,)`, in `0..num_classes - 1`.
+        test_images: uint8 `(N_test, H, W, C)`.
+        test_labels: int32 `(N_test,)`.
+        num_classes: K.
+        class_names: K names, in the order of the labels.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+    class_names: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(H, W, C)`."""
+        return self.train_images.shape[1:]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of a SHA-256 over all arrays, their shapes and dtypes."""
+        digest = hashlib.sha256()
+        arrays = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        for array in arrays:
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()[:16]
+
+
+def load_dataset(name: str, data_dir: str | None = None, download: bool = False) -> ImageDataset:
+    """Loads a data set into memory.
+
+    Args:
+        name: "cifar10" or "cifar100" (TensorFlow Datasets), "digits" (embedded in scikit-learn:
+            1,797 handwritten digits, a fixed stratified split into 1,400 for training and 397
+            for testing, enlarged from 8x8 to 16x16 pixels), or "folder" (your own images).
+        data_dir: For CIFAR, the folder of prepared data sets, None for TensorFlow Datasets' own
+            default. For "folder", the folder, laid out as `tfds.ImageFolder` has it:
+            `train/CLASS/*.png` and `test/CLASS/*.png` (or .jpg), RGB or converted to it, all of
+            one size. "digits" reads no folder.
+        download: Whether CIFAR may be downloaded and prepared in `data_dir`. Without it, nothing
+            touches the network.
+
+    Returns:
+        The data set.
+
+    Raises:
+        FileNotFoundError: If CIFAR is not there and cannot be, or should not be, downloaded.
+        ImportError: If "digits" is asked for and scikit-learn is not installed.
+        ValueError: If there is no such data set, or the folder is not as described.
+    """
+    if name in ("cifar10", "cifar100"):
+        dataset = _load_tfds(name, data_dir, download)
+    elif name == "digits":
+        dataset = _load_digits()
+    elif name == "folder":
+        dataset = _load_folder(data_dir)
+    else:
+        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {name!r}")
+    check_images_and_labels(dataset.train_images, dataset.train_labels, dataset.num_classes)
+    check_images_and_labels(
+        dataset.test_images, dataset.test_labels, dataset.num_classes, dataset.image_shape
+    )
+    return dataset
+
+
+def _load_tfds(name: str, data_dir: str | None, download: bool) -> ImageDataset:
+    try:
+        with _only_errors_logged():
+            builder = tfds.builder(name, data_dir=data_dir)
+            if download:
+                _download(builder)
+            train_images, train_labels = _read_split(builder, "train")
+            test_images, test_labels = _read_split(builder, "test")
+    except AssertionError as error:  # what TFDS raises for data that are not prepared
+        raise _not_available(name, data_dir, "it is not prepared there") from error
+    except (OSError, tf.errors.OpError, tfds.download.DownloadError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise _not_available(name, data_dir, " ".join(reason.split())) from error
+    label = builder.info.features["label"]
+    return ImageDataset(
+        name,
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        num_classes=label.num_classes,
+        class_names=tuple(label.names),
+    )
+
+
+def _not_available(name: str, data_dir: str | None, reason: str) -> FileNotFoundError:
+    where = data_dir or "TensorFlow Datasets' default folder"
+    return FileNotFoundError(
+        f"cannot load {name} from {where} ({reason}). Three ways out: --download where there is "
+        f"network; --data_dir=PATH to a prepared TensorFlow Datasets folder (that holds {name}/); "
+        "--dataset=digits, embedded data that need no download"
+    )
+
+
+@contextlib.contextmanager
+def _only_errors_logged() -> Iterator[None]:
+    """Keeps TFDS from warning of a missing folder beside the error that says the same."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _download(builder: tfds.core.DatasetBuilder) -> None:
+    if not builder.is_prepared():
+        # TFDS itself retries for minutes before it gives up on a host it cannot reach.
+        for url in builder.url_infos:
+            _check_reachable(url)
+    builder.download_and_prepare()
+
+
+def _check_reachable(url: str) -> None:
+    request = urllib.request.Request(url, method="HEAD")
+    # An HTTP error is an answer, too: TFDS says better what it means.
+    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=30):
+        pass
+
+
+def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
+    batches = builder.as_dataset(split=split, as_supervised=True).batch(1000)
+    images, labels = zip(*tfds.as_numpy(batches), strict=True)
+    return np.concatenate(images), np.concatenate(labels).astype(np.int32)
+
+
+def _load_digits() -> ImageDataset:
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ImportError(
+            "--dataset=digits needs scikit-learn: run `pip install scikit-learn`"
+        ) from error
+    digits = load_digits()
+    # Pixels are counts in 0..16; to 0..255 first, so that interpolation rounds only once.
+    images = digits.images[..., np.newaxis] * (255 / 16)
+    images = tf.image.resize(images, (_DIGITS_IMAGE_SIZE, _DIGITS_IMAGE_SIZE), method="bilinear")
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        np.rint(images).astype(np.uint8),
+        digits.target.astype(np.int32),
+        test_size=_DIGITS_TEST_SIZE,
+        stratify=digits.target,
+        random_state=0,
+    )
+    return ImageDataset(
+        "digits",
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        num_classes=10,
+        class_names=tuple(str(digit) for digit in digits.target_names),
+    )
+
+
+def _load_folder(folder: str | None) -> ImageDataset:
+    if folder is None or not os.path.isdir(os.path.expanduser(folder)):
+        raise ValueError(
+            f"--dataset=folder needs --data_dir=PATH to an existing folder, got {folder}"
+        )
+    builder = tfds.ImageFolder(folder)
+    for split in ("train", "test"):
+        if split not in builder.info.splits or not builder.info.splits[split].num_examples:
+            raise ValueError(
+                f"no images found for the split {split!r} in {folder}: "
+                f"expected {split}/CLASS/*.png or *.jpg"
+            )
+    train_images, train_labels = _read_folder_split(builder, "train", image_shape=None)
+    test_images, test_labels = _read_folder_split(
+        builder, "test", image_shape=train_images.shape[1:]
+    )
+    label = builder.info.features["label"]
+    return ImageDataset(
+        "folder",
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        num_classes=label.num_classes,
+        class_names=tuple(label.names),
+    )
+
+
+def _read_folder_split(
+    builder: tfds.core.DatasetBuilder, split: str, image_shape: tuple[int, ...] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    # Decoded here and not by TFDS, whose error does not name the file.
+    examples = builder.as_dataset(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    images, labels = [], []
+    for example in tfds.as_numpy(examples):
+        path = example["image/filename"].decode()
+        image = _decode_image(example["image"], path)
+        image_shape = image_shape or image.shape
+        if image.shape != image_shape:
+            raise ValueError(
+                f"all images must be of one shape: {path} is {image.shape}, "
+                f"those before it {image_shape} (H, W, C); resize them to one size"
+            )
+        images.append(image)
+        labels.append(example["label"])
+    return np.stack(images), np.array(labels, np.int32)
+
+
+def _decode_image(encoded: bytes, path: str) -> np.ndarray:
+    try:
+        return tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(f"cannot read {path} as a PNG or JPEG image") from error

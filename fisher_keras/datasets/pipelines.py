@@ -1,0 +1,235 @@
+"""From arrays to batches: normalization, augmentation and the order of the examples.
+
+Everything random about an epoch is a pure function of `(seed, epoch)`. The shuffle order, and each
+image's crop and flip, come out of stateless random operations, never out of a generator that
+remembers how often it was asked; so a run that is killed and resumed sees the same batches.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from fisher_keras.datasets.checks import check_images_and_labels
+
+
+class _Scheme(NamedTuple):
+    padding: int  # pixels of zeros on each side, to crop from
+    mirror: bool  # flip left to right with probability 1/2
+
+
+# Section 7.1, Scenario II.
+_SCHEMES = {
+    "no-aug": _Scheme(padding=0, mirror=False),
+    "flip-only": _Scheme(padding=0, mirror=True),
+    "1-crop-f": _Scheme(padding=1, mirror=True),
+    "4-crop-f": _Scheme(padding=4, mirror=True),
+}
+AUGMENTATIONS = tuple(_SCHEMES)
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel.
+
+    Args:
+        images: `(N, H, W, C)`, pixels in 0..255.
+
+    Returns:
+        `(mean, std)`: float64 of shape `(C,)`, in pixel units. A constant channel has std 0.
+    """
+    mean = images.mean(axis=(0, 1, 2), dtype=np.float64)
+    # Image by image: the whole training set in float64 would take over a gigabyte.
+    variances = [np.mean((image - mean) ** 2, axis=(0, 1)) for image in images]
+    return mean, np.sqrt(np.mean(variances, axis=0))
+
+
+def augment(image: tf.Tensor, scheme: str, seed: tf.Tensor) -> tf.Tensor:
+    """Crops and flips one image at random.
+
+    Args:
+        image: `(H, W, C)`, normalized (padding is with zeros).
+        scheme: One of `AUGMENTATIONS`: no change, a flip, or a crop out of the image padded by 1
+            or 4 pixels on each side and a flip.
+        seed: Integer tensor of shape `(2,)`; the result is a pure function of it.
+
+    Returns:
+        The image, of unchanged shape and dtype.
+
+    Raises:
+        ValueError: If there is no such scheme.
+    """
+    offsets, flips = _draw(scheme, 1, seed)
+    return _crop_and_flip(tf.convert_to_tensor(image)[tf.newaxis], scheme, offsets, flips)[0]
+
+
+def training_pipeline(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    augmentation: str,
+    mean: np.ndarray,
+    std: np.ndarray,
+    seed: int,
+    num_classes: int | None = None,
+    first_epoch: int = 0,
+) -> tf.data.Dataset:
+    """Endless shuffled, augmented, normalized batches; use `steps_per_epoch=ceil(N / batch_size)`.
+
+    An epoch visits every image once, and its last batch is short where `batch_size` does not
+    divide N. Epoch e is a pure function of `(seed, e)`: with `first_epoch=e` the pipeline yields,
+    bit for bit, what one started at epoch 0 yields from epoch e on.
+
+    Args:
+        images: `(N, H, W, C)`, integers or floats.
+        labels: `(N,)`, integers.
+        batch_size: Images a batch.
+        augmentation: One of `AUGMENTATIONS`, drawn for each image on its own.
+        mean: `(C,)`, of the training split (`channel_statistics`).
+        std: `(C,)`, likewise; a constant channel's 0 counts as 1.
+        seed: Any integer.
+        num_classes: K, for one-hot labels; None for integer labels.
+        first_epoch: Epoch to start from.
+
+    Returns:
+        Dataset of `(batch, labels)`: float32 `(B, H, W, C)`, and float32 `(B, K)` one-hot or
+        int32 `(B,)`.
+
+    Raises:
+        ValueError: If an argument is not as described.
+    """
+    check_images_and_labels(images, labels, num_classes)
+    _check_batch_size(batch_size)
+    _find_scheme(augmentation)
+    if first_epoch < 0:
+        raise ValueError(f"first_epoch must be 0 or larger, got {first_epoch}")
+    fetch = _batch_fetcher(images, labels, mean, std, num_classes)
+
+    def epoch_plan(epoch: tf.Tensor) -> tf.data.Dataset:
+        shuffle_seed, augmentation_seed = tf.unstack(tf.random.split([seed, epoch]))
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), shuffle_seed)
+        offsets, flips = _draw(augmentation, len(images), augmentation_seed)
+        # Batched here, inside the epoch, so that no batch mixes two of them.
+        return tf.data.Dataset.from_tensor_slices((order, offsets, flips)).batch(batch_size)
+
+    def prepare(
+        indices: tf.Tensor, offsets: tf.Tensor, flips: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        batch, batch_labels = fetch(indices)
+        # In the ResNet paper's order: normalized first, so that the zeros of the padding are mean
+        # pixels and not black ones.
+        return _crop_and_flip(batch, augmentation, offsets, flips), batch_labels
+
+    # The plan of an epoch holds only numbers; the work on images is mapped over the plans of all
+    # epochs, so that it runs ahead across the end of an epoch.
+    return (
+        tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        .flat_map(epoch_plan)
+        .map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def evaluation_pipeline(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    mean: np.ndarray,
+    std: np.ndarray,
+    num_classes: int | None = None,
+) -> tf.data.Dataset:
+    """Normalized batches of all images, once and in order.
+
+    Args:
+        images: `(N, H, W, C)`, integers or floats.
+        labels: `(N,)`, integers.
+        batch_size: Images a batch; the last one may be short.
+        mean: `(C,)`, of the training split (`channel_statistics`).
+        std: `(C,)`, likewise; a constant channel's 0 counts as 1.
+        num_classes: K, for one-hot labels; None for integer labels.
+
+    Returns:
+        Dataset of `(batch, labels)`, as from `training_pipeline`.
+
+    Raises:
+        ValueError: If an argument is not as described.
+    """
+    check_images_and_labels(images, labels, num_classes)
+    _check_batch_size(batch_size)
+    fetch = _batch_fetcher(images, labels, mean, std, num_classes)
+    return (
+        tf.data.Dataset.range(len(images))
+        .batch(batch_size)
+        .map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def _batch_fetcher(
+    images: np.ndarray,
+    labels: np.ndarray,
+    mean: np.ndarray,
+    std: np.ndarray,
+    num_classes: int | None,
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """Returns the function from indices `(B,)` to normalized images and (one-hot) labels."""
+    channels = images.shape[-1:]
+    if np.shape(mean) != channels or np.shape(std) != channels:
+        raise ValueError(
+            f"mean and std must be of shape {channels}, one number a channel, "
+            f"got {np.shape(mean)} and {np.shape(std)}"
+        )
+    mean = np.asarray(mean, np.float32)
+    std = np.asarray(np.where(np.equal(std, 0), 1, std), np.float32)
+    # Eager tensors are captured by reference: as NumPy arrays they would be copied into the graph
+    # as constants, which may not pass 2 GB. On the CPU, where tf.data runs.
+    with tf.device("CPU:0"):
+        images = tf.convert_to_tensor(images)
+        labels = tf.convert_to_tensor(labels, tf.int32)
+        if num_classes is not None:
+            labels = tf.one_hot(labels, num_classes)
+
+    def fetch(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        batch = tf.cast(tf.gather(images, indices), tf.float32)
+        return (batch - mean) / std, tf.gather(labels, indices)
+
+    return fetch
+
+
+def _draw(scheme: str, count: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws crop offsets, int32 `(count, 2)` in `0..2 * padding`, and flips, bool `(count,)`."""
+    padding, mirror = _find_scheme(scheme)
+    offset_seed, flip_seed = tf.unstack(tf.random.split(seed))
+    offsets = tf.random.stateless_uniform(
+        (count, 2), offset_seed, maxval=2 * padding + 1, dtype=tf.int32
+    )
+    flips = tf.random.stateless_uniform((count,), flip_seed, maxval=2, dtype=tf.int32) == 1
+    return offsets, flips if mirror else tf.zeros_like(flips)
+
+
+def _crop_and_flip(
+    images: tf.Tensor, scheme: str, offsets: tf.Tensor, flips: tf.Tensor
+) -> tf.Tensor:
+    """Cuts each of `(B, H, W, C)` images at its own offset out of its padded self."""
+    height, width = images.shape[1:3]
+    sides = 2 * [_find_scheme(scheme).padding]
+    padded = tf.pad(images, [[0, 0], sides, sides, [0, 0]])
+    rows = offsets[:, :1] + tf.range(height)
+    columns = offsets[:, 1:] + tf.range(width)
+    # A flipped image is one whose columns are read from the right.
+    columns = tf.where(flips[:, tf.newaxis], columns[:, ::-1], columns)
+    cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
+    return tf.gather(cropped, columns, axis=2, batch_dims=1)
+
+
+def _find_scheme(name: str) -> _Scheme:
+    if name not in _SCHEMES:
+        raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {name!r}")
+    return _SCHEMES[name]
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or larger, got {batch_size}")

@@ -1,0 +1,38 @@
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir():
+    """The TFDS data_dir that holds CIFAR-10; skips where there is none."""
+    beside_the_checkout = pathlib.Path(__file__).parents[2] / "shared" / "tfds"
+    data_dir = os.environ.get("FISHER_KERAS_TFDS", str(beside_the_checkout))
+    if not os.path.isdir(os.path.join(data_dir, "cifar10")):
+        pytest.skip(f"no cifar10/ in {data_dir}: set FISHER_KERAS_TFDS to a prepared TFDS folder")
+    return data_dir
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """A folder of 8x6 images of cats and dogs: 3 of each for training, 2 for testing.
+
+    Every pixel of an image holds the image's number: 0..5 for training, 6..9 for testing; the
+    cats come first.
+    """
+    root = tmp_path / "images"
+    number = 0
+    for split, count in (("train", 3), ("test", 2)):
+        for animal in ("cat", "dog"):
+            for index in range(count):
+                write_png(root / split / animal / f"{index}.png", np.full((8, 6, 3), number))
+                number += 1
+    return root
+
+
+def write_png(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tf.io.encode_png(pixels.astype(np.uint8)).numpy())
