@@ -1,0 +1,163 @@
+"""The hard-label cross-entropy L~ that belongs to the loss that a model is compiled with."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+_KINDS = {
+    "SparseCategoricalCrossentropy": "sparse",
+    "CategoricalCrossentropy": "one_hot",
+    "CategoricalFocalCrossentropy": "one_hot",
+    "BinaryCrossentropy": "binary",
+}
+# Keras resolves a loss given by name to one of these functions, all of which take probabilities.
+_FUNCTION_KINDS = {
+    keras.losses.sparse_categorical_crossentropy: "sparse",
+    keras.losses.categorical_crossentropy: "one_hot",
+    keras.losses.categorical_focal_crossentropy: "one_hot",
+    keras.losses.binary_crossentropy: "binary",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class HardLabelCrossEntropy:
+    """The "simplified" loss of Section 3.1: cross-entropy against y~, the one-hot arg max of y.
+
+    Attributes:
+        kind: How labels come: "sparse" (class indices, shape (B,) or (B, 1)), "one_hot" (a
+            distribution over the classes, shape (B, K)) or "binary" (a single sigmoid unit:
+            probabilities of class 1, shape (B,) or (B, 1)).
+        from_logits: Whether the model's outputs are logits; otherwise they are probabilities.
+        is_the_loss: Whether its mean over a batch is the compiled loss itself (less the
+            penalties), so that one gradient serves for both.
+    """
+
+    kind: str
+    from_logits: bool
+    is_the_loss: bool
+
+    def __call__(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """Returns -ln f_w(x)_c for each example, c being its most probable label.
+
+        Args:
+            y: Labels as the compiled loss takes them.
+            outputs: The model's outputs, shape (B, K), or (B, 1) for a single sigmoid unit.
+
+        Returns:
+            Shape (B,), float32 (float64 for a float64 model).
+        """
+        if outputs.dtype in (tf.float16, tf.bfloat16):
+            outputs = tf.cast(outputs, tf.float32)
+        if self.kind == "binary":
+            hard = tf.cast(tf.reshape(y, [-1, 1]) > 0.5, outputs.dtype)
+            losses = ops.binary_crossentropy(hard, outputs, from_logits=self.from_logits)
+            return tf.reshape(losses, [-1])
+        labels = tf.argmax(y, axis=-1) if self.kind == "one_hot" else tf.reshape(y, [-1])
+        return ops.sparse_categorical_crossentropy(
+            tf.cast(labels, tf.int32), outputs, from_logits=self.from_logits
+        )
+
+    def check_outputs(self, outputs: tf.Tensor) -> list[tf.Operation]:
+        """Asserts that outputs are what the loss takes them for, as far as their values tell.
+
+        Args:
+            outputs: The model's outputs, shape (B, K).
+
+        Returns:
+            The assertions. XLA leaves them out. Outputs that are NaN pass: that is another error.
+        """
+        if self.kind == "binary":
+            return []
+        off = tf.abs(tf.reduce_sum(tf.cast(outputs, tf.float32), axis=-1) - 1.0) > 1e-2
+        negative = tf.reduce_any(outputs < 0)
+        if self.from_logits:
+            holds = tf.reduce_any(off) | negative | tf.reduce_any(outputs != outputs)
+        else:
+            holds = ~(tf.reduce_any(off) | negative)
+        return [tf.debugging.Assert(holds, [_mismatch(self.from_logits)])]
+
+
+def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEntropy:
+    """Finds the hard-label loss L~ (Section 3.1) that goes with a compiled loss.
+
+    Args:
+        loss: What `compile(loss=...)` was given: a name, a function or an object of a
+            cross-entropy of Keras, or a list of one such.
+        model: The classifier, whose last activation must agree with the loss's `from_logits`.
+
+    Returns:
+        The hard-label loss.
+
+    Raises:
+        ValueError: If the loss is not a cross-entropy over classes, or takes logits where the
+            model gives probabilities, or the other way round.
+    """
+    given = loss[0] if isinstance(loss, (list, tuple)) and len(loss) == 1 else loss
+    given = keras.losses.get(given) if isinstance(given, str) else given
+    if isinstance(given, keras.losses.Loss):
+        kind = next((k for c, k in _KINDS.items() if isinstance(given, _loss_class(c))), None)
+        config = given.get_config()
+    else:
+        kind = _FUNCTION_KINDS.get(given) if callable(given) else None
+        config = {}
+    if kind is None or config.get("ignore_class") is not None or config.get("axis", -1) != -1:
+        raise ValueError(
+            "FisherRegularizedModel needs the cross-entropy of a classifier as its loss: "
+            f"{', '.join(_KINDS)} (without ignore_class, classes on the last axis), by name or "
+            f"as an object. Given: loss={loss!r}. Pass one of these to compile()."
+        )
+    from_logits = bool(config.get("from_logits", False))
+    probabilities = _gives_probabilities(model)
+    if probabilities is not None and probabilities == from_logits:
+        raise ValueError(_mismatch(from_logits))
+    is_the_loss = kind == "sparse" and config.get("reduction", "sum_over_batch_size") in (
+        "sum_over_batch_size",
+        "mean",
+    )
+    return HardLabelCrossEntropy(kind, from_logits, is_the_loss)
+
+
+def needs_check(model: keras.Model) -> bool:
+    """Returns whether only the outputs' values can tell logits from probabilities."""
+    return _gives_probabilities(model) is None
+
+
+def _loss_class(name: str) -> type:
+    return getattr(keras.losses, name)
+
+
+def _mismatch(from_logits: bool) -> str:
+    if from_logits:
+        return (
+            "The loss has from_logits=True, but the model's outputs are probabilities (they end "
+            "in a softmax or sigmoid). Use from_logits=False, or remove that activation."
+        )
+    return (
+        "The loss takes probabilities (from_logits=False, as every loss given by name does), but "
+        "the model's outputs are not probabilities. Give the loss as an object with "
+        "from_logits=True, e.g. keras.losses.SparseCategoricalCrossentropy(from_logits=True), "
+        "or end the model in a softmax."
+    )
+
+
+def _gives_probabilities(model: keras.Model) -> bool | None:
+    """Returns whether a model ends in softmax or sigmoid; None where its layers do not tell."""
+    layer: Any = model
+    while isinstance(layer, keras.Model):
+        if isinstance(layer, keras.Sequential):
+            layer = layer.layers[-1] if layer.layers else None
+        elif getattr(layer, "outputs", None):
+            layer = layer.outputs[0]._keras_history.operation
+        else:
+            return None
+    if isinstance(layer, keras.layers.Softmax):
+        return True
+    if isinstance(layer, (keras.layers.Dense, keras.layers.Activation)):
+        if layer.activation in (keras.activations.softmax, keras.activations.sigmoid):
+            return True
+        if layer.activation is keras.activations.linear:
+            return False
+    return None

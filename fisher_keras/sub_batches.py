@@ -1,0 +1,93 @@
+"""The random split of a mini-batch into sub-batches of Algorithm 1 (line 2)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+# How many sub-batches may be under way at once: with two, the small kernels of one fill the gaps
+# that the other leaves between its own; more only costs memory.
+_PARALLEL_SUB_BATCHES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class SubBatches:
+    """A mini-batch B, shuffled and split into M sub-batches B_i as evenly as it can be.
+
+    The first `remainder` sub-batches hold one example more than the others.
+
+    Attributes:
+        permutation: The order of the examples, shape (B,), int32: sub-batches are runs of it.
+        count: M, the number of sub-batches, at most B; int32 scalar.
+        size: The size of the smaller sub-batches, int32 scalar.
+        remainder: How many sub-batches hold size + 1, int32 scalar.
+    """
+
+    permutation: tf.Tensor
+    count: tf.Tensor
+    size: tf.Tensor
+    remainder: tf.Tensor
+
+    def sum_over(
+        self,
+        terms: Callable[[tf.Tensor, tf.Tensor], Any],
+        zeros: Any,
+        static_sizes: bool,
+    ) -> Any:
+        """Sums up what a function gives for each sub-batch, one after another in one loop.
+
+        Args:
+            terms: Takes the index i of a sub-batch, and where in the mini-batch its examples are
+                (int32, shape (|B_i|,)); returns a structure of tensors.
+            zeros: The structure to start from.
+            static_sizes: Whether |B_i| must not depend on the loop's index, as XLA asks: then
+                the larger and the smaller sub-batches have a loop each.
+
+        Returns:
+            The sums, in the structure of `zeros`.
+        """
+        larger = self.remainder
+        loops = [(0, self.count, lambda index: self.size + tf.cast(index < larger, tf.int32))]
+        if static_sizes:
+            loops = [
+                (0, larger, lambda index: self.size + 1),
+                (larger, self.count, lambda index: self.size),
+            ]
+        sums = zeros
+        for first, end, size_of in loops:
+            sums = self._sum_range(terms, sums, first, end, size_of)
+        return sums
+
+    def _sum_range(
+        self, terms: Callable, sums: Any, first: Any, end: Any, size_of: Callable
+    ) -> Any:
+        def body(index: tf.Tensor, sums: Any) -> tuple[tf.Tensor, Any]:
+            begin = index * self.size + tf.minimum(index, self.remainder)
+            where = tf.slice(self.permutation, [begin], [size_of(index)])
+            return index + 1, tf.nest.map_structure(tf.add, sums, terms(index, where))
+
+        _, sums = tf.while_loop(
+            lambda index, _: index < end,
+            body,
+            (tf.convert_to_tensor(first), sums),
+            parallel_iterations=_PARALLEL_SUB_BATCHES,
+        )
+        return sums
+
+
+def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor) -> SubBatches:
+    """Splits a mini-batch at random.
+
+    Args:
+        batch_size: |B|, int32 scalar.
+        num_sub_batches: M; a batch smaller than that is split into single examples.
+        seed: Shape (2,), integers: the same seed gives the same split.
+
+    Returns:
+        The split.
+    """
+    count = tf.minimum(num_sub_batches, batch_size)
+    # XLA knows no shuffle; sorting random keys is one.
+    permutation = tf.argsort(tf.random.stateless_uniform([batch_size], seed, alg="philox"))
+    return SubBatches(permutation, count, batch_size // count, batch_size % count)
