@@ -1,0 +1,61 @@
+"""What made a result: versions, the checkout's git revision, the device."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+
+import tensorflow as tf
+
+from fisher_keras._version import __version__
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_LIBRARIES = ("keras", "numpy", "tensorflow-datasets")
+
+
+def provenance() -> dict:
+    """Returns `versions`, `git_revision` (None outside of a checkout) and `device`, for JSON."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "fisher_keras": __version__,
+            "tensorflow": tf.__version__,
+            **{name.replace("-", "_"): importlib.metadata.version(name) for name in _LIBRARIES},
+        },
+        "git_revision": git_revision(_PACKAGE),
+        "device": device(),
+    }
+
+
+def git_revision(package: pathlib.Path) -> str | None:
+    """Returns the commit of the checkout that holds a package.
+
+    Args:
+        package: the package's directory.
+
+    Returns:
+        The commit's hash, with "-dirty" appended if files differ from it; None if the package is
+        not in a git checkout, or there is no git.
+    """
+    try:
+        # An installed package may lie in an unrelated checkout, which does not track it.
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")
+        revision = _git(package, "rev-parse", "HEAD")
+        changes = _git(package, "status", "--porcelain", "--", ":/")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{revision}-dirty" if changes else revision
+
+
+def device() -> str:
+    """Returns the name of the GPU that TensorFlow uses, or "CPU" and its number of cores."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    return f"CPU, {len(os.sched_getaffinity(0))} cores, {platform.machine()}"
+
+
+def _git(directory: pathlib.Path, *arguments: str) -> str:
+    command = ["git", "-C", str(directory), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,132 @@
+"""The output directory of a training run: its files, and whether it may be used."""
+
+import csv
+import io
+import json
+import math
+import os
+import pathlib
+import tempfile
+
+from fisher_keras.experiments.atomic import replacing
+
+# Flags that may change on the way: the data are known by their fingerprint.
+_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume"}
+
+
+class RunFiles:
+    """The files of one run.
+
+    Attributes:
+        directory: the output directory.
+        record: `run.json`, what made the run and what came out of it.
+        history: `history.csv`, one row an epoch.
+        best: `best.keras`, the plain model of the best epoch.
+        last: `last.keras`, the plain model of the last epoch.
+        backup: directory of the state that a killed run continues from.
+        tensorboard: directory of the TensorBoard logs.
+    """
+
+    def __init__(self, directory: str | os.PathLike) -> None:
+        self.directory = pathlib.Path(directory).expanduser()
+        self.record = self.directory / "run.json"
+        self.history = self.directory / "history.csv"
+        self.best = self.directory / "best.keras"
+        self.last = self.directory / "last.keras"
+        self.backup = self.directory / "backup"
+        self.tensorboard = self.directory / "tensorboard"
+
+    def open(self, flags: dict, resume: bool) -> dict | None:
+        """Makes the directory ready for a run, or for the rest of one.
+
+        Args:
+            flags: the run's configuration.
+            resume: whether to go on with the run that is in the directory, if one is.
+
+        Returns:
+            The content of `run.json`, or None if the run starts from the beginning.
+
+        Raises:
+            ValueError: if the directory holds a run and `resume` is not set, a run with other
+                flags, or something else than a run.
+            OSError: if the directory cannot be made or written.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.directory):
+            pass  # Only to see now that it can be written.
+        if self.record.exists():
+            if not resume:
+                raise ValueError(
+                    f"{self.directory} already holds a run: give another --output_dir, or go on "
+                    "with it by --resume"
+                )
+            record = self._read_record()
+            _check_same_flags(record["flags"], flags, self.directory)
+            return record
+        foreign = [path.name for path in self.directory.iterdir() if path.name[0] != "."]
+        if foreign:
+            raise ValueError(
+                f"{self.directory} is not empty and holds no run ({min(foreign)} is in it): give "
+                "another --output_dir"
+            )
+        return None
+
+    def write_record(self, record: dict) -> None:
+        """Writes `run.json` in one go."""
+        _write(self.record, json.dumps(record, indent=2) + "\n")
+
+    def read_history(self) -> dict[str, list[float | None]]:
+        """Returns the columns of `history.csv`, without the epochs' numbers; None for NaN."""
+        names, rows = self._read_rows()
+        columns = {name: [float(row[name]) for row in rows] for name in names if name != "epoch"}
+        return {
+            name: [None if math.isnan(value) else value for value in values]
+            for name, values in columns.items()
+        }
+
+    def trim_history(self, epochs: int) -> None:
+        """Drops what a killed run left in `history.csv` beyond its first `epochs` epochs."""
+        if epochs == 0:
+            self.history.unlink(missing_ok=True)
+            return
+        names, rows = self._read_rows()
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, names)
+        writer.writeheader()
+        writer.writerows(rows[:epochs])
+        _write(self.history, text.getvalue())
+
+    def _read_rows(self) -> tuple[list[str], list[dict[str, str]]]:
+        with self.history.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            return list(reader.fieldnames or ()), rows
+
+    def _read_record(self) -> dict:
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+            record["flags"], record["status"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.record} is not the record of a run: give another --output_dir"
+            ) from error
+        return record
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+
+
+def _check_same_flags(stored: dict, given: dict, directory: pathlib.Path) -> None:
+    names = sorted((stored.keys() | given.keys()) - _NOT_DECISIVE)
+    different = [
+        f"--{name} was {stored.get(name)}, is {given.get(name)}"
+        for name in names
+        if stored.get(name) != given.get(name)
+    ]
+    if different:
+        raise ValueError(
+            f"cannot resume {directory} with other flags: {'; '.join(different)}. Give the flags "
+            "it was started with, or another --output_dir"
+        )

@@ -1,0 +1,239 @@
+"""One training run with or without the regularizer (Section 7.2), from flags to record."""
+
+import dataclasses
+import statistics
+import time
+
+import keras
+import tensorflow as tf
+
+from fisher_keras.datasets import load_dataset
+from fisher_keras.experiments.backup import AtomicBackup, finished_epochs
+from fisher_keras.experiments.checkpoint import PlainModelCheckpoint
+from fisher_keras.experiments.divergence import StopWhenDiverged, TrainingDivergedError
+from fisher_keras.experiments.progress import Progress
+from fisher_keras.experiments.provenance import provenance
+from fisher_keras.experiments.run_files import RunFiles
+from fisher_keras.experiments.training_config import REGULARIZER_OPTIONS, TrainingConfig, resolve
+from fisher_keras.experiments.training_data import TrainingData, split_dataset
+from fisher_keras.models import build_model
+from fisher_keras.recipes import RECIPES, build_optimizer, learning_rate_at
+from fisher_keras.regularizer import FisherRegularizedModel
+
+__all__ = ["TrainingConfig", "TrainingDivergedError", "train"]
+
+
+def train(config: TrainingConfig) -> dict:
+    """Trains one network and keeps everything about it in `config.output_dir`.
+
+    With the same configuration on the same machine the weights are the same, bit for bit, also if
+    the run was killed and resumed. The directory gets
+
+    - `run.json`, what this function returns;
+    - `history.csv`, a row an epoch, and `tensorboard/`, the same as curves. `val_...` is of the
+      validation images, or of the test images where `validation_size` is 0;
+    - `last.keras` and `best.keras`, the plain classifier after the last epoch and after the one
+      with the lowest validation error, or, where `validation_size` is 0, with the lowest training
+      loss: the test images never choose. `keras.saving.load_model` loads them;
+    - `backup/`, the state to resume from.
+
+    Args:
+        config: what to train, and how.
+
+    Returns:
+        A dict for JSON: `status`; `flags`, the configuration with the recipe's values; `seed`;
+        `versions`, `git_revision` and `device`; `resumed`, the same of each time the run was
+        resumed; `data`, the fingerprint and numbers of images; `parameters`; `train` and `test`
+        after the last epoch, in inference mode, the training images not augmented: `loss` (with
+        weight penalties and label smoothing), `cross_entropy` (without) and `error_percent`;
+        `wall_time_s` of all epochs and this evaluation; `seconds_per_epoch`, the median;
+        `history`, the columns of the CSV.
+
+    Raises:
+        ValueError: if a setting or the data cannot be used, or `output_dir` holds another run.
+        OSError: if data or output cannot be read or written.
+        TrainingDivergedError: if the loss becomes infinite or NaN.
+    """
+    config = resolve(config)
+    files = RunFiles(config.output_dir)
+    record = files.open(dataclasses.asdict(config), config.resume)
+    if record and record["status"] == "finished":
+        print(f"{files.directory} holds the finished run: nothing is left to do.")
+        return record
+    data = split_dataset(
+        load_dataset(config.dataset, config.data_dir, config.download),
+        train_size=config.train_size,
+        validation_size=config.validation_size,
+        batch_size=config.batch_size,
+        one_hot=config.label_smoothing > 0,
+        seed=config.seed,
+    )
+    policy = keras.config.dtype_policy()
+    if config.mixed_precision != "none":
+        keras.config.set_dtype_policy(config.mixed_precision)
+    try:
+        return _train(config, files, record, data)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _train(
+    config: TrainingConfig, files: RunFiles, record: dict | None, data: TrainingData
+) -> dict:
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(config.seed)
+    plain_model, model = _build(config, data)
+    first_epoch = finished_epochs(files.backup) if record else 0
+    if record is None:
+        record = {
+            "status": "running",
+            "flags": dataclasses.asdict(config),
+            "seed": config.seed,
+            **provenance(),
+            "resumed": [],
+            "data": data.describe(),
+            "parameters": plain_model.count_params(),
+        }
+    else:
+        _check_same_data(record["data"], data.describe(), files)
+        record["resumed"].append({"after_epochs": first_epoch, **provenance()})
+    files.write_record(record)
+    files.trim_history(first_epoch)
+    _print_start(record, files, first_epoch)
+    model.fit(
+        data.training_batches(config.augmentation, first_epoch),
+        validation_data=data.evaluation_batches("validation"),
+        initial_epoch=first_epoch,
+        epochs=config.epochs,
+        steps_per_epoch=data.steps_per_epoch,
+        shuffle=False,  # The batches are shuffled.
+        callbacks=_callbacks(config, files, plain_model, data.steps_per_epoch, first_epoch),
+        verbose=0,
+    )
+    start = time.monotonic()
+    results = {part: _evaluate(model, data, part) for part in ("train", "test")}
+    history = files.read_history()
+    record |= results | {
+        "status": "finished",
+        "wall_time_s": sum(history["seconds"]) + time.monotonic() - start,
+        "seconds_per_epoch": statistics.median(history["seconds"]),
+        "history": history,
+    }
+    files.write_record(record)
+    _print_end(record, files)
+    return record
+
+
+def _build(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, keras.Model]:
+    """Returns the plain classifier, and the compiled model that trains it."""
+    plain_model = build_model(
+        config.arch,
+        data.dataset.num_classes,
+        data.dataset.image_shape,
+        depth=config.depth,
+        width=config.width,
+    )
+    model = _regularized(config, plain_model) if config.regularize else plain_model
+    if config.label_smoothing > 0:
+        loss = keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=config.label_smoothing
+        )
+        cross_entropy = keras.metrics.CategoricalCrossentropy
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        cross_entropy = keras.metrics.SparseCategoricalCrossentropy
+    model.compile(
+        optimizer=build_optimizer(RECIPES[config.arch], config.learning_rate),
+        loss=loss,
+        metrics=["accuracy", cross_entropy(name="cross_entropy", from_logits=True)],
+        jit_compile=config.jit_compile,
+    )
+    return plain_model, model
+
+
+def _regularized(config: TrainingConfig, plain_model: keras.Model) -> keras.Model:
+    options = {name: getattr(config, name) for name in REGULARIZER_OPTIONS}
+    options["clip_norm"] = options["clip_norm"] or None
+    return FisherRegularizedModel(plain_model, **options, seed=config.seed)
+
+
+def _callbacks(
+    config: TrainingConfig,
+    files: RunFiles,
+    plain_model: keras.Model,
+    steps_per_epoch: int,
+    first_epoch: int,
+) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks; the backup last, when the others have written the epoch.
+
+    What they write of an epoch without a backup is written again, the same, after a resume.
+    """
+    recipe = RECIPES[config.arch]
+    monitor, mode = ("val_accuracy", "max") if config.validation_size else ("loss", "min")
+    best_so_far = None
+    if first_epoch:
+        best_so_far = {"max": max, "min": min}[mode](files.read_history()[monitor])
+    return [
+        StopWhenDiverged(),
+        keras.callbacks.LearningRateScheduler(
+            lambda epoch, _: learning_rate_at(recipe, epoch, config.epochs, config.learning_rate)
+        ),
+        Progress(config.epochs, steps_per_epoch, first_epoch),
+        keras.callbacks.TensorBoard(str(files.tensorboard), write_graph=False),
+        keras.callbacks.CSVLogger(str(files.history), append=True),
+        PlainModelCheckpoint(plain_model, files.last),
+        PlainModelCheckpoint(
+            plain_model,
+            files.best,
+            save_best_only=True,
+            monitor=monitor,
+            mode=mode,
+            initial_value_threshold=best_so_far,
+        ),
+        AtomicBackup(files.backup),
+    ]
+
+
+def _evaluate(model: keras.Model, data: TrainingData, part: str) -> dict[str, float]:
+    """Returns loss, cross-entropy and error on a part of the data, in inference mode."""
+    logs = model.evaluate(data.evaluation_batches(part), return_dict=True, verbose=0)
+    return {
+        "loss": logs["loss"],
+        "cross_entropy": logs["cross_entropy"],
+        "error_percent": round(100 * (1 - logs["accuracy"]), 4),  # The accuracy is a float32.
+    }
+
+
+def _check_same_data(stored: dict, given: dict, files: RunFiles) -> None:
+    if stored != given:
+        raise ValueError(
+            f"cannot resume {files.directory} with other data: it was started with {stored}, "
+            f"now there is {given}"
+        )
+
+
+def _print_start(record: dict, files: RunFiles, first_epoch: int) -> None:
+    values = ", ".join(
+        f"{name} {value}" for name, value in record["flags"].items() if value is not None
+    )
+    print(f"Settings: {values}.")
+    images = record["data"]
+    curves = "validation" if images["validation_images"] else "test"
+    print(
+        f"Training {record['parameters']:,} parameters on {images['train_images']:,} images "
+        f"({record['device']}); val_ below is the {curves} images."
+    )
+    if first_epoch:
+        print(f"Resumed after epoch {first_epoch}.")
+    print(f"Files go to {files.directory}.", flush=True)
+
+
+def _print_end(record: dict, files: RunFiles) -> None:
+    print(f"\n{'':<6}{'loss':>10}{'cross-entropy':>16}{'error (%)':>12}")
+    for part in ("train", "test"):
+        values = record[part]
+        print(
+            f"{part:<6}{values['loss']:>10.4f}{values['cross_entropy']:>16.4f}"
+            f"{values['error_percent']:>12.2f}"
+        )
+    print(f"{record['wall_time_s']:.0f} s. Everything is in {files.directory}.")
