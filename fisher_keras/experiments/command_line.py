@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import tensorflow as tf
 from absl import app, flags
 
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
@@ -54,6 +55,8 @@ def guarded(main: Callable[[], object]) -> None:
         _fail(f"stopped; go on with: {shlex.join(command)} --resume", status=130)
     except OSError as error:
         _fail(_full_disk(error) or str(error))
+    except tf.errors.ResourceExhaustedError:
+        _fail("out of memory: give a smaller --batch_size")
     except (ArithmeticError, ImportError, ValueError) as error:
         _fail(str(error))
 

@@ -134,6 +134,7 @@ def _build(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, ker
         width=config.width,
     )
     model = _regularized(config, plain_model) if config.regularize else plain_model
+    model.build(plain_model.input_shape)  # A backup can be restored into a built model only.
     if config.label_smoothing > 0:
         loss = keras.losses.CategoricalCrossentropy(
             from_logits=True, label_smoothing=config.label_smoothing
