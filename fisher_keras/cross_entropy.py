@@ -52,7 +52,7 @@ class HardLabelCrossEntropy:
         if outputs.dtype in (tf.float16, tf.bfloat16):
             outputs = tf.cast(outputs, tf.float32)
         if self.kind == "binary":
-            hard = tf.cast(tf.reshape(y, [-1, 1]) > 0.5, outputs.dtype)
+            hard = tf.cast(tf.reshape(tf.cast(y, outputs.dtype), [-1, 1]) > 0.5, outputs.dtype)
             losses = ops.binary_crossentropy(hard, outputs, from_logits=self.from_logits)
             return tf.reshape(losses, [-1])
         labels = tf.argmax(y, axis=-1) if self.kind == "one_hot" else tf.reshape(y, [-1])

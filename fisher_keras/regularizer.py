@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.cross_entropy import hard_label_cross_entropy, needs_check
+from fisher_keras.second_derivatives import exact_moments
 from fisher_keras.sub_batches import split_batch
 
 GRADIENTS = ("finite_difference", "hessian_vector_product")
@@ -271,7 +272,8 @@ class FisherRegularizedModel(keras.Model):
 
     def _current_beta(self) -> float | tf.Tensor:
         if callable(self.beta):
-            return tf.convert_to_tensor(self.beta(self.optimizer.iterations))
+            beta = self.beta(self.optimizer.iterations)
+            return tf.cast(beta, self.model.trainable_variables[0].dtype)
         return self.beta
 
     def _plain_step(self, x: Any, y: Any, sample_weight: Any, beta: Any) -> tuple:
@@ -322,7 +324,7 @@ class FisherRegularizedModel(keras.Model):
                 self._regularizer_terms, x, y, sample_weight, state
             )
         gradients = [
-            None if g is None else tf.convert_to_tensor(g) + tf.cast(beta, d.dtype) * d
+            None if g is None else tf.convert_to_tensor(g) + beta * d
             for g, d in zip(gradients, means["differences"], strict=True)
         ]
         return loss, outputs, gradients, means["regularizer"]
@@ -476,7 +478,7 @@ class FisherRegularizedModel(keras.Model):
         self, evaluate: Callable, loss: tf.Tensor, gradients: list, weights: list, *batch: Any
     ) -> dict[str, Any]:
         """Returns the terms of Equation 6: the loss and its gradient at w and at w - alpha g_i."""
-        steps = [tf.stop_gradient(g) * tf.cast(self.alpha, g.dtype) for g in gradients]
+        steps = [tf.stop_gradient(g) * self.alpha for g in gradients]
         there = [w - step for w, step in zip(weights, steps, strict=True)]
         loss_there, gradients_there = evaluate(there, *batch)
         return {
@@ -489,7 +491,7 @@ class FisherRegularizedModel(keras.Model):
         norm = tf.linalg.global_norm(gradients)
         # A unit direction keeps tangents inside the range of half precision.
         unit = [tf.stop_gradient(tf.math.divide_no_nan(g, norm)) for g in gradients]
-        with tf.autodiff.ForwardAccumulator(weights, unit) as accumulator:
+        with exact_moments(), tf.autodiff.ForwardAccumulator(weights, unit) as accumulator:
             _, gradients = self._hard_label_gradients(weights, *batch)
         products = [
             accumulator.jvp(g, unconnected_gradients=tf.UnconnectedGradients.ZERO)

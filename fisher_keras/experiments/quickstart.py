@@ -52,10 +52,12 @@ class Settings:
     """
 
     width: float = 0.25
-    train_size: int = 200
-    epochs: int = 60
+    train_size: int = 400
+    epochs: int = 40
     batch_size: int = 50
-    learning_rate: float = 0.01
+    # Half the recipe's: there, or with fewer images, the baseline got stuck from some seeds (tried
+    # on training images that were left out, never on the test images).
+    learning_rate: float = 0.005
     regularizer: RegularizerSettings = dataclasses.field(default_factory=RegularizerSettings)
 
 
@@ -299,7 +301,7 @@ def define_flags() -> None:
     """Defines the flags: not on import, since other scripts have flags of the same names."""
     usual = Settings()
     group = {"module_name": _GROUP}
-    flags.DEFINE_integer("seeds", 5, "Runs of each method.", lower_bound=2, **group)
+    flags.DEFINE_integer("seeds", 4, "Runs of each method.", lower_bound=2, **group)
     flags.DEFINE_integer("epochs", usual.epochs, "Of a run.", lower_bound=1, **group)
     flags.DEFINE_integer("train_size", usual.train_size, "Training images.", **group)
     flags.DEFINE_float("width", usual.width, "Factor on the CNN's filters.", **group)
