@@ -88,6 +88,10 @@ def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor) ->
         The split.
     """
     count = tf.minimum(num_sub_batches, batch_size)
-    # XLA knows no shuffle; sorting random keys is one.
-    permutation = tf.argsort(tf.random.stateless_uniform([batch_size], seed, alg="philox"))
+    # XLA knows no shuffle, but sorting random keys is one; and its random integers, unlike its
+    # random floats, are those of TensorFlow without XLA.
+    keys = tf.random.stateless_uniform(
+        [batch_size], seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+    )
+    permutation = tf.argsort(keys)
     return SubBatches(permutation, count, batch_size // count, batch_size % count)

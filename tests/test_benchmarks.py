@@ -1,0 +1,139 @@
+import json
+import os
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fisher_keras import FisherRegularizedModel
+
+RHO = 0.3
+L2 = 0.01
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_on_path(monkeypatch):
+    # In front of the path of spawned processes, too.
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(6, 3)).astype("float32"), np.array([0, 1, 1, 2, 0, 2])
+
+
+def dense_model(*middle):
+    keras.utils.set_random_seed(3)
+    return keras.Sequential(
+        [
+            keras.Input((3,)),
+            *middle,
+            keras.layers.Dense(3, kernel_regularizer=keras.regularizers.L2(L2)),
+        ]
+    )
+
+
+def compiled(model, learning_rate=1.0):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(learning_rate), loss)
+    return model
+
+
+def softmax_gradient(kernel, bias, x, y):
+    """The gradient of softmax regression with an L2 penalty, in closed form, float64."""
+    scores = np.exp(x @ kernel + bias)
+    error = (scores / scores.sum(axis=1, keepdims=True) - np.eye(3)[y]) / len(x)
+    return x.T @ error + 2 * L2 * kernel, error.sum(axis=0)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_sam_step_applies_the_gradient_at_the_perturbed_weights(batch, eager):
+    from comparison import SharpnessAwareModel
+
+    x, y = batch
+    model = compiled(SharpnessAwareModel(dense_model(), rho=RHO), learning_rate=0.5)
+    model.run_eagerly = eager
+    kernel, bias = (w.astype("float64") for w in model.model.get_weights())
+    g_kernel, g_bias = softmax_gradient(kernel, bias, x.astype("float64"), y)
+    norm = np.sqrt((g_kernel**2).sum() + (g_bias**2).sum())
+    expected = softmax_gradient(
+        kernel + RHO * g_kernel / norm, bias + RHO * g_bias / norm, x.astype("float64"), y
+    )
+
+    model.train_on_batch(x, y)
+
+    for before, after, gradient in zip(
+        (kernel, bias), model.model.get_weights(), expected, strict=True
+    ):
+        np.testing.assert_allclose((before - after) / 0.5, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_sam_step_moves_the_statistics_as_a_plain_step_does(batch):
+    from comparison import SharpnessAwareModel
+
+    plain = compiled(dense_model(keras.layers.BatchNormalization()))
+    sam = compiled(SharpnessAwareModel(dense_model(keras.layers.BatchNormalization()), rho=RHO))
+    for model in (plain, sam):
+        model.train_on_batch(*batch)
+
+    for ours, theirs in zip(
+        sam.non_trainable_variables, plain.non_trainable_variables, strict=True
+    ):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_the_unrolled_copies_do_the_regularized_step(batch):
+    from comparison import UnrolledModel
+
+    # Each example is a sub-batch, so that the random split does not matter.
+    options = {"alpha": 0.1, "beta": 5.0, "num_sub_batches": 6, "clip_norm": 1.0}
+    unrolled = compiled(UnrolledModel(dense_model(), **options))
+    regularized = compiled(FisherRegularizedModel(dense_model(), **options))
+    for model in (unrolled, regularized):
+        model.train_on_batch(*batch)
+
+    for ours, theirs in zip(
+        unrolled.model.get_weights(), regularized.model.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_benchmark_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys):
+    import step
+
+    memory = {"plain": [30.0, 20.0], "finite_difference": [60.0, 30.0]}
+    monkeypatch.setattr(step, "_in_fresh_process", lambda _, variant, *rest: memory[variant])
+    output = tmp_path / "step.json"
+    settings = step.Settings(batch_size=4, num_sub_batches=2, steps=2, variants=tuple(memory))
+    step.run(["cnn"], settings, output)
+
+    printed = capsys.readouterr().out
+    assert "## cnn" in printed
+    assert "allocator settings:" in printed
+    report = json.loads(output.read_text())
+    assert report["versions"]["tensorflow"] == tf.__version__
+    results = report["results"]["cnn"]
+    assert list(results) == list(memory)
+    for variant, figures in results.items():
+        assert f"| {variant} " in printed
+        assert len(figures["step_times_s"]) == 2
+        for name in ("step_s", "trace_s", "first_call_s"):
+            assert figures[name] > 0
+            assert figures[f"{name}_ratio"] > 0
+    assert results["plain"]["step_s_ratio"] == 1
+    assert results["finite_difference"]["peak_mib_ratio"] == 2
+    assert results["finite_difference"]["warm_peak_mib_ratio"] == 1.5
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux' /proc")
+def test_the_peak_memory_is_that_of_a_fresh_process():
+    import step
+
+    settings = step.Settings(batch_size=64, num_sub_batches=2, steps=1, variants=("plain",))
+    peak, warm_peak = step._in_fresh_process(step._peak_memory, "plain", "cnn", settings)
+
+    # The first two convolutions keep 64 channels of 32x32 floats for each of the 64 images.
+    assert 2 * 64 * 64 * 32 * 32 * 4 / 2**20 < warm_peak <= peak < 2000
