@@ -269,6 +269,11 @@ class FisherRegularizedModel(keras.Model):
             )
         if not all(layer.built for layer in self._flatten_layers()):
             self.compute_output_spec(_symbolic(x))
+        if not self.trainable_variables:
+            raise ValueError(
+                f"The model {self.model.name!r} has no trainable variables: nothing can be "
+                "trained. Set layer.trainable = True for some, and compile again."
+            )
 
     def _current_beta(self) -> float | tf.Tensor:
         if callable(self.beta):

@@ -836,9 +836,7 @@ def test_a_run_repeats_and_the_seed_matters():
 def test_saved_in_the_middle_goes_on_to_the_same_weights(tmp_path, scheduled):
     x, y = images(40)
     schedule = keras.optimizers.schedules.PolynomialDecay(5.0, 20, 50.0)
-    model = compiled(
-        conv_net(dropout=0.4, l2=L2), beta=schedule if scheduled else 20.0, seed=None
-    )
+    model = compiled(conv_net(dropout=0.4, l2=L2), beta=schedule if scheduled else 20.0, seed=None)
     model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
     model.save(tmp_path / "middle.keras")
     model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
@@ -939,3 +937,10 @@ def test_without_a_loss():
     model = FisherRegularizedModel(conv_net())
     with pytest.raises(ValueError, match="compile"):
         model.regularized_gradients(*images())
+
+
+def test_nothing_to_train():
+    network = conv_net()
+    network.trainable = False
+    with pytest.raises(ValueError, match="no trainable variables"):
+        compiled(network).train_on_batch(*images())
