@@ -81,7 +81,10 @@ def test_python_scripts_are_installed_and_linted():
 def test_python_script_has_help(script):
     assert os.access(ROOT / script, os.X_OK)
     done = subprocess.run(
-        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True
+        [sys.executable, ROOT / script, "--help"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0
     assert "--output_dir" in done.stdout

@@ -55,8 +55,7 @@ class Settings:
     train_size: int = 400
     epochs: int = 40
     batch_size: int = 50
-    # Half the recipe's: there, or with fewer images, the baseline got stuck from some seeds (tried
-    # on training images that were left out, never on the test images).
+    # Half the recipe's: there, or with fewer images, the baseline got stuck from some seeds.
     learning_rate: float = 0.005
     regularizer: RegularizerSettings = dataclasses.field(default_factory=RegularizerSettings)
 
