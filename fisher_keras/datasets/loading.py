@@ -109,15 +109,16 @@ def _load_tfds(name: str, data_dir: str | None, download: bool) -> ImageDataset:
     except (OSError, tf.errors.OpError, tfds.download.DownloadError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise _not_available(name, data_dir, " ".join(reason.split())) from error
+    return _with_classes_of(builder, name, train_images, train_labels, test_images, test_labels)
+
+
+def _with_classes_of(
+    builder: tfds.core.DatasetBuilder, name: str, *arrays: np.ndarray
+) -> ImageDataset:
+    """Returns the data set of the arrays of both splits, with the builder's classes."""
     label = builder.info.features["label"]
     return ImageDataset(
-        name,
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
-        num_classes=label.num_classes,
-        class_names=tuple(label.names),
+        name, *arrays, num_classes=label.num_classes, class_names=tuple(label.names)
     )
 
 
@@ -208,15 +209,8 @@ def _load_folder(folder: str | None) -> ImageDataset:
     test_images, test_labels = _read_folder_split(
         builder, "test", image_shape=train_images.shape[1:]
     )
-    label = builder.info.features["label"]
-    return ImageDataset(
-        "folder",
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
-        num_classes=label.num_classes,
-        class_names=tuple(label.names),
+    return _with_classes_of(
+        builder, "folder", train_images, train_labels, test_images, test_labels
     )
 
 
