@@ -98,7 +98,9 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
     given = loss[0] if isinstance(loss, (list, tuple)) and len(loss) == 1 else loss
     given = keras.losses.get(given) if isinstance(given, str) else given
     if isinstance(given, keras.losses.Loss):
-        kind = next((k for c, k in _KINDS.items() if isinstance(given, _loss_class(c))), None)
+        kind = next(
+            (k for c, k in _KINDS.items() if isinstance(given, getattr(keras.losses, c))), None
+        )
         config = given.get_config()
     else:
         kind = _FUNCTION_KINDS.get(given) if callable(given) else None
@@ -123,10 +125,6 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
 def needs_check(model: keras.Model) -> bool:
     """Returns whether only the outputs' values can tell logits from probabilities."""
     return _gives_probabilities(model) is None
-
-
-def _loss_class(name: str) -> type:
-    return getattr(keras.losses, name)
 
 
 def _mismatch(from_logits: bool) -> str:
