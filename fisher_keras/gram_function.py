@@ -1,0 +1,140 @@
+"""The traced function behind `fisher_keras.fisher`: per-example gradients, and their products."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from fisher_keras import stateless
+from fisher_keras.operation_rules import Gradients, Sum
+from fisher_keras.outputs import FromLogits, find_logits
+from fisher_keras.per_example import Batch
+from fisher_keras.product_sum import sum_of_products
+
+# Per-example gradients that agree with reverse mode to within rounding differ by about 1e-5 of
+# the largest entry in float32 and 1e-2 in half precision; a wrong one by about 1.
+_TOLERANCE = 0.05
+
+
+class GramFunction:
+    """Products of the per-example loss gradients of one model, traced once a shape of its data.
+
+    The first call verifies the structured gradients (`fisher_keras.structured`) against reverse
+    mode, for a random combination of the examples; weights for which they fail take the general
+    way from then on: `tf.vectorized_map` over the examples.
+
+    Attributes:
+        num_classes: K of the outputs, known once there was a call.
+        exact: Whether all products are taken in float64, see `sum_of_products`.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        from_logits: FromLogits,
+        training: bool,
+        normalize_logits: float | None,
+    ) -> None:
+        """Prepares the function; the arguments are those of `loss_gradient_gram`."""
+        # Kept in a cache whose keys are the models, it must not hold its own.
+        self._model = weakref.ref(model)
+        self._from_logits = from_logits
+        self._training = training
+        self._normalize_logits = normalize_logits
+        self._general: set[int] = set()
+        self._verified = False
+        self._function = None
+        self.num_classes = None
+        self.exact = False
+
+    def make_exact(self) -> None:
+        """Takes all products in float64 from now on."""
+        self.exact = True
+        self._function = None
+
+    def __call__(
+        self, chunks: Sequence[Any], labels_of: Callable[[int], Sequence[tf.Tensor]]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Computes the Gram matrix.
+
+        Args:
+            chunks: Inputs of the examples; each is evaluated as a batch of its own.
+            labels_of: Takes K and returns each chunk's labels, int32, shape (n,).
+
+        Returns:
+            The products of all pairs of gradients without their scale, shape (N, N), and the
+            scale's logarithms, shape (N,), both float64.
+
+        Raises:
+            ValueError: If logits are to be normalized, and the model gives none.
+        """
+        count = sum(keras.tree.flatten(x)[0].shape[0] for x in chunks)
+        # One example has no neighbour that its gradient could be mistaken for.
+        verify = not (self._verified or self._training) and count > 1
+        result = self._run(chunks, labels_of, verify)
+        if verify:
+            self._verified = True
+            wrong = result[-1].numpy() > _TOLERANCE
+            if wrong.any():
+                self._general |= set(wrong.nonzero()[0].tolist())
+                self._function = None
+                result = self._run(chunks, labels_of, verify=False)
+        products, log_scale, are_logits, _ = result
+        if self._normalize_logits is not None and not are_logits:
+            raise ValueError(
+                f"normalize_logits={self._normalize_logits} needs logits, and the model gives "
+                "only probabilities. Evaluate a model that ends in its logits, or in softmax."
+            )
+        return products, log_scale
+
+    def _run(self, chunks: Sequence[Any], labels_of: Callable, verify: bool) -> tuple:
+        if self._function is None:
+            self._function = tf.function(self._products, autograph=False)
+        x = keras.tree.map_structure(_spec, list(chunks))
+        sizes = [keras.tree.flatten(chunk)[0].shape[0] for chunk in chunks]
+        labels = [tf.TensorSpec([size], tf.int32) for size in sizes]
+        # A concrete function is a graph even where the user asked for eager functions.
+        concrete = self._function.get_concrete_function(x, labels, verify)
+        return concrete(list(chunks), list(labels_of(self.num_classes)), verify)
+
+    def _products(self, chunks: list, labels: list[tf.Tensor], verify: bool) -> tuple:
+        model = self._model()
+        weights = stateless.values(model.trainable_variables)
+        state = stateless.values(model.non_trainable_variables)
+
+        def logits_of(x: Any, weights: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+            with stateless.scope(model, weights, state):
+                outputs = stateless.apply(model, x, self._training)
+            return find_logits(outputs, self._from_logits)
+
+        batches = [
+            Batch(logits_of, x, y, weights, self._normalize_logits)
+            for x, y in zip(chunks, labels, strict=True)
+        ]
+        self.num_classes = max(2, batches[0].logits.shape[-1])
+        gradients = self._gradients(batches, weights)
+        log_scale = tf.concat([batch.log_scale for batch in batches], axis=0)
+        are_logits = tf.reduce_all(tf.stack([batch.are_logits for batch in batches]))
+        errors = batches[0].errors(gradients, weights) if verify else ()
+        return sum_of_products(gradients, self.exact), log_scale, are_logits, errors
+
+    def _gradients(self, batches: list[Batch], weights: list[tf.Tensor]) -> list[Gradients]:
+        if self._training:
+            per_batch = [batch.coupled_gradients(weights) for batch in batches]
+            return [Sum(tf.concat(parts, axis=0)) for parts in zip(*per_batch, strict=True)]
+        (batch,) = batches
+        gradients = batch.structured_gradients(weights)
+        general = [
+            index
+            for index, found in enumerate(gradients)
+            if found is None or index in self._general
+        ]
+        for index, found in zip(general, batch.general_gradients(weights, general), strict=True):
+            gradients[index] = Sum(found)
+        return gradients
+
+
+def _spec(values: tf.Tensor) -> tf.TensorSpec:
+    return tf.TensorSpec(values.shape, values.dtype)
