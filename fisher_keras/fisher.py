@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fisher_keras.building import build
 from fisher_keras.gram_function import GramFunction
 from fisher_keras.outputs import FromLogits
 
@@ -93,10 +94,11 @@ def loss_gradient_gram(
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
     count = _count(x, y)
     _check_options(from_logits, chunk_size, normalize_logits)
-    _build(model, x)
+    build(model, x)
+    _check_trainable(model)
     function = _function(model, from_logits, bool(training), normalize_logits)
     gram = _normalized(*_products(function, x, y, chunk_size or count, training))
-    if not function.exact and np.linalg.eigvalsh(gram.matrix)[0] < _WELL_CONDITIONED:
+    if not function.exact and np.linalg.eigvalsh(gram.matrix.numpy())[0] < _WELL_CONDITIONED:
         function.make_exact()
         gram = _normalized(*_products(function, x, y, chunk_size or count, training))
     return gram
@@ -126,12 +128,13 @@ def _products(
 def _normalized(products: np.ndarray, log_scale: np.ndarray) -> FisherGram:
     """Moves the length of the gradients from the products to the scale."""
     squares = np.diagonal(products)
-    bad = np.flatnonzero(~(np.isfinite(log_scale) & np.isfinite(products).all(axis=1)))
+    bad = np.flatnonzero(~(np.isfinite(log_scale) & np.isfinite(squares)))
     if bad.size:
         raise ValueError(
             f"The losses of {bad.size} of {len(log_scale)} examples have no finite gradient, the "
             f"first at {bad[:5].tolist()}. Look for NaN in those inputs, in the weights "
-            "(a diverged training), and for labels of probability 0."
+            "(a diverged training), for labels of probability 0 and, with from_logits=False, for "
+            "outputs that are no probabilities."
         )
     zero = squares == 0
     lengths = np.sqrt(np.where(zero, 1, squares))
@@ -178,9 +181,7 @@ def _check_options(from_logits: Any, chunk_size: Any, normalize_logits: Any) -> 
         )
 
 
-def _build(model: keras.Model, x: Any) -> None:
-    if not all(layer.built for layer in model._flatten_layers()):
-        model(_rows(x, [0]), training=False)
+def _check_trainable(model: keras.Model) -> None:
     if not model.trainable_variables:
         raise ValueError(
             f"The model {model.name!r} has no trainable variables, so that its losses have no "

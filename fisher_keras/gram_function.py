@@ -1,7 +1,7 @@
 """The traced function behind `fisher_keras.fisher`: per-example gradients, and their products."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -27,6 +27,7 @@ class GramFunction:
 
     Attributes:
         num_classes: K of the outputs, known once there was a call.
+        general_weights: Indices of the weights whose structured gradients failed.
         exact: Whether all products are taken in float64, see `sum_of_products`.
     """
 
@@ -43,11 +44,16 @@ class GramFunction:
         self._from_logits = from_logits
         self._training = training
         self._normalize_logits = normalize_logits
-        self._general: set[int] = set()
+        self.general_weights: set[int] = set()
         self._verified = False
         self._function = None
         self.num_classes = None
         self.exact = False
+
+    def take_general_way(self, indices: Iterable[int]) -> None:
+        """Takes the gradients of some weights, by their index, by `tf.vectorized_map`."""
+        self.general_weights |= set(indices)
+        self._function = None
 
     def make_exact(self) -> None:
         """Takes all products in float64 from now on."""
@@ -78,8 +84,7 @@ class GramFunction:
             self._verified = True
             wrong = result[-1].numpy() > _TOLERANCE
             if wrong.any():
-                self._general |= set(wrong.nonzero()[0].tolist())
-                self._function = None
+                self.take_general_way(wrong.nonzero()[0].tolist())
                 result = self._run(chunks, labels_of, verify=False)
         products, log_scale, are_logits, _ = result
         if self._normalize_logits is not None and not are_logits:
@@ -129,7 +134,7 @@ class GramFunction:
         general = [
             index
             for index, found in enumerate(gradients)
-            if found is None or index in self._general
+            if found is None or index in self.general_weights
         ]
         for index, found in zip(general, batch.general_gradients(weights, general), strict=True):
             gradients[index] = Sum(found)

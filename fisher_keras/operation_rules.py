@@ -100,6 +100,29 @@ def _matrix_product(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
     return Product(x, delta, lambda gradients: gradients)
 
 
+def _sequence_product(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
+    """The weight is a matrix that multiplies each position of (N, ..., A), as in attention."""
+    adjoint = use.op.get_attr("adj_x") or use.op.get_attr("adj_y")
+    if use.position != 1 or adjoint or len(use.tensor.shape) != 2 or not _leads(use.other, count):
+        return None
+    length = math.prod(use.other.shape[1:-1])
+    x, delta = (_wide(tf.reshape(t, [count, length, t.shape[-1]])) for t in (use.other, delta))
+    return Product(x, delta, lambda gradients: gradients)
+
+
+def _lookup(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
+    """The weight is a table of which the examples take rows: a product with one-hot vectors."""
+    indices = use.op.inputs[1]
+    plain = use.op.get_attr("batch_dims") == 0 and tf.get_static_value(use.op.inputs[2]) == 0
+    if use.position != 0 or not plain or not _leads(indices, count):
+        return None
+    rows, *entries = use.tensor.shape
+    length = math.prod(indices.shape[1:])
+    delta = _wide(tf.reshape(delta, [count, length, math.prod(entries)]))
+    x = tf.one_hot(tf.reshape(indices, [count, length]), rows, dtype=delta.dtype)
+    return Product(x, delta, lambda g: tf.reshape(g, [count, rows, *entries]))
+
+
 def _convolution(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
     """The weight is a filter of a two-dimensional convolution (of which 1D ones are made)."""
     x = use.other
@@ -281,9 +304,11 @@ def _wide(values: tf.Tensor) -> tf.Tensor:
 RULES: dict[str, Callable[[Use, tf.Tensor, int], Gradients | None]] = {
     "Add": _broadcast_sum,
     "AddV2": _broadcast_sum,
+    "BatchMatMulV2": _sequence_product,
     "BiasAdd": _bias,
     "Conv2D": _convolution,
     "Einsum": _einsum,
+    "GatherV2": _lookup,
     "MatMul": _matrix_product,
     "Mul": _broadcast_product,
     "Sub": _broadcast_difference,
