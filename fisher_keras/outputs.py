@@ -158,10 +158,14 @@ def _single_unit(values: tf.Tensor, labels: tf.Tensor) -> tuple[tuple, tuple]:
 
 
 def _as_logits(values: tf.Tensor, are_logits: tf.Tensor) -> tf.Tensor:
+    """Returns logits, or the logarithms (log odds for a single unit) of probabilities."""
+    # A logarithm's infinite derivative at 0 would spoil that of logits, too.
+    probabilities = tf.where(are_logits, tf.constant(0.5, values.dtype), values)
+    logarithms = tf.math.log(probabilities)
     if values.shape[-1] == 1:
-        log_odds = tf.where(are_logits, values, tf.math.log(values) - tf.math.log1p(-values))
+        log_odds = tf.where(are_logits, values, logarithms - tf.math.log1p(-probabilities))
         return tf.concat([tf.zeros_like(values), log_odds], axis=-1)
-    return tf.where(are_logits, values, tf.math.log(values))
+    return tf.where(are_logits, values, logarithms)
 
 
 def _is_distribution(outputs: tf.Tensor) -> tf.Tensor:

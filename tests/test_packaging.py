@@ -87,7 +87,7 @@ def test_python_script_has_help(script):
         text=True,
     )
     assert done.returncode == 0
-    assert "--output_dir" in done.stdout
+    assert "--output" in done.stdout
     assert "Traceback" not in done.stderr
 
 

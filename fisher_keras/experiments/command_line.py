@@ -13,7 +13,12 @@ from absl import app, flags
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
 
 
-def run_script(main: Callable[[], object], description: str, groups: Sequence[str]) -> NoReturn:
+def run_script(
+    main: Callable[[], object],
+    description: str,
+    groups: Sequence[str],
+    resume_flag: str | None = "--resume",
+) -> NoReturn:
     """Parses the flags, runs the script and exits.
 
     Args:
@@ -21,6 +26,7 @@ def run_script(main: Callable[[], object], description: str, groups: Sequence[st
         description: of the script, for --help.
         groups: names of the modules that the script's flags were defined under, as --help lists
             them.
+        resume_flag: what a stopped script needs to go on; None if the same command does.
     """
 
     def parse(arguments: list[str]) -> list[str]:
@@ -35,15 +41,16 @@ def run_script(main: Callable[[], object], description: str, groups: Sequence[st
             _fail(f"unexpected argument {rest[1]!r}: flags start with -- (--help lists them)", 2)
         return rest
 
-    app.run(lambda _: guarded(main), flags_parser=parse)
+    app.run(lambda _: guarded(main, resume_flag), flags_parser=parse)
 
 
-def guarded(main: Callable[[], object]) -> None:
+def guarded(main: Callable[[], object], resume_flag: str | None = "--resume") -> None:
     """Calls `main`; what the user can mend becomes one line on stderr and an exit code.
 
     Args:
         main: the script. Other errors than those of flags, data and files are let through: they
             are bugs.
+        resume_flag: what a stopped script needs to go on; None if the same command does.
 
     Raises:
         SystemExit: with code 130 after Ctrl-C, 1 after an error.
@@ -51,20 +58,21 @@ def guarded(main: Callable[[], object]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        command = [argument for argument in sys.argv if argument != "--resume"]
-        _fail(f"stopped; go on with: {shlex.join(command)} --resume", status=130)
+        command = [argument for argument in sys.argv if argument != resume_flag]
+        command += [resume_flag] if resume_flag else []
+        _fail(f"stopped; go on with: {shlex.join(command)}", status=130)
     except OSError as error:
-        _fail(_full_disk(error) or str(error))
+        _fail(_full_disk(error, resume_flag or "the same command") or str(error))
     except tf.errors.ResourceExhaustedError:
         _fail("out of memory: give a smaller --batch_size")
     except (ArithmeticError, ImportError, ValueError) as error:
         _fail(str(error))
 
 
-def _full_disk(error: OSError) -> str | None:
+def _full_disk(error: OSError, how: str) -> str | None:
     if error.errno != errno.ENOSPC:
         return None
-    return f"{error}; what is finished is kept: make room and go on with --resume"
+    return f"{error}; what is finished is kept: make room and go on with {how}"
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

@@ -1,0 +1,145 @@
+"""Examples and their labels in memory, however they were given."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledData:
+    """N labelled examples.
+
+    Attributes:
+        x: An array with N rows, or a structure of such arrays.
+        y: Integer classes, shape (N,), or distributions over the classes, shape (N, K).
+    """
+
+    x: Any
+    y: np.ndarray
+
+    def __len__(self) -> int:
+        """Returns N."""
+        return len(self.y)
+
+    def take(self, rows: np.ndarray | slice) -> "LabelledData":
+        """Returns some of the examples, by their rows."""
+        return LabelledData(
+            keras.tree.map_structure(lambda leaf: leaf[rows], self.x), self.y[rows]
+        )
+
+    @property
+    def hard_labels(self) -> np.ndarray:
+        """The most probable class of each example (the paper's y-bar), shape (N,)."""
+        return self.y if self.y.ndim == 1 else np.argmax(self.y, axis=1)
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of all arrays."""
+        return fingerprint([*keras.tree.flatten(self.x), self.y])
+
+
+def labelled_data(data: Any, name: str = "data") -> LabelledData:
+    """Reads what a user gives as data into memory, and checks it.
+
+    Args:
+        data: A pair (x, y) of arrays or tensors, x possibly a structure of them; or a finite
+            `tf.data.Dataset` of batches (x, y).
+        name: What to call it in errors.
+
+    Returns:
+        The examples.
+
+    Raises:
+        ValueError: If it is anything else, or holds no examples, or x and y differ in length, or
+            y is neither classes nor distributions.
+    """
+    if isinstance(data, tf.data.Dataset):
+        x, y = _read(data, name)
+    elif isinstance(data, (tuple, list)) and len(data) == 2:
+        x, y = keras.tree.map_structure(np.asarray, data[0]), np.asarray(data[1])
+    else:
+        raise ValueError(
+            f"{name} must be a pair (x, y) of arrays or a tf.data.Dataset of batches (x, y). "
+            f"Given: {type(data).__name__}."
+        )
+    lengths = [len(leaf) if leaf.ndim else 0 for leaf in [*keras.tree.flatten(x), y]]
+    if len(set(lengths)) != 1 or lengths[0] == 0:
+        raise ValueError(
+            f"{name} must hold one label an example, and one example at least. Given: arrays of "
+            f"{', '.join(map(str, lengths[:-1]))} examples and {lengths[-1]} labels."
+        )
+    return LabelledData(x, _checked_labels(y, name))
+
+
+def label_distributions(y: Any, num_classes: int, label_smoothing: float = 0.0) -> np.ndarray:
+    """Returns labels as distributions over the classes.
+
+    Args:
+        y: Classes, shape (N,) or (N, 1), or distributions, shape (N, K).
+        num_classes: K.
+        label_smoothing: Share of each label that is spread evenly over the classes.
+
+    Returns:
+        Shape (N, K), float64.
+
+    Raises:
+        ValueError: If y does not fit K classes.
+    """
+    y = _checked_labels(np.asarray(y), "y")
+    if y.ndim == 1:
+        if y.max() >= num_classes:
+            raise ValueError(
+                f"Labels must be in 0..{num_classes - 1}, as the model gives {num_classes} "
+                f"outputs. Given: label {y.max()} for example {np.argmax(y)}."
+            )
+        y = np.eye(num_classes)[y]
+    if y.shape[1] != num_classes:
+        raise ValueError(
+            f"Labels must be distributions over the {num_classes} classes that the model gives. "
+            f"Given: shape {y.shape}."
+        )
+    return (1.0 - label_smoothing) * y.astype(np.float64) + label_smoothing / num_classes
+
+
+def fingerprint(arrays: list[np.ndarray]) -> str:
+    """Returns the first 16 hexadecimal digits of the SHA-256 of arrays, dtypes and shapes."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
+
+
+def _read(dataset: tf.data.Dataset, name: str) -> tuple[Any, np.ndarray]:
+    """Returns x and y of all batches."""
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        raise ValueError(f"{name} must give batches (x, y). Given: elements {spec}.")
+    if spec[1].shape.rank == 0:
+        raise ValueError(f"{name} gives single examples; batch it: {name}.batch(100).")
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(f"{name} has no end. Leave out repeat(), or take(...) one epoch.")
+    batches = list(dataset.as_numpy_iterator())
+    if not batches:
+        raise ValueError(f"{name} gives no batches.")
+    return keras.tree.map_structure(lambda *leaves: np.concatenate(leaves), *batches)
+
+
+def _checked_labels(y: np.ndarray, name: str) -> np.ndarray:
+    """Returns labels as classes (N,), integers, or as distributions (N, K)."""
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    is_number = y.dtype.kind in "biuf"
+    if is_number and y.ndim == 1 and (y >= 0).all() and (y == np.floor(y)).all():
+        return y.astype(np.int64)
+    if is_number and y.ndim == 2 and (y >= 0).all() and (np.abs(y.sum(axis=1) - 1) < 1e-3).all():
+        return y
+    expected = "classes 0, 1, ... of shape (N,) or distributions over them of shape (N, K)"
+    raise ValueError(
+        f"The labels of {name} must be {expected}. Given: dtype {y.dtype}, shape {y.shape}"
+        + (f", values from {y.min()} to {y.max()}." if is_number and y.size else ".")
+    )

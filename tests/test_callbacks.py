@@ -1,0 +1,70 @@
+"""Metrics during `fit`: in all logs, as evaluated by themselves, with no trace in the model."""
+
+import csv
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fisher_keras import FisherRegularizedModel
+from fisher_keras.callbacks import FisherMetrics
+from fisher_keras.metrics import evaluate_local_minimum
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def data():
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(40, 6)).astype(np.float32), np.arange(40) % 3
+
+
+def classifier():
+    keras.utils.set_random_seed(0)
+    normalized = [keras.layers.Dense(5, "tanh"), keras.layers.BatchNormalization()]
+    dropped = [keras.layers.Dropout(0.2), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input((6,)), *normalized, *dropped])
+
+
+def fit(model, callbacks, epochs=4):
+    model.compile(keras.optimizers.SGD(0.1), LOSS)
+    keras.utils.set_random_seed(1)
+    return model.fit(*data(), epochs=epochs, verbose=0, callbacks=callbacks).history
+
+
+@pytest.mark.parametrize("regularized", [False, True])
+def test_logs_have_what_the_evaluation_gives_and_training_is_the_same(regularized, tmp_path):
+    def make():
+        model = classifier()
+        return FisherRegularizedModel(model, seed=0) if regularized else model
+
+    fisher = FisherMetrics(data(), every=2, num_samples=8, num_trials=2, log_dir=tmp_path / "tb")
+    observed, alone = make(), make()
+    history = fit(observed, [fisher, keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))])
+    expected = fit(alone, [])
+    np.testing.assert_array_equal(history["loss"], expected["loss"])
+    for a, b in zip(observed.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    report = evaluate_local_minimum(alone, data(), num_samples=8, num_trials=2, progress=False)
+    for name in ("log_determinant", "trace", "spectral_radius"):
+        values = history[name]
+        assert [math.isnan(v) for v in values] == [True, False, True, False]
+        assert values[-1] == pytest.approx(report.metrics[name].mean, rel=1e-6)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert float(rows[3]["log_determinant"]) == pytest.approx(history["log_determinant"][3])
+    events = [
+        value.tag
+        for file in (tmp_path / "tb").iterdir()
+        for event in tf.compat.v1.train.summary_iterator(str(file))
+        for value in event.summary.value
+    ]
+    assert events.count("fisher_log10_spectrum") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"every": 0}, "every must be"), ({"metrics": ["gamma"]}, "gamma")]
+)
+def test_bad_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        FisherMetrics(data(), **change)

@@ -1,0 +1,183 @@
+"""Metrics of a Gram matrix against an explicit Jacobian in NumPy, and against mpmath."""
+
+import warnings
+
+import mpmath
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fisher_keras import metrics
+from fisher_keras.fisher import FisherGram
+
+
+def random_jacobian(examples=7, parameters=30, seed=0):
+    random = np.random.default_rng(seed)
+    return random.normal(size=(examples, parameters)) * np.exp(random.normal(size=(examples, 1)))
+
+
+def gram_of(jacobian, log_scale=0.0):
+    """The FisherGram of diag(e^log_scale) J."""
+    norms = np.linalg.norm(jacobian, axis=1)
+    unit = jacobian / np.where(norms > 0, norms, 1)[:, None]
+    matrix = unit @ unit.T
+    np.fill_diagonal(matrix, 1.0)
+    with np.errstate(divide="ignore"):
+        return FisherGram(tf.constant(matrix), tf.constant(np.log(norms) + log_scale))
+
+
+def exact_log_spectrum(gram):
+    """Eigenvalues of xi at 700 digits."""
+    matrix, log_scale = gram.matrix.numpy(), gram.log_scale.numpy()
+    with mpmath.workdps(700):
+        scale = [mpmath.exp(mpmath.mpf(s)) for s in log_scale]
+        xi = mpmath.matrix(len(scale))
+        for i, j in np.ndindex(matrix.shape):
+            xi[i, j] = scale[i] * mpmath.mpf(matrix[i, j]) * scale[j]
+        return sorted(float(mpmath.log(v)) for v in mpmath.eigsy(xi, eigvals_only=True))[::-1]
+
+
+def test_metrics_are_those_of_the_jacobian():
+    jacobian = random_jacobian()
+    gram = gram_of(jacobian)
+    xi = jacobian @ jacobian.T
+    information = jacobian.T @ jacobian / len(jacobian)
+    squares = np.sum(jacobian**2, axis=1)
+    eigenvalues = np.linalg.svd(jacobian, compute_uv=False) ** 2
+    shares = eigenvalues / eigenvalues.sum()
+    expected = {
+        "log_determinant": np.log(np.linalg.det(xi)),
+        "spectral_radius": np.linalg.norm(jacobian, 2) ** 2,
+        "frobenius_norm": np.mean([np.linalg.norm(np.outer(g, g)) ** 2 for g in jacobian]),
+        "sample_frobenius_norm": np.linalg.norm(information) ** 2,
+        "trace": np.trace(information),
+        "effective_rank": np.prod(shares**-shares),
+    }
+    for name, value in expected.items():
+        result = getattr(metrics, name)(gram)
+        assert isinstance(result, float)
+        np.testing.assert_allclose(result, value, rtol=1e-11, err_msg=name)
+    np.testing.assert_allclose(expected["trace"], squares.mean(), rtol=1e-12)
+    np.testing.assert_allclose(metrics.spectrum(gram), eigenvalues, rtol=1e-11)
+    np.testing.assert_allclose(metrics.log_spectrum(gram), np.log(eigenvalues), atol=1e-11)
+
+
+def test_orthogonal_gradients_in_closed_form():
+    norms = np.array([3.0, 1.0, 2.0])
+    gram = gram_of(np.diag(norms))
+    np.testing.assert_allclose(metrics.log_determinant(gram), 2 * np.log(6.0))
+    np.testing.assert_allclose(metrics.spectrum(gram), [9.0, 4.0, 1.0])
+    np.testing.assert_allclose(metrics.frobenius_norm(gram), (81 + 1 + 16) / 3)
+    np.testing.assert_allclose(metrics.sample_frobenius_norm(gram), (81 + 1 + 16) / 9)
+    np.testing.assert_allclose(metrics.effective_rank(gram_of(np.eye(5))), 5.0)
+
+
+@pytest.mark.parametrize("log_scale", [-700.0, 300.0])
+def test_scales_beyond_float64(log_scale):
+    jacobian = random_jacobian()
+    plain, scaled = gram_of(jacobian), gram_of(jacobian, log_scale)
+    np.testing.assert_allclose(
+        metrics.log_determinant(scaled),
+        metrics.log_determinant(plain) + 2 * len(jacobian) * log_scale,
+        rtol=1e-13,
+    )
+    np.testing.assert_allclose(
+        metrics.log_spectrum(scaled), metrics.log_spectrum(plain) + 2 * log_scale, rtol=1e-13
+    )
+    np.testing.assert_allclose(
+        metrics.effective_rank(scaled), metrics.effective_rank(plain), rtol=1e-13
+    )
+    limit = 0.0 if log_scale < 0 else np.inf
+    assert metrics.sample_frobenius_norm(scaled) == limit
+    assert metrics.frobenius_norm(scaled) == limit
+    if log_scale < 0:
+        assert metrics.spectral_radius(scaled) == metrics.trace(scaled) == 0.0
+        assert (metrics.spectrum(scaled) == 0.0).all()
+
+
+@pytest.mark.parametrize("span", [40.0, 690.0])
+def test_spectrum_is_precise_however_far_scales_are_apart(span):
+    log_scale = np.random.default_rng(1).uniform(-span, 0, size=8)
+    gram = gram_of(random_jacobian(8), log_scale)
+    np.testing.assert_allclose(metrics.log_spectrum(gram), exact_log_spectrum(gram), rtol=1e-13)
+    np.testing.assert_allclose(
+        metrics.log_spectrum(gram).sum(), metrics.log_determinant(gram), rtol=1e-13
+    )
+
+
+def test_an_ill_conditioned_but_regular_matrix_is_not_called_singular():
+    jacobian = random_jacobian()
+    jacobian[1] = jacobian[0] + 1e-5 * jacobian[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = metrics.log_determinant(gram_of(jacobian))
+    np.testing.assert_allclose(
+        result, 2 * np.sum(np.log(np.linalg.svd(jacobian, compute_uv=False))), rtol=1e-6
+    )
+
+
+def test_a_repeated_image_is_named_though_gradients_differ_by_rounding():
+    jacobian = random_jacobian()
+    random = np.random.default_rng(5)
+    jacobian[4] = 0.01 * jacobian[2] * (1 + 1e-7 * random.normal(size=jacobian.shape[1]))
+    gram = gram_of(jacobian)
+    with pytest.warns(metrics.SingularGramWarning, match=r"parallel .* examples 2, 4 \(rows"):
+        assert metrics.log_determinant(gram) == -np.inf
+    assert metrics.find_dependence(gram).parallel == ((2, 4),)
+    # What is left is the spectrum of the others, the two as one.
+    others = np.delete(jacobian, 4, axis=0)
+    others[2] *= np.sqrt(1 + 0.01**2)
+    np.testing.assert_allclose(
+        metrics.spectrum(gram),
+        [*np.linalg.svd(others, compute_uv=False) ** 2, 0.0],
+        rtol=1e-6,
+    )
+
+
+def test_opposite_gradients_are_parallel():
+    jacobian = random_jacobian()
+    jacobian[0] = -3 * jacobian[6]
+    assert metrics.find_dependence(gram_of(jacobian)).parallel == ((0, 6),)
+
+
+def test_a_zero_gradient_is_named():
+    jacobian = random_jacobian()
+    jacobian[3] = 0.0
+    gram = gram_of(jacobian)
+    with pytest.warns(metrics.SingularGramWarning, match="gradient is zero for examples 3 "):
+        assert metrics.log_determinant(gram) == -np.inf
+    np.testing.assert_allclose(
+        metrics.spectrum(gram), np.linalg.svd(jacobian, compute_uv=False) ** 2, 1e-10, 1e-30
+    )
+
+
+def test_a_dead_network():
+    gram = gram_of(np.zeros((4, 10)))
+    with pytest.warns(metrics.SingularGramWarning, match="zero for examples 0, 1, 2, 3"):
+        assert metrics.log_determinant(gram) == -np.inf
+    names = ("spectral_radius", "frobenius_norm", "sample_frobenius_norm", "trace")
+    for name in (*names, "effective_rank"):
+        assert getattr(metrics, name)(gram) == 0.0
+    assert (metrics.log_spectrum(gram) == -np.inf).all()
+
+
+def test_linearly_dependent_gradients_are_named_and_the_others_not():
+    jacobian = random_jacobian()
+    jacobian[5] = jacobian[1] - 2 * jacobian[3]
+    dependence = metrics.find_dependence(gram_of(jacobian), examples=np.arange(100, 107))
+    assert dependence.dependent == (101, 103, 105)
+    assert not dependence.zero
+    assert not dependence.parallel
+
+
+def test_more_examples_than_parameters():
+    gram = gram_of(random_jacobian(examples=20, parameters=5))
+    with pytest.warns(metrics.SingularGramWarning, match="dependent for examples .* 10 more"):
+        assert metrics.log_determinant(gram) == -np.inf
+    assert np.isfinite(metrics.log_spectrum(gram)).sum() == 5
+
+
+def test_nan_is_an_error():
+    gram = FisherGram(tf.constant([[1.0, np.nan], [np.nan, 1.0]], tf.float64), tf.zeros(2))
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.log_determinant(gram)

@@ -1,0 +1,191 @@
+"""The Hessian against closed forms and finite differences; Equation 1 at a trained minimum."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fisher_keras.metrics import hessian, hessian_log_determinant
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+def softmax(z):
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def network(num_inputs, hidden=(), num_classes=3):
+    """A classifier without redundant logits: the last one is always 0."""
+    keras.utils.set_random_seed(1)
+    inputs = features = keras.Input((num_inputs,))
+    for units in hidden:
+        features = keras.layers.Dense(units, "tanh")(features)
+    z = keras.layers.Dense(num_classes - 1)(features)
+    return keras.Model(inputs, keras.ops.pad(z, [[0, 0], [0, 1]]))
+
+
+def flat_weights(model):
+    return np.concatenate([v.numpy().ravel() for v in model.trainable_variables])
+
+
+def set_flat_weights(model, flat):
+    begin = 0
+    for v in model.trainable_variables:
+        v.assign(flat[begin : begin + v.numpy().size].reshape(v.shape))
+        begin += v.numpy().size
+
+
+class LogProbabilities:
+    """ln p(c | x; w) of all examples and classes, (N, K), and its gradients, (N, K, W)."""
+
+    def __init__(self, model, x):
+        self._model, self._x = model, x
+        self._variables = [v.value for v in model.trainable_variables]
+
+    @tf.function
+    def __call__(self):
+        with tf.GradientTape() as tape:
+            log_p = tf.nn.log_softmax(self._model(self._x, training=False))
+        gradients = tape.jacobian(log_p, self._variables)
+        flat = [tf.reshape(g, [*log_p.shape, -1]) for g in gradients]
+        return log_p, tf.concat(flat, axis=2)
+
+
+def loss_gradient(gradients, y):
+    return -np.einsum("nk,nkw->w", y, gradients) / len(y)
+
+
+def full_fisher(gradients, y):
+    """Equation 2, with its weights y_i."""
+    return np.einsum("nk,nkv,nkw->vw", y, gradients, gradients) / len(y)
+
+
+def train_to_convergence(model, x, y):
+    """Levenberg-Marquardt steps on the mean cross-entropy until nothing is gained any more."""
+    log_probabilities = LogProbabilities(model, x)
+    flat, loss, damping = flat_weights(model), np.inf, 1.0
+    while damping < 1e6:
+        log_p, gradients = (t.numpy() for t in log_probabilities())
+        excess = np.sum(y * (np.log(y) - log_p)) / len(y)
+        if excess < loss:
+            flat, loss, damping = flat_weights(model), excess, damping / 4
+            information = full_fisher(gradients, np.exp(log_p))
+            downhill = -loss_gradient(gradients, y)
+        else:
+            damping *= 16
+        step = np.linalg.solve(information + damping * np.eye(len(flat)), downhill)
+        set_flat_weights(model, flat + step)
+    set_flat_weights(model, flat)
+    return loss, full_fisher(log_probabilities()[1].numpy(), y)
+
+
+def smoothed(labels, num_classes=3, smoothing=0.1):
+    return (1 - smoothing) * np.eye(num_classes)[labels] + smoothing / num_classes
+
+
+def test_softmax_regression_in_closed_form():
+    model = network(2, num_classes=2)
+    x = np.random.default_rng(0).normal(size=(9, 2))
+    p = softmax(model(x).numpy())[:, 0]
+    features = np.column_stack([x, np.ones(9)])
+    expected = (features * (p * (1 - p))[:, None]).T @ features / 9
+    labels = np.arange(9) % 2
+    np.testing.assert_allclose(hessian(model, x, labels), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        hessian_log_determinant(model, x, labels), np.log(np.linalg.det(expected)), rtol=1e-10
+    )
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_finite_differences_of_the_gradient(probabilities):
+    """Also through LayerNormalization, whose moments TensorFlow does not differentiate twice."""
+    keras.utils.set_random_seed(2)
+    layers = [
+        keras.Input((4, 4, 1)),
+        keras.layers.Conv2D(2, 3, activation="tanh"),
+        keras.layers.BatchNormalization(),
+        keras.layers.LayerNormalization(),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3),
+    ]
+    model = keras.Sequential(layers)
+    given = keras.Sequential([*layers, keras.layers.Softmax()]) if probabilities else model
+    random = np.random.default_rng(0)
+    x, labels = random.normal(size=(6, 4, 4, 1)), random.integers(0, 3, 6)
+    log_probabilities = LogProbabilities(model, x)
+    flat, columns = flat_weights(model), []
+    for move in 1e-5 * np.eye(len(flat)):
+        ends = []
+        for sign in (1, -1):
+            set_flat_weights(model, flat + sign * move)
+            ends.append(loss_gradient(log_probabilities()[1].numpy(), smoothed(labels)))
+        columns.append((ends[0] - ends[1]) / 2e-5)
+    set_flat_weights(model, flat)
+    result = hessian(given, x, labels, label_smoothing=0.1)
+    np.testing.assert_allclose(result, np.stack(columns, axis=1), atol=1e-8)
+    np.testing.assert_array_equal(hessian(given, x, smoothed(labels)), result)
+
+
+def test_equation_1_for_softmax_regression():
+    """Four points in general position and as many parameters a logit: f_w(x) = y is reached."""
+    model = network(3)
+    random = np.random.default_rng(3)
+    x, y = random.normal(size=(4, 3)), smoothed(np.array([0, 1, 2, 1]))
+    excess_loss, information = train_to_convergence(model, x, y)
+    assert excess_loss < 1e-14
+    np.testing.assert_allclose(hessian(model, x, y), information, rtol=1e-6, atol=1e-9)
+    sign, expected = np.linalg.slogdet(information)
+    assert sign == 1
+    np.testing.assert_allclose(hessian_log_determinant(model, x, y), expected, rtol=1e-6)
+
+
+def test_equation_1_for_a_network_with_a_hidden_layer():
+    """More parameters than N (K - 1): both are singular, and the same matrix."""
+    model = network(2, hidden=(4,))
+    random = np.random.default_rng(4)
+    x, y = random.normal(size=(6, 2)), smoothed(np.array([0, 1, 2, 1, 0, 2]))
+    gradients = LogProbabilities(model, x)()[1].numpy()
+    assert np.abs(hessian(model, x, y) - full_fisher(gradients, y)).max() > 1e-2
+    excess_loss, information = train_to_convergence(model, x, y)
+    assert excess_loss < 1e-14
+    np.testing.assert_allclose(hessian(model, x, y), information, atol=1e-6)
+    # The log-determinant on the part of rank N (K - 1) that is not zero.
+    eigenvalues = np.linalg.eigvalsh(hessian(model, x, y))[-12:]
+    expected = np.linalg.eigvalsh(information)[-12:]
+    np.testing.assert_allclose(np.log(eigenvalues).sum(), np.log(expected).sum(), rtol=1e-5)
+
+
+def test_the_redundant_logit_makes_the_hessian_singular():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(9, 2))
+    with pytest.warns(UserWarning, match="3 of the 9 eigenvalues of the Hessian are zero"):
+        assert hessian_log_determinant(model, x, np.arange(9) % 3) == -np.inf
+
+
+def test_a_saddle_is_no_minimum():
+    model = network(2, hidden=(2,))
+    set_flat_weights(model, np.zeros(len(flat_weights(model))))
+    x = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    with pytest.warns(UserWarning, match="no local minimum"):
+        assert np.isnan(hessian_log_determinant(model, x, np.array([0, 1, 2])))
+
+
+def test_nan_is_an_error():
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        hessian(network(2), np.array([[1.0, np.nan]]), np.array([0]))
+
+
+def test_labels_that_do_not_fit():
+    x = np.zeros((2, 3))
+    with pytest.raises(ValueError, match=r"0\.\.2.* Given: label 3 for example 1"):
+        hessian(network(3), x, np.array([0, 3]))
+    with pytest.raises(ValueError, match="3 classes"):
+        hessian(network(3), x, np.array([[0.5, 0.5], [0.5, 0.5]]))
