@@ -24,6 +24,7 @@ class EvaluationConfig:
         data_dir: where it is.
         download: whether it may be downloaded.
         train_size: training images of the runs; None for all. Metrics are of these images.
+        validation_size: images that the runs held out; what they trained on depends on it.
         seed: of the runs, which the training images were drawn with; also of the trials' samples.
         metrics: names out of `METRICS`.
         num_samples: N', images a trial.
@@ -37,6 +38,7 @@ class EvaluationConfig:
     data_dir: str | None = None
     download: bool = False
     train_size: int | None = None
+    validation_size: int = 0
     seed: int = 0
     metrics: tuple[str, ...] = METRICS[:-1]
     num_samples: int = 100
@@ -68,7 +70,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
     data = split_dataset(
         load_dataset(config.dataset, config.data_dir, config.download),
         train_size=config.train_size,
-        validation_size=0,
+        validation_size=config.validation_size,
         batch_size=256,
         one_hot=False,
         seed=config.seed,

@@ -22,6 +22,13 @@ def define_flags() -> None:
         "train_size", None, "--train_size of the training runs.", lower_bound=1, **data
     )
     flags.DEFINE_integer(
+        "validation_size",
+        usual.validation_size,
+        "--validation_size of the training runs.",
+        lower_bound=0,
+        **data,
+    )
+    flags.DEFINE_integer(
         "seed", usual.seed, "--seed of the training runs; also of the samples.", **data
     )
     flags.DEFINE_list("metrics", list(usual.metrics), f"Some of {', '.join(METRICS)}.", **metrics)
