@@ -21,6 +21,7 @@ from fisher_keras.labelled_data import (
     labelled_data,
 )
 from fisher_keras.local_minimum_report import Fit, LocalMinimumReport, summarize
+from fisher_keras.model_functions import for_batches, function_of
 from fisher_keras.outputs import FromLogits, logits_function
 from fisher_keras.regularizer import FisherRegularizedModel
 from fisher_keras.robustness import squared_jacobian_norms
@@ -99,7 +100,7 @@ def evaluate_local_minimum(
     >>> x, y = np.random.normal(size=(60, 8)), np.arange(60) % 3
     >>> report = evaluate_local_minimum(classifier, (x, y), num_samples=10, num_trials=5)
     >>> gamma_hat = report.metrics["log_determinant"].mean
-    >>> print(report)
+    >>> figure = report.plot_spectrum().figure
     """
     _check_arguments(num_samples, num_trials, seed, metrics, normalize_logits)
     model = model.model if isinstance(model, FisherRegularizedModel) else model
@@ -111,7 +112,7 @@ def evaluate_local_minimum(
         )
     test = None if test_data is None else labelled_data(test_data, "test_data")
     build(model, train.x)
-    logits = tf.function(logits_function(model, from_logits), reduce_retracing=True)
+    logits = function_of(model, _logits_of_batches, from_logits)
     train_fit = _fit(logits, train, "data")
     test_fit = None if test is None else _fit(logits, test, "test_data")
     evaluation = {
@@ -120,7 +121,7 @@ def evaluate_local_minimum(
         "metrics": list(metrics),
         "normalize_logits": normalize_logits,
         "stratified": stratified,
-        "model": fingerprint([np.asarray(variable) for variable in model.variables]),
+        "model": fingerprint([variable.numpy() for variable in model.weights]),
         "data": train.fingerprint,
     }
     file = None if trials_path is None else TrialFile(trials_path, evaluation)
@@ -157,7 +158,7 @@ def _trial_function(
 ) -> Callable[[int], Trial]:
     """Makes the function that computes a trial from its index."""
     names, normalize_logits = evaluation["metrics"], evaluation["normalize_logits"]
-    jacobian_norms = squared_jacobian_norms(model, from_logits, normalize_logits)
+    jacobian_norms = function_of(model, squared_jacobian_norms, from_logits, normalize_logits)
 
     def compute(index: int) -> Trial:
         rows = draw_sample(
@@ -186,13 +187,15 @@ def _trial_function(
     return compute
 
 
+def _logits_of_batches(model: keras.Model, from_logits: FromLogits) -> Callable[[Any], tf.Tensor]:
+    return for_batches(logits_function(model, from_logits))
+
+
 def _fit(logits: Callable[[Any], tf.Tensor], data: LabelledData, name: str) -> Fit:
     """Computes loss and error in float64, batch by batch."""
     loss, label_entropy, num_errors = 0.0, 0.0, 0
     for begin, batch in _batches(data):
-        log_p = tf.nn.log_softmax(
-            logits(keras.tree.map_structure(tf.convert_to_tensor, batch.x))
-        ).numpy()
+        log_p = tf.nn.log_softmax(logits(batch.x)).numpy()
         if np.isnan(log_p).any():
             rows = np.isnan(log_p).any(axis=1)
             raise ValueError(

@@ -94,7 +94,9 @@ class LocalMinimumReport:
             f"seed {about['seed']}"
         ]
         if about["normalize_logits"] is not None:
-            lines.append(f"Metrics of logits divided by {about['normalize_logits']:g} their norm")
+            lines.append(
+                f"Metrics of normalized logits: normalize_logits={about['normalize_logits']:g}"
+            )
         width = max(map(len, self.metrics))
         lines.append(f"{'':{width}}  {'mean':>12}  {'std. dev.':>12}  {'std. error':>12}")
         for name, summary in self.metrics.items():

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.building import build
+from fisher_keras.model_functions import for_batches, function_of
 from fisher_keras.outputs import FromLogits, logits_function
 
 
@@ -40,7 +41,7 @@ def robustness(
         ValueError: If no input can be differentiated by, or the outputs are NaN.
     """
     build(model, x)
-    norms = squared_jacobian_norms(model, from_logits, normalize_logits)
+    norms = function_of(model, squared_jacobian_norms, from_logits, normalize_logits)
     size = len(keras.tree.flatten(x)[0])
     batches = [
         norms(keras.tree.map_structure(lambda leaf: leaf[begin : begin + batch_size], x))  # noqa: B023
@@ -73,7 +74,7 @@ def squared_jacobian_norms(
     """
     logits = logits_function(model, from_logits)
 
-    @tf.function(reduce_retracing=True, autograph=False)
+    @for_batches
     def jacobian_products(x: Any) -> tf.Tensor:
         differentiable = [leaf for leaf in keras.tree.flatten(x) if leaf.dtype.is_floating]
         with tf.GradientTape(persistent=True) as tape:
@@ -87,7 +88,6 @@ def squared_jacobian_norms(
         return derivative @ gram @ derivative
 
     def norms(x: Any) -> np.ndarray:
-        x = keras.tree.map_structure(tf.convert_to_tensor, x)
         _check_differentiable(x)
         products = jacobian_products(x).numpy()
         finite = np.isfinite(products).all(axis=(1, 2))
@@ -138,7 +138,7 @@ def _softmax_derivative(p: tf.Tensor) -> tf.Tensor:
 
 
 def _check_differentiable(x: Any) -> None:
-    dtypes = [leaf.dtype.name for leaf in keras.tree.flatten(x)]
+    dtypes = [tf.as_dtype(leaf.dtype).name for leaf in keras.tree.flatten(x)]
     if not any(tf.as_dtype(dtype).is_floating for dtype in dtypes):
         raise ValueError(
             f"Robustness is about derivatives by the inputs, which are {', '.join(dtypes)}. Give "

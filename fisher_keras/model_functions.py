@@ -1,0 +1,51 @@
+"""Traced functions of a model, made once and kept as long as the model is."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+_FUNCTIONS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def function_of(model: keras.Model, make: Callable[..., Callable], *options: Any) -> Callable:
+    """Returns what `make(model, *options)` made, the same as long as the model's variables are.
+
+    Args:
+        model: A built Keras model. `make` gets a weak proxy of it: kept here, its function must
+            not keep the model.
+        make: Makes the function.
+        *options: Further arguments, hashable.
+
+    Returns:
+        The function.
+    """
+    functions = _FUNCTIONS.setdefault(model, {})
+    key = (make, options, tuple(map(id, model.variables)))
+    if key not in functions:
+        functions[key] = make(weakref.proxy(model), *options)
+    return functions[key]
+
+
+def for_batches(function: Callable[[Any], tf.Tensor]) -> Callable[[Any], tf.Tensor]:
+    """Traces a function of a batch once for all sizes of the batch.
+
+    Args:
+        function: Takes a structure of tensors with a row for each example.
+
+    Returns:
+        The traced function.
+    """
+    traced = tf.function(function, autograph=False)
+
+    def call(x: Any) -> tf.Tensor:
+        x = keras.tree.map_structure(tf.convert_to_tensor, x)
+        specs = keras.tree.map_structure(
+            lambda leaf: tf.TensorSpec([None, *leaf.shape[1:]], leaf.dtype), x
+        )
+        # Asked for it so, TensorFlow does not warn that several models mean several traces.
+        return traced.get_concrete_function(specs)(x)
+
+    return call
