@@ -10,9 +10,13 @@ hold is lost: it is then 0.0 or inf, as each docstring says.
 import numpy as np
 import tensorflow as tf
 from scipy.linalg import lapack
+from threadpoolctl import ThreadpoolController
 
 from fisher_keras.fisher import FisherGram
 from fisher_keras.singular_gram import rank_tolerance, warn_if_singular
+
+# For matrices of this size, threads wait for each other a hundred times longer than they compute.
+_LIBRARIES = ThreadpoolController()
 
 
 def log_determinant(gram: FisherGram) -> float:
@@ -147,12 +151,13 @@ def log_spectrum(gram: FisherGram) -> np.ndarray:
     if not nonzero.any():
         return result
     log_scale = log_scale[nonzero]
-    values, vectors = np.linalg.eigh(np.asarray(gram.matrix)[np.ix_(nonzero, nonzero)])
-    kept = values > rank_tolerance(gram)
-    root = vectors[:, kept] * np.sqrt(values[kept])
-    graded = np.exp(log_scale - log_scale.max())[:, None] * root
-    # joba=2 pivots rows, too ("F"); the 3s: no singular vectors; jobr=0: no small value is cut.
-    sigma, _, _, scales, _, _ = lapack.dgejsv(graded, joba=2, jobu=3, jobv=3, jobr=0)
+    with _LIBRARIES.limit(limits=1, user_api="blas"):
+        values, vectors = np.linalg.eigh(np.asarray(gram.matrix)[np.ix_(nonzero, nonzero)])
+        kept = values > rank_tolerance(gram)
+        root = vectors[:, kept] * np.sqrt(values[kept])
+        graded = np.exp(log_scale - log_scale.max())[:, None] * root
+        # joba=2 pivots rows, too ("F"); 3: no singular vectors; jobr=0: no small value is cut.
+        sigma, _, _, scales, _, _ = lapack.dgejsv(graded, joba=2, jobu=3, jobv=3, jobr=0)
     with np.errstate(divide="ignore"):
         log_sigma = np.log(sigma) + np.log(scales[0] / scales[1])
     result[: len(sigma)] = np.sort(2.0 * (log_sigma + log_scale.max()))[::-1]

@@ -1,5 +1,6 @@
 """The regularizer of Section 6 (Equation 6, Algorithm 1) as a Keras model."""
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -128,6 +129,11 @@ class FisherRegularizedModel(keras.Model):
         super().compile(*args, **kwargs)
         if self.loss is not None:
             self._hard_label_loss = hard_label_cross_entropy(self.loss, self.model)
+            if self._compile_loss._user_loss_weights is not None:
+                # L is a multiple of L~ then: its gradient is another one.
+                self._hard_label_loss = dataclasses.replace(
+                    self._hard_label_loss, is_the_loss=False
+                )
         half = {layer.compute_dtype for layer in self._flatten_layers()} & {"float16", "bfloat16"}
         if half and self.gradient == "finite_difference" and self.beta != 0:
             raise ValueError(

@@ -944,3 +944,18 @@ def test_nothing_to_train():
     network.trainable = False
     with pytest.raises(ValueError, match="no trainable variables"):
         compiled(network).train_on_batch(*images())
+
+
+@pytest.mark.parametrize("share_gradients", [False, True])
+def test_loss_weights_weigh_the_loss(share_gradients):
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(12, 4)).astype(np.float32), np.arange(12) % 3
+    classifier = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model = FisherRegularizedModel(classifier, beta=0.0, share_gradients=share_gradients, seed=0)
+    gradients = []
+    for loss_weights in (None, [2.0]):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss, loss_weights=loss_weights)
+        gradients.append(model.regularized_gradients(x, y)[0])
+    for once, twice in zip(*gradients, strict=True):
+        np.testing.assert_allclose(2 * once.numpy(), twice.numpy(), rtol=1e-5)
