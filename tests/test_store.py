@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -161,21 +162,28 @@ def no_space(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@contextlib.contextmanager
+def no_file_grows():
+    """Lets no write succeed. It must end before pytest itself writes, to what may be a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.fixture(params=["write", "fsync", "replace"])
 def full_disk(request, monkeypatch):
     """Makes the disk full, as it is seen by a write, by the end of it, or by a rename."""
 
-    def fill():
-        if request.param == "write":
-            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-        else:
-            monkeypatch.setattr(os, request.param, no_space)
+    @contextlib.contextmanager
+    def patched():
+        with monkeypatch.context() as patch:
+            patch.setattr(os, request.param, no_space)
+            yield
 
-    yield fill
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    monkeypatch.undo()
+    return no_file_grows if request.param == "write" else patched
 
 
 def test_a_full_disk_loses_no_record_and_makes_none(tmp_path, full_disk):
@@ -183,26 +191,20 @@ def test_a_full_disk_loses_no_record_and_makes_none(tmp_path, full_disk):
     finish(store, make_run(0))
     store.write_lines()
     before = store.records()
-    with store.claim(make_run(1), pytest.fail) as claim:
-        full_disk()
+    with store.claim(make_run(1), pytest.fail) as claim, full_disk():
         with pytest.raises(OSError, match=r"No space left|File too large"):
             store.finish(make_run(1), claim, {"error": 1.5}, 2.5)
-    store.lines.unlink()
-    with pytest.raises(OSError, match=r"No space left|File too large"):
-        store.write_lines()
+        store.lines.unlink()
+        with pytest.raises(OSError, match=r"No space left|File too large"):
+            store.write_lines()
     assert store.records() == before
     assert not list(tmp_path.rglob(".part*"))
 
 
 def test_a_claim_on_a_full_disk_leaves_nothing(tmp_path):
     store = ExperimentStore(tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            store.claim(make_run(), pytest.fail)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with no_file_grows(), pytest.raises(OSError, match="File too large"):
+        store.claim(make_run(), pytest.fail)
     assert not list(store.run_directory(make_run()).iterdir())
     finish(store, make_run())
 
