@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 from fisher_keras.fisher import FisherGram
 from fisher_keras.singular_gram import rank_tolerance, warn_if_singular
 
-# For matrices of this size, threads wait for each other a hundred times longer than they compute.
+# Threads for matrices this small wait for each other, on a busy machine for a second.
 _LIBRARIES = ThreadpoolController()
 
 

@@ -235,6 +235,29 @@ def test_assumptions_that_do_not_hold_are_noted(model):
     assert evaluate(perfect_classifier(), separable()).notes == ()
 
 
+def test_a_softmax_that_saturates_in_float32():
+    model, (x, y) = perfect_classifier(), separable()
+    kernel = model.layers[0].kernel
+    kernel.assign(10 * kernel)
+    report = evaluate(model, (x, y), metrics=("log_determinant", "trace"), num_trials=2)
+    assert report.notes == ()
+    for trial in report.trials:
+        rows = draw_sample(y, 6, 0, trial.index, stratified=False)
+        z = x[rows].astype(float) @ kernel.numpy().astype(float)
+        # p - y to first order in the small p_k, about e^-200.
+        cotangents = np.exp(z - z[np.arange(6), y[rows]][:, None])
+        cotangents[np.arange(6), y[rows]] = 0
+        cotangents -= np.eye(NUM_CLASSES)[y[rows]] * cotangents.sum(axis=1, keepdims=True)
+        features = np.column_stack([x[rows], np.ones(6)])
+        J = np.einsum("nk,nd->nkd", cotangents, features).reshape(6, -1)
+        norms = np.linalg.norm(J, axis=1)
+        unit = J / norms[:, None]
+        expected = 2 * np.log(norms).sum() + np.linalg.slogdet(unit @ unit.T)[1]
+        assert expected < -2000
+        np.testing.assert_allclose(trial.metrics["log_determinant"], expected, rtol=1e-5)
+        np.testing.assert_allclose(trial.metrics["trace"], np.mean(norms**2), rtol=1e-3)
+
+
 def test_the_least_loss_of_smoothed_labels_is_their_entropy():
     x, labels = separable()
     y = 0.9 * np.eye(NUM_CLASSES)[labels] + 0.1 / NUM_CLASSES
