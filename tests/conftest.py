@@ -1,6 +1,7 @@
 import os
 import pathlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,6 +15,16 @@ def cifar10_dir():
     if not os.path.isdir(os.path.join(data_dir, "cifar10")):
         pytest.skip(f"no cifar10/ in {data_dir}: set FISHER_KERAS_TFDS to a prepared TFDS folder")
     return data_dir
+
+
+@pytest.fixture
+def float64():
+    """Keras computes in float64."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture

@@ -7,14 +7,7 @@ import tensorflow as tf
 
 from fisher_keras.metrics import hessian, hessian_log_determinant
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def softmax(z):

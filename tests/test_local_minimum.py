@@ -23,15 +23,6 @@ from fisher_keras.trials import draw_sample
 N, NUM_CLASSES = 40, 3
 
 
-@pytest.fixture
-def float64():
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
-
-
 def examples(count=N, seed=0):
     random = np.random.default_rng(seed)
     return random.normal(size=(count, 5)).astype("float32"), random.integers(0, NUM_CLASSES, count)

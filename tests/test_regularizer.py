@@ -13,16 +13,6 @@ NUM_CLASSES = 3
 L2 = 2.0**-7
 
 
-@pytest.fixture
-def float64():
-    """Keras computes in float64."""
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
-
-
 def sparse_loss(**kwargs):
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **kwargs)
 
