@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from fisher_keras import stateless
 from fisher_keras.cross_entropy import hard_label_cross_entropy, needs_check
 from fisher_keras.second_derivatives import exact_moments
 from fisher_keras.sub_batches import split_batch
@@ -114,9 +115,7 @@ class FisherRegularizedModel(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Returns the wrapped classifier's outputs."""
-        if self.model._call_has_training_arg:
-            return self.model(inputs, training=training)
-        return self.model(inputs)
+        return stateless.apply(self.model, inputs, training)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configures training; the arguments are those of `keras.Model.compile`.
@@ -250,8 +249,10 @@ class FisherRegularizedModel(keras.Model):
             sample_weight = tf.convert_to_tensor(sample_weight)
         self._prepare(x)
         beta = self._current_beta()
-        weights = _values(self.model.trainable_variables)
-        with self._scope(weights, _values(self.model.non_trainable_variables)):
+        weights = stateless.values(self.model.trainable_variables)
+        with stateless.scope(
+            self.model, weights, stateless.values(self.model.non_trainable_variables)
+        ):
             whole_batch = None
             if not self.share_gradients:
                 whole_batch = self._whole_batch_gradients(x, y, sample_weight, weights)
@@ -330,7 +331,7 @@ class FisherRegularizedModel(keras.Model):
             scale = self._loss_scale()
             if scale is not None:
                 gradients = _map(lambda g: g / tf.cast(scale, g.dtype), gradients)
-            state = _values(self.model.non_trainable_variables)
+            state = stateless.values(self.model.non_trainable_variables)
             means = self._means_over_sub_batches(
                 self._regularizer_terms, x, y, sample_weight, state
             )
@@ -364,7 +365,7 @@ class FisherRegularizedModel(keras.Model):
     def _shared_means(self, x: Any, y: Any, sample_weight: Any) -> tuple:
         """Returns L, the outputs, the gradient of L and the means, all from the sub-batches."""
         variables = self.model.non_trainable_variables
-        state = _values(variables)
+        state = stateless.values(variables)
         outputs = self.compute_output_spec(_symbolic(x))
         outputs = tf.zeros([_batch_size(x), *outputs.shape[1:]], outputs.dtype)
         means = self._means_over_sub_batches(
@@ -396,7 +397,7 @@ class FisherRegularizedModel(keras.Model):
         Returns:
             The means, except that "outputs" are those of the whole batch, in its order.
         """
-        weights = _values(self.model.trainable_variables)
+        weights = stateless.values(self.model.trainable_variables)
         sums = {"regularizer": tf.zeros((), weights[0].dtype), "differences": _zeros(weights)}
         if outputs is not None:
             sums |= {
@@ -450,7 +451,7 @@ class FisherRegularizedModel(keras.Model):
         scale = self._loss_scale()
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(weights)
-            with self._scope(weights, state) as scope:
+            with stateless.scope(self.model, weights, state) as scope:
                 outputs = self(x, training=True)
                 with tf.control_dependencies(self._check_outputs(outputs)):
                     loss = self._compute_loss(
@@ -520,7 +521,7 @@ class FisherRegularizedModel(keras.Model):
         scale = self._loss_scale()
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            with self._scope(weights, state):
+            with stateless.scope(self.model, weights, state):
                 outputs = self(x, training=True)
             loss = self._hard_label_mean(y, outputs, sample_weight)
             scaled_loss = _scale(loss, scale)
@@ -531,19 +532,6 @@ class FisherRegularizedModel(keras.Model):
         if sample_weight is not None:
             losses *= tf.cast(tf.reshape(sample_weight, [-1]), losses.dtype)
         return tf.cast(tf.reduce_mean(losses), self.trainable_variables[0].dtype)
-
-    def _scope(self, weights: list, state: list) -> keras.StatelessScope:
-        """Makes the scope in which the model has other weights, and changes nothing.
-
-        `keras.Model.stateless_call` is this scope around `call`; we need `__call__`, which also
-        casts to the compute dtype, and the penalties.
-        """
-        model = self.model
-        mapping = [
-            *zip(model.trainable_variables, weights, strict=True),
-            *zip(model.non_trainable_variables, state, strict=True),
-        ]
-        return keras.StatelessScope(state_mapping=mapping, collect_losses=True)
 
     def _state_of(self, index: tf.Tensor, state: list) -> list:
         """Gives each sub-batch its own seeds, which it uses at w and at w - alpha g_i alike."""
@@ -634,10 +622,6 @@ def _is_whole(value: Any) -> bool:
 def _seed_states(model: keras.Model) -> list[keras.Variable]:
     """Returns the states of a model's seed generators, in its own order."""
     return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
-
-
-def _values(variables: list[keras.Variable]) -> list[tf.Tensor]:
-    return [tf.convert_to_tensor(v.value) for v in variables]
 
 
 def _symbolic(x: Any) -> Any:
