@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import weakref
 from typing import Any
 
 import keras
@@ -11,11 +10,11 @@ import tensorflow as tf
 
 from fisher_keras.building import build
 from fisher_keras.gram_function import GramFunction
+from fisher_keras.model_functions import function_of
 from fisher_keras.outputs import FromLogits
 
 # Where the cosines' smallest eigenvalue is less, the last digits of their products matter.
 _WELL_CONDITIONED = 1e-3
-_FUNCTIONS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +95,7 @@ def loss_gradient_gram(
     _check_options(from_logits, chunk_size, normalize_logits)
     build(model, x)
     _check_trainable(model)
-    function = _function(model, from_logits, bool(training), normalize_logits)
+    function = function_of(model, GramFunction, from_logits, bool(training), normalize_logits)
     gram = _normalized(*_products(function, x, y, chunk_size or count, training))
     if not function.exact and np.linalg.eigvalsh(gram.matrix.numpy())[0] < _WELL_CONDITIONED:
         function.make_exact()
@@ -143,18 +142,6 @@ def _normalized(products: np.ndarray, log_scale: np.ndarray) -> FisherGram:
     with np.errstate(divide="ignore"):
         log_scale = log_scale + np.where(zero, -np.inf, np.log(lengths))
     return FisherGram(tf.constant(matrix), tf.constant(log_scale))
-
-
-def _function(
-    model: keras.Model, from_logits: FromLogits, training: bool, normalize_logits: float | None
-) -> GramFunction:
-    """Returns the function of a model, the same as long as the model's variables are."""
-    variables = tuple(map(id, model.trainable_variables)), len(model.non_trainable_variables)
-    key = (variables, from_logits, training, normalize_logits, keras.config.floatx())
-    functions = _FUNCTIONS.setdefault(model, {})
-    if key not in functions:
-        functions[key] = GramFunction(model, from_logits, training, normalize_logits)
-    return functions[key]
 
 
 def _count(x: Any, y: Any) -> int:

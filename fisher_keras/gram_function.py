@@ -1,6 +1,5 @@
 """The traced function behind `fisher_keras.fisher`: per-example gradients, and their products."""
 
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -39,8 +38,7 @@ class GramFunction:
         normalize_logits: float | None,
     ) -> None:
         """Prepares the function; the arguments are those of `loss_gradient_gram`."""
-        # Kept in a cache whose keys are the models, it must not hold its own.
-        self._model = weakref.ref(model)
+        self._model = model
         self._from_logits = from_logits
         self._training = training
         self._normalize_logits = normalize_logits
@@ -105,7 +103,7 @@ class GramFunction:
         return concrete(list(chunks), list(labels_of(self.num_classes)), verify)
 
     def _products(self, chunks: list, labels: list[tf.Tensor], verify: bool) -> tuple:
-        model = self._model()
+        model = self._model
         weights = stateless.values(model.trainable_variables)
         state = stateless.values(model.non_trainable_variables)
 

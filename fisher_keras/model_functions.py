@@ -11,7 +11,9 @@ _FUNCTIONS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def function_of(model: keras.Model, make: Callable[..., Callable], *options: Any) -> Callable:
-    """Returns what `make(model, *options)` made, the same as long as the model's variables are.
+    """Returns what `make(model, *options)` made, for as long as the model's variables stay.
+
+    Freezing or unfreezing some makes the function anew.
 
     Args:
         model: A built Keras model. `make` gets a weak proxy of it: kept here, its function must
@@ -23,10 +25,14 @@ def function_of(model: keras.Model, make: Callable[..., Callable], *options: Any
         The function.
     """
     functions = _FUNCTIONS.setdefault(model, {})
-    key = (make, options, tuple(map(id, model.variables)))
+    key = (make, options, *map(_identities, (model.variables, model.trainable_variables)))
     if key not in functions:
         functions[key] = make(weakref.proxy(model), *options)
     return functions[key]
+
+
+def _identities(variables: list[keras.Variable]) -> tuple[int, ...]:
+    return tuple(map(id, variables))
 
 
 def for_batches(function: Callable[[Any], tf.Tensor]) -> Callable[[Any], tf.Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from fisher_keras import fisher
+from fisher_keras import model_functions
 from fisher_keras.fisher import loss_gradient_gram
 from fisher_keras.models import build_model
 
@@ -98,7 +98,7 @@ def test_structured_and_general_gradients_agree(name):
     model = network(*STRUCTURED[name]())
     x, y = images()
     structured = loss_gradient_gram(model, x, y)
-    (function,) = fisher._FUNCTIONS[model].values()
+    (function,) = model_functions._FUNCTIONS[model].values()
     assert not function.general_weights
     function.take_general_way(range(len(model.trainable_variables)))
     general = loss_gradient_gram(model, x, y)
@@ -120,7 +120,7 @@ def test_the_networks_need_no_general_way(arch):
     np.testing.assert_allclose(
         xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=1e-3, atol=1e-5 * np.max(j @ j.T)
     )
-    (function,) = fisher._FUNCTIONS[model].values()
+    (function,) = model_functions._FUNCTIONS[model].values()
     assert not function.general_weights
 
 
@@ -165,7 +165,7 @@ def test_examples_on_another_axis_are_noticed():
     shake(model)
     j = jacobian(model, x, y)
     np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=1e-4)
-    (function,) = fisher._FUNCTIONS[model].values()
+    (function,) = model_functions._FUNCTIONS[model].values()
     assert function.general_weights == {0}
 
 
