@@ -11,7 +11,6 @@ from fisher_keras.datasets import load_dataset
 from fisher_keras.experiments.atomic import replacing
 from fisher_keras.experiments.training_data import split_dataset
 from fisher_keras.metrics import METRICS, LocalMinimumReport, evaluate_local_minimum
-from fisher_keras.regularizer import FisherRegularizedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +157,7 @@ def _names(paths: tuple[str, ...]) -> dict[str, pathlib.Path]:
 def _load(path: pathlib.Path) -> keras.Model:
     if not path.is_file():
         raise ValueError(f"--model={path}: there is no such file; expected a .keras file")
-    model = keras.models.load_model(path, compile=False)
-    return model.model if isinstance(model, FisherRegularizedModel) else model
+    return keras.models.load_model(path, compile=False)
 
 
 def _write_report(report: LocalMinimumReport, output: pathlib.Path, name: str) -> None:

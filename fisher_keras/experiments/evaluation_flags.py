@@ -1,5 +1,7 @@
 """The command line flags of `bin/evaluate_metrics`, in groups."""
 
+import dataclasses
+
 from absl import flags
 
 from fisher_keras.datasets import DATASETS
@@ -40,3 +42,11 @@ def define_flags() -> None:
         "normalize_logits", None, "Divide logits by this times their norm (0.04).", **metrics
     )
     flags.DEFINE_string("output", None, "Directory of reports, trials and figures.", **output)
+
+
+def evaluation_config() -> EvaluationConfig:
+    """Returns the configuration that the parsed flags ask for."""
+    names = {field.name for field in dataclasses.fields(EvaluationConfig)} - {"models"}
+    values = {name: flags.FLAGS[name].value for name in names}
+    values["metrics"] = tuple(values["metrics"])
+    return EvaluationConfig(models=tuple(flags.FLAGS.model), **values)
