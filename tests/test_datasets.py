@@ -20,6 +20,7 @@ from fisher_keras.datasets import (
     augment,
     channel_statistics,
     check_images_and_labels,
+    confusion_set,
     evaluation_pipeline,
     load_dataset,
     split_validation,
@@ -498,3 +499,21 @@ def test_folder_that_is_not_there(data_dir):
 def test_unknown_dataset():
     with pytest.raises(ValueError, match="cifar10, cifar100, digits, folder, got 'mnist'"):
         load_dataset("mnist")
+
+
+def test_confusion_set_has_random_labels_and_grows_with_its_size():
+    images = np.arange(4000, dtype=np.uint8).reshape(4000, 1, 1, 1)
+    drawn, labels = confusion_set(np.arange(4000).reshape(4000, 1), 3000, 10, seed=5)
+    assert len(np.unique(drawn)) == 3000
+    assert labels.dtype == np.int32
+    counts = np.bincount(labels, minlength=10)
+    # A chi-squared variable of 9 degrees of freedom is above 33.7 once in 10,000.
+    assert np.sum((counts - 300) ** 2 / 300) < 33.7
+    smaller, smaller_labels = confusion_set(np.arange(4000).reshape(4000, 1), 100, 10, seed=5)
+    np.testing.assert_array_equal(smaller, drawn[:100])
+    np.testing.assert_array_equal(smaller_labels, labels[:100])
+    other, _ = confusion_set(np.arange(4000).reshape(4000, 1), 100, 10, seed=6)
+    assert not np.array_equal(other, smaller)
+    assert len(confusion_set(images, 0, 10, seed=0)[0]) == 0
+    with pytest.raises(ValueError, match="confusion set of 4001 images: 4000"):
+        confusion_set(images, 4001, 10, seed=0)

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from fisher_keras.datasets import load_dataset, subset
-from fisher_keras.experiments import backup, training
+from fisher_keras.experiments import backup, training, training_data
 from fisher_keras.experiments.provenance import git_revision
 from fisher_keras.experiments.training import TrainingConfig, TrainingDivergedError, train
 from fisher_keras.recipes import regularizer_settings
@@ -146,7 +146,7 @@ def test_without_validation_images_the_test_images_do_not_choose_the_best(
     digits = load_dataset("digits")
     other_labels = np.roll(digits.test_labels, 1)
     other_test = dataclasses.replace(digits, test_labels=other_labels)
-    monkeypatch.setattr(training, "load_dataset", lambda *_: other_test)
+    monkeypatch.setattr(training_data, "load_dataset", lambda *_: other_test)
     train(tiny_config(tmp_path))
     assert_same_weights(tmp_path / "best.keras", plain_run / "best.keras")
 
@@ -301,7 +301,7 @@ def test_resume_starts_a_run_that_is_not_there(tmp_path, plain_run):
 
 
 def test_a_finished_run_is_not_trained_again(plain_run, monkeypatch):
-    monkeypatch.setattr(training, "load_dataset", killed)
+    monkeypatch.setattr(training_data, "load_dataset", killed)
     record = train(tiny_config(plain_run, resume=True))
     assert record == json.loads((plain_run / "run.json").read_text())
 
@@ -335,7 +335,7 @@ def test_resuming_with_other_data_is_an_error(tmp_path, monkeypatch):
             train(tiny_config(tmp_path, epochs=1))
     digits = load_dataset("digits")
     other = dataclasses.replace(digits, train_images=255 - digits.train_images)
-    monkeypatch.setattr(training, "load_dataset", lambda *_: other)
+    monkeypatch.setattr(training_data, "load_dataset", lambda *_: other)
     with pytest.raises(ValueError, match="with other data"):
         train(tiny_config(tmp_path, epochs=1, resume=True))
 
@@ -370,7 +370,7 @@ def test_bad_data_are_an_error(tmp_path, monkeypatch, part, message):
         "test_labels": labels,
     }
     bad = dataclasses.replace(load_dataset("digits"), **(good | part))
-    monkeypatch.setattr(training, "load_dataset", lambda *_: bad)
+    monkeypatch.setattr(training_data, "load_dataset", lambda *_: bad)
     with pytest.raises(ValueError, match=message):
         train(tiny_config(tmp_path, train_size=None))
 

@@ -9,7 +9,7 @@ from fisher_keras.datasets.pipelines import (
     evaluation_pipeline,
     training_pipeline,
 )
-from fisher_keras.datasets.splits import split_validation, subset
+from fisher_keras.datasets.splits import confusion_set, split_validation, subset
 
 __all__ = [
     "AUGMENTATIONS",
@@ -18,6 +18,7 @@ __all__ = [
     "augment",
     "channel_statistics",
     "check_images_and_labels",
+    "confusion_set",
     "evaluation_pipeline",
     "load_dataset",
     "split_validation",

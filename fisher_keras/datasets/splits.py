@@ -1,4 +1,4 @@
-"""Random parts of a data set: training subsets and the paper's 45k/5k validation split."""
+"""Random parts of a data set: training subsets, the 45k/5k validation split, confusion sets."""
 
 import numpy as np
 
@@ -52,3 +52,31 @@ def split_validation(
             f"expected 1 to {len(images) - 1}"
         )
     return subset(images, labels, len(images) - validation_size, seed)
+
+
+def confusion_set(
+    images: np.ndarray, size: int, num_classes: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws images and gives them random labels (Section 7.1, Scenario I).
+
+    Args:
+        images: `(N, ...)`, that are not trained on with their own labels.
+        size: Number of examples, in `0..N`. A smaller set of the same seed is part of a larger.
+        num_classes: K. Every class is as probable as the others, the right one included.
+        seed: The same seed draws the same examples and labels.
+
+    Returns:
+        `(images, labels)`; labels are int32.
+
+    Raises:
+        ValueError: If there are not `size` images.
+    """
+    if not 0 <= size <= len(images):
+        raise ValueError(
+            f"cannot draw a confusion set of {size} images: {len(images)} are neither trained on "
+            "nor held out"
+        )
+    random = np.random.default_rng([seed, 1])  # Not the numbers that `subset` draws.
+    chosen = random.permutation(len(images))[:size]
+    labels = random.integers(num_classes, size=len(images), dtype=np.int32)[:size]
+    return images[chosen], labels

@@ -10,6 +10,8 @@ from typing import NoReturn
 import tensorflow as tf
 from absl import app, flags
 
+from fisher_keras.experiments.runner import FailedRunsError
+
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
 
 
@@ -65,7 +67,7 @@ def guarded(main: Callable[[], object], resume_flag: str | None = "--resume") ->
         _fail(_full_disk(error, resume_flag or "the same command") or str(error))
     except tf.errors.ResourceExhaustedError:
         _fail("out of memory: give a smaller --batch_size")
-    except (ArithmeticError, ImportError, ValueError) as error:
+    except (ArithmeticError, FailedRunsError, ImportError, ValueError) as error:
         _fail(str(error))
 
 

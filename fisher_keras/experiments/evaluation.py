@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from fisher_keras.datasets import load_dataset
 from fisher_keras.experiments.atomic import replacing
+from fisher_keras.experiments.text_tables import markdown_table
 from fisher_keras.experiments.training_data import split_dataset
 from fisher_keras.metrics import METRICS, LocalMinimumReport, evaluate_local_minimum
 
@@ -74,10 +75,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
         one_hot=False,
         seed=config.seed,
     )
-    train, test = (
-        (((images - data.mean) / data.std).astype(np.float32), labels)
-        for images, labels in (data.train, data.test)
-    )
+    train, test = data.arrays("train"), data.arrays("test")
     reports = {}
     for name, model in models.items():
         report = evaluate_local_minimum(
@@ -114,12 +112,11 @@ def comparison(reports: dict[str, LocalMinimumReport]) -> str:
     """Formats a Markdown table: a line a model, mean ± standard error of each metric."""
     metrics = list(next(iter(reports.values())).metrics)
     rows = [["model", *metrics, "train loss", "train error (%)", "test error (%)"]]
-    rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
     for name, report in reports.items():
         cells = [f"{s.mean:.5g} ± {s.standard_error:.2g}" for s in report.metrics.values()]
         errors = [f"{100 * fit.error:.2f}" for fit in (report.train, report.test)]
         rows.append([name, *cells, f"{report.train.loss:.4g}", *errors])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(rows)
 
 
 def chart(reports: dict[str, LocalMinimumReport]) -> Figure:

@@ -3,19 +3,20 @@
 import dataclasses
 import statistics
 import time
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
-from fisher_keras.datasets import load_dataset
 from fisher_keras.experiments.backup import AtomicBackup, finished_epochs
 from fisher_keras.experiments.checkpoint import PlainModelCheckpoint
 from fisher_keras.experiments.divergence import StopWhenDiverged, TrainingDivergedError
+from fisher_keras.experiments.plateau import PlateauSchedule
 from fisher_keras.experiments.progress import Progress
 from fisher_keras.experiments.provenance import provenance
 from fisher_keras.experiments.run_files import RunFiles
 from fisher_keras.experiments.training_config import REGULARIZER_OPTIONS, TrainingConfig, resolve
-from fisher_keras.experiments.training_data import TrainingData, split_dataset
+from fisher_keras.experiments.training_data import TrainingData, load_training_data
 from fisher_keras.models import build_model
 from fisher_keras.recipes import RECIPES, build_optimizer, learning_rate_at
 from fisher_keras.regularizer import FisherRegularizedModel
@@ -23,7 +24,11 @@ from fisher_keras.regularizer import FisherRegularizedModel
 __all__ = ["TrainingConfig", "TrainingDivergedError", "train"]
 
 
-def train(config: TrainingConfig) -> dict:
+def train(
+    config: TrainingConfig,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    data: TrainingData | None = None,
+) -> dict:
     """Trains one network and keeps everything about it in `config.output_dir`.
 
     With the same configuration on the same machine the weights are the same, bit for bit, also if
@@ -39,13 +44,17 @@ def train(config: TrainingConfig) -> dict:
 
     Args:
         config: what to train, and how.
+        callbacks: called at each epoch's end before it counts as finished: an epoch whose
+            callbacks have not all returned is trained again after a resume.
+        data: what `load_training_data` returns for the configuration, if it was called already.
 
     Returns:
         A dict for JSON: `status`; `flags`, the configuration with the recipe's values; `seed`;
         `versions`, `git_revision` and `device`; `resumed`, the same of each time the run was
         resumed; `data`, the fingerprint and numbers of images; `parameters`; `train` and `test`
-        after the last epoch, in inference mode, the training images not augmented: `loss` (with
-        weight penalties and label smoothing), `cross_entropy` (without) and `error_percent`;
+        after the last epoch, in inference mode, the training images not augmented, and
+        `confusion` if there is such a set: `loss` (with weight penalties and label smoothing),
+        `cross_entropy` (without) and `error_percent`;
         `wall_time_s` of all epochs and this evaluation; `seconds_per_epoch`, the median;
         `history`, the columns of the CSV.
 
@@ -60,25 +69,22 @@ def train(config: TrainingConfig) -> dict:
     if record and record["status"] == "finished":
         print(f"{files.directory} holds the finished run: nothing is left to do.")
         return record
-    data = split_dataset(
-        load_dataset(config.dataset, config.data_dir, config.download),
-        train_size=config.train_size,
-        validation_size=config.validation_size,
-        batch_size=config.batch_size,
-        one_hot=config.label_smoothing > 0,
-        seed=config.seed,
-    )
+    data = load_training_data(config) if data is None else data
     policy = keras.config.dtype_policy()
     if config.mixed_precision != "none":
         keras.config.set_dtype_policy(config.mixed_precision)
     try:
-        return _train(config, files, record, data)
+        return _train(config, files, record, data, callbacks)
     finally:
         keras.config.set_dtype_policy(policy)
 
 
 def _train(
-    config: TrainingConfig, files: RunFiles, record: dict | None, data: TrainingData
+    config: TrainingConfig,
+    files: RunFiles,
+    record: dict | None,
+    data: TrainingData,
+    callbacks: Sequence[keras.callbacks.Callback],
 ) -> dict:
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
@@ -107,11 +113,16 @@ def _train(
         epochs=config.epochs,
         steps_per_epoch=data.steps_per_epoch,
         shuffle=False,  # The batches are shuffled.
-        callbacks=_callbacks(config, files, plain_model, data.steps_per_epoch, first_epoch),
+        callbacks=[
+            *_callbacks(config, files, plain_model, data.steps_per_epoch, first_epoch),
+            *callbacks,
+            AtomicBackup(files.backup),  # Last, when the others have seen the epoch.
+        ],
         verbose=0,
     )
     start = time.monotonic()
-    results = {part: _evaluate(model, data, part) for part in ("train", "test")}
+    parts = ("train", "confusion", "test") if config.confusion_size else ("train", "test")
+    results = {part: _evaluate(model, data, part) for part in parts}
     history = files.read_history()
     record |= results | {
         "status": "finished",
@@ -165,20 +176,17 @@ def _callbacks(
     steps_per_epoch: int,
     first_epoch: int,
 ) -> list[keras.callbacks.Callback]:
-    """Returns the callbacks; the backup last, when the others have written the epoch.
+    """Returns the callbacks that every run has.
 
     What they write of an epoch without a backup is written again, the same, after a resume.
     """
-    recipe = RECIPES[config.arch]
     monitor, mode = ("val_accuracy", "max") if config.validation_size else ("loss", "min")
     best_so_far = None
     if first_epoch:
         best_so_far = {"max": max, "min": min}[mode](files.read_history()[monitor])
     return [
         StopWhenDiverged(),
-        keras.callbacks.LearningRateScheduler(
-            lambda epoch, _: learning_rate_at(recipe, epoch, config.epochs, config.learning_rate)
-        ),
+        _schedule(config, files.read_history()["loss"] if first_epoch else []),
         Progress(config.epochs, steps_per_epoch, first_epoch),
         keras.callbacks.TensorBoard(str(files.tensorboard), write_graph=False),
         keras.callbacks.CSVLogger(str(files.history), append=True),
@@ -191,8 +199,16 @@ def _callbacks(
             mode=mode,
             initial_value_threshold=best_so_far,
         ),
-        AtomicBackup(files.backup),
     ]
+
+
+def _schedule(config: TrainingConfig, past_losses: list[float]) -> keras.callbacks.Callback:
+    if config.schedule == "plateau":
+        return PlateauSchedule(config.learning_rate, config.epochs, past_losses)
+    recipe = RECIPES[config.arch]
+    return keras.callbacks.LearningRateScheduler(
+        lambda epoch, _: learning_rate_at(recipe, epoch, config.epochs, config.learning_rate)
+    )
 
 
 def _evaluate(model: keras.Model, data: TrainingData, part: str) -> dict[str, float]:
@@ -219,9 +235,13 @@ def _print_start(record: dict, files: RunFiles, first_epoch: int) -> None:
     )
     print(f"Settings: {values}.")
     images = record["data"]
+    confusion = ""
+    if images["confusion_images"]:
+        confusion = f" and {images['confusion_images']:,} with random labels"
     curves = "validation" if images["validation_images"] else "test"
     print(
-        f"Training {record['parameters']:,} parameters on {images['train_images']:,} images "
+        f"Training {record['parameters']:,} parameters on {images['train_images']:,} images"
+        f"{confusion} "
         f"({record['device']}); val_ below is the {curves} images."
     )
     if first_epoch:
@@ -230,11 +250,13 @@ def _print_start(record: dict, files: RunFiles, first_epoch: int) -> None:
 
 
 def _print_end(record: dict, files: RunFiles) -> None:
-    print(f"\n{'':<6}{'loss':>10}{'cross-entropy':>16}{'error (%)':>12}")
-    for part in ("train", "test"):
+    print(f"\n{'':<10}{'loss':>10}{'cross-entropy':>16}{'error (%)':>12}")
+    for part in ("train", "confusion", "test"):
+        if part not in record:
+            continue
         values = record[part]
         print(
-            f"{part:<6}{values['loss']:>10.4f}{values['cross_entropy']:>16.4f}"
+            f"{part:<10}{values['loss']:>10.4f}{values['cross_entropy']:>16.4f}"
             f"{values['error_percent']:>12.2f}"
         )
     print(f"{record['wall_time_s']:.0f} s. Everything is in {files.directory}.")

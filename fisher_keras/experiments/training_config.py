@@ -9,6 +9,7 @@ from fisher_keras.recipes import RECIPES, regularizer_settings
 from fisher_keras.regularizer import GRADIENTS
 
 MIXED_PRECISIONS = ("none", "mixed_float16", "mixed_bfloat16")
+SCHEDULES = ("recipe", "plateau")
 
 REGULARIZER_OPTIONS = (
     "alpha",
@@ -32,6 +33,7 @@ class TrainingConfig:
         data_dir: the TensorFlow Datasets folder, or the folder of images.
         download: whether data that are not in `data_dir` are downloaded.
         train_size: training images, drawn at random; None for all that are not held out.
+        confusion_size: further images, trained on with random labels (Section 7.1, Scenario I).
         validation_size: images of the train split that are held out of the training; 0 for none.
         augmentation: one of `fisher_keras.datasets.AUGMENTATIONS`.
         regularize: whether to train with the regularizer.
@@ -44,6 +46,8 @@ class TrainingConfig:
         epochs: passes over the training images.
         batch_size: images a step.
         learning_rate: the initial one.
+        schedule: one of `SCHEDULES`: the recipe's, or divided by 10 where the training loss
+            plateaus (Section 7.1), see `PlateauSchedule`.
         label_smoothing: part of a label that is spread over all classes, in [0, 1).
         mixed_precision: one of `MIXED_PRECISIONS`.
         jit_compile: whether XLA compiles the step.
@@ -60,6 +64,7 @@ class TrainingConfig:
     data_dir: str | None = None
     download: bool = False
     train_size: int | None = None
+    confusion_size: int = 0
     validation_size: int = 0
     augmentation: str | None = None
     regularize: bool = False
@@ -72,6 +77,7 @@ class TrainingConfig:
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    schedule: str = SCHEDULES[0]
     label_smoothing: float = 0.0
     mixed_precision: str = "none"
     jit_compile: bool = False
@@ -90,6 +96,7 @@ class TrainingConfig:
             ("dataset", DATASETS),
             ("augmentation", (None, *AUGMENTATIONS)),
             ("gradient", (None, *GRADIENTS)),
+            ("schedule", SCHEDULES),
             ("mixed_precision", MIXED_PRECISIONS),
         ):
             if getattr(self, name) not in choices:
@@ -97,6 +104,7 @@ class TrainingConfig:
                 raise ValueError(f"--{name} must be one of {known}, got {getattr(self, name)!r}")
         for name, lowest in (
             ("train_size", 1),
+            ("confusion_size", 0),
             ("validation_size", 0),
             ("num_sub_batches", 1),
             ("epochs", 1),

@@ -5,7 +5,11 @@ import dataclasses
 from absl import flags
 
 from fisher_keras.datasets import AUGMENTATIONS, DATASETS
-from fisher_keras.experiments.training_config import MIXED_PRECISIONS, TrainingConfig
+from fisher_keras.experiments.training_config import (
+    MIXED_PRECISIONS,
+    SCHEDULES,
+    TrainingConfig,
+)
 from fisher_keras.models import ARCHITECTURES
 from fisher_keras.regularizer import GRADIENTS
 
@@ -43,6 +47,12 @@ def define_training_flags() -> None:
         "train_size", None, "Training images, drawn at random; all by default.", **data
     )
     flags.DEFINE_integer(
+        "confusion_size",
+        usual.confusion_size,
+        "Further images, trained on with random labels.",
+        **data,
+    )
+    flags.DEFINE_integer(
         "validation_size",
         usual.validation_size,
         "Training images held out for the learning curves and best.keras. With 0 the curves are "
@@ -77,6 +87,13 @@ def define_training_flags() -> None:
     flags.DEFINE_integer("epochs", None, "By default the recipe's.", **training)
     flags.DEFINE_integer("batch_size", None, "By default the recipe's.", **training)
     flags.DEFINE_float("learning_rate", None, "At first; by default the recipe's.", **training)
+    flags.DEFINE_enum(
+        "schedule",
+        usual.schedule,
+        SCHEDULES,
+        "Of the learning rate: the recipe's, or divided by 10 where the training loss plateaus.",
+        **training,
+    )
     flags.DEFINE_float("label_smoothing", usual.label_smoothing, "From 0 to below 1.", **training)
     flags.DEFINE_enum(
         "mixed_precision", usual.mixed_precision, MIXED_PRECISIONS, "Keras policy.", **training

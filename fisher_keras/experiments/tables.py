@@ -1,0 +1,239 @@
+"""Tables 1 and 2 of the paper: networks trained with and without the regularizer (Section 7.2).
+
+Both are read off the same runs: no network is trained for one of them that the other has.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fisher_keras.experiments.atomic import replacing
+from fisher_keras.experiments.experiment import ExperimentOptions, carry_out_runs, preset_of
+from fisher_keras.experiments.presets import Preset
+from fisher_keras.experiments.store import Run
+from fisher_keras.experiments.text_tables import (
+    Rows,
+    latex_table,
+    markdown_table,
+    mean_and_std,
+)
+from fisher_keras.experiments.trained_run import MetricSettings, trained_run
+from fisher_keras.experiments.training_config import TrainingConfig
+
+EXPERIMENT = "regularization"
+_ARCHITECTURES = {"cnn": "CNN", "wide_resnet": "WRN", "densenet": "DenseNet", "resnet": "ResNet"}
+# Test errors in percent, mean and standard deviation of 5: without and with the regularizer.
+PAPER_TABLE_1 = {
+    ("cnn", "cifar10"): ((8.52, 0.08), (7.46, 0.13)),
+    ("wide_resnet", "cifar10"): ((5.44, 0.04), (4.80, 0.10)),
+    ("densenet", "cifar10"): ((4.61, 0.08), (4.31, 0.08)),
+    ("resnet", "cifar10"): ((8.50, 0.31), (7.91, 0.25)),
+    ("cnn", "cifar100"): ((31.12, 0.35), (29.19, 0.21)),
+    ("wide_resnet", "cifar100"): ((25.52, 0.15), (23.65, 0.14)),
+    ("densenet", "cifar100"): ((22.54, 0.32), (22.19, 0.28)),
+}
+# gamma-hat likewise.
+PAPER_TABLE_2 = {
+    ("resnet", "cifar10"): ((-979.3, 22.3), (-1138.1, 11.0)),
+    ("wide_resnet", "cifar10"): ((-737.6, 20.3), (-804.8, 18.7)),
+    ("densenet", "cifar10"): ((-850.3, 23.5), (-886.2, 20.5)),
+}
+_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+_NORMALIZE_LOGITS = 0.04
+
+_METRICS = MetricSettings(("log_determinant",), normalize_logits=_NORMALIZE_LOGITS)
+PRESETS = {
+    "paper": Preset(
+        about="the networks, recipes and data sets of the paper's Table 1.",
+        values=tuple(PAPER_TABLE_1),
+        num_seeds=5,
+        training={},
+        metrics=_METRICS,
+    ),
+    "laptop": None,
+    "smoke": Preset(
+        about="two epochs on a few digits: it shows that everything runs, and nothing else.",
+        values=(("cnn", "digits"), ("resnet", "digits")),
+        num_seeds=2,
+        training={"train_size": 60, "epochs": 2, "batch_size": 20},
+        metrics=dataclasses.replace(_METRICS, num_samples=10, num_trials=2),
+        run_estimate_s=15.0,
+    ),
+}
+
+_BOTH = (False, True)  # Without and with the regularizer.
+# Of an architecture and a data set, without (False) or with (True) the regularizer.
+_Groups = dict[tuple[str, str], dict[bool, list[dict[str, Any]]]]
+
+
+def regularization_runs(preset: Preset) -> list[Run]:
+    """Returns the runs of both tables, a seed of all networks before the next seed.
+
+    Args:
+        preset: its values are pairs of an architecture and a data set.
+
+    Returns:
+        For each of them and each seed a run without and one with the regularizer, whose settings
+        are those of `regularizer_settings`.
+    """
+    return [
+        trained_run(
+            EXPERIMENT,
+            TrainingConfig(
+                arch=arch,
+                dataset=dataset,
+                **preset.training,
+                regularize=regularize,
+                seed=seed,
+            ),
+            preset.metrics,
+            label=f"{arch} {dataset} {'regularized' if regularize else 'plain'}",
+        )
+        for seed in range(preset.num_seeds)
+        for arch, dataset in preset.values
+        for regularize in (False, True)
+    ]
+
+
+def make_table_1(options: ExperimentOptions) -> None:
+    """Trains the networks of Table 1 that are not there yet, prints and writes it.
+
+    Args:
+        options: how and where.
+
+    Raises:
+        ValueError: if an option or the data cannot be used.
+        OSError: if the data or the store cannot be read or written.
+        FailedRunsError: if runs failed; all others are finished.
+    """
+    preset = preset_of(PRESETS, options)
+    _make_table("table1", table_1, preset, options)
+
+
+def make_table_2(options: ExperimentOptions, normalize_logits: bool) -> None:
+    """Trains the CIFAR-10 networks of Table 2 that are not there yet, prints and writes it.
+
+    Args:
+        options: how and where.
+        normalize_logits: whether gamma-hat is of logits divided by 0.04 times their norm.
+
+    Raises:
+        ValueError: if an option or the data cannot be used.
+        OSError: if the data or the store cannot be read or written.
+        FailedRunsError: if runs failed; all others are finished.
+    """
+    preset = preset_of(PRESETS, options)
+    values = tuple(value for value in preset.values if value[1] != "cifar100")
+    preset = dataclasses.replace(preset, values=values)
+    table = functools.partial(table_2, normalize_logits=normalize_logits)
+    name = "table2_normalized" if normalize_logits else "table2"
+    _make_table(name, table, preset, options)
+
+
+def table_1(records: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Returns the test errors in percent, with the paper's beside.
+
+    Args:
+        records: of `regularization_runs`.
+
+    Returns:
+        Rows of cells, the header first.
+    """
+    header = ["network", "data", "test error (%)", "with regularizer (%)"]
+    header += ["paper (%)", "paper, with regularizer (%)", "train error (%), without / with"]
+    rows = [header]
+    for cell, groups in _groups(records).items():
+        errors = [[r["result"]["test"]["error_percent"] for r in groups[key]] for key in _BOTH]
+        train = [[r["result"]["train"]["error_percent"] for r in groups[key]] for key in _BOTH]
+        rows.append(
+            _names(cell)
+            + [mean_and_std(values, 2) for values in errors]
+            + _paper(PAPER_TABLE_1, cell, 2)
+            + [" / ".join(mean_and_std(values, 2) for values in train)]
+        )
+    return rows
+
+
+def table_2(records: Sequence[dict[str, Any]], normalize_logits: bool) -> list[list[str]]:
+    """Returns gamma-hat of the minima, with their training losses and the paper's gamma-hat.
+
+    Args:
+        records: of `regularization_runs`.
+        normalize_logits: which gamma-hat.
+
+    Returns:
+        Rows of cells, the header first.
+    """
+    header = ["network", "data", "gamma-hat", "with regularizer"]
+    header += ["paper", "paper, with regularizer", "train loss, without / with"]
+    rows = [header]
+    key = "normalized_metrics" if normalize_logits else "metrics"
+    for cell, groups in _groups(records).items():
+        gammas = [
+            [float(r["result"][key]["log_determinant"]["mean"]) for r in groups[regularize]]
+            for regularize in _BOTH
+        ]
+        losses = [[r["result"]["train"]["loss"] for r in groups[key]] for key in _BOTH]
+        rows.append(
+            _names(cell)
+            + [mean_and_std(values, 1) for values in gammas]
+            + _paper(PAPER_TABLE_2, cell, 1)
+            + [" / ".join(mean_and_std(values, 4) for values in losses)]
+        )
+    return rows
+
+
+def _make_table(
+    name: str,
+    table: Callable[[Sequence[dict[str, Any]]], Rows],
+    preset: Preset,
+    options: ExperimentOptions,
+) -> None:
+    """Carries out the runs, prints the table and writes it beside them."""
+    runs = regularization_runs(preset)
+    store, _ = carry_out_runs(EXPERIMENT, runs, preset, options)
+    # Not only those of this shard.
+    wanted = {run.key for run in runs}
+    records = [record for record in store.records() if record["key"] in wanted]
+    if not records or options.dry_run:
+        return
+    rows = table(records)
+    print(f"\n{markdown_table(rows)}")
+    for suffix, render in (("md", markdown_table), ("tex", latex_table)):
+        with replacing(store.directory / f"{name}.{suffix}") as path:
+            path.write_text(render(rows) + "\n", encoding="utf-8")
+    print(f"\nIt is in {store.directory / name}.md and .tex.")
+
+
+def _groups(records: Sequence[dict[str, Any]]) -> _Groups:
+    """Returns the records of each network and data set, in the order of the paper's tables."""
+    groups: _Groups = {}
+    for record in records:
+        training = record["config"]["training"]
+        cell = training["arch"], training["dataset"]
+        both = groups.setdefault(cell, {False: [], True: []})
+        both[training.get("regularize", False)].append(record)
+    order = list(PAPER_TABLE_1)
+    return dict(sorted(groups.items(), key=lambda item: _place(item[0], order)))
+
+
+def _place(cell: tuple[str, str], order: list[tuple[str, str]]) -> int:
+    return order.index(cell) if cell in order else len(order)
+
+
+def _names(cell: tuple[str, str]) -> list[str]:
+    arch, dataset = cell
+    return [_ARCHITECTURES[arch], _DATASETS.get(dataset, dataset)]
+
+
+def _paper(
+    table: dict[tuple[str, str], tuple[tuple[float, float], ...]],
+    cell: tuple[str, str],
+    digits: int,
+) -> list[str]:
+    """Returns the paper's mean ± std without and with the regularizer, "-" where it has none."""
+    pairs = table.get(cell)
+    if pairs is None:
+        return ["-", "-"]
+    return [f"{mean:.{digits}f} ± {std:.{digits}f}" for mean, std in pairs]

@@ -1,0 +1,46 @@
+"""Tables as text, from rows of cells whose first is the header."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+Rows = Sequence[Sequence[str]]
+
+
+def mean_and_std(values: Sequence[float], digits: int) -> str:
+    """Formats mean ± standard deviation (n - 1 in the denominator) of some runs.
+
+    Args:
+        values: one a run.
+        digits: after the decimal point.
+
+    Returns:
+        The mean alone for a single run or where it is infinite; "-" for none.
+    """
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    if len(values) == 1:
+        return f"{mean} (one run)"
+    if not all(map(math.isfinite, values)):
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def markdown_table(rows: Rows) -> str:
+    """Returns a Markdown table; all columns but the first are aligned to the right."""
+    header, *body = rows
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *body))
+
+
+def latex_table(rows: Rows) -> str:
+    """Returns a LaTeX tabular, for the package booktabs."""
+    header, *body = (
+        [cell.replace("%", r"\%").replace("±", r"$\pm$").replace("_", r"\_") for cell in row]
+        for row in rows
+    )
+    lines = [f"  {' & '.join(row)} \\\\" for row in (header, *body)]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
+    rules = (begin, r"  \toprule", lines[0], r"  \midrule", *lines[1:], r"  \bottomrule")
+    return "\n".join((*rules, r"\end{tabular}"))
