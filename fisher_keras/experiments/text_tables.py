@@ -27,10 +27,10 @@ def mean_and_std(values: Sequence[float], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def markdown_table(rows: Rows) -> str:
-    """Returns a Markdown table; all columns but the first are aligned to the right."""
+def markdown_table(rows: Rows, num_names: int = 1) -> str:
+    """Returns a Markdown table; all but its first `num_names` columns are aligned to the right."""
     header, *body = rows
-    rule = ["---", *["---:"] * (len(header) - 1)]
+    rule = ["---"] * num_names + ["---:"] * (len(header) - num_names)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *body))
 
 

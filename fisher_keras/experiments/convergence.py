@@ -1,0 +1,48 @@
+"""Which runs of a scenario did not reach the minimum that the metrics assume."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# In percent. In Section 7.1, the training accuracy is "essentially equal to 1".
+MAX_TRAIN_ERROR = 0.5
+# "We find the final training loss very small and very similar across different models". Similar:
+# not more than ten times the median of the scenario, which a few such runs do not move. Small: at
+# 0.01 nats the right classes have a probability of 99 % in the (geometric) mean, and below it a
+# loss counts as small, however much smaller the others are.
+MAX_LOSS_RATIO = 10
+SMALL_LOSS = 0.01
+
+
+def convergence_flags(
+    train_losses: Sequence[float], train_errors: Sequence[float]
+) -> list[tuple[str, ...]]:
+    """Says of each run of a scenario why it is not at a minimum such as the others'.
+
+    Args:
+        train_losses: mean cross-entropy of each run's training images, in nats.
+        train_errors: in percent, likewise.
+
+    Returns:
+        The reasons for each run, none for a run that is.
+    """
+    known = [loss for loss in train_losses if np.isfinite(loss)]
+    median = float(np.median(known)) if known else np.nan
+    return [
+        _reasons(loss, error, median)
+        for loss, error in zip(train_losses, train_errors, strict=True)
+    ]
+
+
+def _reasons(loss: float, error: float, median: float) -> tuple[str, ...]:
+    reasons = []
+    if not error <= MAX_TRAIN_ERROR:
+        reasons.append(f"training error {error:.2f} % (more than {MAX_TRAIN_ERROR} %)")
+    if not np.isfinite(loss):
+        reasons.append(f"training loss {loss}")
+    elif loss > max(MAX_LOSS_RATIO * median, SMALL_LOSS):
+        reasons.append(
+            f"training loss {loss:.2g} (more than {MAX_LOSS_RATIO} times the scenario's median "
+            f"{median:.2g})"
+        )
+    return tuple(reasons)
