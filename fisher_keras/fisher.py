@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from fisher_keras.building import build
 from fisher_keras.gram_function import GramFunction
+from fisher_keras.labelled_data import hard_labels
 from fisher_keras.model_functions import function_of
-from fisher_keras.outputs import FromLogits
+from fisher_keras.outputs import FromLogits, check_options
 
 # Where the cosines' smallest eigenvalue is less, the last digits of their products matter.
 _WELL_CONDITIONED = 1e-3
@@ -92,7 +93,8 @@ def loss_gradient_gram(
     """
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
     count = _count(x, y)
-    _check_options(from_logits, chunk_size, normalize_logits)
+    check_options(from_logits, normalize_logits)
+    _check_chunk_size(chunk_size)
     build(model, x)
     _check_trainable(model)
     function = function_of(model, GramFunction, from_logits, bool(training), normalize_logits)
@@ -117,7 +119,7 @@ def _products(
         batches = pair if training else [where]
         xi, scale = function(
             [_rows(x, rows) for rows in batches],
-            lambda num_classes, batches=batches: [_labels(y, num_classes)[r] for r in batches],
+            lambda num_classes, batches=batches: [hard_labels(y, num_classes)[r] for r in batches],
         )
         products[np.ix_(where, where)] = xi
         log_scale[where] = scale
@@ -132,8 +134,7 @@ def _normalized(products: np.ndarray, log_scale: np.ndarray) -> FisherGram:
         raise ValueError(
             f"The losses of {bad.size} of {len(log_scale)} examples have no finite gradient, the "
             f"first at {bad[:5].tolist()}. Look for NaN in those inputs, in the weights "
-            "(a diverged training), for labels of probability 0 and, with from_logits=False, for "
-            "outputs that are no probabilities."
+            "(a diverged training), and for labels of probability 0."
         )
     zero = squares == 0
     lengths = np.sqrt(np.where(zero, 1, squares))
@@ -154,17 +155,10 @@ def _count(x: Any, y: Any) -> int:
     return counts.pop()
 
 
-def _check_options(from_logits: Any, chunk_size: Any, normalize_logits: Any) -> None:
-    if from_logits not in (True, False, "auto"):
-        raise ValueError(f"from_logits must be True, False or 'auto'. Given: {from_logits!r}.")
+def _check_chunk_size(chunk_size: Any) -> None:
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(
             f"chunk_size must be a whole number, 1 or greater, or None. Given: {chunk_size!r}."
-        )
-    if normalize_logits is not None and not normalize_logits > 0:
-        raise ValueError(
-            f"normalize_logits must be a number greater than 0, or None. "
-            f"Given: {normalize_logits!r}."
         )
 
 
@@ -178,25 +172,3 @@ def _check_trainable(model: keras.Model) -> None:
 
 def _rows(x: Any, rows: Any) -> Any:
     return keras.tree.map_structure(lambda values: tf.gather(values, rows), x)
-
-
-def _labels(y: Any, num_classes: int) -> np.ndarray:
-    """Returns class indices, int32, shape (N,)."""
-    y = np.asarray(y)
-    if y.ndim == 2 and y.shape[1] == num_classes:
-        return np.argmax(y, axis=1).astype(np.int32)
-    labels = y.reshape(-1)
-    if y.ndim > 2 or labels.size != len(y):
-        raise ValueError(
-            f"y must hold class indices, shape (N,), or distributions over the {num_classes} "
-            f"classes, shape (N, {num_classes}). Given: shape {y.shape}."
-        )
-    if num_classes == 2 and labels.dtype.kind == "f":
-        labels = labels > 0.5
-    bad = (labels != labels.astype(np.int64)) | (labels < 0) | (labels >= num_classes)
-    if bad.any():
-        raise ValueError(
-            f"Labels must be whole numbers from 0 to {num_classes - 1}, as the model has "
-            f"{num_classes} classes. Given: {labels[bad][0]} at {np.flatnonzero(bad)[0]}."
-        )
-    return labels.astype(np.int32)

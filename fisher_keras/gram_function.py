@@ -7,8 +7,9 @@ import keras
 import tensorflow as tf
 
 from fisher_keras import stateless
+from fisher_keras.model_functions import concrete_function
 from fisher_keras.operation_rules import Gradients, Sum
-from fisher_keras.outputs import FromLogits, find_logits
+from fisher_keras.outputs import FromLogits, check_outputs, find_logits
 from fisher_keras.per_example import Batch
 from fisher_keras.product_sum import sum_of_products
 
@@ -22,7 +23,7 @@ class GramFunction:
 
     The first call verifies the structured gradients (`fisher_keras.structured`) against reverse
     mode, for a random combination of the examples; weights for which they fail take the general
-    way from then on: `tf.vectorized_map` over the examples.
+    way from then on: a backward pass for each example (`fisher_keras.vectorized`).
 
     Attributes:
         num_classes: K of the outputs, known once there was a call.
@@ -49,7 +50,7 @@ class GramFunction:
         self.exact = False
 
     def take_general_way(self, indices: Iterable[int]) -> None:
-        """Takes the gradients of some weights, by their index, by `tf.vectorized_map`."""
+        """Takes the gradients of some weights, by their index, example by example."""
         self.general_weights |= set(indices)
         self._function = None
 
@@ -72,37 +73,43 @@ class GramFunction:
             scale's logarithms, shape (N,), both float64.
 
         Raises:
-            ValueError: If logits are to be normalized, and the model gives none.
+            ValueError: If outputs are not what `from_logits` and `normalize_logits` need.
         """
         count = sum(keras.tree.flatten(x)[0].shape[0] for x in chunks)
         # One example has no neighbour that its gradient could be mistaken for.
-        verify = not (self._verified or self._training) and count > 1
-        result = self._run(chunks, labels_of, verify)
-        if verify:
+        if not (self._verified or self._training) and count > 1:
+            errors = self._run(tf.function(self._errors, autograph=False), chunks, labels_of)
+            self.take_general_way((errors.numpy() > _TOLERANCE).nonzero()[0].tolist())
             self._verified = True
-            wrong = result[-1].numpy() > _TOLERANCE
-            if wrong.any():
-                self.take_general_way(wrong.nonzero()[0].tolist())
-                result = self._run(chunks, labels_of, verify=False)
-        products, log_scale, are_logits, _ = result
-        if self._normalize_logits is not None and not are_logits:
-            raise ValueError(
-                f"normalize_logits={self._normalize_logits} needs logits, and the model gives "
-                "only probabilities. Evaluate a model that ends in its logits, or in softmax."
-            )
-        return products, log_scale
-
-    def _run(self, chunks: Sequence[Any], labels_of: Callable, verify: bool) -> tuple:
         if self._function is None:
             self._function = tf.function(self._products, autograph=False)
+        products, log_scale, are_logits, distance = self._run(self._function, chunks, labels_of)
+        check_outputs(bool(are_logits), float(distance), self._normalize_logits)
+        return products, log_scale
+
+    def _run(self, function: Any, chunks: Sequence[Any], labels_of: Callable) -> Any:
         x = keras.tree.map_structure(_spec, list(chunks))
         sizes = [keras.tree.flatten(chunk)[0].shape[0] for chunk in chunks]
         labels = [tf.TensorSpec([size], tf.int32) for size in sizes]
         # A concrete function is a graph even where the user asked for eager functions.
-        concrete = self._function.get_concrete_function(x, labels, verify)
-        return concrete(list(chunks), list(labels_of(self.num_classes)), verify)
+        concrete = concrete_function(function, x, labels)
+        return concrete(list(chunks), list(labels_of(self.num_classes)))
 
-    def _products(self, chunks: list, labels: list[tf.Tensor], verify: bool) -> tuple:
+    def _products(self, chunks: list, labels: list[tf.Tensor]) -> tuple:
+        batches, weights = self._batches(chunks, labels)
+        gradients = self._gradients(batches, weights)
+        log_scale = tf.concat([batch.log_scale for batch in batches], axis=0)
+        are_logits = tf.reduce_all(tf.stack([batch.are_logits for batch in batches]))
+        distance = tf.reduce_max(tf.stack([batch.distance for batch in batches]))
+        return sum_of_products(gradients, self.exact), log_scale, are_logits, distance
+
+    def _errors(self, chunks: list, labels: list[tf.Tensor]) -> tf.Tensor:
+        (batch,), weights = self._batches(chunks, labels)
+        return batch.errors(batch.structured_gradients(weights), weights)
+
+    def _batches(
+        self, chunks: list, labels: list[tf.Tensor]
+    ) -> tuple[list[Batch], list[tf.Tensor]]:
         model = self._model
         weights = stateless.values(model.trainable_variables)
         state = stateless.values(model.non_trainable_variables)
@@ -110,18 +117,14 @@ class GramFunction:
         def logits_of(x: Any, weights: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
             with stateless.scope(model, weights, state):
                 outputs = stateless.apply(model, x, self._training)
-            return find_logits(outputs, self._from_logits)
+            return find_logits(outputs, self._from_logits, self._normalize_logits)
 
         batches = [
             Batch(logits_of, x, y, weights, self._normalize_logits)
             for x, y in zip(chunks, labels, strict=True)
         ]
         self.num_classes = max(2, batches[0].logits.shape[-1])
-        gradients = self._gradients(batches, weights)
-        log_scale = tf.concat([batch.log_scale for batch in batches], axis=0)
-        are_logits = tf.reduce_all(tf.stack([batch.are_logits for batch in batches]))
-        errors = batches[0].errors(gradients, weights) if verify else ()
-        return sum_of_products(gradients, self.exact), log_scale, are_logits, errors
+        return batches, weights
 
     def _gradients(self, batches: list[Batch], weights: list[tf.Tensor]) -> list[Gradients]:
         if self._training:

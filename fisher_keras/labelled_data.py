@@ -34,7 +34,7 @@ class LabelledData:
     @property
     def hard_labels(self) -> np.ndarray:
         """The most probable class of each example (the paper's y-bar), shape (N,)."""
-        return self.y if self.y.ndim == 1 else np.argmax(self.y, axis=1)
+        return _most_probable(self.y)
 
     @property
     def fingerprint(self) -> str:
@@ -72,7 +72,7 @@ def labelled_data(data: Any, name: str = "data") -> LabelledData:
             f"{name} must hold one label an example, and one example at least. Given: arrays of "
             f"{', '.join(map(str, lengths[:-1]))} examples and {lengths[-1]} labels."
         )
-    return LabelledData(x, _checked_labels(y, name))
+    return LabelledData(x, _checked_labels(y, what=f"The labels of {name}"))
 
 
 def label_distributions(y: Any, num_classes: int, label_smoothing: float = 0.0) -> np.ndarray:
@@ -89,20 +89,26 @@ def label_distributions(y: Any, num_classes: int, label_smoothing: float = 0.0) 
     Raises:
         ValueError: If y does not fit K classes.
     """
-    y = _checked_labels(np.asarray(y), "y")
+    y = _checked_labels(y, num_classes)
     if y.ndim == 1:
-        if y.max() >= num_classes:
-            raise ValueError(
-                f"Labels must be in 0..{num_classes - 1}, as the model gives {num_classes} "
-                f"outputs. Given: label {y.max()} for example {np.argmax(y)}."
-            )
         y = np.eye(num_classes)[y]
-    if y.shape[1] != num_classes:
-        raise ValueError(
-            f"Labels must be distributions over the {num_classes} classes that the model gives. "
-            f"Given: shape {y.shape}."
-        )
     return (1.0 - label_smoothing) * y.astype(np.float64) + label_smoothing / num_classes
+
+
+def hard_labels(y: Any, num_classes: int) -> np.ndarray:
+    """Returns the most probable class of each label (the paper's y-bar).
+
+    Args:
+        y: Classes, shape (N,) or (N, 1), or distributions, shape (N, K).
+        num_classes: K.
+
+    Returns:
+        Shape (N,), int32.
+
+    Raises:
+        ValueError: If y does not fit K classes.
+    """
+    return _most_probable(_checked_labels(y, num_classes)).astype(np.int32)
 
 
 def fingerprint(arrays: list[np.ndarray]) -> str:
@@ -129,17 +135,40 @@ def _read(dataset: tf.data.Dataset, name: str) -> tuple[Any, np.ndarray]:
     return keras.tree.map_structure(lambda *leaves: np.concatenate(leaves), *batches)
 
 
-def _checked_labels(y: np.ndarray, name: str) -> np.ndarray:
+def _most_probable(y: np.ndarray) -> np.ndarray:
+    return y if y.ndim == 1 else np.argmax(y, axis=1)
+
+
+def _checked_labels(y: Any, num_classes: int | None = None, what: str = "Labels") -> np.ndarray:
     """Returns labels as classes (N,), integers, or as distributions (N, K)."""
+    y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
-    is_number = y.dtype.kind in "biuf"
-    if is_number and y.ndim == 1 and (y >= 0).all() and (y == np.floor(y)).all():
-        return y.astype(np.int64)
-    if is_number and y.ndim == 2 and (y >= 0).all() and (np.abs(y.sum(axis=1) - 1) < 1e-3).all():
-        return y
-    expected = "classes 0, 1, ... of shape (N,) or distributions over them of shape (N, K)"
-    raise ValueError(
-        f"The labels of {name} must be {expected}. Given: dtype {y.dtype}, shape {y.shape}"
-        + (f", values from {y.min()} to {y.max()}." if is_number and y.size else ".")
-    )
+    problem = _label_problem(y, num_classes)
+    if problem:
+        classes, count = "0, 1, ...", "K"
+        if num_classes is not None:
+            classes, count = f"0..{num_classes - 1} of the model", str(num_classes)
+        raise ValueError(
+            f"{what} must be classes {classes}, shape (N,), or distributions over them, shape "
+            f"(N, {count}). Given: {problem}."
+        )
+    return y.astype(np.int64) if y.ndim == 1 else y
+
+
+def _label_problem(y: np.ndarray, num_classes: int | None) -> str | None:
+    """Says what is wrong with labels, and where first."""
+    if y.dtype.kind not in "biuf":
+        return f"dtype {y.dtype}"
+    values = y.astype(np.float64)
+    if y.ndim == 1:
+        limit = np.inf if num_classes is None else num_classes
+        right = (values >= 0) & (values < limit) & (values == np.floor(values))
+    elif y.ndim == 2 and num_classes in (None, y.shape[1]):
+        right = (values >= 0).all(axis=1) & (np.abs(values.sum(axis=1) - 1) < 1e-3)
+    else:
+        return f"shape {y.shape}"
+    if right.all():
+        return None
+    first = np.argmin(right)
+    return f"label {y[first]} for example {first}"

@@ -1,5 +1,6 @@
 """One evaluation of a local minimum: all metrics over T samples of the training set."""
 
+import dataclasses
 import os
 import time
 import warnings
@@ -24,6 +25,7 @@ from fisher_keras.local_minimum_report import Fit, LocalMinimumReport, summarize
 from fisher_keras.model_functions import for_batches, function_of
 from fisher_keras.outputs import FromLogits, logits_function
 from fisher_keras.regularizer import FisherRegularizedModel
+from fisher_keras.replicas import over_replicas, replica_strategy
 from fisher_keras.robustness import squared_jacobian_norms
 from fisher_keras.singular_gram import Dependence, SingularGramWarning, find_dependence
 from fisher_keras.trials import Trial, TrialFile, draw_sample
@@ -64,6 +66,11 @@ def evaluate_local_minimum(
     the mean over the trials is $\hat\gamma(w)$ (Equation 5). All Fisher metrics come from one
     Gram matrix a trial. The model is in inference mode and is not changed.
 
+    In the scope of a `tf.distribute.MirroredStrategy`, or if the model was made in one, the
+    trials are spread over its replicas, one at a time on each device. The results are those of
+    one device, up to the rounding of the model's dtype. Losses and errors are computed on one
+    device. Strategies that span several machines or TPU cores are refused.
+
     Args:
         model: A Keras classifier; of a `FisherRegularizedModel`, the wrapped one.
         data: The training data without augmentation: a pair (x, y) of arrays, or a finite
@@ -92,8 +99,9 @@ def evaluate_local_minimum(
         labels allow; and which examples make a sample's Fisher information singular.
 
     Raises:
-        ValueError: If an argument is out of range, the model's outputs are not finite, or the
-            file holds the trials of another evaluation.
+        ValueError: If an argument is out of range, the model's outputs are not finite, the file
+            holds the trials of another evaluation, or a strategy of several replicas is no
+            `MirroredStrategy`.
 
     Example:
     >>> classifier = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
@@ -104,6 +112,7 @@ def evaluate_local_minimum(
     """
     _check_arguments(num_samples, num_trials, seed, metrics, normalize_logits)
     model = model.model if isinstance(model, FisherRegularizedModel) else model
+    strategy = replica_strategy(model)
     train = labelled_data(data)
     if num_samples > len(train):
         raise ValueError(
@@ -126,13 +135,15 @@ def evaluate_local_minimum(
     }
     file = None if trials_path is None else TrialFile(trials_path, evaluation)
     finished = {} if file is None else file.finished
-    compute = _trial_function(model, from_logits, train, evaluation)
+    missing = [index for index in range(num_trials) if index not in finished]
+    evaluate = _sample_function(model, from_logits, train, evaluation)
+    evaluated = over_replicas(strategy, evaluate, missing)
     start = time.monotonic()
     trials = []
     for index in tqdm.auto.trange(num_trials, desc="trials", disable=not progress):
         trial = finished.get(index)
         if trial is None:
-            trial = compute(index)
+            trial = _trial(index, next(evaluated), metrics)
             if file is not None:
                 file.add(trial)
         trials.append(trial)
@@ -153,14 +164,28 @@ def evaluate_local_minimum(
     )
 
 
-def _trial_function(
-    model: keras.Model, from_logits: FromLogits, data: LabelledData, evaluation: dict[str, Any]
-) -> Callable[[int], Trial]:
-    """Makes the function that computes a trial from its index."""
-    names, normalize_logits = evaluation["metrics"], evaluation["normalize_logits"]
-    jacobian_norms = function_of(model, squared_jacobian_norms, from_logits, normalize_logits)
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """What the model gives for the examples of one trial.
 
-    def compute(index: int) -> Trial:
+    Attributes:
+        rows: Rows of the examples in the data.
+        gram: Their Gram matrix; None if no metric needs it.
+        jacobian_norms: Their squared input-output Jacobian norms; None if no metric needs them.
+    """
+
+    rows: np.ndarray
+    gram: FisherGram | None
+    jacobian_norms: np.ndarray | None
+
+
+def _sample_function(
+    model: keras.Model, from_logits: FromLogits, data: LabelledData, evaluation: dict[str, Any]
+) -> Callable[[int], _Sample]:
+    """Makes the function that evaluates the model for a trial, from the trial's index."""
+    names, normalize_logits = evaluation["metrics"], evaluation["normalize_logits"]
+
+    def evaluate(index: int) -> _Sample:
         rows = draw_sample(
             data.hard_labels,
             evaluation["num_samples"],
@@ -168,23 +193,33 @@ def _trial_function(
             index,
             evaluation["stratified"],
         )
-        sample = data.take(rows)
-        values, log_spectrum, dependence = {}, (), Dependence((), (), ())
+        examples = data.take(rows)
+        gram = jacobian_norms = None
         if GRAM_METRICS.keys() & set(names):
             gram = loss_gradient_gram(
-                model, sample.x, sample.y, from_logits, normalize_logits=normalize_logits
+                model, examples.x, examples.y, from_logits, normalize_logits=normalize_logits
             )
-            dependence = find_dependence(gram, rows)
-            log_spectrum = tuple(gram_metrics.log_spectrum(gram).tolist())
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SingularGramWarning)  # Said once, in the end.
-                for name in GRAM_METRICS.keys() & set(names):
-                    values[name] = GRAM_METRICS[name](gram)
         if "robustness" in names:
-            values["robustness"] = float(np.mean(jacobian_norms(sample.x)))
-        return Trial(index, {name: values[name] for name in names}, log_spectrum, dependence)
+            norms = function_of(model, squared_jacobian_norms, from_logits, normalize_logits)
+            jacobian_norms = norms(examples.x)
+        return _Sample(rows, gram, jacobian_norms)
 
-    return compute
+    return evaluate
+
+
+def _trial(index: int, sample: _Sample, names: Sequence[str]) -> Trial:
+    """Computes the metrics; in one thread, as it changes filters of warnings and BLAS' threads."""
+    values, log_spectrum, dependence = {}, (), Dependence((), (), ())
+    if sample.gram is not None:
+        dependence = find_dependence(sample.gram, sample.rows)
+        log_spectrum = tuple(gram_metrics.log_spectrum(sample.gram).tolist())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SingularGramWarning)  # Said once, in the end.
+            for name in GRAM_METRICS.keys() & set(names):
+                values[name] = GRAM_METRICS[name](sample.gram)
+    if sample.jacobian_norms is not None:
+        values["robustness"] = float(np.mean(sample.jacobian_norms))
+    return Trial(index, {name: values[name] for name in names}, log_spectrum, dependence)
 
 
 def _logits_of_batches(model: keras.Model, from_logits: FromLogits) -> Callable[[Any], tf.Tensor]:

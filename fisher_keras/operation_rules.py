@@ -1,6 +1,7 @@
 """Per-example gradients of a weight at one TensorFlow operation that uses it."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -45,6 +46,10 @@ class Sum:
         """Returns the gradients, shape (N, *weight.shape)."""
         return self.gradients
 
+    def combination(self, factors: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of the gradients, each times its factor, of the weight's shape."""
+        return tf.tensordot(tf.cast(factors, self.gradients.dtype), self.gradients, 1)
+
     def blocks(self) -> list[Callable[[], tf.Tensor]]:
         """Returns a function that gives the gradients as a matrix of shape (N, P)."""
         return [lambda: _flat(self.gradients)]
@@ -55,29 +60,44 @@ class Product:
     r"""Gradients of N examples that are $\sum_l X_{nla} \Delta_{nlb}$, over positions l.
 
     Attributes:
-        x: X, shape (N, L, A).
-        delta: Delta, shape (N, L, B).
-        restore: Takes gradients of shape (N, A, B) to (N, *weight.shape).
+        size: N, L, A and B.
+        make_factors: Returns X, shape (N, L, A), and Delta, shape (N, L, B). Both may be several
+            times as large as what they are made of: they are made when they are asked for.
+        restore: Takes gradients of shape (n, A, B), for any n, to (n, *weight.shape).
     """
 
-    x: tf.Tensor
-    delta: tf.Tensor
+    size: tuple[int, int, int, int]
+    make_factors: Callable[[], tuple[tf.Tensor, tf.Tensor]]
     restore: Callable[[tf.Tensor], tf.Tensor]
+
+    @functools.cached_property
+    def factors(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """X and Delta."""
+        return self.make_factors()
 
     def whole(self) -> tf.Tensor:
         """Returns the gradients, shape (N, *weight.shape)."""
-        return self.restore(tf.matmul(self.x, self.delta, transpose_a=True))
+        return self.restore(self._columns(0, self.size[-1]))
+
+    def combination(self, factors: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of the gradients, each times its factor, of the weight's shape."""
+        x, delta = self.factors
+        delta *= tf.cast(factors, delta.dtype)[:, tf.newaxis, tf.newaxis]
+        x, delta = (tf.reshape(t, [-1, t.shape[-1]]) for t in (x, delta))
+        return self.restore(tf.matmul(x, delta, transpose_a=True)[tf.newaxis])[0]
 
     def blocks(self) -> list[Callable[[], tf.Tensor]]:
         """Returns functions that give columns of the matrix of gradients, in any order."""
-        count, _, columns = self.delta.shape
-        size = max(1, _BLOCK_ENTRIES // (count * self.x.shape[-1]))
+        count, _, rows, columns = self.size
+        step = max(1, _BLOCK_ENTRIES // (count * rows))
         return [
-            lambda first=first: _flat(
-                tf.matmul(self.x, self.delta[..., first : first + size], transpose_a=True)
-            )
-            for first in range(0, columns, size)
+            lambda first=first: _flat(self._columns(first, first + step))
+            for first in range(0, columns, step)
         ]
+
+    def _columns(self, first: int, last: int) -> tf.Tensor:
+        x, delta = self.factors
+        return tf.matmul(x, delta[..., first:last], transpose_a=True)
 
 
 Gradients = Sum | Product
@@ -89,25 +109,18 @@ def _flat(gradients: tf.Tensor) -> tf.Tensor:
 
 
 def _matrix_product(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
-    """The weight is a matrix, its other factor (N, A), or (N L, A) as layers flatten sequences."""
-    rows = use.other.shape[0]
-    if use.position != 1 or use.op.get_attr("transpose_a") or rows is None or rows % count:
+    """The weight is a matrix; its other factor (N, ..., A), or (N L, A) as layers flatten it."""
+    names = ("transpose_a", "transpose_b") if use.op.type == "MatMul" else ("adj_x", "adj_y")
+    other_transposed, transposed = map(use.op.get_attr, names)
+    is_matrix = use.position == 1 and not other_transposed and use.tensor.shape.rank == 2
+    shape = use.other.shape
+    if not is_matrix or not shape.is_fully_defined() or shape[0] % count:
         return None
-    length = rows // count
-    x, delta = (_wide(tf.reshape(t, [count, length, t.shape[-1]])) for t in (use.other, delta))
-    if use.op.get_attr("transpose_b"):
-        x, delta = delta, x
-    return Product(x, delta, lambda gradients: gradients)
-
-
-def _sequence_product(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
-    """The weight is a matrix that multiplies each position of (N, ..., A), as in attention."""
-    adjoint = use.op.get_attr("adj_x") or use.op.get_attr("adj_y")
-    if use.position != 1 or adjoint or len(use.tensor.shape) != 2 or not _leads(use.other, count):
-        return None
-    length = math.prod(use.other.shape[1:-1])
-    x, delta = (_wide(tf.reshape(t, [count, length, t.shape[-1]])) for t in (use.other, delta))
-    return Product(x, delta, lambda gradients: gradients)
+    length = math.prod(shape[:-1]) // count
+    factors = (delta, use.other) if transposed else (use.other, delta)
+    x, delta = (_wide(tf.reshape(t, [count, length, t.shape[-1]])) for t in factors)
+    size = (count, length, x.shape[-1], delta.shape[-1])
+    return Product(size, lambda: (x, delta), lambda gradients: gradients)
 
 
 def _lookup(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
@@ -117,10 +130,14 @@ def _lookup(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
     if use.position != 0 or not plain or not _leads(indices, count):
         return None
     rows, *entries = use.tensor.shape
-    length = math.prod(indices.shape[1:])
-    delta = _wide(tf.reshape(delta, [count, length, math.prod(entries)]))
-    x = tf.one_hot(tf.reshape(indices, [count, length]), rows, dtype=delta.dtype)
-    return Product(x, delta, lambda g: tf.reshape(g, [count, rows, *entries]))
+    size = count, math.prod(indices.shape[1:]), rows, math.prod(entries)
+
+    def make_factors() -> tuple[tf.Tensor, tf.Tensor]:
+        row_gradients = _wide(tf.reshape(delta, [*size[:2], size[3]]))
+        ones = tf.one_hot(tf.reshape(indices, size[:2]), rows, dtype=row_gradients.dtype)
+        return ones, row_gradients
+
+    return Product(size, make_factors, lambda g: tf.reshape(g, [-1, rows, *entries]))
 
 
 def _convolution(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
@@ -137,9 +154,18 @@ def _convolution(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
     x, delta = _wide(x), _wide(delta)
     if rows.stride == columns.stride == 1:
         return _dense_convolution(x, delta, kernel, rows, columns)
-    x = _gather_pixels(x, rows.inputs_of_outputs(), columns.inputs_of_outputs())
-    delta = tf.reshape(delta, [count, rows.outputs * columns.outputs, kernel[3]])
-    return Product(x, delta, lambda g: tf.reshape(g, [count, *kernel.as_list()]))
+    height, width, inputs, outputs = kernel
+    length = rows.outputs * columns.outputs
+
+    def make_factors() -> tuple[tf.Tensor, tf.Tensor]:
+        windows = _gather_pixels(x, rows.inputs_of_outputs(), columns.inputs_of_outputs())
+        return windows, tf.reshape(delta, [count, length, outputs])
+
+    return Product(
+        (count, length, height * width * inputs, outputs),
+        make_factors,
+        lambda gradients: tf.reshape(gradients, [-1, *kernel]),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,17 +225,21 @@ def _dense_convolution(
     One product over the pixels of X's rows and Delta's columns then gives all pairs, and each is
     copied k times instead of k^2 times one of them.
     """
-    x = _gather_pixels(x, np.arange(rows.inputs)[:, np.newaxis], columns.inputs_of_outputs())
-    delta = _gather_pixels(
-        delta, rows.outputs_of_inputs(), np.arange(columns.outputs)[:, np.newaxis]
-    )
+    height, width, inputs, outputs = kernel
+
+    def make_factors() -> tuple[tf.Tensor, tf.Tensor]:
+        rows_of_x, columns_of_delta = np.arange(rows.inputs), np.arange(columns.outputs)
+        return (
+            _gather_pixels(x, rows_of_x[:, np.newaxis], columns.inputs_of_outputs()),
+            _gather_pixels(delta, rows.outputs_of_inputs(), columns_of_delta[:, np.newaxis]),
+        )
 
     def restore(gradients: tf.Tensor) -> tf.Tensor:
-        height, width, inputs, outputs = kernel
         gradients = tf.reshape(gradients, [-1, width, inputs, height, outputs])
         return tf.transpose(gradients, [0, 3, 1, 2, 4])
 
-    return Product(x, delta, restore)
+    size = (x.shape[0], rows.inputs * columns.outputs, width * inputs, height * outputs)
+    return Product(size, make_factors, restore)
 
 
 def _gather_pixels(images: tf.Tensor, rows: np.ndarray, columns: np.ndarray) -> tf.Tensor:
@@ -304,7 +334,7 @@ def _wide(values: tf.Tensor) -> tf.Tensor:
 RULES: dict[str, Callable[[Use, tf.Tensor, int], Gradients | None]] = {
     "Add": _broadcast_sum,
     "AddV2": _broadcast_sum,
-    "BatchMatMulV2": _sequence_product,
+    "BatchMatMulV2": _matrix_product,
     "BiasAdd": _bias,
     "Conv2D": _convolution,
     "Einsum": _einsum,

@@ -13,10 +13,23 @@ FromLogits = bool | Literal["auto"]
 # Between softmax and the model's output these change nothing.
 _TRANSPARENT = ("Identity", "Cast")
 # Row sums of probabilities in half precision are off by about this much.
-_SUM_TOLERANCE = 1e-2
+_TOLERANCE = 1e-2
 
 
-def find_logits(outputs: tf.Tensor, from_logits: FromLogits) -> tuple[tf.Tensor, tf.Tensor]:
+def check_options(from_logits: Any, normalize_logits: Any) -> None:
+    """Raises a ValueError if an argument of that name of the metrics is out of range."""
+    if from_logits not in (True, False, "auto"):
+        raise ValueError(f"from_logits must be True, False or 'auto'. Given: {from_logits!r}.")
+    if normalize_logits is not None and not 0 < normalize_logits < math.inf:
+        raise ValueError(
+            "normalize_logits must be a number greater than 0, such as 0.04, or None. "
+            f"Given: {normalize_logits!r}."
+        )
+
+
+def find_logits(
+    outputs: tf.Tensor, from_logits: FromLogits, normalize_logits: float | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Finds what the hard-label loss is differentiated at, in the graph of a model.
 
     A softmax or a sigmoid at the end is passed over: its input has digits that its output has
@@ -26,20 +39,26 @@ def find_logits(outputs: tf.Tensor, from_logits: FromLogits) -> tuple[tf.Tensor,
         outputs: The model's outputs, shape (N, K), a tensor of a graph.
         from_logits: Whether they are logits; "auto" finds out from the graph or, where a layer of
             one's own gives the outputs, from their values.
+        normalize_logits: What is to be done with them, see `unit_cotangents`.
 
     Returns:
         The tensor to differentiate at, shape (N, K), and whether it holds logits rather than
-        probabilities (a boolean scalar tensor).
+        probabilities (a boolean scalar tensor). `check_outputs` tells if its values are right.
 
     Raises:
         ValueError: If outputs are not of shape (N, K), or not what `from_logits` says, or if it
-            cannot be found out what they are.
+            cannot be found out what they are, or if they cannot be normalized.
     """
     if not isinstance(outputs, tf.Tensor) or outputs.shape.rank != 2:
         shape = getattr(outputs, "shape", None)
         raise ValueError(
             "The metrics are of a classifier with one output of shape (N, K). The model gives "
             f"{type(outputs).__name__} of shape {shape}."
+        )
+    if normalize_logits is not None and outputs.shape[-1] == 1:
+        raise ValueError(
+            f"normalize_logits={normalize_logits} needs a logit for each class. The model has one "
+            "output, of which only the sign would be left. Pass normalize_logits=None."
         )
     op = outputs.op
     while op.type in _TRANSPARENT:
@@ -58,7 +77,42 @@ def find_logits(outputs: tf.Tensor, from_logits: FromLogits) -> tuple[tf.Tensor,
             "The model has a single output that does not end in a sigmoid, so that logits and "
             "probabilities cannot be told apart. Pass from_logits=True or False."
         )
-    return outputs, ~_is_distribution(outputs)
+    # NaN is no probability. (TensorFlow would make "not less" into "greater", also for NaN.)
+    return outputs, tf.where(distance_from_probabilities(outputs) <= _TOLERANCE, False, True)
+
+
+def distance_from_probabilities(outputs: tf.Tensor) -> tf.Tensor:
+    """Returns how far any of the outputs, shape (N, K), are below 0, or their sums from 1.
+
+    Of a single unit, shape (N, 1), it is how far they are outside of 0 to 1.
+    """
+    outputs = tf.cast(outputs, tf.float64)
+    excess = tf.reduce_sum(outputs, axis=-1) - 1
+    excess = excess if outputs.shape[-1] == 1 else tf.abs(excess)
+    return tf.maximum(tf.reduce_max(excess), tf.reduce_max(-outputs))
+
+
+def check_outputs(are_logits: bool, distance: float, normalize_logits: float | None) -> None:
+    """Raises a ValueError if the values of a model's outputs are not what the metrics need.
+
+    Args:
+        are_logits: Whether they are logits rather than probabilities.
+        distance: What `distance_from_probabilities` returns.
+        normalize_logits: See `unit_cotangents`.
+    """
+    if are_logits:
+        return
+    if distance > _TOLERANCE:
+        raise ValueError(
+            "from_logits=False, but the model's outputs are no probabilities: they are negative, "
+            f"or their sum over the classes is not 1, by up to {distance:.3g}. Pass "
+            "from_logits=True for logits, or 'auto' to find out."
+        )
+    if normalize_logits is not None:
+        raise ValueError(
+            f"normalize_logits={normalize_logits} needs logits, and the model gives only "
+            "probabilities. Evaluate a model that ends in its logits, or in softmax."
+        )
 
 
 def logits_function(
@@ -79,7 +133,7 @@ def logits_function(
     @tf.function(autograph=False)
     def logits(x: Any) -> tf.Tensor:
         tensor, are_logits = find_logits(stateless.apply(model, x, False), from_logits)
-        return _as_logits(tf.cast(tensor, tf.float64), are_logits)
+        return as_logits(tensor, are_logits)
 
     return logits
 
@@ -157,8 +211,12 @@ def _single_unit(values: tf.Tensor, labels: tf.Tensor) -> tuple[tuple, tuple]:
     )
 
 
-def _as_logits(values: tf.Tensor, are_logits: tf.Tensor) -> tf.Tensor:
-    """Returns logits, or the logarithms (log odds for a single unit) of probabilities."""
+def as_logits(tensor: tf.Tensor, are_logits: tf.Tensor) -> tf.Tensor:
+    """Returns what `find_logits` found as logits of shape (N, K), K > 1, float64.
+
+    For probabilities these are their logarithms; for a single unit (0, log odds).
+    """
+    values = tf.cast(tensor, tf.float64)
     # A logarithm's infinite derivative at 0 would spoil that of logits, too.
     probabilities = tf.where(are_logits, tf.constant(0.5, values.dtype), values)
     logarithms = tf.math.log(probabilities)
@@ -166,8 +224,3 @@ def _as_logits(values: tf.Tensor, are_logits: tf.Tensor) -> tf.Tensor:
         log_odds = tf.where(are_logits, values, logarithms - tf.math.log1p(-probabilities))
         return tf.concat([tf.zeros_like(values), log_odds], axis=-1)
     return tf.where(are_logits, values, logarithms)
-
-
-def _is_distribution(outputs: tf.Tensor) -> tf.Tensor:
-    sums = tf.reduce_sum(tf.cast(outputs, tf.float64), axis=-1)
-    return tf.reduce_all(outputs >= 0) & tf.reduce_all(tf.abs(sums - 1) < _SUM_TOLERANCE)

@@ -7,8 +7,9 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.operation_rules import Gradients
-from fisher_keras.outputs import unit_cotangents
+from fisher_keras.outputs import distance_from_probabilities, unit_cotangents
 from fisher_keras.structured import structured_gradients
+from fisher_keras.vectorized import map_examples
 
 # Keeps half precision's gradients away from its smallest numbers; a power of two, so exact.
 _HALF_SCALE = 1024.0
@@ -23,6 +24,7 @@ class Batch:
     Attributes:
         logits: What is differentiated, logits or probabilities, shape (N, K).
         are_logits: Which of the two, a boolean scalar.
+        distance: How far `logits` are from probabilities, a scalar.
         log_scale: ln of what the gradients below lack as a factor, shape (N,), float64.
     """
 
@@ -47,6 +49,7 @@ class Batch:
         self._x = x
         self.logits, self.are_logits = logits_of(x, weights)
         self.logits.set_shape([labels.shape[0], None])
+        self.distance = distance_from_probabilities(self.logits)
         units, log_scale = unit_cotangents(self.logits, self.are_logits, labels, normalize_logits)
         scale = _HALF_SCALE if self.logits.dtype.size < 4 else 1.0
         self._cotangents = tf.cast(scale * units, self.logits.dtype)
@@ -60,7 +63,7 @@ class Batch:
     def general_gradients(self, weights: list[tf.Tensor], indices: list[int]) -> list[tf.Tensor]:
         """Returns gradients of some of the weights, each of shape (N, *weight.shape).
 
-        One example after another, as a batch of its own: vectorized by `tf.vectorized_map`.
+        Each example is a batch of its own.
         """
         if not indices:
             return []
@@ -80,7 +83,7 @@ class Batch:
                 )
             )
 
-        return tf.vectorized_map(one_example, (self._x, self._cotangents))
+        return map_examples(one_example, (self._x, self._cotangents))
 
     def coupled_gradients(self, weights: list[tf.Tensor]) -> list[tf.Tensor]:
         """Returns the gradients where a loss depends on the other examples of the batch, too."""
@@ -88,27 +91,33 @@ class Batch:
         def one_loss(chosen: tf.Tensor) -> list[tf.Tensor]:
             return self._combination(weights, chosen)
 
-        return tf.vectorized_map(one_loss, tf.eye(self.logits.shape[0], dtype=self.logits.dtype))
+        return map_examples(one_loss, tf.eye(self.logits.shape[0], dtype=self.logits.dtype))
 
-    def errors(self, gradients: list[Gradients], weights: list[tf.Tensor]) -> tf.Tensor:
+    def errors(
+        self, gradients: list[Gradients | None], weights: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
         """Compares a random combination of per-example gradients with that of reverse mode.
 
         Args:
-            gradients: What the other methods found.
+            gradients: What `structured_gradients` found.
             weights: The weights.
 
         Returns:
-            The largest error of each weight's gradient relative to its largest entry.
+            The largest error of each weight's gradient relative to its largest entry; 0 for one
+            that was not found.
         """
         factors = tf.random.stateless_normal([self.logits.shape[0]], [0, 0])
         expected = self._combination(weights, tf.cast(factors, self.logits.dtype))
         off, largest = [], []
         for found, right in zip(gradients, expected, strict=True):
-            whole = found.whole()
-            mine = tf.tensordot(tf.cast(factors, whole.dtype), whole, 1)
-            right = tf.cast(right, whole.dtype)
-            off.append(tf.cast(_largest(mine - right), tf.float64))
             largest.append(tf.cast(_largest(right), tf.float64))
+            if found is None:
+                off.append(tf.zeros([], tf.float64))
+                continue
+            # One after another, so that the factors of few are in memory at a time.
+            with tf.control_dependencies(off[-1:]):
+                mine = found.combination(factors)
+            off.append(tf.cast(_largest(mine - tf.cast(right, mine.dtype)), tf.float64))
         off, largest = tf.stack(off), tf.stack(largest)
         floor = _NEGLIGIBLE * tf.reduce_max(largest)
         return tf.math.divide_no_nan(off, tf.maximum(largest, floor))

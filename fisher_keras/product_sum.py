@@ -25,12 +25,12 @@ def sum_of_products(gradients: list[Gradients], exact: bool) -> tf.Tensor:
     products = _Products(exact)
     # The last layer's gradients are there first.
     for part in reversed(gradients):
-        if isinstance(part, Product) and part.x.shape[1] == 1:
+        if isinstance(part, Product) and part.size[1] == 1:
             products.add(_product_of_factors(part))
             continue
         for block in part.blocks():
-            # Blocks are made one after another, so that few are in memory at a time.
-            with tf.control_dependencies(products.last_but_one()):
+            # Blocks are made one after another, so that one is in memory at a time.
+            with tf.control_dependencies(products.last):
                 products.collect(block())
     return products.total()
 
@@ -42,13 +42,11 @@ class _Products:
         self._exact = exact
         self._products = []
         self._collected = []
-
-    def last_but_one(self) -> list[tf.Tensor]:
-        """Returns what to wait for, so that two blocks keep the processors busy."""
-        return self._products[-2:-1]
+        self.last: list[tf.Tensor] = []  # What the next block waits for.
 
     def collect(self, columns: tf.Tensor) -> None:
         self._collected.append(columns)
+        self.last = [columns]
         if sum(columns.shape.num_elements() for columns in self._collected) >= _COLLECTED_ENTRIES:
             self._multiply()
 
@@ -68,6 +66,7 @@ class _Products:
             product = _exact_product if self._exact or dtype == tf.float64 else _blocked_product
             self._products.append(product(part))
         self._collected = []
+        self.last = self._products[-1:]
 
 
 def _exact_product(columns: tf.Tensor) -> tf.Tensor:
@@ -88,5 +87,5 @@ def _blocked_product(columns: tf.Tensor) -> tf.Tensor:
 
 def _product_of_factors(part: Product) -> tf.Tensor:
     """Takes <x_i d_i^T, x_j d_j^T> = <x_i, x_j> <d_i, d_j>, which needs no gradient at all."""
-    x, delta = (tf.cast(tf.squeeze(t, 1), tf.float64) for t in (part.x, part.delta))
+    x, delta = (tf.cast(tf.squeeze(t, 1), tf.float64) for t in part.factors)
     return tf.matmul(x, x, transpose_b=True) * tf.matmul(delta, delta, transpose_b=True)

@@ -7,9 +7,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fisher_keras import stateless
 from fisher_keras.building import build
 from fisher_keras.model_functions import for_batches, function_of
-from fisher_keras.outputs import FromLogits, logits_function
+from fisher_keras.outputs import (
+    FromLogits,
+    as_logits,
+    check_options,
+    check_outputs,
+    distance_from_probabilities,
+    find_logits,
+)
 
 
 def robustness(
@@ -38,8 +46,10 @@ def robustness(
         The mean; 0.0 below 5e-324.
 
     Raises:
-        ValueError: If no input can be differentiated by, or the outputs are NaN.
+        ValueError: If no input can be differentiated by, or the outputs are NaN, or are not what
+            `from_logits` and `normalize_logits` need.
     """
+    check_options(from_logits, normalize_logits)
     build(model, x)
     norms = function_of(model, squared_jacobian_norms, from_logits, normalize_logits)
     size = len(keras.tree.flatten(x)[0])
@@ -72,24 +82,30 @@ def squared_jacobian_norms(
         The function; it traces TensorFlow code once and serves for many batches. Its result has
         shape (B,), float64.
     """
-    logits = logits_function(model, from_logits)
+
+    @tf.function(autograph=False)
+    def logits(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        outputs = stateless.apply(model, x, False)
+        tensor, are_logits = find_logits(outputs, from_logits, normalize_logits)
+        return as_logits(tensor, are_logits), are_logits, distance_from_probabilities(tensor)
 
     @for_batches
-    def jacobian_products(x: Any) -> tf.Tensor:
+    def jacobian_products(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         differentiable = [leaf for leaf in keras.tree.flatten(x) if leaf.dtype.is_floating]
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(differentiable)
-            z = logits(x)
+            z, *about_outputs = logits(x)
             if normalize_logits is not None:
                 z /= normalize_logits * tf.norm(z, axis=-1, keepdims=True)
         jacobian = _relative_jacobian(tape, z, differentiable)
         derivative = _softmax_derivative(tf.nn.softmax(z))
         gram = tf.matmul(jacobian, jacobian, transpose_b=True)
-        return derivative @ gram @ derivative
+        return derivative @ gram @ derivative, *about_outputs
 
     def norms(x: Any) -> np.ndarray:
         _check_differentiable(x)
-        products = jacobian_products(x).numpy()
+        products, *about_outputs = (result.numpy() for result in jacobian_products(x))
+        check_outputs(*about_outputs, normalize_logits)
         finite = np.isfinite(products).all(axis=(1, 2))
         if not finite.all():
             raise ValueError(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 
 from fisher_keras.operation_rules import RULES, Gradients, Sum, Use
+from fisher_keras.vectorized import map_examples
 
 # Only tell the shape of a tensor: what depends on these alone does not depend on the examples.
 _SHAPE_OPS = ("Shape", "ShapeN", "Size", "Rank")
@@ -119,5 +120,5 @@ def _pull_back(result: list, indirect: list, combined: dict, weights: list[tf.Te
         return tf.gradients([t.deref() for t in tensors], [weights[i] for i in indices], rows)
 
     rows = [tf.cast(combined[t].whole(), t.deref().dtype) for t in tensors]
-    for index, gradients in zip(indices, tf.vectorized_map(one_example, rows), strict=True):
+    for index, gradients in zip(indices, map_examples(one_example, rows), strict=True):
         result[index] = Sum(gradients)

@@ -12,6 +12,7 @@ from keras import layers
 from fisher_keras import model_functions
 from fisher_keras.fisher import loss_gradient_gram
 from fisher_keras.models import build_model
+from fisher_keras.operation_rules import RULES, Use
 
 IMAGES = (8, 8, 4)
 
@@ -61,6 +62,43 @@ def images(count=5, shape=IMAGES, classes=3, seed=0):
     return x, generator.integers(0, classes, count)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Own(layers.Layer):
+    """An operation of one's own on the inputs and a weight."""
+
+    def __init__(self, operation, weight_shape):
+        super().__init__()
+        self._operation = operation
+        self.weight = self.add_weight(shape=weight_shape)
+
+    def call(self, x):
+        return self._operation(x, self.weight.value)
+
+
+@keras.saving.register_keras_serializable("tests")
+class SelfAttention(layers.Layer):
+    def __init__(self, attention):
+        super().__init__()
+        self._attention = attention
+
+    def call(self, x):
+        return self._attention(x, x)
+
+
+@keras.saving.register_keras_serializable("tests")
+class LearnedQueries(layers.Layer):
+    """Has a weight that is repeated for the examples before other weights meet it."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = self.add_weight(shape=(1, 4, 16))
+        self.attention = layers.MultiHeadAttention(2, 3)
+
+    def call(self, x):
+        queries = tf.repeat(self.queries.value, tf.shape(x)[0], axis=0)
+        return self.attention(queries, x)
+
+
 STRUCTURED = {
     "dense": lambda: [layers.Flatten(), layers.Dense(6, "tanh")],
     "dense on sequences": lambda: [layers.Reshape((16, 16)), layers.Dense(6, "gelu")],
@@ -74,6 +112,22 @@ STRUCTURED = {
     "1D": lambda: [layers.Reshape((16, 16)), layers.Conv1D(5, 3, strides=2, padding="same")],
     "batch norm": lambda: [layers.BatchNormalization(), layers.ReLU()],
     "batch norm, no scale": lambda: [layers.BatchNormalization(scale=False), layers.ReLU()],
+    "matmul, transposed": lambda: [
+        layers.Reshape((4, 4, 16)),
+        Own(lambda x, w: tf.tanh(tf.matmul(x, w, transpose_b=True)), (5, 16)),
+    ],
+    "einsum": lambda: [
+        layers.Reshape((16, 16)),
+        layers.EinsumDense("abc,cde->abde", (16, 2, 3), "tanh", bias_axes="de"),
+    ],
+    "attention": lambda: [
+        layers.Reshape((16, 16)),
+        SelfAttention(layers.MultiHeadAttention(2, 3)),
+    ],
+    "grouped attention": lambda: [
+        layers.Reshape((16, 16)),
+        SelfAttention(layers.GroupQueryAttention(3, 4, 2)),
+    ],
 }
 OTHERS = {
     "depthwise": lambda: [layers.DepthwiseConv2D(3, strides=2, padding="same")],
@@ -82,6 +136,31 @@ OTHERS = {
     "layer norm": lambda: [layers.LayerNormalization()],
     "group norm": lambda: [layers.GroupNormalization(2)],
     "dropout": lambda: [layers.Dropout(0.5), layers.Conv2D(3, 3)],
+    "attention and an operation without a rule": lambda: [
+        layers.Reshape((16, 16)),
+        SelfAttention(layers.MultiHeadAttention(2, 3)),
+        Own(tf.maximum, (16, 16)),
+    ],
+    "attention with queries of its own": lambda: [
+        layers.Reshape((16, 16)),
+        LearnedQueries(),
+    ],
+    "positions that are projected": lambda: [
+        layers.Reshape((16, 16)),
+        Own(lambda x, w: tf.tanh(x + tf.matmul(w[:, :16], w[0, 16:])), (1, 32, 16)),
+    ],
+}
+EINSUMS = {
+    "abc,cde->abde": (3, 2, 2),
+    "abc,bcd->abd": (4, 3, 2),
+    "abc,cd->ad": (3, 2),
+    "cd,abc->abd": (3, 2),
+}
+EINSUMS_WITHOUT_RULE = {
+    "abc,cde->abd": (3, 2, 2),
+    "abc,cc->ab": (3, 3),
+    "abc,cd->bad": (3, 2),
+    "...c,cd->...d": (3, 2),
 }
 
 
@@ -104,6 +183,52 @@ def test_structured_and_general_gradients_agree(name):
     general = loss_gradient_gram(model, x, y)
     assert len(function.general_weights) == len(model.trainable_variables)
     np.testing.assert_allclose(xi(structured), xi(general), rtol=1e-4, atol=1e-6)
+
+
+def einsum(equation, x, weight):
+    """The operation, whichever of its factors is the weight."""
+    return tf.einsum(equation, *((x, weight) if equation[0] in "a." else (weight, x)))
+
+
+@pytest.mark.parametrize(
+    "equation", ["abc,bcd->abd", "cd,abc->abd", "abc,cde->abd", "abc,cd->bad", "...c,cd->...d"]
+)
+def test_einsum(equation):
+    def operation(x, weight):
+        y = tf.tanh(einsum(equation, x, weight))
+        return tf.transpose(y, [1, 0, 2]) if equation.endswith("->bad") else y
+
+    shape = (EINSUMS | EINSUMS_WITHOUT_RULE)[equation]
+    model = keras.Sequential(
+        [keras.Input((4, 3)), Own(operation, shape), layers.Flatten(), layers.Dense(3)]
+    )
+    x, y = images(5, (4, 3))
+    j = jacobian(shake(model), x, y)
+    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("equation", [*EINSUMS, *EINSUMS_WITHOUT_RULE])
+def test_rule_for_einsum(equation):
+    """Of a linear operation, a weight's gradient holds its values at the unit weights."""
+    generator = np.random.default_rng(0)
+    shape = (EINSUMS | EINSUMS_WITHOUT_RULE)[equation]
+    x, weight = generator.normal(size=(5, 4, 3)), generator.normal(size=shape)
+    delta = generator.normal(size=einsum(equation, x, weight).shape)
+    with tf.Graph().as_default():
+        op = einsum(equation, tf.constant(x), tf.constant(weight)).op
+        use = Use(op, position=1 if equation[0] in "a." else 0)
+        found = RULES["Einsum"](use, tf.constant(delta), 5)
+        assert (found is None) == (equation in EINSUMS_WITHOUT_RULE)
+        if found is None:
+            return
+        with tf.compat.v1.Session() as session:
+            found = session.run(found.whole())
+    for place in np.ndindex(shape):
+        unit = np.zeros(shape)
+        unit[place] = 1
+        expected = einsum(equation, x, unit).numpy() * delta
+        expected = np.sum(expected, axis=tuple(range(1, delta.ndim)))
+        np.testing.assert_allclose(found[:, *place], expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("arch", ["cnn", "resnet", "wide_resnet", "densenet"])
@@ -217,6 +342,8 @@ def test_probabilities_of_a_layer_of_ones_own():
     found = loss_gradient_gram(keras.Model(inputs, outputs), x, y)
     expected = loss_gradient_gram(keras.Model(inputs, z), x, y)
     np.testing.assert_allclose(xi(found), xi(expected), rtol=1e-4)
+    with pytest.raises(ValueError, match=r"normalize_logits=0\.3 needs logits"):
+        loss_gradient_gram(keras.Model(inputs, outputs), x, y, normalize_logits=0.3)
 
 
 def test_single_sigmoid_unit():
@@ -232,6 +359,8 @@ def test_single_sigmoid_unit():
     np.testing.assert_allclose(
         xi(loss_gradient_gram(model, x, y[:, np.newaxis].astype(np.float32))), j @ j.T, rtol=1e-4
     )
+    with pytest.raises(ValueError, match="a logit for each class"):
+        loss_gradient_gram(model, x, y, normalize_logits=0.3)
 
 
 def test_normalized_logits():
@@ -363,11 +492,12 @@ def test_eager_functions():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"y": [0, 1, 2, 3, 0]}, "0 to 2"),
-        ({"y": [0, 1, 2, 0, -1]}, "0 to 2"),
+        ({"y": [0, 1, 2, 3, 0]}, r"0\.\.2 .* Given: label 3 for example 3"),
+        ({"y": [0, 1, 2, 0, -1]}, "label -1 for example 4"),
         ({"y": [0, 1, 2, 0]}, "same number of examples"),
-        ({"y": [0.5, 1, 2, 0, 0]}, "whole numbers"),
-        ({"y": np.zeros((5, 4))}, "distributions over the 3"),
+        ({"y": [0.5, 1, 2, 0, 0]}, "label 0.5 for example 0"),
+        ({"y": np.zeros((5, 4))}, r"\(N, 3\)\. Given: shape \(5, 4\)"),
+        ({"y": np.ones((5, 3))}, r"label \[1\. 1\. 1\.\] for example 0"),
         ({"from_logits": "maybe"}, "from_logits must be"),
         ({"chunk_size": 0}, "chunk_size must be"),
         ({"normalize_logits": -1.0}, "normalize_logits must be"),
@@ -390,8 +520,12 @@ def test_outputs_that_are_not_what_was_said():
     x, y = images()
     with pytest.raises(ValueError, match="end in softmax"):
         loss_gradient_gram(network(layers.Conv2D(3, 3), ends_in=[layers.Softmax()]), x, y, True)
-    with pytest.raises(ValueError, match="outputs that are no probabilities"):
+    with pytest.raises(ValueError, match=r"from_logits=False, but .* no probabilities"):
         loss_gradient_gram(network(layers.Conv2D(3, 3)), x, y, from_logits=False)
+    several = network(layers.Conv2D(3, 3), ends_in=[Own(lambda x, w: tf.exp(x) / w, (1,))])
+    several.layers[-1].weight.assign([1e9])
+    with pytest.raises(ValueError, match="not 1, by up to 1"):
+        loss_gradient_gram(several, x, y, from_logits=False)
     no_head = keras.Sequential([keras.Input(IMAGES), layers.Conv2D(3, 3)])
     with pytest.raises(ValueError, match=r"shape \(N, K\)"):
         loss_gradient_gram(no_head, x, y)

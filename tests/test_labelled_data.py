@@ -53,8 +53,11 @@ def test_label_distributions():
         (np.zeros((3, 2)), "data must be a pair .* Given: ndarray"),
         ((np.zeros((3, 2)), np.zeros(4)), "arrays of 3 examples and 4 labels"),
         ((np.zeros((0, 2)), np.zeros(0)), "one example at least"),
-        ((np.zeros((2, 2)), np.array([-1, 0])), "values from -1 to 0"),
-        ((np.zeros((2, 2)), np.array([0.3, 0.7])), "classes 0, 1"),
+        (
+            (np.zeros((2, 2)), np.array([-1, 0])),
+            "The labels of data .* Given: label -1 for example 0",
+        ),
+        ((np.zeros((2, 2)), np.array([0.3, 0.7])), "classes 0, 1, .* Given: label 0.3"),
         ((np.zeros((2, 2)), np.array([[1.0, 1.0], [0.0, 1.0]])), "distributions"),
         ((np.zeros((2, 2)), np.array(["cat", "dog"])), "dtype <U3"),
         (tf.data.Dataset.from_tensor_slices(arrays()), r"data\.batch\(100\)"),

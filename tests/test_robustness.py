@@ -3,13 +3,9 @@
 import keras
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from fisher_keras.metrics import robustness
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 def mean_squared_norm(probabilities, x, step=1e-6):
@@ -56,7 +52,7 @@ def test_finite_differences(float64, activation):
 
     def probabilities(x):
         outputs = model(x, training=False).numpy()
-        return outputs if activation else softmax(outputs)
+        return outputs if activation else softmax(outputs, axis=1)
 
     before = [v.numpy() for v in model.variables]
     expected = mean_squared_norm(probabilities, x)
@@ -69,7 +65,7 @@ def test_a_hundred_classes_exactly():
     random = np.random.default_rng(1)
     weights = random.normal(size=(100, 12)).astype("float32")
     x = random.normal(size=(6, 12)).astype("float32")
-    p = softmax(x.astype(float) @ weights.T)
+    p = softmax(x.astype(float) @ weights.T, axis=1)
     expected = np.mean(
         [np.linalg.norm((np.diag(row) - np.outer(row, row)) @ weights, 2) ** 2 for row in p]
     )
@@ -80,7 +76,7 @@ def test_a_saturated_softmax_in_float32():
     weights = np.array([[1.0, 2.0], [-1.0, 0.5], [0.5, -1.0]], "float32")
     x = np.array([[40.0, 50.0], [60.0, 70.0]], "float32")
     z = x.astype(float) @ weights.T
-    assert (softmax(z.astype("float32")) == np.float32([1, 0, 0])).all()
+    assert (softmax(z.astype("float32"), axis=1) == np.float32([1, 0, 0])).all()
     expected = []
     for row in z:
         # To first order in the small p_k: dp_k = p_k (w_k - w_0) and dp_0 = -sum of those.
@@ -96,7 +92,7 @@ def test_normalized_logits(float64):
 
     def probabilities(x):
         z = x @ weights.T
-        return softmax(z / (0.3 * np.linalg.norm(z, axis=1, keepdims=True)))
+        return softmax(z / (0.3 * np.linalg.norm(z, axis=1, keepdims=True)), axis=1)
 
     result = robustness(linear(weights), x, normalize_logits=0.3)
     np.testing.assert_allclose(result, mean_squared_norm(probabilities, x), rtol=1e-7)
@@ -140,3 +136,25 @@ def test_nan_is_an_error():
     weights = np.array([[1.0, np.nan], [0.0, 1.0]])
     with pytest.raises(ValueError, match="NaN or infinite for 2 of 2 examples"):
         robustness(linear(weights), np.ones((2, 2), "float32"))
+
+
+def test_outputs_that_are_not_what_was_said():
+    x = np.ones((2, 4), "float32")
+    model = linear(np.eye(3, 4, dtype="float32") - 1)
+    z = model.outputs[0]
+    exponentials = keras.ops.exp(z)
+    total = keras.ops.sum(exponentials, axis=1, keepdims=True)
+    probabilities = keras.Model(model.inputs, exponentials / total)
+    assert robustness(probabilities, x) == pytest.approx(robustness(model, x), rel=1e-5)
+    with pytest.raises(ValueError, match=r"normalize_logits=0\.3 needs logits"):
+        robustness(probabilities, x, normalize_logits=0.3)
+    single = keras.Model(model.inputs, keras.ops.sigmoid(z[:, :1]))
+    with pytest.raises(ValueError, match="a logit for each class"):
+        robustness(single, x, normalize_logits=0.3)
+    for outputs in (z, exponentials):
+        with pytest.raises(ValueError, match=r"from_logits=False, but .* no probabilities"):
+            robustness(keras.Model(model.inputs, outputs), x, from_logits=False)
+    with pytest.raises(ValueError, match="from_logits must be"):
+        robustness(model, x, from_logits="maybe")
+    with pytest.raises(ValueError, match="normalize_logits must be"):
+        robustness(model, x, normalize_logits=0)
