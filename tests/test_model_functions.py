@@ -1,5 +1,6 @@
 """Traced functions that are kept as long as their model."""
 
+import concurrent.futures
 import gc
 import weakref
 
@@ -15,6 +16,10 @@ def classifier():
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
 
 
+def make_object(model):
+    return object()
+
+
 def test_a_function_is_made_once_for_a_model_and_its_options():
     made = []
 
@@ -27,6 +32,14 @@ def test_a_function_is_made_once_for_a_model_and_its_options():
     assert function_of(first, make, True) is not function_of(first, make, "auto")
     assert function_of(second, make, "auto") is not function_of(first, make, "auto")
     assert made == [(first.name, "auto"), (first.name, True), (second.name, "auto")]
+
+
+def test_each_thread_has_its_own_functions():
+    model = classifier()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        there = pool.submit(function_of, model, make_object).result()
+        assert pool.submit(function_of, model, make_object).result() is there
+    assert function_of(model, make_object) is not there
 
 
 def test_functions_see_the_weights_of_the_moment():
