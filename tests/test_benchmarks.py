@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from fisher_keras import FisherRegularizedModel
+from fisher_keras.models import build_model
 
 RHO = 0.3
 L2 = 0.01
@@ -102,10 +103,11 @@ def test_the_unrolled_copies_do_the_regularized_step(batch):
 
 
 def test_the_benchmark_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys):
+    import measuring
     import step
 
     memory = {"plain": [30.0, 20.0], "finite_difference": [60.0, 30.0]}
-    monkeypatch.setattr(step, "_in_fresh_process", lambda _, variant, *rest: memory[variant])
+    monkeypatch.setattr(measuring, "in_fresh_process", lambda _, variant, *rest: memory[variant])
     output = tmp_path / "step.json"
     settings = step.Settings(batch_size=4, num_sub_batches=2, steps=2, variants=tuple(memory))
     step.run(["cnn"], settings, output)
@@ -130,10 +132,84 @@ def test_the_benchmark_prints_a_table_and_writes_json(tmp_path, monkeypatch, cap
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux' /proc")
 def test_the_peak_memory_is_that_of_a_fresh_process():
+    import measuring
     import step
 
     settings = step.Settings(batch_size=64, num_sub_batches=2, steps=1, variants=("plain",))
-    peak, warm_peak = step._in_fresh_process(step._peak_memory, "plain", "cnn", settings)
+    peak, warm_peak = measuring.in_fresh_process(step._peak_memory, "plain", "cnn", settings)
 
     # The first two convolutions keep 64 channels of 32x32 floats for each of the 64 images.
     assert 2 * 64 * 64 * 32 * 32 * 4 / 2**20 < warm_peak <= peak < 2000
+
+
+def explicit_log_determinant(model, images, labels):
+    """From one gradient after the other."""
+    rows = []
+    for image, label in zip(images, labels, strict=True):
+        with tf.GradientTape() as tape:
+            loss = -tf.nn.log_softmax(model(image[None], training=False))[0, label]
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        rows.append(np.concatenate([np.ravel(g) for g in gradients]))
+    jacobian = np.stack(rows).astype("float64")
+    return np.linalg.slogdet(jacobian @ jacobian.T)[1]
+
+
+def test_all_ways_to_the_log_determinant_agree():
+    import gram
+
+    keras.utils.set_random_seed(0)
+    model = build_model("cnn", 10, width=0.1)
+    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype("float32")
+    labels = np.arange(4, dtype="int32")
+    expected = explicit_log_determinant(model, images, labels)
+    for variant in ("Gram matrix", "vectorized_map"):
+        action = gram.VARIANTS[variant](model, images, labels)
+        assert action() == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_gram_benchmark_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys):
+    import gram
+    import measuring
+
+    memory = {"batch gradient": 30.0, "Gram matrix": 60.0, "vectorized_map": 90.0}
+    monkeypatch.setattr(measuring, "in_fresh_process", lambda _, variant, *rest: memory[variant])
+    monkeypatch.setattr(gram, "NETWORKS", {"cnn": gram.Network("cnn", width=0.1)})
+    gram.NETWORKS["large"] = gram.Network("cnn", width=0.2, only_memory=True)
+    output = tmp_path / "gram.json"
+    gram.run(["cnn", "large"], gram.Settings(num_samples=3, rounds=2), output)
+
+    printed = capsys.readouterr().out
+    assert printed.startswith("N' = 3, 2 rounds\n")
+    results = json.loads(output.read_text())["results"]
+    assert list(results["cnn"]) == list(memory)
+    for variant, figures in results["cnn"].items():
+        assert f"| {variant} " in printed
+        assert len(figures["times_s"]) == 2
+        assert figures["time_s_ratio"] > 0
+        assert figures["peak_mib_above"] == memory[variant] - 30
+    assert list(results["large"]) == ["batch gradient", "Gram matrix"]
+    assert "time_s" not in results["large"]["Gram matrix"]
+    assert printed.count("+30") == 2
+
+
+def test_pytorchs_network_is_the_same():
+    torch = pytest.importorskip("torch")
+    import torch_resnet
+
+    keras.utils.set_random_seed(0)
+    model = build_model("resnet", 10)
+    random = np.random.default_rng(0)
+    for variable in model.weights:
+        variable.assign(variable.numpy() * random.uniform(0.5, 1.5, variable.shape))
+    network = torch_resnet.ResNet20().eval()
+    modules = [m for m in network.modules() if list(m.parameters(recurse=False))]
+    layers = [layer for layer in model.layers if layer.weights]
+    for module, layer in zip(modules, layers, strict=True):
+        state = [values for values in module.state_dict().values() if values.ndim]
+        for values, weight in zip(state, layer.get_weights(), strict=True):
+            weight = weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.T
+            values.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
+    images = random.normal(size=(5, 32, 32, 3)).astype("float32")
+    with torch.no_grad():
+        logits = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(logits, model(images, training=False), rtol=1e-3, atol=1e-4)
