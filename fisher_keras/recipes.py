@@ -1,13 +1,20 @@
 """How each network is trained in its own paper, as data, and the regularizer's settings for it."""
 
 import dataclasses
-import importlib.resources
 import json
 import math
+import os
+import pathlib
+import uuid
+from typing import Any
 
 import keras
 
 from fisher_keras.models import ARCHITECTURES, cnn, densenet, resnet, wide_resnet
+
+# Names a file that is read and written in place of the package's own table.
+SETTINGS_VARIABLE = "FISHER_KERAS_REGULARIZER_SETTINGS"
+_PACKAGE_SETTINGS = pathlib.Path(__file__).with_name("regularizer_settings.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +204,8 @@ class RegularizerSettings:
 def regularizer_settings(arch: str, dataset: str) -> RegularizerSettings:
     """Returns the regularizer's hyper-parameters for a network on a dataset.
 
-    They are read from `regularizer_settings.json`, where `tuned` says whether an entry was chosen
-    on a validation split (Section 7.2) or still holds the defaults.
+    They are read from `settings_file()`, where `tuned` says whether an entry was chosen on a
+    validation split (Section 7.2), and `tuning` how, or it still holds the defaults.
 
     Args:
         arch: the architecture, one of `fisher_keras.models.ARCHITECTURES`.
@@ -208,15 +215,73 @@ def regularizer_settings(arch: str, dataset: str) -> RegularizerSettings:
         The settings.
 
     Raises:
-        ValueError: if the architecture is unknown.
+        ValueError: if the architecture is unknown, or the file is not such a table.
+        OSError: if the file cannot be read.
     """
+    _check_arch(arch)
+    entry = _settings_table().get(dataset, {}).get(arch, {})
+    names = [field.name for field in dataclasses.fields(RegularizerSettings)]
+    return RegularizerSettings(**{name: entry[name] for name in names if name in entry})
+
+
+def write_regularizer_settings(
+    arch: str, dataset: str, settings: RegularizerSettings, tuning: dict[str, Any]
+) -> pathlib.Path:
+    """Puts tuned hyper-parameters into `settings_file()`; its other entries stay as they are.
+
+    Args:
+        arch: the architecture, one of `fisher_keras.models.ARCHITECTURES`.
+        dataset: the dataset's name.
+        settings: the best hyper-parameters.
+        tuning: how they were found, for JSON.
+
+    Returns:
+        The file. If it was not there, it has the package's other entries.
+
+    Raises:
+        ValueError: if the architecture is unknown, or the file is not such a table.
+        OSError: if the file cannot be read or written.
+    """
+    _check_arch(arch)
+    table = _settings_table()
+    entry = {**dataclasses.asdict(settings), "tuned": True, "tuning": tuning}
+    table[dataset] = {**table.get(dataset, {}), arch: entry}
+    datasets = []
+    for name, networks in table.items():
+        lines = (f"    {json.dumps(key)}: {json.dumps(networks[key])}" for key in networks)
+        joined = ",\n".join(lines)
+        datasets.append(f"  {json.dumps(name)}: {{\n{joined}\n  }}")
+    path = settings_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Its own for each process that writes at the same time.
+    part = path.with_name(f".part.{uuid.uuid4().hex}.{path.name}")
+    try:
+        part.write_text("{\n" + ",\n".join(datasets) + "\n}\n", encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def settings_file() -> pathlib.Path:
+    """Returns the table's file: $FISHER_KERAS_REGULARIZER_SETTINGS, or the one in the package."""
+    return pathlib.Path(os.environ.get(SETTINGS_VARIABLE) or _PACKAGE_SETTINGS).expanduser()
+
+
+def _check_arch(arch: str) -> None:
     if arch not in ARCHITECTURES:
         raise ValueError(f"Unknown architecture {arch!r}: use one of {', '.join(ARCHITECTURES)}.")
-    entry = _settings_table().get(dataset, {}).get(arch, {})
-    return RegularizerSettings(**{key: entry[key] for key in entry if key != "tuned"})
 
 
 def _settings_table() -> dict[str, dict[str, dict]]:
-    """Reads the table: dataset -> architecture -> hyper-parameters and `tuned`."""
-    table = importlib.resources.files("fisher_keras") / "regularizer_settings.json"
-    return json.loads(table.read_text(encoding="utf-8"))
+    """Reads the table: dataset -> architecture -> hyper-parameters, `tuned` and `tuning`."""
+    path = settings_file()
+    if not path.exists():
+        path = _PACKAGE_SETTINGS
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(entry, dict) for row in table.values() for entry in row.values()):
+            raise ValueError("an entry is not an object")
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no table of regularizer settings: {error}.") from error
+    return table
