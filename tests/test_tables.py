@@ -2,6 +2,7 @@
 
 import statistics
 
+from fisher_keras.experiments import presets
 from fisher_keras.experiments.tables import (
     PAPER_TABLE_1,
     PRESETS,
@@ -59,6 +60,16 @@ def test_paper_preset_is_table_1():
     epochs = {run.config["training"]["arch"]: run.config["training"]["epochs"] for run in runs}
     assert epochs == {"cnn": 200, "wide_resnet": 200, "densenet": 300, "resnet": 164}
     assert not any("train_size" in run.config["training"] for run in runs)
+
+
+def test_every_preset_trains_each_network_in_both_ways():
+    for name in presets.PRESETS:
+        preset = PRESETS[name]
+        runs = regularization_runs(preset)
+        assert len(runs) == 2 * preset.num_seeds * len(preset.values)
+        for run in runs:
+            assert run.config["metrics"]["names"] == ["log_determinant"]
+            assert run.config["metrics"]["normalize_logits"] == 0.04
 
 
 def test_text_tables():

@@ -135,6 +135,7 @@ def chart(reports: dict[str, LocalMinimumReport]) -> Figure:
     right.set_xlabel("test error (%)")
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
+        axes.locator_params(axis="x", nbins=4)  # Long numbers would run into each other.
     return figure
 
 

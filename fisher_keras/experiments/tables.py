@@ -51,7 +51,19 @@ PRESETS = {
         training={},
         metrics=_METRICS,
     ),
-    "laptop": None,
+    "laptop": Preset(
+        about="two of the networks on few images of CIFAR-10, for few epochs and without "
+        "augmentation; 20 trials.",
+        values=(("cnn", "cifar10"), ("resnet", "cifar10")),
+        num_seeds=3,
+        training={
+            "train_size": 2500,
+            "validation_size": 500,  # See the scenarios' laptop preset.
+            "augmentation": "no-aug",
+            "epochs": 50,
+        },
+        metrics=dataclasses.replace(_METRICS, num_trials=20),
+    ),
     "smoke": Preset(
         about="two epochs on a few digits: it shows that everything runs, and nothing else.",
         values=(("cnn", "digits"), ("resnet", "digits")),
