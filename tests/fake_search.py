@@ -16,8 +16,8 @@ STEPS = 3
 def count(trial, directory, step_s):
     place = trial_queue.place_of(trial)
     value = trial.suggest_categorical("x", [10, 20, 30, 40, 50])
-    print(f"place {place}", flush=True)
     with (directory / f"place_{place}").open("a") as file:
+        print(f"place {place}", flush=True)
         for step in range(STEPS):
             time.sleep(step_s)
             trial.report(value, step)

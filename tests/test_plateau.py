@@ -1,12 +1,10 @@
-"""The plateau schedule, against the rule worked out by hand and a training without a break."""
+"""The plateau schedule, against the rule worked out by hand."""
 
 import keras
 import numpy as np
 import pytest
 
 from fisher_keras.experiments.plateau import PlateauSchedule
-from fisher_keras.experiments.training import train
-from fisher_keras.experiments.training_config import TrainingConfig
 
 
 def learning_rates(losses, epochs, past_losses=()):
@@ -37,36 +35,3 @@ def test_goes_on_where_it_was(done):
     whole = learning_rates(losses, epochs=40)
     rest = learning_rates(losses[done:], epochs=40, past_losses=losses[:done])
     assert rest == whole[done:]
-
-
-def test_a_training_that_was_cut_ends_with_the_same_weights(tmp_path):
-    def config(name):
-        return TrainingConfig(
-            dataset="digits",
-            arch="resnet",
-            depth=8,
-            width=4,
-            train_size=40,
-            confusion_size=20,
-            epochs=6,
-            batch_size=20,
-            learning_rate=2.0,  # Too high, so that there are plateaus.
-            schedule="plateau",
-            output_dir=str(tmp_path / name),
-            resume=True,
-        )
-
-    class Cut(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            if epoch == 3:
-                raise KeyboardInterrupt
-
-    whole = train(config("whole"))
-    with pytest.raises(KeyboardInterrupt):
-        train(config("cut"), [Cut()])
-    resumed = train(config("cut"))
-    assert resumed["resumed"][0]["after_epochs"] == 3  # What the callback cut was trained again.
-    assert resumed["history"]["learning_rate"] == whole["history"]["learning_rate"]
-    assert len(set(whole["history"]["learning_rate"])) > 1
-    assert resumed["train"] == whole["train"]
-    assert resumed["confusion"] == whole["confusion"]

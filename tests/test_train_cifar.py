@@ -101,7 +101,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     status, _, stderr = finish(process)
     assert status == 130
     assert re.fullmatch(
-        r"train_cifar: stopped; go on with: \S+train_cifar --dataset=digits --width=0\.125 "
+        r"train_cifar: stopped; go on with: \S.*train_cifar'? --dataset=digits --width=0\.125 "
         r"'--output_dir=\S+/my run' --resume\n",
         stderr,
     )

@@ -85,6 +85,7 @@ def test_the_record_says_what_made_the_run(plain_run):
     assert record["data"] == {
         "fingerprint": load_dataset("digits").fingerprint,
         "train_images": 60,
+        "confusion_images": 0,
         "validation_images": 0,
         "test_images": 397,
     }
@@ -430,3 +431,36 @@ def test_git_revision(tmp_path):
     assert git_revision(package) == git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "other.txt").write_text("new")
     assert git_revision(package) == git(tmp_path, "rev-parse", "HEAD") + "-dirty"
+
+
+def test_a_training_with_plateaus_that_was_cut_goes_on_in_the_same_way(tmp_path):
+    def config(name):
+        return TrainingConfig(
+            dataset="digits",
+            arch="resnet",
+            depth=8,
+            width=4,
+            train_size=40,
+            confusion_size=20,
+            epochs=6,
+            batch_size=20,
+            learning_rate=2.0,  # Too high, so that there are plateaus.
+            schedule="plateau",
+            output_dir=str(tmp_path / name),
+            resume=True,
+        )
+
+    class Cut(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 3:
+                raise KeyboardInterrupt
+
+    whole = train(config("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(config("cut"), [Cut()])
+    resumed = train(config("cut"))
+    assert resumed["resumed"][0]["after_epochs"] == 3  # What the callback cut was trained again.
+    assert resumed["history"]["learning_rate"] == whole["history"]["learning_rate"]
+    assert len(set(whole["history"]["learning_rate"])) > 1
+    assert resumed["train"] == whole["train"]
+    assert resumed["confusion"] == whole["confusion"]
