@@ -136,6 +136,7 @@ def test_a_pruned_trial_is_finished(study):
     assert (trial.value, trial.state) == (30, optuna.trial.TrialState.PRUNED)
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
 def test_a_trial_whose_process_died_before_its_first_heartbeat_is_carried_out(study):
     study.enqueue_trial({"x": 20}, user_attrs={"place": 0})
     study.ask()
