@@ -91,9 +91,9 @@ def define_flags() -> None:
         "preset",
         PRESETS[0],
         PRESETS,
-        "paper: its 96 full trainings; laptop: 6 short ones, 30 to 40 minutes on two cores for "
-        "cnn (of half its width) or resnet; "
-        "smoke: seconds. A value given by its own flag goes before the preset's.",
+        "paper: its 96 full trainings; laptop: 6 short ones, on two cores about 40 minutes for "
+        "resnet and 20 for cnn, of half its width; smoke: seconds. A value given by its own flag "
+        "goes before the preset's.",
         **search,
     )
     flags.DEFINE_list("beta", None, "Strengths of the regularizer to try.", **search)
