@@ -23,7 +23,7 @@ from fisher_keras.labelled_data import (
 )
 from fisher_keras.local_minimum_report import Fit, LocalMinimumReport, summarize
 from fisher_keras.model_functions import for_batches, function_of
-from fisher_keras.outputs import FromLogits, logits_function
+from fisher_keras.outputs import FromLogits, check_options, logits_function
 from fisher_keras.regularizer import FisherRegularizedModel
 from fisher_keras.replicas import over_replicas, replica_strategy
 from fisher_keras.robustness import squared_jacobian_norms
@@ -110,7 +110,8 @@ def evaluate_local_minimum(
     >>> gamma_hat = report.metrics["log_determinant"].mean
     >>> figure = report.plot_spectrum().figure
     """
-    _check_arguments(num_samples, num_trials, seed, metrics, normalize_logits)
+    _check_arguments(num_samples, num_trials, seed, metrics)
+    check_options(from_logits, normalize_logits)
     model = model.model if isinstance(model, FisherRegularizedModel) else model
     strategy = replica_strategy(model)
     train = labelled_data(data)
@@ -284,9 +285,7 @@ def _singular_note(trials: Sequence[Trial], num_samples: int, num_parameters: in
     return note
 
 
-def _check_arguments(
-    num_samples: Any, num_trials: Any, seed: Any, metrics: Any, normalize_logits: Any
-) -> None:
+def _check_arguments(num_samples: Any, num_trials: Any, seed: Any, metrics: Any) -> None:
     """Raises a ValueError that says which argument is out of range."""
     for name, value, least in (
         ("num_samples", num_samples, 1),
@@ -299,8 +298,3 @@ def _check_arguments(
             )
     if isinstance(metrics, str) or not metrics or set(metrics) - set(METRICS):
         raise ValueError(f"metrics must be names out of {METRICS}. Given: metrics={metrics!r}.")
-    if normalize_logits is not None and not 0 < normalize_logits < np.inf:
-        raise ValueError(
-            "normalize_logits must be a number greater than 0, such as 0.04, or None. "
-            f"Given: normalize_logits={normalize_logits!r}."
-        )

@@ -13,12 +13,12 @@ import time
 
 import pytest
 from fake_experiment import STEPS, fake_runs
+from processes import TIMEOUT, finish
 
 from fisher_keras.experiments.runner import parse_shard, run_experiment
 from fisher_keras.experiments.store import ExperimentStore, Run
 
 TESTS = pathlib.Path(__file__).parent
-TIMEOUT = 120
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,6 @@ def start(tmp_path, light_package):
     for process in processes:
         process.kill()
         process.communicate()
-
-
-def finish(process):
-    """Returns exit code, stdout and stderr."""
-    stdout, stderr = process.communicate(timeout=TIMEOUT)
-    return process.returncode, stdout, stderr
 
 
 def assert_finished(directory, num_runs):

@@ -9,18 +9,17 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from processes import finish, wait_for
 
 from fisher_keras.experiments import command_line
 from fisher_keras.experiments.training import TrainingConfig, train
 
 ROOT = pathlib.Path(__file__).parents[1]
-TIMEOUT = 120
 
 
 def start(*flags):
@@ -34,20 +33,6 @@ def start(*flags):
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def finish(process):
-    """Returns exit code, stdout and stderr."""
-    stdout, stderr = process.communicate(timeout=TIMEOUT)
-    return process.returncode, stdout, stderr
-
-
-def wait_for(path, process):
-    deadline = time.monotonic() + TIMEOUT
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def weights(path):

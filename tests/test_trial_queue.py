@@ -11,12 +11,12 @@ import time
 import optuna
 import pytest
 from fake_search import STEPS
+from processes import TIMEOUT, finish
 
 from fisher_keras.experiments import trial_queue
 from fisher_keras.experiments.trial_queue import finished_trials, open_study, work_through
 
 TESTS = pathlib.Path(__file__).parent
-TIMEOUT = 120
 COMPLETE, FAIL = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
 VALUES = [10, 20, 30, 40, 50]
 
@@ -77,12 +77,6 @@ def start(tmp_path, url, light_package):
     for process in processes:
         process.kill()
         process.communicate()
-
-
-def finish(process):
-    """Returns exit code, stdout and stderr."""
-    stdout, stderr = process.communicate(timeout=TIMEOUT)
-    return process.returncode, stdout, stderr
 
 
 def work(study, places, objective):

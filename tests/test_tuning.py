@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -9,10 +10,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import optuna
+import processes
 import pytest
 
 from fisher_keras.experiments import trial_queue, tuning
@@ -23,6 +24,8 @@ from fisher_keras.recipes import SETTINGS_VARIABLE, regularizer_settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 TIMEOUT = 240
+finish = functools.partial(processes.finish, timeout=TIMEOUT)
+wait_for = functools.partial(processes.wait_for, timeout=TIMEOUT)
 CANDIDATES = {"beta": (10.0, 50.0, 125.0), "num_sub_batches": (4, 8), "clip_norm": (0.0, 5.0)}
 EPOCHS = 8
 
@@ -263,20 +266,6 @@ def start(*flags):
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def finish(process):
-    """Returns exit code, stdout and stderr."""
-    stdout, stderr = process.communicate(timeout=TIMEOUT)
-    return process.returncode, stdout, stderr
-
-
-def wait_for(path, process):
-    deadline = time.monotonic() + TIMEOUT
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_two_processes_on_one_study_one_of_them_killed(tmp_path):

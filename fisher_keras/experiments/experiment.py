@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from absl import flags
 
@@ -66,7 +65,7 @@ def carry_out_runs(
     runs: Sequence[Run],
     preset: Preset,
     options: ExperimentOptions,
-) -> tuple[ExperimentStore, list[dict[str, Any]]]:
+) -> ExperimentStore:
     """Prints the preset and carries out the runs of an experiment.
 
     Args:
@@ -76,7 +75,7 @@ def carry_out_runs(
         options: how and where.
 
     Returns:
-        The store, and the records of the runs that are finished, see `run_experiment`.
+        The store.
 
     Raises:
         ValueError: if an option or a data set cannot be used.
@@ -87,8 +86,9 @@ def carry_out_runs(
     print(f"{name}, preset {options.preset}: {preset}", flush=True)
     store = ExperimentStore(options.output_dir or f"results/{name}_{options.preset}")
     if not options.dry_run:
-        _check_datasets(runs, options)
-    records = run_experiment(
+        finished = {record["key"] for record in store.records()}
+        _check_datasets([run for run in runs if run.key not in finished], options)
+    run_experiment(
         runs,
         functools.partial(carry_out, data_dir=options.data_dir, download=options.download),
         store,
@@ -97,7 +97,7 @@ def carry_out_runs(
         dry_run=options.dry_run,
         run_estimate_s=preset.run_estimate_s,
     )
-    return store, records
+    return store
 
 
 def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Preset:

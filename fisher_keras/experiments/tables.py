@@ -74,7 +74,6 @@ PRESETS = {
     ),
 }
 
-_BOTH = (False, True)  # Without and with the regularizer.
 # Of an architecture and a data set, without (False) or with (True) the regularizer.
 _Groups = dict[tuple[str, str], dict[bool, list[dict[str, Any]]]]
 
@@ -154,17 +153,16 @@ def table_1(records: Sequence[dict[str, Any]]) -> list[list[str]]:
     """
     header = ["network", "data", "test error (%)", "with regularizer (%)"]
     header += ["paper (%)", "paper, with regularizer (%)", "train error (%), without / with"]
-    rows = [header]
-    for cell, groups in _groups(records).items():
-        errors = [[r["result"]["test"]["error_percent"] for r in groups[key]] for key in _BOTH]
-        train = [[r["result"]["train"]["error_percent"] for r in groups[key]] for key in _BOTH]
-        rows.append(
+    return [
+        header,
+        *(
             _names(cell)
-            + [mean_and_std(values, 2) for values in errors]
+            + _both(groups, lambda result: result["test"]["error_percent"], 2)
             + _paper(PAPER_TABLE_1, cell, 2)
-            + [" / ".join(mean_and_std(values, 2) for values in train)]
-        )
-    return rows
+            + [" / ".join(_both(groups, lambda result: result["train"]["error_percent"], 2))]
+            for cell, groups in _groups(records).items()
+        ),
+    ]
 
 
 def table_2(records: Sequence[dict[str, Any]], normalize_logits: bool) -> list[list[str]]:
@@ -179,21 +177,17 @@ def table_2(records: Sequence[dict[str, Any]], normalize_logits: bool) -> list[l
     """
     header = ["network", "data", "gamma-hat", "with regularizer"]
     header += ["paper", "paper, with regularizer", "train loss, without / with"]
-    rows = [header]
     key = "normalized_metrics" if normalize_logits else "metrics"
-    for cell, groups in _groups(records).items():
-        gammas = [
-            [float(r["result"][key]["log_determinant"]["mean"]) for r in groups[regularize]]
-            for regularize in _BOTH
-        ]
-        losses = [[r["result"]["train"]["loss"] for r in groups[key]] for key in _BOTH]
-        rows.append(
+    return [
+        header,
+        *(
             _names(cell)
-            + [mean_and_std(values, 1) for values in gammas]
+            + _both(groups, lambda result: float(result[key]["log_determinant"]["mean"]), 1)
             + _paper(PAPER_TABLE_2, cell, 1)
-            + [" / ".join(mean_and_std(values, 4) for values in losses)]
-        )
-    return rows
+            + [" / ".join(_both(groups, lambda result: result["train"]["loss"], 4))]
+            for cell, groups in _groups(records).items()
+        ),
+    ]
 
 
 def _make_table(
@@ -204,7 +198,7 @@ def _make_table(
 ) -> None:
     """Carries out the runs, prints the table and writes it beside them."""
     runs = regularization_runs(preset)
-    store, _ = carry_out_runs(EXPERIMENT, runs, preset, options)
+    store = carry_out_runs(EXPERIMENT, runs, preset, options)
     # Not only those of this shard.
     wanted = {run.key for run in runs}
     records = [record for record in store.records() if record["key"] in wanted]
@@ -232,6 +226,18 @@ def _groups(records: Sequence[dict[str, Any]]) -> _Groups:
 
 def _place(cell: tuple[str, str], order: list[tuple[str, str]]) -> int:
     return order.index(cell) if cell in order else len(order)
+
+
+def _both(
+    groups: dict[bool, list[dict[str, Any]]],
+    quantity: Callable[[dict[str, Any]], float],
+    digits: int,
+) -> list[str]:
+    """Returns mean ± std of a quantity of the results without and with the regularizer."""
+    return [
+        mean_and_std([quantity(record["result"]) for record in groups[regularize]], digits)
+        for regularize in (False, True)
+    ]
 
 
 def _names(cell: tuple[str, str]) -> list[str]:

@@ -126,16 +126,17 @@ def _evaluate(
     scales = {"metrics": None}
     if metrics.normalize_logits is not None:
         scales["normalized_metrics"] = metrics.normalize_logits
+    train_data, test_data = data.arrays("train"), data.arrays("test")
     return {
         key: evaluate_local_minimum(
             model,
-            data.arrays("train"),
+            train_data,
             metrics.num_samples,
             metrics.num_trials,
             data.seed,
             metrics.names,
             scale,
-            test_data=data.arrays("test"),
+            test_data=test_data,
             trials_path=directory / f"{key}.trials.jsonl",
             progress=False,
         )
