@@ -442,9 +442,9 @@ def test_a_training_with_plateaus_that_was_cut_goes_on_in_the_same_way(tmp_path)
             width=4,
             train_size=40,
             confusion_size=20,
-            epochs=6,
+            epochs=16,
             batch_size=20,
-            learning_rate=2.0,  # Too high, so that there are plateaus.
+            learning_rate=20.0,  # Too high, so that there is a plateau.
             schedule="plateau",
             output_dir=str(tmp_path / name),
             resume=True,
@@ -452,14 +452,14 @@ def test_a_training_with_plateaus_that_was_cut_goes_on_in_the_same_way(tmp_path)
 
     class Cut(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            if epoch == 3:
+            if epoch == 13:
                 raise KeyboardInterrupt
 
     whole = train(config("whole"))
     with pytest.raises(KeyboardInterrupt):
         train(config("cut"), [Cut()])
     resumed = train(config("cut"))
-    assert resumed["resumed"][0]["after_epochs"] == 3  # What the callback cut was trained again.
+    assert resumed["resumed"][0]["after_epochs"] == 13  # What the callback cut was trained again.
     assert resumed["history"]["learning_rate"] == whole["history"]["learning_rate"]
     assert len(set(whole["history"]["learning_rate"])) > 1
     assert resumed["train"] == whole["train"]

@@ -204,7 +204,7 @@ def _callbacks(
 
 def _schedule(config: TrainingConfig, past_losses: list[float]) -> keras.callbacks.Callback:
     if config.schedule == "plateau":
-        return PlateauSchedule(config.learning_rate, config.epochs, past_losses)
+        return PlateauSchedule(config.learning_rate, past_losses)
     recipe = RECIPES[config.arch]
     return keras.callbacks.LearningRateScheduler(
         lambda epoch, _: learning_rate_at(recipe, epoch, config.epochs, config.learning_rate)
