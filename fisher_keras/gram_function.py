@@ -105,7 +105,7 @@ class GramFunction:
 
     def _errors(self, chunks: list, labels: list[tf.Tensor]) -> tf.Tensor:
         (batch,), weights = self._batches(chunks, labels)
-        return batch.errors(weights)
+        return batch.errors(batch.structured_gradients(weights), weights)
 
     def _batches(
         self, chunks: list, labels: list[tf.Tensor]

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from fisher_keras.building import build
 from fisher_keras.labelled_data import label_distributions
-from fisher_keras.outputs import FromLogits, logits_function
+from fisher_keras.outputs import FromLogits, check_outputs, logits_function
 from fisher_keras.second_derivatives import exact_moments
 
 
@@ -39,7 +39,8 @@ def hessian(
         `model.trainable_variables`.
 
     Raises:
-        ValueError: If labels do not fit the model's classes, or derivatives are not finite.
+        ValueError: If labels do not fit the model's classes, outputs are not what `from_logits`
+            says, or derivatives are not finite.
     """
     build(model, x)
     logits = logits_function(model, from_logits)
@@ -47,20 +48,24 @@ def hessian(
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
 
     @tf.function(autograph=False)
-    def second_derivatives(x: Any) -> tf.Tensor:
+    def second_derivatives(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         with tf.GradientTape(persistent=True) as outer:
             with tf.GradientTape() as inner:
-                log_p = tf.nn.log_softmax(logits(x))
+                values, are_logits, distance = logits(x)
+                log_p = tf.nn.log_softmax(values)
                 target = label_distributions(y, log_p.shape[-1], label_smoothing)
                 loss = -tf.reduce_mean(tf.reduce_sum(target * log_p, axis=-1))
             gradient = _flat(inner.gradient(loss, variables, unconnected_gradients="zero"))
         rows = outer.jacobian(
             gradient, variables, unconnected_gradients="zero", experimental_use_pfor=False
         )
-        return tf.concat([tf.reshape(r, [tf.size(gradient), -1]) for r in rows], axis=1)
+        matrix = tf.concat([tf.reshape(r, [tf.size(gradient), -1]) for r in rows], axis=1)
+        return matrix, are_logits, distance
 
     with exact_moments():
-        matrix = second_derivatives(x).numpy().astype(np.float64)
+        matrix, are_logits, distance = second_derivatives(x)
+    check_outputs(bool(are_logits), float(distance))
+    matrix = matrix.numpy().astype(np.float64)
     if not np.isfinite(matrix).all():
         raise ValueError(
             f"The Hessian of the model {model.name!r} is NaN or infinite for these examples. "

@@ -23,7 +23,7 @@ from fisher_keras.labelled_data import (
 )
 from fisher_keras.local_minimum_report import Fit, LocalMinimumReport, summarize
 from fisher_keras.model_functions import for_batches, function_of
-from fisher_keras.outputs import FromLogits, check_options, logits_function
+from fisher_keras.outputs import FromLogits, check_options, check_outputs, logits_function
 from fisher_keras.regularizer import FisherRegularizedModel
 from fisher_keras.replicas import over_replicas, replica_strategy
 from fisher_keras.robustness import squared_jacobian_norms
@@ -224,7 +224,14 @@ def _trial(index: int, sample: _Sample, names: Sequence[str]) -> Trial:
 
 
 def _logits_of_batches(model: keras.Model, from_logits: FromLogits) -> Callable[[Any], tf.Tensor]:
-    return for_batches(logits_function(model, from_logits))
+    evaluate = for_batches(logits_function(model, from_logits))
+
+    def logits(x: Any) -> tf.Tensor:
+        values, are_logits, distance = evaluate(x)
+        check_outputs(bool(are_logits), float(distance))
+        return values
+
+    return logits
 
 
 def _fit(logits: Callable[[Any], tf.Tensor], data: LabelledData, name: str) -> Fit:

@@ -56,7 +56,7 @@ def concrete_function(function: Any, *arguments: Any) -> Callable:
         return function.get_concrete_function(*arguments)
 
 
-def for_batches(function: Callable[[Any], tf.Tensor]) -> Callable[[Any], tf.Tensor]:
+def for_batches(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Traces a function of a batch once for all sizes of the batch.
 
     Args:
@@ -67,7 +67,7 @@ def for_batches(function: Callable[[Any], tf.Tensor]) -> Callable[[Any], tf.Tens
     """
     traced = tf.function(function, autograph=False)
 
-    def call(x: Any) -> tf.Tensor:
+    def call(x: Any) -> Any:
         x = keras.tree.map_structure(tf.convert_to_tensor, x)
         specs = keras.tree.map_structure(
             lambda leaf: tf.TensorSpec([None, *leaf.shape[1:]], leaf.dtype), x

@@ -46,9 +46,9 @@ class Sum:
         """Returns the gradients, shape (N, *weight.shape)."""
         return self.gradients
 
-    def total(self) -> tf.Tensor:
-        """Returns the sum of the gradients, of the weight's shape."""
-        return tf.reduce_sum(self.gradients, axis=0)
+    def combination(self, factors: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of the gradients, each times its factor, of the weight's shape."""
+        return tf.tensordot(tf.cast(factors, self.gradients.dtype), self.gradients, 1)
 
     def blocks(self) -> list[Callable[[], tf.Tensor]]:
         """Returns a function that gives the gradients as a matrix of shape (N, P)."""
@@ -79,9 +79,11 @@ class Product:
         """Returns the gradients, shape (N, *weight.shape)."""
         return self.restore(self._columns(0, self.size[-1]))
 
-    def total(self) -> tf.Tensor:
-        """Returns the sum of the gradients, of the weight's shape."""
-        x, delta = (tf.reshape(t, [-1, t.shape[-1]]) for t in self.factors)
+    def combination(self, factors: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of the gradients, each times its factor, of the weight's shape."""
+        x, delta = self.factors
+        delta *= tf.cast(factors, delta.dtype)[:, tf.newaxis, tf.newaxis]
+        x, delta = (tf.reshape(t, [-1, t.shape[-1]]) for t in (x, delta))
         return self.restore(tf.matmul(x, delta, transpose_a=True)[tf.newaxis])[0]
 
     def blocks(self) -> list[Callable[[], tf.Tensor]]:

@@ -92,7 +92,9 @@ def distance_from_probabilities(outputs: tf.Tensor) -> tf.Tensor:
     return tf.maximum(tf.reduce_max(excess), tf.reduce_max(-outputs))
 
 
-def check_outputs(are_logits: bool, distance: float, normalize_logits: float | None) -> None:
+def check_outputs(
+    are_logits: bool, distance: float, normalize_logits: float | None = None
+) -> None:
     """Raises a ValueError if the values of a model's outputs are not what the metrics need.
 
     Args:
@@ -117,7 +119,7 @@ def check_outputs(are_logits: bool, distance: float, normalize_logits: float | N
 
 def logits_function(
     model: keras.Model, from_logits: FromLogits = "auto"
-) -> Callable[[Any], tf.Tensor]:
+) -> Callable[[Any], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
     """Makes a function of a model's logits, in inference mode.
 
     Args:
@@ -127,13 +129,14 @@ def logits_function(
     Returns:
         A `tf.function` from inputs to logits of shape (N, K), float64, at the model's weights of
         the moment; for a single sigmoid unit to (0, logit), shape (N, 2). A model that gives
-        only probabilities gives their logarithms, which are logits as well.
+        only probabilities gives their logarithms, which are logits as well. With them come the
+        first two arguments of `check_outputs`.
     """
 
     @tf.function(autograph=False)
-    def logits(x: Any) -> tf.Tensor:
+    def logits(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         tensor, are_logits = find_logits(stateless.apply(model, x, False), from_logits)
-        return as_logits(tensor, are_logits)
+        return as_logits(tensor, are_logits), are_logits, distance_from_probabilities(tensor)
 
     return logits
 

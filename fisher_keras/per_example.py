@@ -89,27 +89,25 @@ class Batch:
         """Returns the gradients where a loss depends on the other examples of the batch, too."""
 
         def one_loss(chosen: tf.Tensor) -> list[tf.Tensor]:
-            return self._reverse_mode(weights, self._times(chosen))
+            return self._combination(weights, chosen)
 
         return map_examples(one_loss, tf.eye(self.logits.shape[0], dtype=self.logits.dtype))
 
-    def errors(self, weights: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Compares a random combination of structured gradients with that of reverse mode.
-
-        To be called before anything else.
+    def errors(
+        self, gradients: list[Gradients | None], weights: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        """Compares a random combination of per-example gradients with that of reverse mode.
 
         Args:
+            gradients: What `structured_gradients` found.
             weights: The weights.
 
         Returns:
             The largest error of each weight's gradient relative to its largest entry; 0 for one
-            whose structured gradients are not found.
+            that was not found.
         """
         factors = tf.random.stateless_normal([self.logits.shape[0]], [0, 0])
-        cotangents = self._times(tf.cast(factors, self.logits.dtype))
-        inputs = keras.tree.flatten(self._x)
-        gradients = structured_gradients(self.logits, cotangents, inputs, weights)
-        expected = self._reverse_mode(weights, cotangents)
+        expected = self._combination(weights, tf.cast(factors, self.logits.dtype))
         off, largest = [], []
         # The last layer's gradients are there first. One after another, so that the factors of
         # few are in memory at a time.
@@ -119,16 +117,15 @@ class Batch:
                 off.append(tf.zeros([], tf.float64))
                 continue
             with tf.control_dependencies(off[-1:]):
-                mine = found.total()
+                mine = found.combination(factors)
             off.append(tf.cast(_largest(mine - tf.cast(right, mine.dtype)), tf.float64))
         off, largest = tf.stack(off[::-1]), tf.stack(largest[::-1])
         floor = _NEGLIGIBLE * tf.reduce_max(largest)
         return tf.math.divide_no_nan(off, tf.maximum(largest, floor))
 
-    def _times(self, factors: tf.Tensor) -> tf.Tensor:
-        return factors[:, tf.newaxis] * self._cotangents
-
-    def _reverse_mode(self, weights: list[tf.Tensor], cotangents: tf.Tensor) -> list[tf.Tensor]:
+    def _combination(self, weights: list[tf.Tensor], factors: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the gradient of the sum of the losses, each times its factor."""
+        cotangents = factors[:, tf.newaxis] * self._cotangents
         return _dense(
             tf.gradients(
                 self.logits,

@@ -5,11 +5,11 @@ import json
 import math
 import os
 import pathlib
-import uuid
 from typing import Any
 
 import keras
 
+from fisher_keras.atomic import replacing
 from fisher_keras.models import ARCHITECTURES, cnn, densenet, resnet, wide_resnet
 
 # Names a file that is read and written in place of the package's own table.
@@ -253,13 +253,8 @@ def write_regularizer_settings(
         datasets.append(f"  {json.dumps(name)}: {{\n{joined}\n  }}")
     path = settings_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Its own for each process that writes at the same time.
-    part = path.with_name(f".part.{uuid.uuid4().hex}.{path.name}")
-    try:
+    with replacing(path, shared=True) as part:
         part.write_text("{\n" + ",\n".join(datasets) + "\n}\n", encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

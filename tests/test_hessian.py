@@ -172,6 +172,11 @@ def test_nan_is_an_error():
         hessian(network(2), np.array([[1.0, np.nan]]), np.array([0]))
 
 
+def test_logits_are_no_probabilities():
+    with pytest.raises(ValueError, match=r"from_logits=False, but .* no probabilities"):
+        hessian(network(2), np.ones((1, 2)), np.array([0]), from_logits=False)
+
+
 def test_labels_that_do_not_fit():
     x = np.zeros((2, 3))
     with pytest.raises(ValueError, match=r"0\.\.2.* Given: label 3 for example 1"):

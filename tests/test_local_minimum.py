@@ -345,6 +345,11 @@ def test_nan_outputs_are_one_error(model):
         evaluate(model, examples(), test_data=(x, y))
 
 
+def test_logits_are_no_probabilities(model):
+    with pytest.raises(ValueError, match=r"from_logits=False, but .* no probabilities"):
+        evaluate(model, examples(), from_logits=False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from fisher_keras.experiments.atomic import replacing
+from fisher_keras.atomic import replacing
 
 
 class PlainModelCheckpoint(keras.callbacks.ModelCheckpoint):

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from matplotlib.figure import Figure
 
+from fisher_keras.atomic import replacing
 from fisher_keras.datasets import load_dataset
-from fisher_keras.experiments.atomic import replacing
 from fisher_keras.experiments.text_tables import markdown_table
 from fisher_keras.experiments.training_data import split_dataset
 from fisher_keras.metrics import METRICS, LocalMinimumReport, evaluate_local_minimum

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from fisher_keras.experiments.atomic import replacing
+from fisher_keras.atomic import replacing
 from fisher_keras.experiments.scenario_figure import scenario_figure
 from fisher_keras.experiments.scenario_results import read_scenarios
 from fisher_keras.experiments.scenario_summary import correlations, summary, summary_json

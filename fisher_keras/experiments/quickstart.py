@@ -19,6 +19,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from fisher_keras.atomic import replacing
 from fisher_keras.datasets import (
     ImageDataset,
     channel_statistics,
@@ -26,7 +27,6 @@ from fisher_keras.datasets import (
     subset,
     training_pipeline,
 )
-from fisher_keras.experiments.atomic import replacing
 from fisher_keras.experiments.command_line import run_script
 from fisher_keras.experiments.provenance import provenance
 from fisher_keras.models import build_model

@@ -8,7 +8,7 @@ import os
 import pathlib
 import tempfile
 
-from fisher_keras.experiments.atomic import replacing
+from fisher_keras.atomic import replacing
 
 # Flags that may change on the way: the data are known by their fingerprint.
 _NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume"}

@@ -14,11 +14,10 @@ import hashlib
 import json
 import os
 import pathlib
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fisher_keras.experiments.atomic import replacing
+from fisher_keras.atomic import replacing
 from fisher_keras.experiments.claim import Claim, Claims
 
 
@@ -167,14 +166,8 @@ class ExperimentStore:
         """
         # Looked at again after writing: another process may have put an older state in its place.
         while (records := self.records()) != _read(self.lines):
-            # Its own for each process that writes at the same time.
-            part = self.directory / "runs" / f".part.{uuid.uuid4().hex}.jsonl"
-            part.parent.mkdir(exist_ok=True)
-            try:
+            with replacing(self.lines, shared=True) as part:
                 _write(part, map(_json, records))
-                os.replace(part, self.lines)
-            finally:
-                part.unlink(missing_ok=True)
 
     def _record_file(self, run: Run) -> pathlib.Path:
         return self.run_directory(run) / "record.json"

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fisher_keras.experiments.atomic import replacing
+from fisher_keras.atomic import replacing
 from fisher_keras.experiments.experiment import ExperimentOptions, carry_out_runs, preset_of
 from fisher_keras.experiments.presets import Preset
 from fisher_keras.experiments.store import Run

@@ -8,13 +8,13 @@ import math
 import os
 import pathlib
 import statistics
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from fisher_keras.atomic import replacing
 from fisher_keras.experiments.provenance import provenance
 from fisher_keras.experiments.text_tables import markdown_table
 from fisher_keras.experiments.trial_queue import finished_trials
@@ -136,13 +136,8 @@ class TuningReport:
             )
 
     def _write(self, name: str, text: str) -> None:
-        # Its own for each process that writes at the same time.
-        part = self.directory / f".part.{uuid.uuid4().hex}.{name}"
-        try:
+        with replacing(self.directory / name, shared=True) as part:
             part.write_text(text, encoding="utf-8", newline="")
-            os.replace(part, self.directory / name)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def _row(trial: FrozenTrial, searched: Sequence[str]) -> dict[str, Any]:
