@@ -185,6 +185,17 @@ def test_correlations_of_a_scenario(tmp_path):
     assert granulated == 0
 
 
+def test_how_far_a_metric_follows_the_training_loss(tmp_path):
+    records = [
+        record(CONFUSION, 100 * i, 0, 20.0 + i, {"log_determinant": value}, train_loss=loss)
+        for i, (value, loss) in enumerate([(-9.0, 1e-4), (-7.0, 2e-4), (-8.0, 3e-4), (-6.0, 4e-4)])
+    ]
+    lines = correlations(read(tmp_path, records))
+    taus = {line.measure: line.with_train_loss.value for line in lines}
+    # Of 6 pairs 1 is the other way round.
+    assert taus == pytest.approx({"log_determinant": (5 - 1) / 6, "train_loss": 1})
+
+
 def test_correlations_without_the_flagged_runs(tmp_path):
     records = confusion_records()
     # The last run has the highest test error, and now the lowest metric.

@@ -27,7 +27,8 @@ order. In brackets, the {LEVEL:.0%} percentile interval of {NUM_RESAMPLES} boots
 the runs; an order without an exception has one without width, however few the runs are. Granulated
 (Jiang et al., 2020): Kendall's tau over the values of the variable, each seed by itself, in the
 mean over the seeds; of all scenarios, the mean of theirs. `{TRAIN_LOSS}` is no metric of the
-paper: it tells how far the order follows from how far each network was trained."""
+paper: it tells how far the order follows from how far each network was trained, and the last
+column how far a metric's own order does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Correlation:
         measure: name of a metric, or `TRAIN_LOSS`.
         rank: Kendall's tau-b and Spearman's rho with the test error.
         granulated: the granulated coefficient.
+        with_train_loss: Kendall's tau-b with the training loss.
     """
 
     scenario: str
@@ -47,6 +49,7 @@ class Correlation:
     measure: str
     rank: RankCorrelation
     granulated: float
+    with_train_loss: Estimate
 
 
 def correlations(scenarios: Sequence[Scenario]) -> list[Correlation]:
@@ -91,6 +94,7 @@ def _correlate(
             measure,
             rank_correlation(column(networks, measure), column(networks, "test_error")),
             _mean_granulated(groups, measure),
+            rank_correlation(column(networks, measure), column(networks, TRAIN_LOSS)).kendall,
         )
         for measure in [*metrics, TRAIN_LOSS]
     ]
@@ -109,7 +113,8 @@ def _mean_granulated(groups: Sequence[Sequence[ScenarioRun]], measure: str) -> f
 
 def correlation_table(lines: Sequence[Correlation]) -> str:
     """Formats the rank correlations with the test error as a Markdown table."""
-    head = ["scenario", "runs", "metric", "n", "Kendall's tau", "Spearman's rho", "granulated"]
+    coefficients = ["Kendall's tau", "Spearman's rho", "granulated", "tau with train loss"]
+    head = ["scenario", "runs", "metric", "n", *coefficients]
     rows = [
         [
             line.scenario,
@@ -119,6 +124,7 @@ def correlation_table(lines: Sequence[Correlation]) -> str:
             _estimate(line.rank.kendall),
             _estimate(line.rank.spearman),
             _coefficient(line.granulated),
+            _estimate(line.with_train_loss),
         ]
         for line in lines
     ]
