@@ -47,3 +47,13 @@ def image_folder(tmp_path):
 def write_png(path, pixels):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(tf.io.encode_png(pixels.astype(np.uint8)).numpy())
+
+
+@pytest.fixture(scope="session")
+def light_package(tmp_path_factory):
+    """A folder for PYTHONPATH: the package without its __init__.py, which loads TensorFlow."""
+    folder = tmp_path_factory.mktemp("light")
+    (folder / "fisher_keras").mkdir()
+    init = f"__path__ = [{str(pathlib.Path(__file__).parents[1] / 'fisher_keras')!r}]\n"
+    (folder / "fisher_keras" / "__init__.py").write_text(init)
+    return folder

@@ -33,4 +33,4 @@ def test_divides_by_10_after_10_epochs_without_progress():
 @pytest.mark.parametrize("done", [1, 12, 20, 23])
 def test_goes_on_where_it_was(done):
     rest = learning_rates(LOSSES[done:], past_losses=LOSSES[:done])
-    np.testing.assert_allclose(rest, RATES[done:], rtol=1e-5)
+    assert rest == learning_rates(LOSSES)[done:]

@@ -21,16 +21,6 @@ from fisher_keras.experiments.store import ExperimentStore, Run
 TESTS = pathlib.Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def light_package(tmp_path_factory):
-    """A folder for PYTHONPATH: the package without its __init__.py, which loads TensorFlow."""
-    folder = tmp_path_factory.mktemp("light")
-    (folder / "fisher_keras").mkdir()
-    init = f"__path__ = [{str(TESTS.parent / 'fisher_keras')!r}]\n"
-    (folder / "fisher_keras" / "__init__.py").write_text(init)
-    return folder
-
-
 @pytest.fixture
 def start(tmp_path, light_package):
     """Starts an experiment in the store `tmp_path`; ends what is left of it after the test."""

@@ -46,16 +46,6 @@ def open_search(url):
     return open_study(url, "search", optuna.samplers.TPESampler(), pruner)
 
 
-@pytest.fixture(scope="module")
-def light_package(tmp_path_factory):
-    """A folder for PYTHONPATH: the package without its __init__.py, which loads TensorFlow."""
-    folder = tmp_path_factory.mktemp("light")
-    (folder / "fisher_keras").mkdir()
-    init = f"__path__ = [{str(TESTS.parent / 'fisher_keras')!r}]\n"
-    (folder / "fisher_keras" / "__init__.py").write_text(init)
-    return folder
-
-
 @pytest.fixture
 def start(tmp_path, url, light_package):
     """Starts a process of the search; ends what is left after the test."""
