@@ -263,7 +263,8 @@ def _gather_pixels(images: tf.Tensor, rows: np.ndarray, columns: np.ndarray) -> 
     if np.array_equal(pixels[:, 0], np.arange(height * width)) and pixels.shape[1] == 1:
         return images
     if outside.any():
-        images = tf.pad(images, [[0, 0], [0, 1], [0, 0]])
+        # Faster than `tf.pad`, which does not copy whole images at once.
+        images = tf.concat([images, tf.zeros([count, 1, channels], images.dtype)], axis=1)
     gathered = tf.gather(images, pixels.astype(np.int32), axis=1)
     return tf.reshape(gathered, [count, len(pixels), pixels.shape[1] * channels])
 

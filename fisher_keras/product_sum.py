@@ -4,10 +4,11 @@ import tensorflow as tf
 
 from fisher_keras.operation_rules import Gradients, Product
 
+# How many products are added up in float32 before float64 takes over. Convolutions mostly have a
+# multiple of as many columns: their kernels have 3 * 3 entries, and often 16 K channels.
+_BLOCK = 768
 # Columns are collected up to this many entries before they are multiplied: 16 MiB in float32.
 _COLLECTED_ENTRIES = 2**22
-# How many products are added up in float32 before float64 takes over.
-_BLOCK = 768
 
 
 def sum_of_products(gradients: list[Gradients], exact: bool) -> tf.Tensor:
@@ -45,8 +46,11 @@ class _Products:
         self.last: list[tf.Tensor] = []  # What the next block waits for.
 
     def collect(self, columns: tf.Tensor) -> None:
-        self._collected.append(columns)
         self.last = [columns]
+        if columns.shape[1] % _BLOCK == 0:  # There is nothing to fill up with others.
+            self._add_product(columns)
+            return
+        self._collected.append(columns)
         if sum(columns.shape.num_elements() for columns in self._collected) >= _COLLECTED_ENTRIES:
             self._multiply()
 
@@ -63,9 +67,12 @@ class _Products:
         for dtype in dict.fromkeys(columns.dtype for columns in self._collected):
             part = [columns for columns in self._collected if columns.dtype == dtype]
             part = tf.concat(part, axis=1) if len(part) > 1 else part[0]
-            product = _exact_product if self._exact or dtype == tf.float64 else _blocked_product
-            self._products.append(product(part))
+            self._add_product(part)
         self._collected = []
+
+    def _add_product(self, columns: tf.Tensor) -> None:
+        exact = self._exact or columns.dtype == tf.float64
+        self.add(_exact_product(columns) if exact else _blocked_product(columns))
         self.last = self._products[-1:]
 
 
