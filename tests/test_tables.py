@@ -11,6 +11,7 @@ from fisher_keras.experiments.tables import (
     table_2,
 )
 from fisher_keras.experiments.text_tables import latex_table, markdown_table, mean_and_std
+from fisher_keras.experiments.tuning_flags import TUNING_PRESETS
 
 
 def record(arch, dataset, regularize, error, gamma, normalized_gamma=0.0):
@@ -70,6 +71,22 @@ def test_every_preset_trains_each_network_in_both_ways():
         for run in runs:
             assert run.config["metrics"]["names"] == ["log_determinant"]
             assert run.config["metrics"]["normalize_logits"] == 0.04
+
+
+def test_laptop_preset_trains_the_networks_that_the_laptop_search_tunes():
+    sizes = ("train_size", "epochs", "batch_size", "augmentation", "depth", "width")
+    search = TUNING_PRESETS["laptop"]
+    found = {}
+    for run in regularization_runs(PRESETS["laptop"]):
+        training = run.config["training"]
+        found[training["arch"]] = {name: training[name] for name in sizes if name in training}
+    for arch, training in found.items():
+        tuned = {**search.training, **search.networks[arch]}
+        assert training == {name: tuned[name] for name in sizes if name in tuned}
+    assert found["cnn"]["width"] == 0.25
+    assert found["cnn"]["batch_size"] == 32
+    assert found["resnet"]["depth"] == 8
+    assert found["resnet"]["batch_size"] == 64
 
 
 def test_text_tables():

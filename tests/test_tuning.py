@@ -246,7 +246,7 @@ def test_the_paper_preset_is_section_7_2():
         "clip_norm": (1, 5, 10, 15),
     }
     assert paper.training == {"validation_size": 5000}
-    assert paper.widths == {}
+    assert paper.networks == {}
 
 
 # ---------------------------------------------------------------------------- bin/tune_regularizer

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from fisher_keras.experiments.experiment import ExperimentOptions, carry_out_runs, preset_of
-from fisher_keras.experiments.presets import Preset
+from fisher_keras.experiments.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.store import Run
 from fisher_keras.experiments.trained_run import MetricSettings, trained_run
 from fisher_keras.experiments.training_config import TrainingConfig
@@ -34,9 +34,6 @@ _PAPER_TRAINING = {
 }
 _PAPER_METRICS = MetricSettings(_FOUR_METRICS, num_samples=100, num_trials=100)
 
-# Without augmentation, whose noise such a small network does not fit in so few epochs, the
-# training error becomes 0, random labels included. With more images and fewer epochs it does, too,
-# but the training losses are then up to 50 times apart, and gamma-hat tells these apart.
 _LAPTOP = Preset(
     about="a ResNet-8 on few images, for few epochs and, but for Scenario II, without "
     "augmentation; smaller batches, 20 trials of each metric, 3 seeds. That the training error "
@@ -44,14 +41,10 @@ _LAPTOP = Preset(
     values=(),
     num_seeds=3,
     training=_PAPER_TRAINING
-    | {
-        "depth": 8,
-        "train_size": 1000,
-        "validation_size": 250,  # Learning curves of 10,000 test images take as long as training.
-        "augmentation": "no-aug",
-        "batch_size": 64,
-        "epochs": 100,
-    },
+    | LAPTOP_TRAINING
+    | LAPTOP_NETWORKS["resnet"]
+    # Learning curves of 10,000 test images take as long as training.
+    | {"validation_size": 250},
     metrics=MetricSettings(_FOUR_METRICS, num_samples=100, num_trials=20),
 )
 

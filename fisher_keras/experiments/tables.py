@@ -10,7 +10,7 @@ from typing import Any
 
 from fisher_keras.atomic import replacing
 from fisher_keras.experiments.experiment import ExperimentOptions, carry_out_runs, preset_of
-from fisher_keras.experiments.presets import Preset
+from fisher_keras.experiments.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.store import Run
 from fisher_keras.experiments.text_tables import (
     Rows,
@@ -52,17 +52,14 @@ PRESETS = {
         metrics=_METRICS,
     ),
     "laptop": Preset(
-        about="two of the networks on few images of CIFAR-10, for few epochs and without "
-        "augmentation; 20 trials.",
+        about="a ResNet-8 and a CNN of a quarter of its filters on few images of CIFAR-10, for "
+        "few epochs and without augmentation; smaller batches, 20 trials, 3 seeds.",
         values=(("cnn", "cifar10"), ("resnet", "cifar10")),
         num_seeds=3,
-        training={
-            "train_size": 2500,
-            "validation_size": 500,  # See the scenarios' laptop preset.
-            "augmentation": "no-aug",
-            "epochs": 50,
-        },
+        # See the scenarios' laptop preset.
+        training=LAPTOP_TRAINING | {"validation_size": 250},
         metrics=dataclasses.replace(_METRICS, num_trials=20),
+        networks=LAPTOP_NETWORKS,
     ),
     "smoke": Preset(
         about="two epochs on a few digits: it shows that everything runs, and nothing else.",
@@ -94,7 +91,7 @@ def regularization_runs(preset: Preset) -> list[Run]:
             TrainingConfig(
                 arch=arch,
                 dataset=dataset,
-                **preset.training,
+                **{**preset.training, **preset.networks.get(arch, {})},
                 regularize=regularize,
                 seed=seed,
             ),

@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 
 from fisher_keras.experiments import training_flags
-from fisher_keras.experiments.presets import PRESETS
+from fisher_keras.experiments.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, PRESETS
 from fisher_keras.experiments.training_config import TrainingConfig
 from fisher_keras.experiments.tuning import SAMPLERS, SEARCHED, TuningConfig
 
@@ -25,13 +25,13 @@ class TuningPreset:
         candidates: the values of beta, M and tau.
         training: fields of `TrainingConfig`.
         num_trials: of the TPE.
-        widths: of the networks that are not as wide as usual.
+        networks: fields of `TrainingConfig` for single architectures; they go before `training`.
     """
 
     candidates: Mapping[str, tuple[float, ...]]
     training: Mapping[str, Any]
     num_trials: int
-    widths: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    networks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 TUNING_PRESETS = {
@@ -52,14 +52,9 @@ TUNING_PRESETS = {
             "num_sub_batches": (8,),
             "clip_norm": (1.0, 10.0),
         },
-        training={
-            "train_size": 5000,
-            "validation_size": 2500,
-            "epochs": 12,
-            "share_gradients": True,
-        },
+        training=LAPTOP_TRAINING | {"validation_size": 1000},
         num_trials=4,
-        widths={"cnn": 0.5},  # At its full width a step takes four times as long as resnet's.
+        networks=LAPTOP_NETWORKS,
     ),
     "smoke": TuningPreset(
         candidates={
@@ -76,7 +71,12 @@ TUNING_PRESETS = {
             "share_gradients": True,
         },
         num_trials=3,
-        widths={"cnn": 0.125, "resnet": 4, "wide_resnet": 1, "densenet": 4},
+        networks={
+            "cnn": {"width": 0.125},
+            "resnet": {"width": 4},
+            "wide_resnet": {"width": 1},
+            "densenet": {"width": 4},
+        },
     ),
 }
 
@@ -91,9 +91,8 @@ def define_flags() -> None:
         "preset",
         PRESETS[0],
         PRESETS,
-        "paper: its 96 full trainings; laptop: 6 short ones, on two cores about 40 minutes for "
-        "resnet and 20 for cnn, of half its width; smoke: seconds. A value given by its own flag "
-        "goes before the preset's.",
+        "paper: its 96 full trainings; laptop: 6 short ones of a ResNet-8 or a narrow CNN; smoke: "
+        "seconds. A value given by its own flag goes before the preset's.",
         **search,
     )
     flags.DEFINE_list("beta", None, "Strengths of the regularizer to try.", **search)
@@ -155,15 +154,14 @@ def tuning_config() -> TuningConfig:
 
 
 def _training(preset: TuningPreset) -> TrainingConfig:
+    usual = {**preset.training, **preset.networks.get(flags.FLAGS.arch, {})}
     names = [field.name for field in dataclasses.fields(TrainingConfig)]
     given = {
         name: flags.FLAGS[name].value
         for name in names
-        if name not in _LEFT_OUT and (flags.FLAGS[name].present or name not in preset.training)
+        if name not in _LEFT_OUT and (flags.FLAGS[name].present or name not in usual)
     }
-    if not flags.FLAGS["width"].present:
-        given["width"] = preset.widths.get(flags.FLAGS.arch)
-    training = TrainingConfig(**{**preset.training, **given}, regularize=True)
+    training = TrainingConfig(**{**usual, **given}, regularize=True)
     default = f"runs/tune_{training.dataset}_{training.arch}_{flags.FLAGS.preset}"
     return dataclasses.replace(training, output_dir=flags.FLAGS.output_dir or default)
 
