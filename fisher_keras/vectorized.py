@@ -1,6 +1,8 @@
-"""`tf.vectorized_map` without a product of matrices that TensorFlow gets wrong."""
+"""`tf.vectorized_map`, and what to do where TensorFlow has no right one."""
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -13,7 +15,8 @@ def map_examples(function: Callable[[Any], Any], examples: Any) -> Any:
     `tf.matmul` of one example's (1, L, A) and a weight (A, B), as in EinsumDense and attention,
     becomes one of (N, 1, L, A) and (A, B). For it oneDNN, in TensorFlow up to 2.21, writes where
     it must not: the process dies, or results are wrong
-    (https://github.com/tensorflow/tensorflow/issues/117700). Then examples take turns.
+    (https://github.com/tensorflow/tensorflow/issues/117700). Then examples take turns, and so they
+    do where an operation cannot be vectorized, as an einsum that takes a diagonal cannot.
 
     Args:
         function: Takes one example to a structure of tensors. May use tensors of the graph that
@@ -23,19 +26,41 @@ def map_examples(function: Callable[[Any], Any], examples: Any) -> Any:
     Returns:
         What the function returns, stacked along a new first axis.
     """
+    vectorized = _vectorized(function, examples)
+    if vectorized is not None:
+        return vectorized(examples)
+    one = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape[1:], t.dtype), examples)
+    outputs = tf.function(function, autograph=False).get_concrete_function(one).structured_outputs
+    signature = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
+    return tf.map_fn(function, examples, fn_output_signature=signature)
+
+
+def _vectorized(function: Callable[[Any], Any], examples: Any) -> Callable[[Any], Any] | None:
+    """Returns the function of all examples, or None where TensorFlow has none, or a wrong one."""
 
     def all_at_once(examples: Any) -> Any:
         return tf.vectorized_map(function, examples)
 
     # Traced apart: even unused, what has effects would run if it were in the graph.
     specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), examples)
-    traced = tf.function(all_at_once, autograph=False).get_concrete_function(specs)
-    if not _has_unsafe_product(traced.graph.as_graph_def(add_shapes=True)):
-        return traced(examples)
-    signature = tf.nest.map_structure(
-        lambda t: tf.TensorSpec(t.shape[1:], t.dtype), traced.structured_outputs
-    )
-    return tf.map_fn(function, examples, fn_output_signature=signature)
+    try:
+        with _quiet_logger():
+            traced = tf.function(all_at_once, autograph=False).get_concrete_function(specs)
+    except Exception:  # Of any kind. What is wrong with the function itself, its own trace raises.
+        return None
+    return None if _has_unsafe_product(traced.graph.as_graph_def(add_shapes=True)) else traced
+
+
+@contextlib.contextmanager
+def _quiet_logger() -> Iterator[None]:
+    """Keeps TensorFlow from logging pages about an operation that it cannot vectorize."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _has_unsafe_product(graph: tf.compat.v1.GraphDef) -> bool:

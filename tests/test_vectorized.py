@@ -60,3 +60,23 @@ def test_other_products_are_vectorized():
     np.testing.assert_allclose(found["batch"], expected, rtol=1e-5, atol=1e-5)
     assert "StatelessWhile" not in operations(both, tf.constant(X), tf.constant(y))
     assert "StatelessWhile" in operations(UNSAFE["product"], tf.constant(X))
+
+
+def test_an_operation_that_cannot_be_vectorized(caplog):
+    def diagonal(example):
+        (x,) = example
+        return tf.raw_ops.Einsum(inputs=[x[:, 0], x], equation="a,ab->bb")
+
+    found = run(diagonal, tf.constant(X))
+    expected = [np.diag(x[:, 0] @ x) for x in X]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert not caplog.records
+
+
+def test_a_function_that_fails_says_why():
+    with pytest.raises(ValueError, match="my own message"):
+        run(fail, tf.constant(X))
+
+
+def fail(example):
+    raise ValueError("my own message")
