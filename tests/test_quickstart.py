@@ -10,6 +10,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from processes import finish
 
 from fisher_keras.datasets import load_dataset, subset
 from fisher_keras.experiments import quickstart
@@ -202,8 +203,8 @@ def test_ctrl_c_ends_with_a_clear_line(tmp_path):
     while not process.stdout.readline().startswith("[1/3000]"):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
+    status, _, errors = finish(process)
+    assert status == 130
     assert errors.splitlines()[-1] == f"Stopped. The finished runs are kept in {tmp_path}."
     assert "Traceback" not in errors
     assert json.loads((tmp_path / "runs.jsonl").read_text().splitlines()[0])["seed"] == 0
