@@ -54,6 +54,16 @@ def test_table_2_of_plain_and_normalized_logits():
     assert resnet[2:4] == ["5.5 ± 0.7", "8.0 ± 1.4"]
 
 
+def test_runs_that_are_at_no_minimum_are_counted():
+    records = [
+        record("cnn", "cifar10", regularize, 8.0, 1.0) for regularize in (False, True, True)
+    ]
+    assert [row[-1] for row in table_1(records)] == ["flagged", ""]
+    records[2]["result"]["train"] = {"loss": 0.4, "error_percent": 12.0}
+    for rows in (table_1(records), table_2(records, normalize_logits=False)):
+        assert [row[-1] for row in rows] == ["flagged", "0 / 1"]
+
+
 def test_paper_preset_is_table_1():
     runs = regularization_runs(PRESETS["paper"])
     assert len(runs) == 5 * 2 * len(PAPER_TABLE_1)

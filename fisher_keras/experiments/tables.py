@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fisher_keras.atomic import replacing
+from fisher_keras.experiments.convergence import convergence_flags
 from fisher_keras.experiments.experiment import ExperimentOptions, carry_out_runs, preset_of
 from fisher_keras.experiments.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.store import Run
@@ -146,10 +147,11 @@ def table_1(records: Sequence[dict[str, Any]]) -> list[list[str]]:
         records: of `regularization_runs`.
 
     Returns:
-        Rows of cells, the header first.
+        Rows of cells, the header first; the last column counts the runs with `convergence_flags`.
     """
     header = ["network", "data", "test error (%)", "with regularizer (%)"]
     header += ["paper (%)", "paper, with regularizer (%)", "train error (%), without / with"]
+    header += ["flagged"]
     return [
         header,
         *(
@@ -157,6 +159,7 @@ def table_1(records: Sequence[dict[str, Any]]) -> list[list[str]]:
             + _both(groups, lambda result: result["test"]["error_percent"], 2)
             + _paper(PAPER_TABLE_1, cell, 2)
             + [" / ".join(_both(groups, lambda result: result["train"]["error_percent"], 2))]
+            + [_flagged(groups)]
             for cell, groups in _groups(records).items()
         ),
     ]
@@ -170,10 +173,10 @@ def table_2(records: Sequence[dict[str, Any]], normalize_logits: bool) -> list[l
         normalize_logits: which gamma-hat.
 
     Returns:
-        Rows of cells, the header first.
+        Rows of cells, the header first; the last column counts the runs with `convergence_flags`.
     """
     header = ["network", "data", "gamma-hat", "with regularizer"]
-    header += ["paper", "paper, with regularizer", "train loss, without / with"]
+    header += ["paper", "paper, with regularizer", "train loss, without / with", "flagged"]
     key = "normalized_metrics" if normalize_logits else "metrics"
     return [
         header,
@@ -182,6 +185,7 @@ def table_2(records: Sequence[dict[str, Any]], normalize_logits: bool) -> list[l
             + _both(groups, lambda result: float(result[key]["log_determinant"]["mean"]), 1)
             + _paper(PAPER_TABLE_2, cell, 1)
             + [" / ".join(_both(groups, lambda result: result["train"]["loss"], 4))]
+            + [_flagged(groups)]
             for cell, groups in _groups(records).items()
         ),
     ]
@@ -235,6 +239,17 @@ def _both(
         mean_and_std([quantity(record["result"]) for record in groups[regularize]], digits)
         for regularize in (False, True)
     ]
+
+
+def _flagged(groups: dict[bool, list[dict[str, Any]]]) -> str:
+    """Returns how many runs, without / with the regularizer, are at no minimum like the others."""
+    train = [record["result"]["train"] for group in groups.values() for record in group]
+    flags = convergence_flags(
+        [fit["loss"] for fit in train], [fit["error_percent"] for fit in train]
+    )
+    without = len(groups[False])
+    counts = [sum(map(bool, part)) for part in (flags[:without], flags[without:])]
+    return " / ".join(map(str, counts)) if any(counts) else ""
 
 
 def _names(cell: tuple[str, str]) -> list[str]:
