@@ -91,8 +91,9 @@ def define_flags() -> None:
         "preset",
         PRESETS[0],
         PRESETS,
-        "paper: its 96 full trainings; laptop: 6 short ones of a ResNet-8 or a narrow CNN; smoke: "
-        "seconds. A value given by its own flag goes before the preset's.",
+        "paper: its 96 full trainings; laptop: 6 of a ResNet-8 or a narrow CNN, 5 to 10 "
+        "minutes each on one core; smoke: seconds. A value given by its own flag goes before the "
+        "preset's.",
         **search,
     )
     flags.DEFINE_list("beta", None, "Strengths of the regularizer to try.", **search)
