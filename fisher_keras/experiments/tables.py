@@ -54,9 +54,9 @@ PRESETS = {
     ),
     "laptop": Preset(
         about="a ResNet-8 and a CNN of a quarter of its filters on few images of CIFAR-10, for "
-        "few epochs and without augmentation; smaller batches, 20 trials, 3 seeds.",
+        "few epochs and without augmentation; smaller batches, 20 trials.",
         values=(("cnn", "cifar10"), ("resnet", "cifar10")),
-        num_seeds=3,
+        num_seeds=5,
         # See the scenarios' laptop preset.
         training=LAPTOP_TRAINING | {"validation_size": 250},
         metrics=dataclasses.replace(_METRICS, num_trials=20),
