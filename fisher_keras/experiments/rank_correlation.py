@@ -6,7 +6,7 @@ log-determinant of -inf is just the smallest value.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.stats
@@ -64,20 +64,43 @@ def rank_correlation(metric: Sequence[float], error: Sequence[float]) -> RankCor
     Returns:
         The coefficients, with their intervals; NaN where all metrics or all errors are the same.
     """
-    metric, error = np.asarray(metric, float), np.asarray(error, float)
-    known = ~np.isnan(metric)
-    metric, error = metric[known], error[known]
-    if min(len(np.unique(metric)), len(np.unique(error))) < 2:
-        undefined = Estimate(np.nan, np.nan, np.nan)
-        return RankCorrelation(len(metric), undefined, undefined)
-    counts = resample_counts(len(metric))
-    tau = float(scipy.stats.kendalltau(metric, error).statistic)
-    rho = float(scipy.stats.spearmanr(metric, error).statistic)
+    metric, error = _known(metric, error)
     return RankCorrelation(
         len(metric),
-        Estimate(tau, *percentile_interval(kendall_of_resamples(metric, error, counts))),
-        Estimate(rho, *percentile_interval(spearman_of_resamples(metric, error, counts))),
+        _estimate(metric, error, scipy.stats.kendalltau, kendall_of_resamples),
+        _estimate(metric, error, scipy.stats.spearmanr, spearman_of_resamples),
     )
+
+
+def kendall_correlation(metric: Sequence[float], other: Sequence[float]) -> Estimate:
+    r"""Returns $\tau_b$ of two quantities of the same runs, as `rank_correlation` estimates it.
+
+    Args:
+        metric: of each run, shape (n,); runs with NaN are left out.
+        other: of each run, shape (n,).
+
+    Returns:
+        The coefficient with its interval; NaN where all values of one of them are the same.
+    """
+    return _estimate(*_known(metric, other), scipy.stats.kendalltau, kendall_of_resamples)
+
+
+def _known(metric: Sequence[float], error: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both without the runs whose metric is NaN."""
+    metric, error = np.asarray(metric, float), np.asarray(error, float)
+    known = ~np.isnan(metric)
+    return metric[known], error[known]
+
+
+def _estimate(
+    metric: np.ndarray, error: np.ndarray, coefficient: Callable, of_resamples: Callable
+) -> Estimate:
+    """Returns one of scipy's coefficients, with its interval over the resamples."""
+    if min(len(np.unique(metric)), len(np.unique(error))) < 2:
+        return Estimate(np.nan, np.nan, np.nan)
+    resamples = of_resamples(metric, error, resample_counts(len(metric)))
+    value = float(coefficient(metric, error).statistic)
+    return Estimate(value, *percentile_interval(resamples))
 
 
 def granulated_kendall(

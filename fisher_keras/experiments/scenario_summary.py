@@ -12,6 +12,7 @@ from fisher_keras.experiments.rank_correlation import (
     Estimate,
     RankCorrelation,
     granulated_kendall,
+    kendall_correlation,
     rank_correlation,
 )
 from fisher_keras.experiments.scenario_results import Scenario, ScenarioRun, column
@@ -94,7 +95,7 @@ def _correlate(
             measure,
             rank_correlation(column(networks, measure), column(networks, "test_error")),
             _mean_granulated(groups, measure),
-            rank_correlation(column(networks, measure), column(networks, TRAIN_LOSS)).kendall,
+            kendall_correlation(column(networks, measure), column(networks, TRAIN_LOSS)),
         )
         for measure in [*metrics, TRAIN_LOSS]
     ]
