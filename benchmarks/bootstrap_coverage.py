@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 
-from fisher_keras.experiments.rank_correlation import (
+from fisher_keras.experiments.statistics.rank_correlation import (
     NUM_RESAMPLES,
     kendall_of_resamples,
     percentile_interval,

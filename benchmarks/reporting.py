@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-from fisher_keras.experiments.provenance import provenance
+from fisher_keras.experiments.training.provenance import provenance
 
 _ALLOCATOR = (
     "LD_PRELOAD",

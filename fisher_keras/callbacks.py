@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.local_minimum import GRAM_METRICS, METRICS, evaluate_local_minimum
+from fisher_keras.metrics.local_minimum import GRAM_METRICS, METRICS, evaluate_local_minimum
 
 
 class FisherMetrics(keras.callbacks.Callback):

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fisher_keras import local_minimum
 from fisher_keras.callbacks import FisherMetrics
-from fisher_keras.metrics import METRICS, evaluate_local_minimum
+from fisher_keras.metrics import METRICS, evaluate_local_minimum, local_minimum
 
 DEVICES = ("CPU:0", "CPU:1")
 X = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")

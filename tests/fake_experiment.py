@@ -8,8 +8,8 @@ import signal
 import sys
 import time
 
-from fisher_keras.experiments import runner
-from fisher_keras.experiments.store import ExperimentStore, Run
+from fisher_keras.experiments.runs import runner
+from fisher_keras.experiments.runs.store import ExperimentStore, Run
 
 STEPS = 6
 

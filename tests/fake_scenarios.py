@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 
-from fisher_keras.experiments.scenarios import VARIABLES
+from fisher_keras.experiments.scenarios.runs import VARIABLES
 
 TRAINING = {"arch": "resnet", "dataset": "cifar10", "epochs": 200, "batch_size": 128}
 METRICS = {"names": ["log_determinant"], "num_samples": 100, "num_trials": 100}

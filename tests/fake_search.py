@@ -8,7 +8,7 @@ import warnings
 
 import optuna
 
-from fisher_keras.experiments import trial_queue
+from fisher_keras.experiments.search import trial_queue
 
 STEPS = 3
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 import tensorflow as tf
 from absl import app, flags
 
-from fisher_keras.experiments.runner import FailedRunsError
+from fisher_keras.experiments.runs.runner import FailedRunsError
 
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
 

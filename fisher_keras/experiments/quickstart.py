@@ -28,10 +28,15 @@ from fisher_keras.datasets import (
     training_pipeline,
 )
 from fisher_keras.experiments.command_line import run_script
-from fisher_keras.experiments.provenance import provenance
+from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.models import build_model
-from fisher_keras.recipes import RECIPES, RegularizerSettings, build_optimizer, learning_rate_at
-from fisher_keras.regularizer import FisherRegularizedModel
+from fisher_keras.models.recipes import (
+    RECIPES,
+    RegularizerSettings,
+    build_optimizer,
+    learning_rate_at,
+)
+from fisher_keras.regularizer.model import FisherRegularizedModel
 
 # Algorithm 1 clips the gradient, too: "clipped" is the baseline with only that, so that what the
 # regularizer itself does can be told apart.

@@ -9,18 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fisher_keras.atomic import replacing
-from fisher_keras.experiments.convergence import convergence_flags
-from fisher_keras.experiments.experiment import ExperimentOptions, carry_out_runs, preset_of
-from fisher_keras.experiments.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
-from fisher_keras.experiments.store import Run
-from fisher_keras.experiments.text_tables import (
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
+from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
+from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.trained_run import MetricSettings, trained_run
+from fisher_keras.experiments.statistics.convergence import convergence_flags
+from fisher_keras.experiments.statistics.text_tables import (
     Rows,
     latex_table,
     markdown_table,
     mean_and_std,
 )
-from fisher_keras.experiments.trained_run import MetricSettings, trained_run
-from fisher_keras.experiments.training_config import TrainingConfig
+from fisher_keras.experiments.training.config import TrainingConfig
 
 EXPERIMENT = "regularization"
 _ARCHITECTURES = {"cnn": "CNN", "wide_resnet": "WRN", "densenet": "DenseNet", "resnet": "ResNet"}

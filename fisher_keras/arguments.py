@@ -1,0 +1,58 @@
+"""Checks of numbers that a user gives; NumPy's numbers are as good as Python's."""
+
+import math
+import numbers
+from typing import Any
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Returns a whole number as Python's int.
+
+    Args:
+        name: What the number is, for the message.
+        value: The number to check; 1e6 is one, booleans and fractions are none.
+        least: The smallest number allowed.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it is no whole number, or too small.
+    """
+    if not _is_number(value) or value != math.floor(value) or value < least:
+        raise ValueError(f"{name} must be a whole number, {least} or greater. Given: {value!r}.")
+    return int(value)
+
+
+def real_number(
+    name: str, value: Any, *, least: float | None = None, above: float | None = None
+) -> float:
+    """Returns a finite number as Python's float.
+
+    Args:
+        name: What the number is, for the message.
+        value: The number to check; booleans are none.
+        least: The smallest number allowed, if there is one.
+        above: The largest number that is too small, if there is one.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it is no finite number, or too small.
+    """
+    inside = (
+        _is_number(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+    )
+    if not inside:
+        bounds = [f", {least} or greater"] if least is not None else []
+        bounds += [f" greater than {above}"] if above is not None else []
+        raise ValueError(f"{name} must be a number{''.join(bounds)}. Given: {value!r}.")
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    known = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return known and math.isfinite(value)

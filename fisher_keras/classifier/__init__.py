@@ -1,0 +1,1 @@
+"""A Keras classifier as a function of its weights (Section 3)."""

@@ -1,0 +1,166 @@
+"""Evaluating and comparing trained networks: `bin/evaluate_metrics`."""
+
+import dataclasses
+import pathlib
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+
+from fisher_keras.atomic import replacing
+from fisher_keras.datasets import load_dataset
+from fisher_keras.experiments.statistics.text_tables import markdown_table
+from fisher_keras.experiments.training.data import split_dataset
+from fisher_keras.metrics import METRICS, LocalMinimumReport, evaluate_local_minimum
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is evaluated, and how.
+
+    Attributes:
+        models: `.keras` files.
+        dataset: the data set that they were trained on.
+        data_dir: where it is.
+        download: whether it may be downloaded.
+        train_size: training images of the runs; None for all. Metrics are of these images.
+        validation_size: images that the runs held out; what they trained on depends on it.
+        seed: of the runs, which the training images were drawn with; also of the trials' samples.
+        metrics: names out of `METRICS`.
+        num_samples: N', images a trial.
+        num_trials: T.
+        normalize_logits: see `evaluate_local_minimum`.
+        output: directory of reports, trials and figures; None writes nothing.
+    """
+
+    models: tuple[str, ...]
+    dataset: str = "cifar10"
+    data_dir: str | None = None
+    download: bool = False
+    train_size: int | None = None
+    validation_size: int = 0
+    seed: int = 0
+    metrics: tuple[str, ...] = METRICS[:-1]
+    num_samples: int = 100
+    num_trials: int = 100
+    normalize_logits: float | None = None
+    output: str | None = None
+
+
+def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
+    """Evaluates models, prints each report and, for several, a table ordered by gamma-hat.
+
+    Stopped and started again with the same output directory, it goes on at the next trial.
+
+    Args:
+        config: what is evaluated.
+
+    Returns:
+        The reports by the models' names, in order of their log-determinant if it was asked for.
+
+    Raises:
+        ValueError: if a model or the data cannot be used.
+        OSError: if the output cannot be written.
+    """
+    output = None if config.output is None else pathlib.Path(config.output)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    names = _names(config.models)
+    models = {name: _load(path) for name, path in names.items()}
+    data = split_dataset(
+        load_dataset(config.dataset, config.data_dir, config.download),
+        train_size=config.train_size,
+        validation_size=config.validation_size,
+        batch_size=256,
+        one_hot=False,
+        seed=config.seed,
+    )
+    train, test = data.arrays("train"), data.arrays("test")
+    reports = {}
+    for name, model in models.items():
+        report = evaluate_local_minimum(
+            model,
+            train,
+            config.num_samples,
+            config.num_trials,
+            config.seed,
+            config.metrics,
+            config.normalize_logits,
+            test_data=test,
+            trials_path=None if output is None else output / f"{name}.trials.jsonl",
+        )
+        print(f"\n{name}\n{report}", flush=True)
+        reports[name] = report
+        if output is not None:
+            _write_report(report, output, name)
+    if "log_determinant" in config.metrics:
+        reports = dict(sorted(reports.items(), key=lambda item: gamma_hat(item[1])))
+    if len(reports) > 1:
+        print(f"\n{comparison(reports)}")
+        if output is not None and "log_determinant" in config.metrics:
+            with replacing(output / "comparison.png") as path:
+                chart(reports).savefig(path, dpi=150)
+    return reports
+
+
+def gamma_hat(report: LocalMinimumReport) -> float:
+    """Returns the mean log-determinant over the trials, Equation 5."""
+    return report.metrics["log_determinant"].mean
+
+
+def comparison(reports: dict[str, LocalMinimumReport]) -> str:
+    """Formats a Markdown table: a line a model, mean ± standard error of each metric."""
+    metrics = list(next(iter(reports.values())).metrics)
+    rows = [["model", *metrics, "train loss", "train error (%)", "test error (%)"]]
+    for name, report in reports.items():
+        cells = [f"{s.mean:.5g} ± {s.standard_error:.2g}" for s in report.metrics.values()]
+        errors = [f"{100 * fit.error:.2f}" for fit in (report.train, report.test)]
+        rows.append([name, *cells, f"{report.train.loss:.4g}", *errors])
+    return markdown_table(rows)
+
+
+def chart(reports: dict[str, LocalMinimumReport]) -> Figure:
+    """Draws gamma-hat with its standard error, and the test error, of each model."""
+    figure = Figure(figsize=(7, 1.5 + 0.5 * len(reports)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(reports))
+    summaries = [report.metrics["log_determinant"] for report in reports.values()]
+    left.errorbar(
+        [s.mean for s in summaries], places, xerr=[s.standard_error for s in summaries], fmt="o"
+    )
+    left.set_xlabel(r"$\hat\gamma$, mean ± standard error")
+    left.set_yticks(places, list(reports))
+    left.invert_yaxis()
+    right.plot([100 * report.test.error for report in reports.values()], places, "o")
+    right.set_xlabel("test error (%)")
+    for axes in (left, right):
+        axes.grid(axis="x", alpha=0.3)
+        axes.locator_params(axis="x", nbins=4)  # Long numbers would run into each other.
+    return figure
+
+
+def _names(paths: tuple[str, ...]) -> dict[str, pathlib.Path]:
+    """Names each model by its file, and by its directory where files are called alike."""
+    files = [pathlib.Path(path) for path in paths]
+    stems = [file.stem for file in files]
+    if len(set(stems)) < len(stems):
+        stems = [f"{file.resolve().parent.name}_{file.stem}" for file in files]
+    if len(set(stems)) < len(stems):
+        raise ValueError(
+            f"--model: two of the files cannot be told apart by file and directory name: {paths}"
+        )
+    return dict(zip(stems, files, strict=True))
+
+
+def _load(path: pathlib.Path) -> keras.Model:
+    if not path.is_file():
+        raise ValueError(f"--model={path}: there is no such file; expected a .keras file")
+    return keras.models.load_model(path, compile=False)
+
+
+def _write_report(report: LocalMinimumReport, output: pathlib.Path, name: str) -> None:
+    with replacing(output / f"{name}.json") as path:
+        path.write_text(report.to_json() + "\n")
+    if report.trials[0].log_spectrum:
+        with replacing(output / f"{name}.spectrum.png") as path:
+            report.plot_spectrum().figure.savefig(path, dpi=150)

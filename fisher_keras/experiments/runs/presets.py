@@ -1,0 +1,53 @@
+"""The sizes in which an experiment can be done: the paper's, a laptop's, and one of seconds."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fisher_keras.experiments.runs.trained_run import MetricSettings
+
+PRESETS = ("paper", "laptop", "smoke")
+
+# On so few images networks as small as these reach a training error of 0 in so few epochs, if
+# there is no augmentation. With more images and fewer epochs they do, too, but the training losses
+# of equal networks are then up to 50 times apart, and gamma-hat tells these apart.
+LAPTOP_TRAINING = {
+    "train_size": 1000,
+    "augmentation": "no-aug",
+    "batch_size": 64,
+    "epochs": 100,
+}
+# Batches of 64 are too few steps for the CNN, which has no batch normalization.
+LAPTOP_NETWORKS = {"resnet": {"depth": 8}, "cnn": {"width": 0.25, "batch_size": 32}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """How large an experiment is.
+
+    Attributes:
+        about: what it is, and what it gives up against the paper.
+        values: what the experiment varies, in order.
+        num_seeds: networks that are trained for each value.
+        training: fields of `TrainingConfig` that are the same in all trainings; the recipe of the
+            architecture decides what is not here.
+        metrics: how the trained networks are evaluated.
+        networks: fields of `TrainingConfig` for single architectures; they go before `training`.
+        run_estimate_s: seconds that a run takes, until the first is there to tell; None if that
+            depends on the machine too much.
+    """
+
+    about: str
+    values: tuple[Any, ...]
+    num_seeds: int
+    training: Mapping[str, Any]
+    metrics: MetricSettings
+    networks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    run_estimate_s: float | None = None
+
+    def __str__(self) -> str:
+        """Returns all of it, a line each."""
+        settings = dict(self.training) | dict(self.networks) | dataclasses.asdict(self.metrics)
+        lines = [self.about, f"values: {', '.join(map(str, self.values))}"]
+        lines += [f"seeds: 0 to {self.num_seeds - 1}"]
+        return "\n  ".join(lines + [f"{name}: {value}" for name, value in settings.items()])

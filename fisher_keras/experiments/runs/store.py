@@ -1,0 +1,210 @@
+"""The runs of an experiment on disk: each is carried out once, and none is lost.
+
+A store is a folder, which processes and machines may share:
+
+- `runs/<key>/` has all files of one run, its `.keras` file among them. Once it is finished,
+  `record.json` is there: one line, written in one go. `runs/<key>.log` is what it printed.
+- `runs.jsonl` has the lines of all finished runs, to be kept under version control. A run whose
+  line is in it is finished, also where its directory is not there.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fisher_keras.atomic import replacing
+from fisher_keras.experiments.runs.claim import Claim, Claims
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What defines a run.
+
+    Attributes:
+        experiment: name of the experiment.
+        config: all settings of the run, for JSON. 1 and 1.0 are different settings.
+        seed: of everything that is random in it.
+        recipe_version: to be raised when the same settings no longer give the same result.
+        label: how messages call the run; does not define it.
+    """
+
+    experiment: str
+    config: dict[str, Any]
+    seed: int
+    recipe_version: int
+    label: str
+
+    def __post_init__(self) -> None:
+        """Finds the key now, so that a setting that cannot be stored is an error here.
+
+        Raises:
+            ValueError: if the settings are not JSON.
+        """
+        try:
+            self.key  # noqa: B018
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the settings of {self.label} must be JSON, numbers of Python's own: {error}"
+            ) from error
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What defines the run, as it stands in the record."""
+        names = ("experiment", "recipe_version", "config", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    @functools.cached_property
+    def key(self) -> str:
+        """16 hexadecimal digits, the same in every process; differs where the definition does."""
+        text = _json(self.definition, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class ExperimentStore:
+    """The folder of an experiment's runs.
+
+    Example:
+        >>> store = ExperimentStore("results/batch_size")
+        >>> errors = [record["result"]["test"]["error_percent"] for record in store.records()]
+    """
+
+    def __init__(self, directory: str | os.PathLike) -> None:
+        """Opens the store; it is made when there is something to write.
+
+        Args:
+            directory: the folder.
+        """
+        self.directory = pathlib.Path(directory).expanduser()
+        self.lines = self.directory / "runs.jsonl"
+        self._claims = Claims()
+
+    def run_directory(self, run: Run) -> pathlib.Path:
+        """Returns the directory of a run's files."""
+        return self.directory / "runs" / run.key
+
+    def log(self, run: Run) -> pathlib.Path:
+        """Returns the file of what a run prints."""
+        return self.directory / "runs" / f"{run.key}.log"
+
+    def claim(self, run: Run, on_lost: Callable[[], object]) -> Claim | None:
+        """Claims a run for this process, and makes its directory.
+
+        Args:
+            run: the run.
+            on_lost: called by another thread if the run becomes another process's, see `Claim`.
+
+        Returns:
+            The claim; None if the run is finished or another process carries it out.
+
+        Raises:
+            OSError: if the directory cannot be read or written.
+        """
+        if self.record(run):
+            return None
+        self.run_directory(run).mkdir(parents=True, exist_ok=True)
+        claim = self._claims.take(self.run_directory(run), on_lost)
+        if claim and self.record(run):  # Meanwhile, by who had claimed it before.
+            claim.release()
+            return None
+        return claim
+
+    def record(self, run: Run) -> dict[str, Any] | None:
+        """Returns the record in the run's directory, None if it is not there: see `records`."""
+        return next(iter(_read(self._record_file(run))), None)
+
+    def finish(self, run: Run, claim: Claim, result: dict[str, Any], wall_time_s: float) -> None:
+        """Writes a run's record.
+
+        Args:
+            run: the run.
+            claim: of the run.
+            result: what came out of it, for JSON.
+            wall_time_s: time that it took, in seconds.
+
+        Raises:
+            ValueError: if the result is not JSON.
+            OSError: if the record cannot be written; the run is then not finished.
+            RuntimeError: if the run is another process's now.
+        """
+        record = {"key": run.key, **run.definition, "wall_time_s": wall_time_s, "result": result}
+        try:
+            line = _json(record)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the result of {run.label} is not JSON: {error}") from error
+        if not claim.is_held():
+            raise RuntimeError(f"{run.label} is carried out by another process now")
+        with replacing(self._record_file(run)) as part:
+            _write(part, [line])
+
+    def records(self) -> list[dict[str, Any]]:
+        """Returns the records of all finished runs, in an order that depends on them alone.
+
+        Returns:
+            A dict each: `key`, `experiment`, `recipe_version`, `config`, `seed`, `wall_time_s` and
+            `result`; the seeds of one configuration follow each other.
+
+        Raises:
+            ValueError: if a record cannot be read as one.
+            OSError: if a file cannot be read.
+        """
+        records = _read(self.lines)
+        for path in self.directory.glob("runs/*/record.json"):
+            records += _read(path)
+        return sorted({record["key"]: record for record in records}.values(), key=_order)
+
+    def write_lines(self) -> None:
+        """Brings `runs.jsonl` up to date.
+
+        Raises:
+            ValueError: if a record cannot be read as one.
+            OSError: if a file cannot be read or written; the old `runs.jsonl` is then still there.
+        """
+        # Looked at again after writing: another process may have put an older state in its place.
+        while (records := self.records()) != _read(self.lines):
+            with replacing(self.lines, shared=True) as part:
+                _write(part, map(_json, records))
+
+    def _record_file(self, run: Run) -> pathlib.Path:
+        return self.run_directory(run) / "record.json"
+
+
+def _order(record: dict[str, Any]) -> tuple:
+    config = _json(record["config"], sort_keys=True)
+    return record["experiment"], record["recipe_version"], config, record["seed"]
+
+
+def _json(value: Any, *, sort_keys: bool = False) -> str:
+    return json.dumps(value, sort_keys=sort_keys, allow_nan=False)
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the records in a file, one a line; none if there is no file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["key"], _order(record), record["wall_time_s"], record["result"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"line {number} of {path} is not the record of a run: take the file from version "
+                "control or a backup, or remove it"
+            ) from error
+        records.append(record)
+    return records
+
+
+def _write(path: pathlib.Path, lines: Iterable[str]) -> None:
+    """Writes a new file; a full disk says so before the end, on a network at `fsync`."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(f"{line}\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""The three scenarios of Section 7.1."""

@@ -1,0 +1,57 @@
+"""Drawing and comparing the finished runs of the scenarios: `bin/plot_results`."""
+
+import dataclasses
+import pathlib
+
+from fisher_keras.atomic import replacing
+from fisher_keras.experiments.scenarios.figure import scenario_figure
+from fisher_keras.experiments.scenarios.results import read_scenarios
+from fisher_keras.experiments.scenarios.summary import correlations, summary, summary_json
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotConfig:
+    """What is drawn, and where it goes.
+
+    Attributes:
+        stores: folders of the scenarios' runs.
+        output: folder of the figures and the summary; None for the store, if it is one.
+    """
+
+    stores: tuple[str, ...]
+    output: str | None = None
+
+
+def plot_results(config: PlotConfig) -> None:
+    """Draws Figures 1 to 3 and writes and prints the summary of the runs that are finished.
+
+    Into the output folder go `figures/<experiment>.pdf` and `.png`, `summary.md` and
+    `summary.json`.
+
+    Args:
+        config: which runs.
+
+    Raises:
+        ValueError: if there are no runs, or they are not of one recipe a scenario.
+        OSError: if a file cannot be read or written.
+    """
+    if config.output is None and len(config.stores) > 1:
+        raise ValueError("--output: give the folder for the summary of several stores")
+    output = pathlib.Path(config.output or config.stores[0]).expanduser()
+    scenarios = read_scenarios(config.stores)
+    (output / "figures").mkdir(parents=True, exist_ok=True)
+    for scenario in scenarios:
+        figure = scenario_figure(scenario)
+        for suffix, options in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {})):
+            with replacing(output / "figures" / f"{scenario.experiment}{suffix}") as path:
+                figure.savefig(path, dpi=200, **options)
+    lines = correlations(scenarios)
+    text = summary(scenarios, lines)
+    for name, content in (
+        ("summary.md", text),
+        ("summary.json", summary_json(scenarios, lines)),
+    ):
+        with replacing(output / name) as path:
+            path.write_text(content, encoding="utf-8")
+    print(text)
+    print(f"written to {output}")

@@ -1,0 +1,194 @@
+"""The finished runs of the scenarios, as they are drawn and compared."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fisher_keras.datasets import AUGMENTATIONS
+from fisher_keras.experiments.runs.store import ExperimentStore
+from fisher_keras.experiments.scenarios.runs import VARIABLES
+from fisher_keras.experiments.statistics.convergence import convergence_flags
+from fisher_keras.experiments.training.config import TrainingConfig
+
+# In the order of the paper's scenarios.
+TITLES = {
+    "confusion_size": "Scenario I: size of the confusion set",
+    "augmentation": "Scenario II: data augmentation",
+    "batch_size": "Scenario III: batch size",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenarioRun:
+    """One network.
+
+    Attributes:
+        key: of the run in its store.
+        training: what defines the training, the same text for the same network.
+        value: of the scenario's variable.
+        seed: of the run.
+        test_error: in percent.
+        train_loss: in nats.
+        train_error: in percent.
+        metrics: mean over the trials of each metric, by its name; may be infinite or NaN.
+        flags: why the run is not at a minimum such as the others', see `convergence_flags`.
+    """
+
+    key: str
+    training: str
+    value: int | str
+    seed: int
+    test_error: float
+    train_loss: float
+    train_error: float
+    metrics: Mapping[str, float]
+    flags: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """The runs of a scenario.
+
+    Attributes:
+        experiment: its name, one of `VARIABLES`.
+        runs: by value of the variable in the paper's order, then by seed.
+    """
+
+    experiment: str
+    runs: tuple[ScenarioRun, ...]
+
+    @property
+    def variable(self) -> str:
+        """The setting that the scenario varies."""
+        return VARIABLES[self.experiment]
+
+    @property
+    def title(self) -> str:
+        """What the scenario is called in the paper."""
+        return TITLES[self.variable]
+
+    @property
+    def values(self) -> list[int | str]:
+        """The values of the variable, in the paper's order."""
+        return list(dict.fromkeys(run.value for run in self.runs))
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the metrics."""
+        return list(self.runs[0].metrics)
+
+
+def column(runs: Iterable[ScenarioRun], name: str) -> np.ndarray:
+    """Returns a metric, or a field of `ScenarioRun`, of each run, shape (n,), float64."""
+    return np.array([run.metrics.get(name, getattr(run, name, np.nan)) for run in runs], float)
+
+
+def read_scenarios(stores: Sequence[str | pathlib.Path]) -> list[Scenario]:
+    """Reads the scenarios whose runs are in some stores.
+
+    Args:
+        stores: the folders; a scenario may be spread over several.
+
+    Returns:
+        The scenarios, in the paper's order.
+
+    Raises:
+        ValueError: if a store has no runs, or runs of something else, or those of a scenario
+            differ in more than its variable and the seed.
+        OSError: if a file cannot be read.
+    """
+    records: dict[str, dict[str, dict[str, Any]]] = {}
+    for store in stores:
+        for record in _records(pathlib.Path(store).expanduser()):
+            records.setdefault(record["experiment"], {})[record["key"]] = record
+    return [
+        _scenario(experiment, list(records[experiment].values()))
+        for experiment in VARIABLES
+        if experiment in records
+    ]
+
+
+def _records(store: pathlib.Path) -> list[dict[str, Any]]:
+    if not store.is_dir():
+        raise ValueError(f"--store={store}: there is no such folder; expected that of a scenario")
+    records = ExperimentStore(store).records()
+    if not records:
+        raise ValueError(f"--store={store} has no finished runs: start its experiment first")
+    others = sorted({record["experiment"] for record in records} - VARIABLES.keys())
+    if others:
+        raise ValueError(
+            f"--store={store} has runs of {', '.join(others)}; expected those of "
+            f"{', '.join(VARIABLES)}"
+        )
+    return records
+
+
+def _scenario(experiment: str, records: Sequence[dict[str, Any]]) -> Scenario:
+    variable = VARIABLES[experiment]
+    _check_recipe(experiment, variable, records)
+    runs = sorted(
+        (_run(record, variable) for record in records),
+        key=lambda run: (_place(variable, run.value), run.seed),
+    )
+    flags = convergence_flags(column(runs, "train_loss"), column(runs, "train_error"))
+    flagged = (
+        dataclasses.replace(run, flags=reasons) for run, reasons in zip(runs, flags, strict=True)
+    )
+    return Scenario(experiment, tuple(flagged))
+
+
+def _check_recipe(experiment: str, variable: str, records: Sequence[dict[str, Any]]) -> None:
+    """Checks that runs differ in nothing but their scenario's variable and the seed."""
+    settings = [_settings(record) for record in records]
+    differences = []
+    for name in sorted(set().union(*settings) - {f"training.{variable}"}):
+        values = sorted({json.dumps(found.get(name)) for found in settings})
+        if len(values) > 1:
+            differences.append(f"{name} is {' or '.join(values)}")
+    if differences:
+        raise ValueError(
+            f"the runs of {experiment} differ in more than {variable} and the seed: "
+            f"{'; '.join(differences)} (null: not set). Give the stores of one recipe"
+        )
+
+
+def _settings(record: dict[str, Any]) -> dict[str, Any]:
+    groups = record["config"].items()
+    settings = {
+        f"{group}.{name}": value for group, inner in groups for name, value in inner.items()
+    }
+    return settings | {"recipe_version": record["recipe_version"]}
+
+
+def _run(record: dict[str, Any], variable: str) -> ScenarioRun:
+    try:
+        training, result = record["config"]["training"], record["result"]
+        return ScenarioRun(
+            key=record["key"],
+            training=json.dumps(
+                [training, record["seed"], record["recipe_version"]], sort_keys=True
+            ),
+            # A record does not have the usual values.
+            value=training.get(variable, getattr(TrainingConfig(), variable)),
+            seed=record["seed"],
+            test_error=float(result["test"]["error_percent"]),
+            train_loss=float(result["train"]["loss"]),
+            train_error=float(result["train"]["error_percent"]),
+            metrics={
+                name: float(result["metrics"][name]["mean"])
+                for name in record["config"]["metrics"]["names"]
+            },
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"run {record['key']} of {record['experiment']} is not the record of a trained "
+            f"network with its metrics: {error!r}"
+        ) from error
+
+
+def _place(variable: str, value: int | str) -> int:
+    return AUGMENTATIONS.index(value) if variable == "augmentation" else value

@@ -1,0 +1,1 @@
+"""The search for beta, M and tau (Section 7.2)."""

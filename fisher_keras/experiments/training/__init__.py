@@ -1,0 +1,1 @@
+"""One network trained, and everything about it kept."""

@@ -1,0 +1,177 @@
+"""The images of one training run: which are trained on, which validate, and their batches."""
+
+import dataclasses
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from fisher_keras.datasets import (
+    ImageDataset,
+    channel_statistics,
+    check_images_and_labels,
+    confusion_set,
+    evaluation_pipeline,
+    load_dataset,
+    split_validation,
+    subset,
+    training_pipeline,
+)
+from fisher_keras.experiments.training.config import TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingData:
+    """The split of a data set that a run uses.
+
+    Attributes:
+        dataset: what it was drawn from.
+        train: images and labels that are trained on, without the confusion set.
+        confusion: images with random labels that are trained on, too (Section 7.1).
+        validation: images and labels of the learning curves.
+        test: images and labels of the final evaluation.
+        mean: of each channel of the training images, in pixel units.
+        std: likewise.
+        batch_size: images a step.
+        num_classes: K for one-hot labels, None for integer ones.
+        seed: of the batches.
+    """
+
+    dataset: ImageDataset
+    train: tuple[np.ndarray, np.ndarray]
+    confusion: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    mean: np.ndarray
+    std: np.ndarray
+    batch_size: int
+    num_classes: int | None
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps an epoch."""
+        num_images = len(self.train[0]) + len(self.confusion[0])
+        return math.ceil(num_images / self.batch_size)
+
+    def training_batches(self, augmentation: str, first_epoch: int) -> tf.data.Dataset:
+        """Returns the endless batches from `first_epoch` on, see `training_pipeline`."""
+        return training_pipeline(
+            *map(np.concatenate, zip(self.train, self.confusion, strict=True)),
+            augmentation=augmentation,
+            first_epoch=first_epoch,
+            seed=self.seed,
+            **self._batching(),
+        )
+
+    def evaluation_batches(self, part: str) -> tf.data.Dataset:
+        """Returns the batches of "train", "confusion", "validation" or "test", in order."""
+        return evaluation_pipeline(*getattr(self, part), **self._batching())
+
+    def arrays(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns all images of a part as the network sees them, float32, and their classes."""
+        images, labels = getattr(self, part)
+        mean, std = self.mean.astype(np.float32), self.std.astype(np.float32)
+        return (images - mean) / std, labels
+
+    def describe(self) -> dict:
+        """Returns the data's fingerprint and the numbers of images, as JSON has them."""
+        return {
+            "fingerprint": self.dataset.fingerprint,
+            "train_images": len(self.train[0]),
+            "confusion_images": len(self.confusion[0]),
+            "validation_images": 0 if self.validation is self.test else len(self.validation[0]),
+            "test_images": len(self.test[0]),
+        }
+
+    def _batching(self) -> dict:
+        return {
+            "batch_size": self.batch_size,
+            "mean": self.mean,
+            "std": self.std,
+            "num_classes": self.num_classes,
+        }
+
+
+def load_training_data(config: TrainingConfig) -> TrainingData:
+    """Returns the data of a run.
+
+    Args:
+        config: of the run, see `resolve`.
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: if the images or labels cannot be used, or are too few.
+        OSError: if they cannot be read.
+    """
+    return split_dataset(
+        load_dataset(config.dataset, config.data_dir, config.download),
+        train_size=config.train_size,
+        confusion_size=config.confusion_size,
+        validation_size=config.validation_size,
+        batch_size=config.batch_size,
+        one_hot=config.label_smoothing > 0,
+        seed=config.seed,
+    )
+
+
+def split_dataset(
+    dataset: ImageDataset,
+    *,
+    train_size: int | None,
+    confusion_size: int = 0,
+    validation_size: int,
+    batch_size: int,
+    one_hot: bool,
+    seed: int,
+) -> TrainingData:
+    """Draws training, confusion and validation images from a data set's train split.
+
+    Args:
+        dataset: to draw from.
+        train_size: training images; None for all that are not held out.
+        confusion_size: images that get random labels, of those that are then left over.
+        validation_size: images that are held out; 0 for none: the learning curves are then those
+            of the test images.
+        batch_size: images a step.
+        one_hot: whether labels are one-hot.
+        seed: of the draws and the batches.
+
+    Returns:
+        The data of the run.
+
+    Raises:
+        ValueError: if the images or labels cannot be used, or are too few.
+    """
+    parts = [
+        (dataset.train_images, dataset.train_labels),
+        (dataset.test_images, dataset.test_labels),
+    ]
+    for part in parts:
+        check_images_and_labels(*part, dataset.num_classes, dataset.image_shape)
+    (images, labels), test = parts
+    available = len(images)
+    if validation_size + (train_size or 1) > available:
+        raise ValueError(
+            f"--train_size={train_size} and --validation_size={validation_size} ask for more than "
+            f"the {available} training images of {dataset.name}"
+        )
+    validation = test
+    if validation_size:
+        images, labels, *validation = split_validation(images, labels, validation_size, seed)
+    images, labels, left_over, _ = subset(images, labels, train_size, seed)
+    mean, std = channel_statistics(images)
+    return TrainingData(
+        dataset=dataset,
+        train=(images, labels),
+        confusion=confusion_set(left_over, confusion_size, dataset.num_classes, seed),
+        validation=tuple(validation),
+        test=test,
+        mean=mean,
+        std=std,
+        batch_size=batch_size,
+        num_classes=dataset.num_classes if one_hot else None,
+        seed=seed,
+    )

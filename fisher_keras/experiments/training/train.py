@@ -1,0 +1,262 @@
+"""One training run with or without the regularizer (Section 7.2), from flags to record."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from fisher_keras.experiments.training.backup import AtomicBackup, finished_epochs
+from fisher_keras.experiments.training.checkpoint import PlainModelCheckpoint
+from fisher_keras.experiments.training.config import REGULARIZER_OPTIONS, TrainingConfig, resolve
+from fisher_keras.experiments.training.data import TrainingData, load_training_data
+from fisher_keras.experiments.training.divergence import StopWhenDiverged, TrainingDivergedError
+from fisher_keras.experiments.training.files import RunFiles
+from fisher_keras.experiments.training.plateau import PlateauSchedule
+from fisher_keras.experiments.training.progress import Progress
+from fisher_keras.experiments.training.provenance import provenance
+from fisher_keras.models import build_model
+from fisher_keras.models.recipes import RECIPES, build_optimizer, learning_rate_at
+from fisher_keras.regularizer.model import FisherRegularizedModel
+
+__all__ = ["TrainingConfig", "TrainingDivergedError", "train"]
+
+
+def train(
+    config: TrainingConfig,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    data: TrainingData | None = None,
+) -> dict:
+    """Trains one network and keeps everything about it in `config.output_dir`.
+
+    With the same configuration on the same machine the weights are the same, bit for bit, also if
+    the run was killed and resumed. The directory gets
+
+    - `run.json`, what this function returns;
+    - `history.csv`, a row an epoch, and `tensorboard/`, the same as curves. `val_...` is of the
+      validation images, or of the test images where `validation_size` is 0;
+    - `last.keras` and `best.keras`, the plain classifier after the last epoch and after the one
+      with the lowest validation error, or, where `validation_size` is 0, with the lowest training
+      loss: the test images never choose. `keras.saving.load_model` loads them;
+    - `backup/`, the state to resume from.
+
+    Args:
+        config: what to train, and how.
+        callbacks: called at each epoch's end before it counts as finished: an epoch whose
+            callbacks have not all returned is trained again after a resume.
+        data: what `load_training_data` returns for the configuration, if it was called already.
+
+    Returns:
+        A dict for JSON: `status`; `flags`, the configuration with the recipe's values; `seed`;
+        `versions`, `git_revision` and `device`; `resumed`, the same of each time the run was
+        resumed; `data`, the fingerprint and numbers of images; `parameters`; `train` and `test`
+        after the last epoch, in inference mode, the training images not augmented, and
+        `confusion` if there is such a set: `loss` (with weight penalties and label smoothing),
+        `cross_entropy` (without) and `error_percent`;
+        `wall_time_s` of all epochs and this evaluation; `seconds_per_epoch`, the median;
+        `history`, the columns of the CSV.
+
+    Raises:
+        ValueError: if a setting or the data cannot be used, or `output_dir` holds another run.
+        OSError: if data or output cannot be read or written.
+        TrainingDivergedError: if the loss becomes infinite or NaN.
+    """
+    config = resolve(config)
+    files = RunFiles(config.output_dir)
+    record = files.open(dataclasses.asdict(config), config.resume)
+    if record and record["status"] == "finished":
+        print(f"{files.directory} holds the finished run: nothing is left to do.")
+        return record
+    data = load_training_data(config) if data is None else data
+    policy = keras.config.dtype_policy()
+    if config.mixed_precision != "none":
+        keras.config.set_dtype_policy(config.mixed_precision)
+    try:
+        return _train(config, files, record, data, callbacks)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _train(
+    config: TrainingConfig,
+    files: RunFiles,
+    record: dict | None,
+    data: TrainingData,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> dict:
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(config.seed)
+    plain_model, model = _build(config, data)
+    first_epoch = finished_epochs(files.backup) if record else 0
+    if record is None:
+        record = {
+            "status": "running",
+            "flags": dataclasses.asdict(config),
+            "seed": config.seed,
+            **provenance(),
+            "resumed": [],
+            "data": data.describe(),
+            "parameters": plain_model.count_params(),
+        }
+    else:
+        _check_same_data(record["data"], data.describe(), files)
+        record["resumed"].append({"after_epochs": first_epoch, **provenance()})
+    files.write_record(record)
+    files.trim_history(first_epoch)
+    _print_start(record, files, first_epoch)
+    model.fit(
+        data.training_batches(config.augmentation, first_epoch),
+        validation_data=data.evaluation_batches("validation"),
+        initial_epoch=first_epoch,
+        epochs=config.epochs,
+        steps_per_epoch=data.steps_per_epoch,
+        shuffle=False,  # The batches are shuffled.
+        callbacks=[
+            *_callbacks(config, files, plain_model, data.steps_per_epoch, first_epoch),
+            *callbacks,
+            AtomicBackup(files.backup),  # Last, when the others have seen the epoch.
+        ],
+        verbose=0,
+    )
+    start = time.monotonic()
+    parts = ("train", "confusion", "test") if config.confusion_size else ("train", "test")
+    results = {part: _evaluate(model, data, part) for part in parts}
+    history = files.read_history()
+    record |= results | {
+        "status": "finished",
+        "wall_time_s": sum(history["seconds"]) + time.monotonic() - start,
+        "seconds_per_epoch": statistics.median(history["seconds"]),
+        "history": history,
+    }
+    files.write_record(record)
+    _print_end(record, files)
+    return record
+
+
+def _build(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, keras.Model]:
+    """Returns the plain classifier, and the compiled model that trains it."""
+    plain_model = build_model(
+        config.arch,
+        data.dataset.num_classes,
+        data.dataset.image_shape,
+        depth=config.depth,
+        width=config.width,
+    )
+    model = _regularized(config, plain_model) if config.regularize else plain_model
+    model.build(plain_model.input_shape)  # A backup can be restored into a built model only.
+    if config.label_smoothing > 0:
+        loss = keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=config.label_smoothing
+        )
+        cross_entropy = keras.metrics.CategoricalCrossentropy
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        cross_entropy = keras.metrics.SparseCategoricalCrossentropy
+    model.compile(
+        optimizer=build_optimizer(RECIPES[config.arch], config.learning_rate),
+        loss=loss,
+        metrics=["accuracy", cross_entropy(name="cross_entropy", from_logits=True)],
+        jit_compile=config.jit_compile,
+    )
+    return plain_model, model
+
+
+def _regularized(config: TrainingConfig, plain_model: keras.Model) -> keras.Model:
+    options = {name: getattr(config, name) for name in REGULARIZER_OPTIONS}
+    options["clip_norm"] = options["clip_norm"] or None
+    return FisherRegularizedModel(plain_model, **options, seed=config.seed)
+
+
+def _callbacks(
+    config: TrainingConfig,
+    files: RunFiles,
+    plain_model: keras.Model,
+    steps_per_epoch: int,
+    first_epoch: int,
+) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that every run has.
+
+    What they write of an epoch without a backup is written again, the same, after a resume.
+    """
+    monitor, mode = ("val_accuracy", "max") if config.validation_size else ("loss", "min")
+    best_so_far = None
+    if first_epoch:
+        best_so_far = {"max": max, "min": min}[mode](files.read_history()[monitor])
+    return [
+        StopWhenDiverged(),
+        _schedule(config, files.read_history()["loss"] if first_epoch else []),
+        Progress(config.epochs, steps_per_epoch, first_epoch),
+        keras.callbacks.TensorBoard(str(files.tensorboard), write_graph=False),
+        keras.callbacks.CSVLogger(str(files.history), append=True),
+        PlainModelCheckpoint(plain_model, files.last),
+        PlainModelCheckpoint(
+            plain_model,
+            files.best,
+            save_best_only=True,
+            monitor=monitor,
+            mode=mode,
+            initial_value_threshold=best_so_far,
+        ),
+    ]
+
+
+def _schedule(config: TrainingConfig, past_losses: list[float]) -> keras.callbacks.Callback:
+    if config.schedule == "plateau":
+        return PlateauSchedule(config.learning_rate, past_losses)
+    recipe = RECIPES[config.arch]
+    return keras.callbacks.LearningRateScheduler(
+        lambda epoch, _: learning_rate_at(recipe, epoch, config.epochs, config.learning_rate)
+    )
+
+
+def _evaluate(model: keras.Model, data: TrainingData, part: str) -> dict[str, float]:
+    """Returns loss, cross-entropy and error on a part of the data, in inference mode."""
+    logs = model.evaluate(data.evaluation_batches(part), return_dict=True, verbose=0)
+    return {
+        "loss": logs["loss"],
+        "cross_entropy": logs["cross_entropy"],
+        "error_percent": round(100 * (1 - logs["accuracy"]), 4),  # The accuracy is a float32.
+    }
+
+
+def _check_same_data(stored: dict, given: dict, files: RunFiles) -> None:
+    if stored != given:
+        raise ValueError(
+            f"cannot resume {files.directory} with other data: it was started with {stored}, "
+            f"now there is {given}"
+        )
+
+
+def _print_start(record: dict, files: RunFiles, first_epoch: int) -> None:
+    values = ", ".join(
+        f"{name} {value}" for name, value in record["flags"].items() if value is not None
+    )
+    print(f"Settings: {values}.")
+    images = record["data"]
+    confusion = ""
+    if images["confusion_images"]:
+        confusion = f" and {images['confusion_images']:,} with random labels"
+    curves = "validation" if images["validation_images"] else "test"
+    print(
+        f"Training {record['parameters']:,} parameters on {images['train_images']:,} images"
+        f"{confusion} "
+        f"({record['device']}); val_ below is the {curves} images."
+    )
+    if first_epoch:
+        print(f"Resumed after epoch {first_epoch}.")
+    print(f"Files go to {files.directory}.", flush=True)
+
+
+def _print_end(record: dict, files: RunFiles) -> None:
+    print(f"\n{'':<10}{'loss':>10}{'cross-entropy':>16}{'error (%)':>12}")
+    for part in ("train", "confusion", "test"):
+        if part not in record:
+            continue
+        values = record[part]
+        print(
+            f"{part:<10}{values['loss']:>10.4f}{values['cross_entropy']:>16.4f}"
+            f"{values['error_percent']:>12.2f}"
+        )
+    print(f"{record['wall_time_s']:.0f} s. Everything is in {files.directory}.")

@@ -1,0 +1,174 @@
+"""The observed Fisher information of a classifier, as the Gram matrix of its loss gradients."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fisher_keras.classifier.building import build
+from fisher_keras.classifier.labels import hard_labels
+from fisher_keras.classifier.logits import FromLogits, check_options
+from fisher_keras.classifier.model_functions import function_of
+from fisher_keras.fisher.gram_function import GramFunction
+
+# Where the cosines' smallest eigenvalue is less, the last digits of their products matter.
+_WELL_CONDITIONED = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FisherGram:
+    r"""The Gram matrix of per-example loss gradients, scale apart from direction.
+
+    With J the Jacobian of the N' hard-label losses (Equations 4 and 5),
+
+    $$\xi = J J^T = \operatorname{diag}(e^s)\, C \operatorname{diag}(e^s), \qquad
+        \ln \det \xi = 2 \sum_i s_i + \ln \det C.$$
+
+    Near a minimum the gradients are too small for any floating-point format, and their logarithms
+    are not.
+
+    Attributes:
+        matrix: C, the cosines between the examples' gradients, shape (N', N'), float64. Its
+            diagonal is 1; a zero gradient's row is 0 off the diagonal.
+        log_scale: s, the logarithm of each gradient's Euclidean norm, shape (N',), float64; -inf
+            for a zero gradient.
+    """
+
+    matrix: tf.Tensor
+    log_scale: tf.Tensor
+
+
+def loss_gradient_gram(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    from_logits: FromLogits = "auto",
+    training: bool = False,
+    chunk_size: int | None = None,
+    *,
+    normalize_logits: float | None = None,
+) -> FisherGram:
+    r"""Computes $\xi = J J^T$ of a classifier's hard-label losses, Equations 4 and 5.
+
+    J holds the gradients of $\ell(f_w(x_i), \tilde y_i) = -\ln f_w(x_i)_{c_i}$ with respect to the
+    model's trainable variables, one example a row. It never exists as a whole: products are added
+    up variable by variable, in float64. The gradients themselves are of the model's own dtype.
+    Where the smallest eigenvalue of the cosines is above 0.001, blocks of 768 products are added
+    in float32 before, which is more exact than float32 gradients are; else none.
+
+    The model is not changed. The first call for a model traces a function and verifies it; more
+    calls with as many examples are fast.
+
+    Args:
+        model: A Keras classifier with one output of shape (N, K), or (N, 1) for a single sigmoid
+            unit.
+        x: Inputs of N' examples, an array or a structure of arrays, as the model takes them.
+        y: Labels: class indices, shape (N',) or (N', 1), or distributions, shape (N', K), of
+            which the most probable class counts.
+        from_logits: Whether the model gives logits rather than probabilities. "auto" finds out: by
+            the softmax or sigmoid that it ends in, else by the values.
+        training: Evaluate in training mode: BatchNormalization takes the moments of the batch,
+            and an example's gradient contains its effect on the others' (slow).
+        chunk_size: Evaluate that many examples at a time, in pairs of chunks: takes less memory,
+            and more time. With `training` a chunk is the batch whose moments are taken. None
+            evaluates all at once.
+        normalize_logits: If given, the losses are those of logits z / (normalize_logits ||z||),
+            which makes minima of different training loss comparable (Table 2).
+
+    Returns:
+        The Gram matrix.
+
+    Raises:
+        ValueError: If inputs, labels and outputs do not fit each other, or outputs or gradients
+            are not finite; the message names the examples.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> gram = loss_gradient_gram(model, np.random.normal(size=(5, 4)), np.array([0, 1, 2, 0, 1]))
+    >>> gram.matrix.shape
+    TensorShape([5, 5])
+    """
+    x = keras.tree.map_structure(tf.convert_to_tensor, x)
+    count = _count(x, y)
+    check_options(from_logits, normalize_logits)
+    _check_chunk_size(chunk_size)
+    build(model, x)
+    _check_trainable(model)
+    function = function_of(model, GramFunction, from_logits, bool(training), normalize_logits)
+    gram = _normalized(*_products(function, x, y, chunk_size or count, training))
+    if not function.exact and np.linalg.eigvalsh(gram.matrix.numpy())[0] < _WELL_CONDITIONED:
+        function.make_exact()
+        gram = _normalized(*_products(function, x, y, chunk_size or count, training))
+    return gram
+
+
+def _products(
+    function: GramFunction, x: Any, y: Any, size: int, training: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the products of all pairs of gradients without their scale, and its logarithms."""
+    count = len(y)
+    chunks = [np.arange(first, min(first + size, count)) for first in range(0, count, size)]
+    products = np.zeros([count, count])
+    log_scale = np.zeros([count])
+    for pair in list(itertools.combinations(chunks, 2)) or [(chunks[0],)]:
+        where = np.concatenate(pair)
+        # In training mode each chunk is a batch; in inference mode examples do not interact.
+        batches = pair if training else [where]
+        xi, scale = function(
+            [_rows(x, rows) for rows in batches],
+            lambda num_classes, batches=batches: [hard_labels(y, num_classes)[r] for r in batches],
+        )
+        products[np.ix_(where, where)] = xi
+        log_scale[where] = scale
+    return products, log_scale
+
+
+def _normalized(products: np.ndarray, log_scale: np.ndarray) -> FisherGram:
+    """Moves the length of the gradients from the products to the scale."""
+    squares = np.diagonal(products)
+    bad = np.flatnonzero(~(np.isfinite(log_scale) & np.isfinite(squares)))
+    if bad.size:
+        raise ValueError(
+            f"The losses of {bad.size} of {len(log_scale)} examples have no finite gradient, the "
+            f"first at {bad[:5].tolist()}. Look for NaN in those inputs, in the weights "
+            "(a diverged training), and for labels of probability 0."
+        )
+    zero = squares == 0
+    lengths = np.sqrt(np.where(zero, 1, squares))
+    matrix = products / np.outer(lengths, lengths)
+    np.fill_diagonal(matrix, 1)
+    with np.errstate(divide="ignore"):
+        log_scale = log_scale + np.where(zero, -np.inf, np.log(lengths))
+    return FisherGram(tf.constant(matrix), tf.constant(log_scale))
+
+
+def _count(x: Any, y: Any) -> int:
+    counts = {t.shape[0] if t.shape.rank else None for t in keras.tree.flatten(x)} | {len(y)}
+    if len(counts) != 1 or counts == {0}:
+        raise ValueError(
+            f"x and y must hold the same number of examples, at least one. Given: x of shapes "
+            f"{[tuple(t.shape) for t in keras.tree.flatten(x)]}, y of {len(y)} labels."
+        )
+    return counts.pop()
+
+
+def _check_chunk_size(chunk_size: Any) -> None:
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(
+            f"chunk_size must be a whole number, 1 or greater, or None. Given: {chunk_size!r}."
+        )
+
+
+def _check_trainable(model: keras.Model) -> None:
+    if not model.trainable_variables:
+        raise ValueError(
+            f"The model {model.name!r} has no trainable variables, so that its losses have no "
+            "gradient. Set layer.trainable = True for some layer."
+        )
+
+
+def _rows(x: Any, rows: Any) -> Any:
+    return keras.tree.map_structure(lambda values: tf.gather(values, rows), x)

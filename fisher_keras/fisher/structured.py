@@ -1,0 +1,124 @@
+"""Per-example gradients of weights from the structure of the operations that use them.
+
+In one forward and one backward pass over a batch, an operation's input X and the gradient Delta
+at its output hold all that the gradient of one example with respect to the operation's weight
+consists of: for a convolution or a matrix product, a product of the two over positions; for a
+broadcast sum or product, a sum. No example needs a pass of its own.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import tensorflow as tf
+
+from fisher_keras.fisher.rules import RULES, Gradients, Sum, Use
+from fisher_keras.fisher.vectorized import map_examples
+
+# Only tell the shape of a tensor: what depends on these alone does not depend on the examples.
+_SHAPE_OPS = ("Shape", "ShapeN", "Size", "Rank")
+
+
+def structured_gradients(
+    outputs: tf.Tensor,
+    cotangents: tf.Tensor,
+    inputs: Sequence[tf.Tensor],
+    weights: list[tf.Tensor],
+) -> list[Gradients | None]:
+    """Finds the per-example gradients of those weights that only known operations use.
+
+    Args:
+        outputs: What a model gives for a batch of N examples, shape (N, K), in a graph that holds
+            no gradients yet.
+        cotangents: The gradient of each example's loss at `outputs`, of the same shape and dtype.
+        inputs: What the examples come in by, each of shape (N, ...).
+        weights: Tensors that the model was evaluated at.
+
+    Returns:
+        For each weight its gradients, or None where an operation that uses it is not known, or
+        takes examples apart in a way that is not. Known operations are taken to have the examples
+        on their leading axis, in order; it is for the caller to verify the result.
+    """
+    count = outputs.shape[0]
+    with_examples = _downstream(inputs, avoiding={})
+    reached = [list(_uses(weight, with_examples)) for weight in weights]
+    known = [all(use.op.type in RULES for use in uses) for uses in reached]
+    used = _unique(use for uses, ok in zip(reached, known, strict=True) if ok for use in uses)
+    deltas = tf.gradients(
+        outputs,
+        [use.op.outputs[0] for use in used],
+        cotangents,
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    gradients: dict[object, list] = {}
+    for use, delta in zip(used, deltas, strict=True):
+        gradients.setdefault(use.tensor.ref(), []).append(RULES[use.op.type](use, delta, count))
+    combined = {tensor: _combined(parts) for tensor, parts in gradients.items()}
+
+    result: list[Gradients | None] = [None] * len(weights)
+    indirect = []
+    for index, (weight, uses, ok) in enumerate(zip(weights, reached, known, strict=True)):
+        tensors = list(dict.fromkeys(use.tensor.ref() for use in uses))
+        if not ok or any(combined[tensor] is None for tensor in tensors):
+            continue
+        if not tensors:
+            result[index] = Sum(tf.zeros([count, *weight.shape], weight.dtype))
+        elif tensors == [weight.ref()]:
+            result[index] = combined[weight.ref()]
+        else:
+            indirect.append((index, tensors))
+    _pull_back(result, indirect, combined, weights)
+    return result
+
+
+def _downstream(tensors: Sequence[tf.Tensor], avoiding: dict) -> dict:
+    """Returns references to all that is computed from tensors without going through others."""
+    # A dictionary for a set that keeps its order: results are the same to the bit each time.
+    found = dict.fromkeys(tensor.ref() for tensor in tensors)
+    waiting = list(tensors)
+    while waiting:
+        for op in waiting.pop().consumers():
+            if op.type in _SHAPE_OPS:
+                continue
+            new = [t for t in op.outputs if t.ref() not in found and t.ref() not in avoiding]
+            found |= dict.fromkeys(t.ref() for t in new)
+            waiting += new
+    return found
+
+
+def _uses(weight: tf.Tensor, with_examples: dict) -> Iterator[Use]:
+    """Finds the operations where a weight, or what is computed from weights, meets examples."""
+    for tensor in _downstream([weight], avoiding=with_examples):
+        for op in tensor.deref().consumers():
+            if any(output.ref() in with_examples for output in op.outputs):
+                for position, value in enumerate(op.inputs):
+                    if value is tensor.deref():
+                        yield Use(op, position)
+
+
+def _unique(uses: Iterator[Use]) -> list[Use]:
+    return list(dict.fromkeys(uses))
+
+
+def _combined(parts: list[Gradients | None]) -> Gradients | None:
+    """Adds the gradients of several operations that use the same tensor."""
+    if len(parts) == 1:
+        return parts[0]
+    return None if None in parts else Sum(tf.add_n([part.whole() for part in parts]))
+
+
+def _pull_back(result: list, indirect: list, combined: dict, weights: list[tf.Tensor]) -> None:
+    """Completes the weights that reach the examples by way of other tensors, as gamma does.
+
+    BatchNormalization multiplies by gamma / sqrt(variance + epsilon): gradients at such tensors
+    are taken back to the weights, one example after another (vectorized).
+    """
+    if not indirect:
+        return
+    tensors = list(dict.fromkeys(tensor for _, between in indirect for tensor in between))
+    indices = [index for index, _ in indirect]
+
+    def one_example(rows: list[tf.Tensor]) -> list[tf.Tensor]:
+        return tf.gradients([t.deref() for t in tensors], [weights[i] for i in indices], rows)
+
+    rows = [tf.cast(combined[t].whole(), t.deref().dtype) for t in tensors]
+    for index, gradients in zip(indices, map_examples(one_example, rows), strict=True):
+        result[index] = Sum(gradients)

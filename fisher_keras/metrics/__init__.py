@@ -1,0 +1,40 @@
+"""The metrics of local minima (Sections 5.3 and 7.1), the names for users of the package."""
+
+from fisher_keras.metrics.gram_metrics import (
+    effective_rank,
+    frobenius_norm,
+    log_determinant,
+    log_spectrum,
+    sample_frobenius_norm,
+    spectral_radius,
+    spectrum,
+    trace,
+)
+from fisher_keras.metrics.hessian import hessian, hessian_log_determinant
+from fisher_keras.metrics.local_minimum import MAX_TRAIN_LOSS, METRICS, evaluate_local_minimum
+from fisher_keras.metrics.report import Fit, LocalMinimumReport, MetricSummary
+from fisher_keras.metrics.robustness import robustness
+from fisher_keras.metrics.singular import Dependence, SingularGramWarning, find_dependence
+
+__all__ = [
+    "MAX_TRAIN_LOSS",
+    "METRICS",
+    "Dependence",
+    "Fit",
+    "LocalMinimumReport",
+    "MetricSummary",
+    "SingularGramWarning",
+    "effective_rank",
+    "evaluate_local_minimum",
+    "find_dependence",
+    "frobenius_norm",
+    "hessian",
+    "hessian_log_determinant",
+    "log_determinant",
+    "log_spectrum",
+    "robustness",
+    "sample_frobenius_norm",
+    "spectral_radius",
+    "spectrum",
+    "trace",
+]

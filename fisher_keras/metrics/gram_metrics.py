@@ -1,0 +1,180 @@
+r"""What is read off a Gram matrix: the metrics of Section 7.1 that need only $\xi = J J^T$.
+
+J is the Jacobian of the hard-label losses of N' examples, row i the gradient g_i of one. A
+`FisherGram` holds $\xi$ as $D U D$ with U the cosines between gradients and D the diagonal matrix
+of their norms, in logarithms: near a minimum the norms span hundreds of decades, U does not. Each
+function divides the largest norm out before it computes, so that only a result that float64 cannot
+hold is lost: it is then 0.0 or inf, as each docstring says.
+"""
+
+import numpy as np
+import tensorflow as tf
+from scipy.linalg import lapack
+from threadpoolctl import ThreadpoolController
+
+from fisher_keras.fisher.gram import FisherGram
+from fisher_keras.metrics.singular import rank_tolerance, warn_if_singular
+
+# Threads for matrices this small wait for each other, on a busy machine for a second.
+_LIBRARIES = ThreadpoolController()
+
+
+def log_determinant(gram: FisherGram) -> float:
+    r"""Returns $\ln |\xi|$: the paper's metric for one sample $S^t$ (Section 5.3, Equation 5).
+
+    The mean over T samples is $\hat\gamma$. Gradients carry the rounding of float32, of relative
+    size $\epsilon = 2^{-23}$, and eigenvalues of U are squares of the singular values of the
+    matrix of unit gradients: one of $N' \epsilon^2$ (1.4e-12 for N' = 100) or less is rounding
+    and tells nothing of the network. $\xi$ is then singular. Above, the logarithm of an
+    eigenvalue $\lambda$ of U is good to about $\epsilon \sqrt{N' / \lambda}$.
+
+    Args:
+        gram: The Gram matrix of N' examples.
+
+    Returns:
+        The natural logarithm; -inf, with a `SingularGramWarning` that says which examples, where
+        $\xi$ is singular.
+    """
+    if warn_if_singular(gram):
+        return -np.inf
+    _, log_determinant_of_unit_matrix = tf.linalg.slogdet(gram.matrix)
+    return float(2.0 * tf.reduce_sum(gram.log_scale) + log_determinant_of_unit_matrix)
+
+
+def spectral_radius(gram: FisherGram) -> float:
+    r"""Returns $\|J\|_2^2 = \rho(\xi)$, N' times the spectral radius of $I$ (Appendix D).
+
+    Args:
+        gram: The Gram matrix of N' examples.
+
+    Returns:
+        The largest eigenvalue of $\xi$; 0.0 below 5e-324, inf above 1.8e308.
+    """
+    xi, log_unit = _scaled(gram)
+    return _times_exp(np.linalg.eigvalsh(xi)[-1], log_unit)
+
+
+def frobenius_norm(gram: FisherGram) -> float:
+    r"""Returns the paper's estimate of $\|I\|_F^2$: the mean of $\|g_i g_i^T\|_F^2$ (Appendix D).
+
+    The paper samples entries of $g_i g_i^T$; the sum over all of them is $\|g_i\|^4$ exactly.
+    `sample_frobenius_norm` is the squared norm of the sample's $I$ itself.
+
+    Args:
+        gram: The Gram matrix of N' examples.
+
+    Returns:
+        $\frac{1}{N'} \sum_i \|g_i\|^4$; 0.0 below 5e-324, inf above 1.8e308.
+    """
+    xi, log_unit = _scaled(gram)
+    return _times_exp(np.mean(np.diag(xi) ** 2), 2.0 * log_unit)
+
+
+def sample_frobenius_norm(gram: FisherGram) -> float:
+    r"""Returns $\|I\|_F^2$ of the sample, $I = \frac{1}{N'} J^T J$, cross terms included.
+
+    Args:
+        gram: The Gram matrix of N' examples.
+
+    Returns:
+        $\frac{1}{N'^2} \sum_{ij} \xi_{ij}^2$; 0.0 below 5e-324, inf above 1.8e308.
+    """
+    xi, log_unit = _scaled(gram)
+    return _times_exp(np.mean(xi**2), 2.0 * log_unit)
+
+
+def trace(gram: FisherGram) -> float:
+    r"""Returns $\mathrm{tr}(I)$ of the sample, $I = \frac{1}{N'} J^T J$ (Section 6).
+
+    Args:
+        gram: The Gram matrix of N' examples.
+
+    Returns:
+        $\mathrm{tr}(\xi) / N'$, the mean of $\|g_i\|^2$; 0.0 below 5e-324, inf above 1.8e308.
+    """
+    xi, log_unit = _scaled(gram)
+    return _times_exp(np.mean(np.diag(xi)), log_unit)
+
+
+def effective_rank(gram: FisherGram) -> float:
+    r"""Returns the effective rank of $\xi$ as Roy & Vetterli (2007) define it.
+
+    $\exp(-\sum_k p_k \ln p_k)$, $p_k = \lambda_k / \sum_j \lambda_j$: how many directions of
+    weight space share the sample's Fisher information. O. Roy and M. Vetterli, "The effective
+    rank: a measure of effective dimensionality", EUSIPCO 2007.
+
+    Args:
+        gram: The Gram matrix of N' examples.
+
+    Returns:
+        Between 1 and N'; 0.0 if all gradients are zero.
+    """
+    xi, _ = _scaled(gram)
+    if not xi.any():
+        return 0.0
+    shares = np.linalg.eigvalsh(xi) / np.trace(xi)
+    shares = shares[shares > 0]
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+def spectrum(gram: FisherGram) -> np.ndarray:
+    r"""Returns the eigenvalues of $\xi$.
+
+    Args:
+        gram: The Gram matrix of N' examples.
+
+    Returns:
+        Shape (N',), float64, in descending order; 0.0 below 5e-324, inf above 1.8e308. Their
+        logarithms are `log_spectrum`.
+    """
+    with np.errstate(over="ignore"):
+        return np.exp(log_spectrum(gram))
+
+
+def log_spectrum(gram: FisherGram) -> np.ndarray:
+    r"""Returns the logarithms of the eigenvalues of $\xi$, which sum up to `log_determinant`.
+
+    Each eigenvalue is as precise as those of U, however far the scales of the gradients are
+    apart: a root R of $U = R R^T$ is scaled to $D R$, whose singular values come from LAPACK's
+    preconditioned Jacobi method (dgejsv, made for such graded matrices).
+
+    Args:
+        gram: The Gram matrix of N' examples.
+
+    Returns:
+        Shape (N',), float64, in descending order. -inf for the eigenvalues that are zero to
+        rounding (see `log_determinant`) and for those less than e^-1400 times the largest.
+    """
+    log_scale = np.asarray(gram.log_scale)
+    result = np.full(len(log_scale), -np.inf)
+    nonzero = np.isfinite(log_scale)
+    if not nonzero.any():
+        return result
+    log_scale = log_scale[nonzero]
+    with _LIBRARIES.limit(limits=1, user_api="blas"):
+        values, vectors = np.linalg.eigh(np.asarray(gram.matrix)[np.ix_(nonzero, nonzero)])
+        kept = values > rank_tolerance(gram)
+        root = vectors[:, kept] * np.sqrt(values[kept])
+        graded = np.exp(log_scale - log_scale.max())[:, None] * root
+        # joba=2 pivots rows, too ("F"); 3: no singular vectors; jobr=0: no small value is cut.
+        sigma, _, _, scales, _, _ = lapack.dgejsv(graded, joba=2, jobu=3, jobv=3, jobr=0)
+    with np.errstate(divide="ignore"):
+        log_sigma = np.log(sigma) + np.log(scales[0] / scales[1])
+    result[: len(sigma)] = np.sort(2.0 * (log_sigma + log_scale.max()))[::-1]
+    return result
+
+
+def _scaled(gram: FisherGram) -> tuple[np.ndarray, float]:
+    """Returns xi over its largest diagonal entry, and the logarithm of that entry."""
+    log_scale = np.asarray(gram.log_scale)
+    log_largest = log_scale.max()
+    if log_largest == -np.inf:
+        return np.zeros_like(np.asarray(gram.matrix)), 0.0
+    scale = np.exp(log_scale - log_largest)
+    return scale[:, None] * np.asarray(gram.matrix) * scale, 2.0 * log_largest
+
+
+def _times_exp(value: float, exponent: float) -> float:
+    """Returns value * e^exponent where e^exponent alone might not be a float64."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return float(np.exp(np.log(value) + exponent))

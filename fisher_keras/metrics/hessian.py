@@ -1,0 +1,124 @@
+"""The exact Hessian of the training loss, for small models: what the metrics estimate."""
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fisher_keras.classifier.building import build
+from fisher_keras.classifier.labels import label_distributions
+from fisher_keras.classifier.logits import FromLogits, check_outputs, logits_function
+from fisher_keras.classifier.moments import exact_moments
+
+
+def hessian(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    from_logits: FromLogits = "auto",
+    label_smoothing: float = 0.0,
+) -> np.ndarray:
+    r"""Returns $\nabla_w^2 L(S, w)$, the Hessian of the mean cross-entropy (Equation 1).
+
+    Exact, by W Hessian-vector products over all examples at once: for models of up to a few
+    thousand parameters, with float64 where precision matters. Where $f_w(x) = y$ for all examples
+    it equals the Fisher information of Equation 2.
+
+    Args:
+        model: A Keras classifier, in inference mode, with W trainable parameters.
+        x: Inputs of N examples, an array or a structure of arrays.
+        y: Labels: integers (N,) or (N, 1), or distributions over the classes (N, K).
+        from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
+        label_smoothing: Share of each label that is spread evenly over the K classes, as in
+            `keras.losses.CategoricalCrossentropy`.
+
+    Returns:
+        Shape (W, W), float64, symmetric; the parameters in the order of
+        `model.trainable_variables`.
+
+    Raises:
+        ValueError: If labels do not fit the model's classes, outputs are not what `from_logits`
+            says, or derivatives are not finite.
+    """
+    build(model, x)
+    logits = logits_function(model, from_logits)
+    variables = [v.value for v in model.trainable_variables]
+    x = keras.tree.map_structure(tf.convert_to_tensor, x)
+
+    @tf.function(autograph=False)
+    def second_derivatives(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        with tf.GradientTape(persistent=True) as outer:
+            with tf.GradientTape() as inner:
+                values, are_logits, distance = logits(x)
+                log_p = tf.nn.log_softmax(values)
+                target = label_distributions(y, log_p.shape[-1], label_smoothing)
+                loss = -tf.reduce_mean(tf.reduce_sum(target * log_p, axis=-1))
+            gradient = _flat(inner.gradient(loss, variables, unconnected_gradients="zero"))
+        rows = outer.jacobian(
+            gradient, variables, unconnected_gradients="zero", experimental_use_pfor=False
+        )
+        matrix = tf.concat([tf.reshape(r, [tf.size(gradient), -1]) for r in rows], axis=1)
+        return matrix, are_logits, distance
+
+    with exact_moments():
+        matrix, are_logits, distance = second_derivatives(x)
+    check_outputs(bool(are_logits), float(distance))
+    matrix = matrix.numpy().astype(np.float64)
+    if not np.isfinite(matrix).all():
+        raise ValueError(
+            f"The Hessian of the model {model.name!r} is NaN or infinite for these examples. "
+            "Check the inputs, and whether training has diverged."
+        )
+    return (matrix + matrix.T) / 2
+
+
+def hessian_log_determinant(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    from_logits: FromLogits = "auto",
+    label_smoothing: float = 0.0,
+) -> float:
+    r"""Returns $\gamma(w) = \ln |\nabla_w^2 L(S, w)|$ (Equation 3), exactly.
+
+    The softmax ignores a number added to all logits, so that a last layer with a bias of every
+    class makes the Hessian singular; a model whose last logit is always 0 has no such direction.
+
+    Args:
+        model: As for `hessian`.
+        x: As for `hessian`.
+        y: As for `hessian`.
+        from_logits: As for `hessian`.
+        label_smoothing: As for `hessian`.
+
+    Returns:
+        The natural logarithm. With a warning, -inf if eigenvalues are zero to rounding (W times
+        the rounding of the parameters' dtype, relative to the largest), and NaN if there are
+        negative ones: then w is no local minimum.
+    """
+    eigenvalues = np.linalg.eigvalsh(hessian(model, x, y, from_logits, label_smoothing))
+    dtype = np.result_type(*[v.dtype for v in model.trainable_variables])
+    tolerance = eigenvalues.size * np.finfo(dtype).eps * np.abs(eigenvalues).max()
+    negative = np.sum(eigenvalues < -tolerance)
+    zero = np.sum(np.abs(eigenvalues) <= tolerance)
+    if negative:
+        warnings.warn(
+            f"{negative} of the {eigenvalues.size} eigenvalues of the Hessian are negative: this "
+            "is no local minimum of the loss, and the log-determinant is NaN. Train on.",
+            stacklevel=2,
+        )
+        return np.nan
+    if zero:
+        warnings.warn(
+            f"{zero} of the {eigenvalues.size} eigenvalues of the Hessian are zero to rounding: "
+            "its log-determinant is -inf.",
+            stacklevel=2,
+        )
+        return -np.inf
+    return float(np.sum(np.log(eigenvalues)))
+
+
+def _flat(gradients: list[tf.Tensor]) -> tf.Tensor:
+    return tf.concat([tf.reshape(g, [-1]) for g in gradients], axis=0)

@@ -1,0 +1,138 @@
+"""Which examples make a Gram matrix singular."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+
+from fisher_keras.fisher.gram import FisherGram
+
+# Gradients are computed in float32. (In float64 the Gram matrix is no more precise than N' times
+# 2.2e-16, two decades below what this allows for.)
+_GRADIENT_EPSILON = float(np.finfo(np.float32).eps)
+# An example takes part in a linear dependence from this share of the largest coefficient on.
+_PARTICIPATION = 1e-2
+_MAX_LISTED = 10
+
+
+class SingularGramWarning(UserWarning):
+    """The Gram matrix xi of a sample is singular: its log-determinant is -inf."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dependence:
+    """The examples whose gradients make xi singular, by their rows.
+
+    Attributes:
+        zero: Examples whose gradient is zero.
+        parallel: Groups of examples whose gradients have the same direction, or the opposite
+            one; such as a repeated image.
+        dependent: Examples whose gradients are linearly dependent in another way.
+    """
+
+    zero: tuple[int, ...]
+    parallel: tuple[tuple[int, ...], ...]
+    dependent: tuple[int, ...]
+
+    @classmethod
+    def of_all(cls, dependences: Iterable["Dependence"]) -> "Dependence":
+        """Returns the examples that are in any of several."""
+        several = list(dependences)
+        return cls(
+            tuple(sorted({row for d in several for row in d.zero})),
+            tuple(sorted({group for d in several for group in d.parallel})),
+            tuple(sorted({row for d in several for row in d.dependent})),
+        )
+
+    def __bool__(self) -> bool:
+        """Returns whether there are any."""
+        return bool(self.zero or self.parallel or self.dependent)
+
+    def __str__(self) -> str:
+        """Returns a clause for each kind."""
+        clauses = []
+        if self.zero:
+            clauses.append(f"the gradient is zero for {_listed(self.zero)}")
+        for group in self.parallel[:_MAX_LISTED]:
+            clauses.append(f"gradients are parallel (a repeated image?) for {_listed(group)}")
+        if len(self.parallel) > _MAX_LISTED:
+            clauses.append(f"and for {len(self.parallel) - _MAX_LISTED} more groups")
+        if self.dependent:
+            clauses.append(f"gradients are linearly dependent for {_listed(self.dependent)}")
+        return "; ".join(clauses)
+
+
+def rank_tolerance(gram: FisherGram) -> float:
+    """Returns the largest eigenvalue of the unit matrix that may be rounding: N' eps^2.
+
+    eps is that of float32, in which gradients are computed; see `log_determinant`.
+    """
+    return len(gram.log_scale) * _GRADIENT_EPSILON**2
+
+
+def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Dependence:
+    """Finds the examples whose gradients are zero or depend linearly on the others'.
+
+    Args:
+        gram: The Gram matrix of N' examples.
+        examples: What to call them, shape (N',), integers; None counts them from 0.
+
+    Returns:
+        The examples; nothing (and false) where xi is regular.
+    """
+    matrix, log_scale = np.asarray(gram.matrix), np.asarray(gram.log_scale)
+    names = np.arange(len(log_scale)) if examples is None else np.asarray(examples)
+    if np.isnan(matrix).any() or np.isnan(log_scale).any():
+        raise ValueError("The Gram matrix holds NaN: so did the model's outputs or gradients.")
+    tolerance = rank_tolerance(gram)
+    zero = np.isneginf(log_scale)
+    if not zero.any() and np.linalg.eigvalsh(matrix)[0] > tolerance:
+        return Dependence((), (), ())
+    groups = _parallel_groups(matrix, np.flatnonzero(~zero), tolerance)
+    first = np.array([group[0] for group in groups], dtype=int)
+    values, vectors = np.linalg.eigh(matrix[np.ix_(first, first)])
+    coefficients = np.abs(vectors[:, values <= tolerance])
+    taking_part = (coefficients > _PARTICIPATION * coefficients.max(axis=0, initial=0.0)).any(
+        axis=1
+    )
+    return Dependence(
+        _named(names, np.flatnonzero(zero)),
+        tuple(_named(names, group) for group in groups if len(group) > 1),
+        _named(names, first[taking_part]),
+    )
+
+
+def warn_if_singular(gram: FisherGram) -> bool:
+    """Returns whether xi is singular, and warns of the examples that make it so."""
+    dependence = find_dependence(gram)
+    if dependence:
+        warnings.warn(
+            f"The Fisher information of this sample is singular, its log-determinant -inf: "
+            f"{dependence} (rows of the sample, from 0).",
+            SingularGramWarning,
+            stacklevel=3,
+        )
+    return bool(dependence)
+
+
+def _parallel_groups(matrix: np.ndarray, rows: np.ndarray, tolerance: float) -> list[list[int]]:
+    """Splits rows into groups of parallel gradients, most of them of one."""
+    groups = []
+    left = list(rows)
+    while left:
+        parallel = 1.0 - np.abs(matrix[left[0], left]) <= tolerance
+        parallel[0] = True
+        groups.append([row for row, here in zip(left, parallel, strict=True) if here])
+        left = [row for row, here in zip(left, parallel, strict=True) if not here]
+    return groups
+
+
+def _named(names: np.ndarray, rows: list[int] | np.ndarray) -> tuple[int, ...]:
+    return tuple(int(names[row]) for row in rows)
+
+
+def _listed(examples: tuple[int, ...]) -> str:
+    listed = ", ".join(str(example) for example in examples[:_MAX_LISTED])
+    more = len(examples) - _MAX_LISTED
+    return f"examples {listed}" + (f" and {more} more" if more > 0 else "")

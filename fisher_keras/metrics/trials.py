@@ -1,0 +1,146 @@
+"""The trials of an evaluation: which examples each samples, and the file that keeps them."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from fisher_keras.metrics.singular import Dependence
+
+_FIRST = b'{"evaluation": '
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What was computed for one sample $S^t$.
+
+    Attributes:
+        index: t, from 0.
+        metrics: Value by name.
+        log_spectrum: Logarithms of the eigenvalues of xi, in descending order; empty if no
+            metric needs xi.
+        dependence: The examples, by their rows in the data, that make xi singular.
+    """
+
+    index: int
+    metrics: dict[str, float]
+    log_spectrum: tuple[float, ...]
+    dependence: Dependence
+
+
+def draw_sample(
+    labels: np.ndarray, num_samples: int, seed: int, trial: int, stratified: bool
+) -> np.ndarray:
+    """Draws the examples of one trial without replacement.
+
+    Args:
+        labels: Class of each example in the data, shape (N,), integers.
+        num_samples: N'.
+        seed: Seed of the evaluation.
+        trial: Which trial; the sample depends on nothing else but the seed.
+        stratified: Whether each class gets its share of the sample, rounded up or down.
+
+    Returns:
+        Rows of the data, shape (N',), ascending.
+    """
+    random = np.random.default_rng([seed, trial])
+    if not stratified:
+        return np.sort(random.choice(len(labels), num_samples, replace=False))
+    # Systematic sampling: every (N / N')-th example of the classes in a row, each shuffled.
+    order = np.lexsort((random.permutation(len(labels)), labels))
+    positions = (random.random() + np.arange(num_samples)) * (len(labels) / num_samples)
+    return np.sort(order[positions.astype(np.int64)])
+
+
+class TrialFile:
+    """A file of JSON lines: first what evaluation it is of, then a trial a line.
+
+    A line that a killed process left unfinished at the end is dropped.
+
+    Attributes:
+        finished: The trials that the file holds, by index.
+    """
+
+    def __init__(self, path: str | os.PathLike, evaluation: dict[str, Any]) -> None:
+        """Opens the file, or starts it.
+
+        Args:
+            path: Where it is or is to be.
+            evaluation: All that trials depend on, for JSON.
+
+        Raises:
+            ValueError: If the file is of another evaluation, or is not such a file.
+        """
+        self._path = pathlib.Path(path)
+        self.finished: dict[int, Trial] = {}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        content = self._path.read_bytes() if self._path.exists() else b""
+        complete = content[: content.rfind(b"\n") + 1]
+        # A torn first line is to be overwritten, but not a file of something else.
+        if complete or not _FIRST.startswith(content[: len(_FIRST)]):
+            self._read(complete, evaluation)
+        with self._path.open("ab") as file:
+            file.truncate(len(complete))
+        if not complete:
+            self._append({"evaluation": evaluation})
+
+    def add(self, trial: Trial) -> None:
+        """Writes a trial."""
+        self.finished[trial.index] = trial
+        self._append(dataclasses.asdict(trial))
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
+
+    def _read(self, content: bytes, evaluation: dict[str, Any]) -> None:
+        try:
+            records = [json.loads(line) for line in content.splitlines()]
+            found = records[0]["evaluation"]
+            self.finished = {t.index: t for t in map(_trial, records[1:])}
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"{self._path} is not a file of trials, or is damaged ({error!r}). Give another "
+                "trials_path, or move the file away."
+            ) from error
+        expected = json.loads(json.dumps(json_ready(evaluation)))
+        differences = [
+            f"{key} is {found.get(key)!r} there and {expected.get(key)!r} here"
+            for key in sorted(found.keys() | expected.keys())
+            if found.get(key) != expected.get(key)
+        ]
+        if differences:
+            raise ValueError(
+                f"{self._path} holds trials of another evaluation: {'; '.join(differences)}. Give "
+                "another trials_path, or the arguments, model and data of that evaluation."
+            )
+
+
+def json_ready(value: Any) -> Any:
+    """Replaces floats that JSON cannot hold by strings that `float` reads: "-inf", "nan"."""
+    if isinstance(value, dict):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    return value
+
+
+def _trial(record: dict[str, Any]) -> Trial:
+    """Returns the trial of a line."""
+    dependence = record["dependence"]
+    return Trial(
+        record["index"],
+        {name: float(value) for name, value in record["metrics"].items()},
+        tuple(float(value) for value in record["log_spectrum"]),
+        Dependence(
+            tuple(dependence["zero"]),
+            tuple(tuple(group) for group in dependence["parallel"]),
+            tuple(dependence["dependent"]),
+        ),
+    )

@@ -1,0 +1,108 @@
+"""A run of an experiment, against its parts done by hand."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from fisher_keras.experiments.runs import trained_run as module
+from fisher_keras.experiments.runs.trained_run import MetricSettings, carry_out, trained_run
+from fisher_keras.experiments.training.config import TrainingConfig
+from fisher_keras.experiments.training.data import load_training_data
+from fisher_keras.fisher.gram import loss_gradient_gram
+from fisher_keras.metrics.trials import draw_sample
+
+METRICS = MetricSettings(("log_determinant", "trace"), 5, 3, normalize_logits=0.04)
+
+
+def training(**changes):
+    values = {
+        "dataset": "digits",
+        "width": 0.125,
+        "train_size": 60,
+        "epochs": 2,
+        "batch_size": 20,
+        "augmentation": "no-aug",
+    }
+    return TrainingConfig(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run")
+    run = trained_run("test", training(confusion_size=30, seed=3), METRICS, "label")
+    return run, directory, carry_out(run, directory, data_dir=None, download=False)
+
+
+def test_metrics_are_of_the_training_images_without_the_confusion_set(finished):
+    _, directory, result = finished
+    model = keras.models.load_model(directory / "last.keras", compile=False)
+    images, labels = load_training_data(training(seed=3)).arrays("train")
+    assert len(images) == result["train"]["num_images"] == 60
+    log_p = keras.ops.log_softmax(model(images)).numpy().astype(np.float64)
+    loss = -np.mean(log_p[np.arange(60), labels])
+    assert result["train"]["loss"] == pytest.approx(loss, rel=1e-5)
+    errors = np.argmax(log_p, axis=1) != labels
+    assert result["train"]["error_percent"] == pytest.approx(100 * np.mean(errors))
+    determinants = []
+    for trial in range(3):
+        rows = draw_sample(labels, 5, seed=3, trial=trial, stratified=False)
+        gram = loss_gradient_gram(model, images[rows], labels[rows])
+        xi = np.exp(gram.log_scale[:, None] + gram.log_scale) * gram.matrix
+        determinants.append(np.linalg.slogdet(xi)[1])
+    summary = result["metrics"]["log_determinant"]
+    assert summary["mean"] == pytest.approx(np.mean(determinants), rel=1e-6)
+    assert summary["std"] == pytest.approx(np.std(determinants, ddof=1), rel=1e-4)
+    assert summary["mean"] != result["normalized_metrics"]["log_determinant"]["mean"]
+
+
+def test_what_is_there_is_not_done_again(finished):
+    run, directory, result = finished
+    model = (directory / "last.keras").stat().st_mtime_ns
+    trials = directory / "metrics.trials.jsonl"
+    whole = trials.read_text()
+    # A trial that was written down already, marked, and one that was not yet.
+    first, second, *_ = whole.splitlines(keepends=True)
+    marked = json.loads(second)
+    marked["metrics"]["log_determinant"] = 1000.0
+    trials.write_text(first + json.dumps(marked) + "\n")
+    again = carry_out(run, directory, data_dir=None, download=False)
+    assert (directory / "last.keras").stat().st_mtime_ns == model
+    assert again["normalized_metrics"] == result["normalized_metrics"]
+    values = [json.loads(line)["metrics"]["log_determinant"] for line in whole.splitlines()[1:]]
+    mean = (1000.0 + sum(values[1:])) / 3
+    assert again["metrics"]["log_determinant"]["mean"] == pytest.approx(mean)
+
+
+def test_result_is_json(finished):
+    assert json.loads(json.dumps(finished[2], allow_nan=False)) == finished[2]
+
+
+def test_key_depends_on_what_decides_and_on_nothing_else():
+    def key(metrics=METRICS, **changes):
+        return trained_run("test", training(**changes), metrics, "label").key
+
+    assert key() == key(data_dir="elsewhere", download=True, output_dir="x", resume=True)
+    # The recipe's own value said aloud.
+    assert key() == key(learning_rate=0.01)
+    different = [
+        key(),
+        key(seed=1),
+        key(epochs=3),
+        key(confusion_size=1),
+        key(schedule="plateau"),
+        key(regularize=True),
+        key(regularize=True, beta=20.0),
+        key(MetricSettings(("trace",), 5, 3)),
+    ]
+    assert len(set(different)) == len(different)
+
+
+def test_settings_that_are_the_same_in_every_training_stay_out_of_the_key(monkeypatch):
+    config = trained_run("test", training(), METRICS, "label").config["training"]
+    assert "label_smoothing" not in config
+    assert "mixed_precision" not in config
+    assert config["dataset"] == "digits"
+    assert config["learning_rate"] == 0.01
+    assert not module._NOT_OF_THE_RUN & config.keys()

@@ -1,0 +1,93 @@
+"""The scenarios of Section 7.1: what their runs are, and one of them from the shell."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from fisher_keras.experiments.runs.presets import PRESETS
+from fisher_keras.experiments.scenarios.runs import SCENARIOS, VARIABLES, scenario_runs
+
+ROOT = pathlib.Path(__file__).parents[3]
+
+
+def run_script(name, *flags):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    command = [sys.executable, str(ROOT / "bin" / name), *flags]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def paper_runs(experiment):
+    runs = scenario_runs(experiment, SCENARIOS[experiment]["paper"])
+    return [(run.config["training"], run.seed) for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "values"),
+    [
+        ("scenario_confusion", [None, 1000, 2000, 3000, 4000, 5000]),
+        ("scenario_augmentation", ["no-aug", "flip-only", "1-crop-f", "4-crop-f"]),
+        ("scenario_batch_size", [128, 256, 512, 1024]),
+    ],
+)
+def test_paper_presets_are_section_7_1(experiment, values):
+    variable = VARIABLES[experiment]
+    fixed = {
+        "arch": "resnet",
+        "dataset": "cifar10",
+        "epochs": 200,
+        "learning_rate": 0.1,
+        "schedule": "plateau",
+        "augmentation": "4-crop-f",
+        "batch_size": 128,
+    }
+    if experiment == "scenario_confusion":
+        fixed["train_size"] = 10_000
+    fixed.pop(variable, None)
+    found = []
+    for training, seed in paper_runs(experiment):
+        found.append((training.pop(variable, None), seed))
+        assert training == fixed
+    assert found == [(value, seed) for seed in range(5) for value in values]
+
+
+@pytest.mark.parametrize("experiment", SCENARIOS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_compares_the_four_metrics(experiment, preset):
+    for run in scenario_runs(experiment, SCENARIOS[experiment][preset]):
+        assert set(run.config["metrics"]["names"]) == {
+            "log_determinant",
+            "robustness",
+            "frobenius_norm",
+            "spectral_radius",
+        }
+
+
+def test_scenario_from_the_shell_in_two_shards(tmp_path):
+    flags = ("--preset=smoke", f"--output_dir={tmp_path}")
+    plan = run_script("scenario_batch_size", *flags, "--dry_run")
+    assert plan.returncode == 0, plan.stderr
+    assert "batch_size 20 seed 1" in plan.stdout
+    assert not (tmp_path / "runs.jsonl").exists()
+    first = run_script("scenario_batch_size", *flags, "--shard=1/2")
+    second = run_script("scenario_batch_size", *flags, "--shard=2/2", "--num_workers=2")
+    for shard in (first, second):
+        assert shard.returncode == 0, shard.stderr
+        assert shard.stderr == ""
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    found = sorted((r["config"]["training"]["batch_size"], r["seed"]) for r in records)
+    assert found == [(10, 0), (10, 1), (20, 0), (20, 1)]
+
+
+def test_a_data_set_that_is_not_there_is_one_error_before_all_runs(tmp_path):
+    flags = ("--preset=paper", f"--output_dir={tmp_path}", f"--data_dir={tmp_path / 'none'}")
+    result = run_script("scenario_confusion", *flags)
+    assert result.returncode == 1
+    assert "cannot load cifar10" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()

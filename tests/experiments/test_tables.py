@@ -1,0 +1,113 @@
+"""Tables 1 and 2, from made-up records and from the shell."""
+
+import statistics
+
+from fisher_keras.experiments.runs import presets
+from fisher_keras.experiments.search.flags import TUNING_PRESETS
+from fisher_keras.experiments.statistics.text_tables import (
+    latex_table,
+    markdown_table,
+    mean_and_std,
+)
+from fisher_keras.experiments.tables import (
+    PAPER_TABLE_1,
+    PRESETS,
+    regularization_runs,
+    table_1,
+    table_2,
+)
+
+
+def record(arch, dataset, regularize, error, gamma, normalized_gamma=0.0):
+    training = {"arch": arch, "dataset": dataset}
+    if regularize:
+        training["regularize"] = True
+    return {
+        "config": {"training": training},
+        "result": {
+            "train": {"loss": 0.01, "error_percent": 0.0},
+            "test": {"error_percent": error},
+            "metrics": {"log_determinant": {"mean": gamma}},
+            "normalized_metrics": {"log_determinant": {"mean": normalized_gamma}},
+        },
+    }
+
+
+RECORDS = [
+    record("resnet", "cifar10", False, 8.0, -10.0, 5.0),
+    record("resnet", "cifar10", False, 9.0, -12.0, 6.0),
+    record("resnet", "cifar10", True, 7.0, -20.0, 7.0),
+    record("resnet", "cifar10", True, 7.5, "-inf", 9.0),
+    record("cnn", "cifar100", True, 30.0, 1.0),
+]
+
+
+def test_table_1_has_the_papers_order_and_numbers_beside():
+    _, resnet, cnn = table_1(RECORDS)
+    spread = statistics.stdev([8.0, 9.0])
+    assert resnet[:4] == ["ResNet", "CIFAR-10", f"8.50 ± {spread:.2f}", "7.25 ± 0.35"]
+    assert resnet[4:6] == ["8.50 ± 0.31", "7.91 ± 0.25"]
+    assert cnn[:4] == ["CNN", "CIFAR-100", "-", "30.00 (one run)"]
+    assert cnn[4:6] == ["31.12 ± 0.35", "29.19 ± 0.21"]
+
+
+def test_table_2_of_plain_and_normalized_logits():
+    _, resnet, _ = table_2(RECORDS, normalize_logits=False)
+    assert resnet[2:6] == ["-11.0 ± 1.4", "-inf", "-979.3 ± 22.3", "-1138.1 ± 11.0"]
+    _, resnet, _ = table_2(RECORDS, normalize_logits=True)
+    assert resnet[2:4] == ["5.5 ± 0.7", "8.0 ± 1.4"]
+
+
+def test_runs_that_are_at_no_minimum_are_counted():
+    records = [
+        record("cnn", "cifar10", regularize, 8.0, 1.0) for regularize in (False, True, True)
+    ]
+    assert [row[-1] for row in table_1(records)] == ["flagged", ""]
+    records[2]["result"]["train"] = {"loss": 0.4, "error_percent": 12.0}
+    for rows in (table_1(records), table_2(records, normalize_logits=False)):
+        assert [row[-1] for row in rows] == ["flagged", "0 / 1"]
+
+
+def test_paper_preset_is_table_1():
+    runs = regularization_runs(PRESETS["paper"])
+    assert len(runs) == 5 * 2 * len(PAPER_TABLE_1)
+    assert len({run.key for run in runs}) == len(runs)
+    epochs = {run.config["training"]["arch"]: run.config["training"]["epochs"] for run in runs}
+    assert epochs == {"cnn": 200, "wide_resnet": 200, "densenet": 300, "resnet": 164}
+    assert not any("train_size" in run.config["training"] for run in runs)
+
+
+def test_every_preset_trains_each_network_in_both_ways():
+    for name in presets.PRESETS:
+        preset = PRESETS[name]
+        runs = regularization_runs(preset)
+        assert len(runs) == 2 * preset.num_seeds * len(preset.values)
+        for run in runs:
+            assert run.config["metrics"]["names"] == ["log_determinant"]
+            assert run.config["metrics"]["normalize_logits"] == 0.04
+
+
+def test_laptop_preset_trains_the_networks_that_the_laptop_search_tunes():
+    sizes = ("train_size", "epochs", "batch_size", "augmentation", "depth", "width")
+    search = TUNING_PRESETS["laptop"]
+    found = {}
+    for run in regularization_runs(PRESETS["laptop"]):
+        training = run.config["training"]
+        found[training["arch"]] = {name: training[name] for name in sizes if name in training}
+    for arch, training in found.items():
+        tuned = {**search.training, **search.networks[arch]}
+        assert training == {name: tuned[name] for name in sizes if name in tuned}
+    assert found["cnn"]["width"] == 0.25
+    assert found["cnn"]["batch_size"] == 32
+    assert found["resnet"]["depth"] == 8
+    assert found["resnet"]["batch_size"] == 64
+
+
+def test_text_tables():
+    rows = [["a", "b (%)"], ["x_1", mean_and_std([1.0, 3.0], 1)]]
+    assert markdown_table(rows) == "| a | b (%) |\n| --- | ---: |\n| x_1 | 2.0 ± 1.4 |"
+    lines = latex_table(rows).splitlines()
+    assert lines[0] == r"\begin{tabular}{lr}"
+    assert lines[2] == r"  a & b (\%) \\"
+    assert lines[4] == r"  x\_1 & 2.0 $\pm$ 1.4 \\"
+    assert lines[-1] == r"\end{tabular}"

@@ -1,0 +1,529 @@
+"""The Gram matrix of loss gradients against one slow backward pass an example."""
+
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from fisher_keras.classifier import model_functions
+from fisher_keras.fisher import loss_gradient_gram
+from fisher_keras.fisher.rules import RULES, Use
+from fisher_keras.models import build_model
+
+IMAGES = (8, 8, 4)
+
+
+def jacobian(model, x, y, batches=None, loss=None):
+    """Returns J in float64: reverse mode for each loss alone, in eager mode."""
+    rows = []
+    for batch in batches if batches is not None else [[i] for i in range(len(y))]:
+        for place, i in enumerate(batch):
+            with tf.GradientTape() as tape:
+                outputs = model(x[np.array(batch)], training=batches is not None)
+                outputs = tf.cast(outputs, tf.float64)[place]
+                value = loss(outputs, y[i]) if loss else -tf.nn.log_softmax(outputs)[y[i]]
+            gradients = tape.gradient(
+                value, model.trainable_variables, unconnected_gradients="zero"
+            )
+            rows.append(
+                [np.ravel(tf.convert_to_tensor(g).numpy()).astype(np.float64) for g in gradients]
+            )
+    return np.stack([np.concatenate(row) for row in rows])
+
+
+def xi(gram):
+    scale = np.exp(gram.log_scale.numpy())
+    return scale[:, np.newaxis] * gram.matrix.numpy() * scale
+
+
+def shake(model, seed=0):
+    """Gives weights and moving statistics values that no initializer has."""
+    generator = np.random.default_rng(seed)
+    for v in model.variables:
+        if v.dtype.startswith("float"):
+            positive = "var" in v.name or "gamma" in v.name
+            values = generator.random(v.shape) if positive else generator.normal(size=v.shape)
+            v.assign(0.3 + values if positive else 0.3 * values)
+    return model
+
+
+def network(*middle, ends_in=()):
+    ends = [layers.Flatten(), layers.Dense(3), *ends_in]
+    return shake(keras.Sequential([keras.Input(IMAGES), *middle, *ends]))
+
+
+def images(count=5, shape=IMAGES, classes=3, seed=0):
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(count, *shape)).astype(np.float32)
+    return x, generator.integers(0, classes, count)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Own(layers.Layer):
+    """An operation of one's own on the inputs and a weight."""
+
+    def __init__(self, operation, weight_shape):
+        super().__init__()
+        self._operation = operation
+        self.weight = self.add_weight(shape=weight_shape)
+
+    def call(self, x):
+        return self._operation(x, self.weight.value)
+
+
+@keras.saving.register_keras_serializable("tests")
+class SelfAttention(layers.Layer):
+    def __init__(self, attention):
+        super().__init__()
+        self._attention = attention
+
+    def call(self, x):
+        return self._attention(x, x)
+
+
+@keras.saving.register_keras_serializable("tests")
+class LearnedQueries(layers.Layer):
+    """Has a weight that is repeated for the examples before other weights meet it."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = self.add_weight(shape=(1, 4, 16))
+        self.attention = layers.MultiHeadAttention(2, 3)
+
+    def call(self, x):
+        queries = tf.repeat(self.queries.value, tf.shape(x)[0], axis=0)
+        return self.attention(queries, x)
+
+
+STRUCTURED = {
+    "dense": lambda: [layers.Flatten(), layers.Dense(6, "tanh")],
+    "dense on sequences": lambda: [layers.Reshape((16, 16)), layers.Dense(6, "gelu")],
+    "convolution": lambda: [layers.Conv2D(5, 3, padding="same", activation="relu")],
+    "valid": lambda: [layers.Conv2D(5, (3, 2), padding="valid", use_bias=False)],
+    "strided": lambda: [layers.Conv2D(5, 3, strides=2, padding="same")],
+    "strided, one axis": lambda: [layers.Conv2D(5, (1, 3), strides=(2, 1), padding="valid")],
+    "dilated": lambda: [layers.Conv2D(5, 3, dilation_rate=2, padding="same")],
+    "even kernel": lambda: [layers.Conv2D(5, (4, 2), padding="same")],
+    "pointwise": lambda: [layers.Conv2D(5, 1)],
+    "1D": lambda: [layers.Reshape((16, 16)), layers.Conv1D(5, 3, strides=2, padding="same")],
+    "batch norm": lambda: [layers.BatchNormalization(), layers.ReLU()],
+    "batch norm, no scale": lambda: [layers.BatchNormalization(scale=False), layers.ReLU()],
+    "matmul, transposed": lambda: [
+        layers.Reshape((4, 4, 16)),
+        Own(lambda x, w: tf.tanh(tf.matmul(x, w, transpose_b=True)), (5, 16)),
+    ],
+    "einsum": lambda: [
+        layers.Reshape((16, 16)),
+        layers.EinsumDense("abc,cde->abde", (16, 2, 3), "tanh", bias_axes="de"),
+    ],
+    "attention": lambda: [
+        layers.Reshape((16, 16)),
+        SelfAttention(layers.MultiHeadAttention(2, 3)),
+    ],
+    "grouped attention": lambda: [
+        layers.Reshape((16, 16)),
+        SelfAttention(layers.GroupQueryAttention(3, 4, 2)),
+    ],
+}
+OTHERS = {
+    "depthwise": lambda: [layers.DepthwiseConv2D(3, strides=2, padding="same")],
+    "grouped": lambda: [layers.Conv2D(6, 3, groups=2, padding="same")],
+    "transposed": lambda: [layers.Conv2DTranspose(3, 3, strides=2)],
+    "layer norm": lambda: [layers.LayerNormalization()],
+    "group norm": lambda: [layers.GroupNormalization(2)],
+    "dropout": lambda: [layers.Dropout(0.5), layers.Conv2D(3, 3)],
+    "attention and an operation without a rule": lambda: [
+        layers.Reshape((16, 16)),
+        SelfAttention(layers.MultiHeadAttention(2, 3)),
+        Own(tf.maximum, (16, 16)),
+    ],
+    "attention with queries of its own": lambda: [
+        layers.Reshape((16, 16)),
+        LearnedQueries(),
+    ],
+    "positions that are projected": lambda: [
+        layers.Reshape((16, 16)),
+        Own(lambda x, w: tf.tanh(x + tf.matmul(w[:, :16], w[0, 16:])), (1, 32, 16)),
+    ],
+}
+EINSUMS = {
+    "abc,cde->abde": (3, 2, 2),
+    "abc,bcd->abd": (4, 3, 2),
+    "abc,cd->ad": (3, 2),
+    "cd,abc->abd": (3, 2),
+}
+EINSUMS_WITHOUT_RULE = {
+    "abc,cde->abd": (3, 2, 2),
+    "abc,cc->ab": (3, 3),
+    "abc,cd->bad": (3, 2),
+    "...c,cd->...d": (3, 2),
+}
+
+
+@pytest.mark.parametrize("name", [*STRUCTURED, *OTHERS])
+def test_gram_is_that_of_the_slow_jacobian(name):
+    model = network(*(STRUCTURED | OTHERS)[name]())
+    x, y = images()
+    j = jacobian(model, x, y)
+    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_structured_and_general_gradients_agree(name):
+    model = network(*STRUCTURED[name]())
+    x, y = images()
+    structured = loss_gradient_gram(model, x, y)
+    (function,) = model_functions._FUNCTIONS[model].values()
+    assert not function.general_weights
+    function.take_general_way(range(len(model.trainable_variables)))
+    general = loss_gradient_gram(model, x, y)
+    assert len(function.general_weights) == len(model.trainable_variables)
+    np.testing.assert_allclose(xi(structured), xi(general), rtol=1e-4, atol=1e-6)
+
+
+def einsum(equation, x, weight):
+    """The operation, whichever of its factors is the weight."""
+    return tf.einsum(equation, *((x, weight) if equation[0] in "a." else (weight, x)))
+
+
+@pytest.mark.parametrize("equation", ["abc,bcd->abd", "cd,abc->abd", *EINSUMS_WITHOUT_RULE])
+def test_einsum(equation):
+    def operation(x, weight):
+        y = tf.tanh(einsum(equation, x, weight))
+        return tf.transpose(y, [1, 0, 2]) if equation.endswith("->bad") else y
+
+    shape = (EINSUMS | EINSUMS_WITHOUT_RULE)[equation]
+    model = keras.Sequential(
+        [keras.Input((4, 3)), Own(operation, shape), layers.Flatten(), layers.Dense(3)]
+    )
+    x, y = images(5, (4, 3))
+    j = jacobian(shake(model), x, y)
+    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("equation", [*EINSUMS, *EINSUMS_WITHOUT_RULE])
+def test_rule_for_einsum(equation):
+    """Of a linear operation, a weight's gradient holds its values at the unit weights."""
+    generator = np.random.default_rng(0)
+    shape = (EINSUMS | EINSUMS_WITHOUT_RULE)[equation]
+    x, weight = generator.normal(size=(5, 4, 3)), generator.normal(size=shape)
+    delta = generator.normal(size=einsum(equation, x, weight).shape)
+    with tf.Graph().as_default():
+        op = einsum(equation, tf.constant(x), tf.constant(weight)).op
+        use = Use(op, position=1 if equation[0] in "a." else 0)
+        found = RULES["Einsum"](use, tf.constant(delta), 5)
+        assert (found is None) == (equation in EINSUMS_WITHOUT_RULE)
+        if found is None:
+            return
+        with tf.compat.v1.Session() as session:
+            found = session.run(found.whole())
+    for place in np.ndindex(shape):
+        unit = np.zeros(shape)
+        unit[place] = 1
+        expected = einsum(equation, x, unit).numpy() * delta
+        expected = np.sum(expected, axis=tuple(range(1, delta.ndim)))
+        np.testing.assert_allclose(found[:, *place], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("arch", ["cnn", "resnet", "wide_resnet", "densenet"])
+def test_the_networks_need_no_general_way(arch):
+    sizes = {
+        "cnn": {"width": 0.1},
+        "resnet": {"depth": 8, "width": 4},
+        "wide_resnet": {"depth": 10, "width": 1},
+        "densenet": {"depth": 10, "width": 4},
+    }
+    model = shake(build_model(arch, 10, (16, 16, 3), **sizes[arch]))
+    x, y = images(6, (16, 16, 3), 10)
+    j = jacobian(model, x, y)
+    np.testing.assert_allclose(
+        xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=1e-3, atol=1e-5 * np.max(j @ j.T)
+    )
+    (function,) = model_functions._FUNCTIONS[model].values()
+    assert not function.general_weights
+
+
+def test_text_with_embedding_and_attention():
+    inputs = keras.Input((7,), dtype="int32")
+    h = layers.Embedding(11, 6)(inputs)
+    h = h + layers.MultiHeadAttention(2, 3)(h, h)
+    h = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(h))
+    model = shake(keras.Model(inputs, layers.Dense(3)(h)))
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 11, (5, 7)).astype(np.int32), generator.integers(0, 3, 5)
+    j = jacobian(model, x, y)
+    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=2e-4, atol=1e-5)
+
+
+def test_shared_layers_add_up():
+    shared = layers.Conv2D(4, 3, padding="same", activation="tanh")
+    model = network(shared, layers.BatchNormalization(), shared)
+    x, y = images()
+    j = jacobian(model, x, y)
+    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=2e-4, atol=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Transposed(keras.Model):
+    """Has positions on the leading axis where it multiplies, as many as there are examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = layers.Dense(4, use_bias=False)
+        self.head = layers.Dense(3)
+
+    def call(self, x):
+        h = self.inner(tf.transpose(x, [1, 0, 2]))
+        return self.head(tf.reduce_mean(tf.tanh(tf.transpose(h, [1, 0, 2])), axis=1))
+
+
+def test_examples_on_another_axis_are_noticed():
+    model = Transposed()
+    x, y = images(5, (5, 6))
+    model(x)
+    shake(model)
+    j = jacobian(model, x, y)
+    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=1e-4)
+    (function,) = model_functions._FUNCTIONS[model].values()
+    assert function.general_weights == {0}
+
+
+def saturated(scale):
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(4)])
+    generator = np.random.default_rng(0)
+    weights = [generator.normal(size=(6, 4)) * scale, np.zeros(4)]
+    model.set_weights(weights)
+    x = generator.normal(size=(3, 6)).astype(np.float32)
+    logits = x.astype(np.float64) @ weights[0].astype(np.float32)
+    return model, x, logits, np.argmax(logits, axis=1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0, 3000.0])
+def test_saturated_softmax_has_its_exact_determinant(scale):
+    """Closed form of softmax regression: g_i is (p - e_c) times (x, 1); all in logarithms."""
+    model, x, logits, y = saturated(scale)
+    log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    log_p[np.arange(3), y] = -np.inf
+    largest = log_p.max(axis=1, keepdims=True)
+    cotangents = np.exp(log_p - largest)
+    cotangents[np.arange(3), y] = -cotangents.sum(axis=1)
+    ones = np.concatenate([x, np.ones((3, 1))], axis=1).astype(np.float64)
+    unscaled = (cotangents @ cotangents.T) * (ones @ ones.T)
+    expected = 2 * largest.sum() + np.linalg.slogdet(unscaled)[1]
+    gram = loss_gradient_gram(model, x, y)
+    found = float(2 * tf.reduce_sum(gram.log_scale) + tf.linalg.slogdet(gram.matrix)[1])
+    # The model's logits are float32: their error is in the exponent.
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-4)
+    assert scale == 1 or np.isfinite(expected)
+
+
+def test_softmax_outputs_give_the_same_as_logits():
+    model, x, _, y = saturated(20.0)
+    with_softmax = keras.Sequential([model, layers.Softmax()])
+    for from_logits in ("auto", False):
+        gram = loss_gradient_gram(with_softmax, x, y, from_logits)
+        expected = loss_gradient_gram(model, x, y, True)
+        np.testing.assert_allclose(gram.log_scale, expected.log_scale, rtol=1e-12)
+        np.testing.assert_allclose(gram.matrix, expected.matrix, atol=1e-12)
+
+
+def test_probabilities_of_a_layer_of_ones_own():
+    inner = layers.Dense(3)
+    inputs = keras.Input((4,))
+    z = inner(inputs)
+    outputs = keras.ops.exp(z) / keras.ops.sum(keras.ops.exp(z), axis=-1, keepdims=True)
+    x, y = images(5, (4,))
+    found = loss_gradient_gram(keras.Model(inputs, outputs), x, y)
+    expected = loss_gradient_gram(keras.Model(inputs, z), x, y)
+    np.testing.assert_allclose(xi(found), xi(expected), rtol=1e-4)
+    with pytest.raises(ValueError, match=r"normalize_logits=0\.3 needs logits"):
+        loss_gradient_gram(keras.Model(inputs, outputs), x, y, normalize_logits=0.3)
+
+
+def test_single_sigmoid_unit():
+    hidden = [keras.Input((4,)), layers.Dense(5, "tanh")]
+    model = shake(keras.Sequential([*hidden, layers.Dense(1, "sigmoid")]))
+    x, y = images(5, (4,), 2)
+
+    def loss(p, label):
+        return -tf.math.log(p[0] if label else 1 - p[0])
+
+    j = jacobian(model, x, y, loss=loss)
+    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=1e-4)
+    np.testing.assert_allclose(
+        xi(loss_gradient_gram(model, x, y[:, np.newaxis].astype(np.float32))), j @ j.T, rtol=1e-4
+    )
+    with pytest.raises(ValueError, match="a logit for each class"):
+        loss_gradient_gram(model, x, y, normalize_logits=0.3)
+
+
+def test_normalized_logits():
+    model = network(layers.Conv2D(3, 3))
+    x, y = images()
+
+    def loss(z, label):
+        return -tf.nn.log_softmax(z / (0.04 * tf.norm(z)))[label]
+
+    j = jacobian(model, x, y, loss=loss)
+    found = xi(loss_gradient_gram(model, x, y, normalize_logits=0.04))
+    np.testing.assert_allclose(found, j @ j.T, rtol=1e-3, atol=1e-6 * np.max(j @ j.T))
+
+
+def test_training_mode_takes_the_moments_of_chunks():
+    model = network(layers.Conv2D(3, 3), layers.BatchNormalization(), layers.ReLU())
+    x, y = images(7)
+    chunks = [[0, 1, 2], [3, 4, 5], [6]]
+    before = [np.array(v) for v in model.variables]
+    j = jacobian(model, x, y, batches=chunks)
+    for v, value in zip(model.variables, before, strict=True):
+        v.assign(value)
+    found = xi(loss_gradient_gram(model, x, y, training=True, chunk_size=3))
+    np.testing.assert_allclose(found, j @ j.T, rtol=1e-3, atol=1e-5 * np.max(j @ j.T))
+    for v, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(v, value)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_chunks_change_nothing(size):
+    model = network(layers.Conv2D(3, 3), layers.BatchNormalization())
+    x, y = images(7)
+    found = loss_gradient_gram(model, x, y, chunk_size=size)
+    expected = loss_gradient_gram(model, x, y)
+    np.testing.assert_allclose(xi(found), xi(expected), rtol=1e-5)
+
+
+def test_one_example():
+    model = network(layers.Conv2D(3, 3))
+    x, y = images(1)
+    gram = loss_gradient_gram(model, x, y)
+    assert gram.matrix.numpy() == [[1.0]]
+    assert float(gram.log_scale[0]) == pytest.approx(np.log(np.linalg.norm(jacobian(model, x, y))))
+
+
+def test_repeated_image_and_dead_network():
+    model = network(layers.Conv2D(3, 3))
+    x, y = images()
+    x[3], y[3] = x[1], y[1]
+    gram = loss_gradient_gram(model, x, y)
+    assert float(gram.matrix[1, 3]) == pytest.approx(1, abs=1e-12)
+    dead = keras.Sequential([keras.Input((4,)), layers.Dense(3, use_bias=False)])
+    dead_x = np.zeros((2, 4), np.float32)
+    gram = loss_gradient_gram(dead, dead_x, [0, 1])
+    np.testing.assert_array_equal(gram.log_scale, [-np.inf, -np.inf])
+    np.testing.assert_array_equal(gram.matrix, np.eye(2))
+
+
+def test_almost_dependent_gradients_are_multiplied_in_float64():
+    """Of two images that differ by 1e-4, float32 products would lose the smallest eigenvalue."""
+    model = network(layers.Conv2D(3, 3))
+    x, y = images()
+    x[3], y[3] = x[1] + 1e-4, y[1]
+    j = jacobian(model, x, y)
+    unit = j / np.linalg.norm(j, axis=1, keepdims=True)
+    smallest = np.linalg.svd(unit)[1][-1] ** 2
+    found = np.linalg.eigvalsh(loss_gradient_gram(model, x, y).matrix.numpy())[0]
+    assert smallest < 1e-7
+    assert found == pytest.approx(smallest, rel=0.05)
+
+
+def test_float64_and_half_precision():
+    x, y = images()
+    policy = keras.config.dtype_policy()
+    grams = {}
+    try:
+        for name in ("float64", "float32", "mixed_bfloat16", "mixed_float16"):
+            keras.config.set_dtype_policy(name)
+            model = network(layers.Conv2D(3, 3), layers.BatchNormalization())
+            grams[name] = xi(loss_gradient_gram(model, x, y))
+    finally:
+        keras.config.set_dtype_policy(policy)
+    for name, tolerance in {"float32": 1e-4, "mixed_bfloat16": 0.1, "mixed_float16": 0.02}.items():
+        scale = np.max(grams["float64"])
+        np.testing.assert_allclose(grams[name], grams["float64"], atol=tolerance * scale)
+
+
+def test_labels_come_in_every_form():
+    model = network(layers.Conv2D(3, 3))
+    x, y = images()
+    expected = xi(loss_gradient_gram(model, x, y))
+    soft = 0.9 * np.eye(3)[y] + 0.1 / 3
+    for labels in (list(y), y[:, np.newaxis], np.eye(3)[y], soft, tf.constant(y)):
+        np.testing.assert_array_equal(xi(loss_gradient_gram(model, x, labels)), expected)
+
+
+def test_weights_of_the_moment_count_and_frozen_ones_do_not():
+    model = network(layers.Conv2D(3, 3, name="conv"))
+    x, y = images()
+    before = xi(loss_gradient_gram(model, x, y))
+    shake(model, seed=1)
+    assert not np.allclose(xi(loss_gradient_gram(model, x, y)), before)
+    model.get_layer("conv").trainable = False
+    j = jacobian(model, x, y)
+    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=1e-4)
+
+
+def test_models_are_not_kept_alive():
+    model = network(layers.Conv2D(3, 3))
+    loss_gradient_gram(model, *images())
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
+
+
+def test_eager_functions():
+    model = network(layers.Conv2D(3, 3))
+    x, y = images()
+    expected = xi(loss_gradient_gram(model, x, y))
+    tf.config.run_functions_eagerly(True)
+    try:
+        found = xi(loss_gradient_gram(network(layers.Conv2D(3, 3)), x, y))
+    finally:
+        tf.config.run_functions_eagerly(False)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": [0, 1, 2, 3, 0]}, r"0\.\.2 .* Given: label 3 for example 3"),
+        ({"y": [0, 1, 2, 0, -1]}, "label -1 for example 4"),
+        ({"y": [0, 1, 2, 0]}, "same number of examples"),
+        ({"y": [0.5, 1, 2, 0, 0]}, "label 0.5 for example 0"),
+        ({"y": np.zeros((5, 4))}, r"\(N, 3\)\. Given: shape \(5, 4\)"),
+        ({"y": np.ones((5, 3))}, r"label \[1\. 1\. 1\.\] for example 0"),
+        ({"from_logits": "maybe"}, "from_logits must be"),
+        ({"chunk_size": 0}, "chunk_size must be"),
+        ({"normalize_logits": -1.0}, "normalize_logits must be"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    x, y = images()
+    with pytest.raises(ValueError, match=message):
+        loss_gradient_gram(**{"model": network(layers.Conv2D(3, 3)), "x": x, "y": y} | change)
+
+
+def test_examples_without_a_finite_gradient_are_named():
+    x, y = images()
+    x[2, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"1 of 5 examples.*\[2\]"):
+        loss_gradient_gram(network(layers.Conv2D(3, 3)), x, y)
+
+
+def test_outputs_that_are_not_what_was_said():
+    x, y = images()
+    with pytest.raises(ValueError, match="end in softmax"):
+        loss_gradient_gram(network(layers.Conv2D(3, 3), ends_in=[layers.Softmax()]), x, y, True)
+    with pytest.raises(ValueError, match=r"from_logits=False, but .* no probabilities"):
+        loss_gradient_gram(network(layers.Conv2D(3, 3)), x, y, from_logits=False)
+    several = network(layers.Conv2D(3, 3), ends_in=[Own(lambda x, w: tf.exp(x) / w, (1,))])
+    several.layers[-1].weight.assign([1e9])
+    with pytest.raises(ValueError, match="not 1, by up to 1"):
+        loss_gradient_gram(several, x, y, from_logits=False)
+    no_head = keras.Sequential([keras.Input(IMAGES), layers.Conv2D(3, 3)])
+    with pytest.raises(ValueError, match=r"shape \(N, K\)"):
+        loss_gradient_gram(no_head, x, y)

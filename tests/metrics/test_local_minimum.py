@@ -1,0 +1,376 @@
+"""evaluate_local_minimum against explicit Jacobians, and what its report says."""
+
+import doctest
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fisher_keras import FisherRegularizedModel
+from fisher_keras.metrics import (
+    METRICS,
+    LocalMinimumReport,
+    MetricSummary,
+    SingularGramWarning,
+    evaluate_local_minimum,
+    local_minimum,
+    robustness,
+)
+from fisher_keras.metrics.trials import draw_sample
+
+N, NUM_CLASSES = 40, 3
+
+
+def examples(count=N, seed=0):
+    random = np.random.default_rng(seed)
+    return random.normal(size=(count, 5)).astype("float32"), random.integers(0, NUM_CLASSES, count)
+
+
+def classifier(units=4):
+    """A small network that behaves differently in training."""
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.Input((5,)),
+        keras.layers.Dense(units),
+        keras.layers.BatchNormalization(),
+        keras.layers.Activation("tanh"),
+        keras.layers.Dropout(0.5),
+        keras.layers.Dense(NUM_CLASSES),
+    ]
+    model = keras.Sequential(layers)
+    model.layers[1].moving_mean.assign(np.linspace(-0.3, 0.3, units))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A classifier for all tests that do not ask for more; none changes it."""
+    return classifier()
+
+
+def perfect_classifier():
+    """One that is right with a margin of 20 on `separable` examples."""
+    layer = keras.layers.Dense(NUM_CLASSES)
+    model = keras.Sequential([keras.Input((NUM_CLASSES,)), layer])
+    layer.set_weights([20 * np.eye(NUM_CLASSES), np.zeros(NUM_CLASSES)])
+    return model
+
+
+def separable(count=9):
+    labels = np.arange(count) % NUM_CLASSES
+    noise = np.random.default_rng(0).normal(size=(count, NUM_CLASSES))
+    return (np.eye(NUM_CLASSES)[labels] + 0.01 * noise).astype("float32"), labels
+
+
+def evaluate(model, data, **kwargs):
+    kwargs = {"num_samples": 6, "num_trials": 3, "progress": False} | kwargs
+    return evaluate_local_minimum(model, data, **kwargs)
+
+
+def jacobian(model, x, labels):
+    """J, a gradient a row, one example after the other."""
+    rows = []
+    for x_i, label in zip(x, labels, strict=True):
+        with tf.GradientTape() as tape:
+            loss = -tf.nn.log_softmax(model(x_i[None], training=False))[0, label]
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        rows.append(np.concatenate([np.ravel(g) for g in gradients]))
+    return np.stack(rows)
+
+
+def cross_entropy(model, x, labels):
+    z = model(x, training=False).numpy().astype(float)
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return -log_p[np.arange(len(x)), labels].mean(), np.mean(z.argmax(axis=1) != labels)
+
+
+def test_every_trial_against_the_explicit_jacobian(float64):
+    model, (x, y), test = classifier(), examples(), examples(15, seed=1)
+    before = [v.numpy() for v in model.variables]
+    report = evaluate(model, (x, y), seed=2, metrics=METRICS, test_data=test)
+    for trial in report.trials:
+        rows = draw_sample(y, 6, 2, trial.index, stratified=False)
+        J = jacobian(model, x[rows], y[rows])
+        eigenvalues = np.linalg.svd(J, compute_uv=False) ** 2
+        squares = np.sum(J**2, axis=1)
+        np.testing.assert_allclose(
+            [trial.metrics[name] for name in METRICS],
+            [
+                np.log(eigenvalues).sum(),
+                eigenvalues[0],
+                np.mean(squares**2),
+                np.sum((J.T @ J / 6) ** 2),
+                squares.mean(),
+                np.exp(-np.sum(eigenvalues / squares.sum() * np.log(eigenvalues / squares.sum()))),
+                robustness(model, x[rows]),
+            ],
+            rtol=1e-8,
+        )
+        np.testing.assert_allclose(trial.log_spectrum, np.log(eigenvalues), atol=1e-8)
+    for name in METRICS:
+        values = [trial.metrics[name] for trial in report.trials]
+        std = np.std(values, ddof=1)
+        np.testing.assert_allclose(
+            [*vars(report.metrics[name]).values()], [np.mean(values), std, std / math.sqrt(3)]
+        )
+    for fit, data in ((report.train, (x, y)), (report.test, test)):
+        np.testing.assert_allclose([fit.loss, fit.error], cross_entropy(model, *data), rtol=1e-9)
+    assert report.num_parameters == 4 * 5 + 4 + 2 * 4 + 4 * 3 + 3
+    for value, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(value, variable.numpy())
+
+
+def test_the_example_runs():
+    assert doctest.testmod(local_minimum).failed == 0
+
+
+def test_all_forms_of_model_and_data_give_the_same(model, tmp_path):
+    x, y = examples()
+    expected = evaluate(model, (x, y))
+    dataset = tf.data.Dataset.from_tensor_slices((x, np.eye(NUM_CLASSES)[y])).batch(7)
+    assert evaluate(model, dataset).trials == expected.trials
+    wrapped = FisherRegularizedModel(model)
+    assert evaluate(wrapped, (x, y)).trials == expected.trials
+    assert evaluate(model, (x, y), seed=1).trials != expected.trials
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert evaluate(loaded, (x, y)).evaluation == expected.evaluation
+
+
+def test_a_stopped_evaluation_goes_on(tmp_path, monkeypatch):
+    model, data, path = classifier(), examples(), tmp_path / "trials.jsonl"
+    expected = evaluate(model, data, num_trials=5, metrics=("trace", "robustness"))
+    calls = []
+
+    def stopping(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    original = local_minimum.loss_gradient_gram
+    monkeypatch.setattr(local_minimum, "loss_gradient_gram", stopping)
+    arguments = {"trials_path": path, "num_trials": 5, "metrics": ("trace", "robustness")}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, data, **arguments)
+    assert len(path.read_text().splitlines()) == 3
+    report = evaluate(model, data, **arguments)
+    assert report.trials == expected.trials
+    assert len(calls) == 6
+    assert evaluate(model, data, **arguments).metrics == expected.metrics
+    assert len(calls) == 6
+    model.layers[0].kernel.assign_add(np.ones((5, 4)))
+    with pytest.raises(ValueError, match="another evaluation: model is"):
+        evaluate(model, data, **arguments)
+
+
+def test_stratified_samples(model):
+    x, y = examples()
+    y = np.sort(y)
+    report = evaluate(model, (x, y), stratified=True)
+    rows = draw_sample(y, 6, 0, 0, stratified=True)
+    J = jacobian(model, x[rows], y[rows])
+    np.testing.assert_allclose(report.trials[0].metrics["trace"], np.sum(J**2) / 6, rtol=1e-4)
+
+
+def test_normalized_logits(float64):
+    """They are those of a model that normalizes its own; losses are of the model as it is."""
+    model, data = classifier(), examples()
+    inputs = keras.Input((5,))
+    z = model(inputs)
+    scaled = z / (0.3 * keras.ops.norm(z, axis=-1, keepdims=True))
+    expected = evaluate(keras.Model(inputs, scaled), data, metrics=METRICS)
+    report = evaluate(model, data, metrics=METRICS, normalize_logits=0.3)
+    for name in METRICS:
+        np.testing.assert_allclose(
+            report.metrics[name].mean, expected.metrics[name].mean, rtol=1e-9
+        )
+    np.testing.assert_allclose(report.train.loss, cross_entropy(model, *data)[0])
+    assert "normalize_logits=0.3" in str(report)
+
+
+def test_a_sigmoid_unit_is_a_softmax_of_two():
+    x, y = examples()
+    y = y % 2
+    unit = keras.layers.Dense(1, "sigmoid")
+    sigmoid = keras.Sequential([keras.Input((5,)), unit])
+    kernel, bias = np.random.default_rng(0).normal(size=(5, 1)), np.array([0.2])
+    unit.set_weights([kernel, bias])
+    report = evaluate(sigmoid, (x, y), metrics=("trace", "robustness"))
+    z = x @ kernel[:, 0] + bias
+    p = 1 / (1 + np.exp(-z))
+    np.testing.assert_allclose(
+        report.train.loss, -np.mean(np.log(np.where(y == 1, p, 1 - p))), rtol=1e-5
+    )
+    squares = (y - p) ** 2 * (1 + np.sum(x**2, axis=1))
+    rows = [draw_sample(y, 6, 0, trial, stratified=False) for trial in range(3)]
+    np.testing.assert_allclose(
+        report.metrics["trace"].mean, np.mean(squares[np.concatenate(rows)]), rtol=1e-5
+    )
+    # The probabilities p and 1 - p move against each other: the norm is sqrt(2) that of p's.
+    norms = 2 * (p * (1 - p)) ** 2 * np.sum(kernel**2)
+    np.testing.assert_allclose(
+        report.metrics["robustness"].mean, np.mean(norms[np.concatenate(rows)]), rtol=1e-5
+    )
+
+
+def test_assumptions_that_do_not_hold_are_noted(model):
+    x, y = examples()
+    report = evaluate(model, (x, y))
+    loss, error = cross_entropy(model, x, y)
+    assert f"the training loss is {loss:.3g} above the least" in report.notes[0]
+    assert f"({round(error * N)} of {N} examples are misclassified)" in report.notes[1]
+    assert all(note in str(report) for note in report.notes)
+    assert evaluate(perfect_classifier(), separable()).notes == ()
+
+
+def test_a_softmax_that_saturates_in_float32():
+    model, (x, y) = perfect_classifier(), separable()
+    kernel = model.layers[0].kernel
+    kernel.assign(10 * kernel)
+    report = evaluate(model, (x, y), metrics=("log_determinant", "trace"), num_trials=2)
+    assert report.notes == ()
+    for trial in report.trials:
+        rows = draw_sample(y, 6, 0, trial.index, stratified=False)
+        z = x[rows].astype(float) @ kernel.numpy().astype(float)
+        # p - y to first order in the small p_k, about e^-200.
+        cotangents = np.exp(z - z[np.arange(6), y[rows]][:, None])
+        cotangents[np.arange(6), y[rows]] = 0
+        cotangents -= np.eye(NUM_CLASSES)[y[rows]] * cotangents.sum(axis=1, keepdims=True)
+        features = np.column_stack([x[rows], np.ones(6)])
+        J = np.einsum("nk,nd->nkd", cotangents, features).reshape(6, -1)
+        norms = np.linalg.norm(J, axis=1)
+        unit = J / norms[:, None]
+        expected = 2 * np.log(norms).sum() + np.linalg.slogdet(unit @ unit.T)[1]
+        assert expected < -2000
+        np.testing.assert_allclose(trial.metrics["log_determinant"], expected, rtol=1e-5)
+        np.testing.assert_allclose(trial.metrics["trace"], np.mean(norms**2), rtol=1e-3)
+
+
+def test_the_least_loss_of_smoothed_labels_is_their_entropy():
+    x, labels = separable()
+    y = 0.9 * np.eye(NUM_CLASSES)[labels] + 0.1 / NUM_CLASSES
+    layer = keras.layers.Dense(NUM_CLASSES)
+    model = keras.Sequential([keras.Input((NUM_CLASSES,)), layer])
+    margin = math.log((0.9 + 0.1 / 3) / (0.1 / 3))
+    layer.set_weights([margin * np.eye(NUM_CLASSES), np.zeros(NUM_CLASSES)])
+    report = evaluate(model, (x, y))
+    entropy = -np.mean(np.sum(y * np.log(y), axis=1))
+    np.testing.assert_allclose(report.train.label_entropy, entropy)
+    np.testing.assert_allclose(report.train.loss, entropy, rtol=1e-3)
+    assert report.train.loss > local_minimum.MAX_TRAIN_LOSS
+    assert report.notes == ()
+
+
+def test_a_repeated_image_is_named_by_its_rows_in_the_data():
+    x, y = separable()
+    x[7], y[7] = x[4], y[4]
+    with pytest.warns(SingularGramWarning, match=r"1 of 1 samples .* for examples 4, 7") as caught:
+        report = evaluate(
+            perfect_classifier(), (x, y), num_samples=9, num_trials=1, metrics=["log_determinant"]
+        )
+    assert len(caught) == 1
+    assert report.metrics["log_determinant"].mean == -math.inf
+    assert "examples 4, 7" in report.notes[0]
+    record = json.loads(report.to_json(), parse_constant=pytest.fail)
+    assert record["metrics"]["log_determinant"] == {
+        "mean": "-inf",
+        "std": "nan",
+        "standard_error": "nan",
+    }
+
+
+def test_more_samples_than_parameters():
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(NUM_CLASSES, use_bias=False)])
+    with pytest.warns(SingularGramWarning, match="No sample of 20 .* 15 trainable parameters"):
+        evaluate(model, examples(), num_samples=20)
+
+
+def test_the_report(model):
+    report = evaluate(model, examples(), test_data=examples(10), metrics=METRICS)
+    text = str(report)
+    assert "3 trials of 6 examples, seed 0" in text
+    for name, summary in report.metrics.items():
+        assert f"{name} " in text
+        assert f"{summary.mean:.6g}" in text
+    assert f"({report.test.num_errors} of 10)" in text
+    record = json.loads(report.to_json(), parse_constant=pytest.fail)
+    assert record["metrics"]["trace"] == vars(report.metrics["trace"])
+    assert record["train"]["error"] == report.train.error
+    assert [trial["metrics"] for trial in record["trials"]] == [t.metrics for t in report.trials]
+    assert record["evaluation"]["num_samples"] == 6
+
+
+def test_the_spectrum_plot(model, tmp_path):
+    report = evaluate(model, examples())
+    axes = report.plot_spectrum()
+    (line,) = axes.get_lines()
+    expected = np.mean([trial.log_spectrum for trial in report.trials], axis=0) / math.log(10)
+    np.testing.assert_allclose(line.get_ydata(), expected)
+    axes.figure.savefig(tmp_path / "spectrum.png")
+    assert report.plot_spectrum(axes) is axes
+    without = evaluate(model, examples(), metrics=["robustness"])
+    assert without.trials[0].log_spectrum == ()
+    with pytest.raises(ValueError, match="no spectrum"):
+        without.plot_spectrum()
+
+
+def test_one_trial_has_no_deviation(model):
+    report = evaluate(model, examples(), num_trials=1, metrics=["trace"])
+    assert isinstance(report, LocalMinimumReport)
+    assert isinstance(report.metrics["trace"], MetricSummary)
+    assert math.isnan(report.metrics["trace"].std)
+
+
+def test_the_progress_bar(model, capfd):
+    evaluate(model, examples(), progress=True)
+    assert "3/3" in capfd.readouterr().err
+    evaluate(model, examples())
+    assert "3/3" not in capfd.readouterr().err
+
+
+def test_a_model_that_is_not_built_yet():
+    model = keras.Sequential([keras.layers.Dense(NUM_CLASSES)])
+    assert math.isfinite(evaluate(model, examples()).metrics["log_determinant"].mean)
+
+
+def test_nan_outputs_are_one_error(model):
+    x, y = examples()
+    x[30, 2] = np.nan
+    with pytest.raises(ValueError, match=r"for 1 of .* examples of data .* the first is 30"):
+        evaluate(model, (x, y))
+    with pytest.raises(ValueError, match="examples of test_data"):
+        evaluate(model, examples(), test_data=(x, y))
+
+
+def test_logits_are_no_probabilities(model):
+    with pytest.raises(ValueError, match=r"from_logits=False, but .* no probabilities"):
+        evaluate(model, examples(), from_logits=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_samples": 41}, "num_samples=41 .* data of 40"),
+        ({"num_samples": 0}, "num_samples must be"),
+        ({"num_trials": 2.0}, "num_trials must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"metrics": ("flatness",)}, "metrics must be names out of"),
+        ({"metrics": "trace"}, "metrics must be names out of"),
+        ({"metrics": ()}, "metrics must be names out of"),
+        ({"normalize_logits": 0}, "normalize_logits must be"),
+        ({"normalize_logits": math.nan}, "normalize_logits must be"),
+        ({"test_data": examples(5)[0]}, "test_data must be"),
+    ],
+)
+def test_bad_arguments(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, examples(), **arguments)
+
+
+def test_labels_of_more_classes_than_the_model_has(model):
+    with pytest.raises(ValueError, match=r"0\.\.2.* Given: label 5"):
+        evaluate(model, (examples()[0], np.full(N, 5)))
