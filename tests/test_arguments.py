@@ -20,7 +20,7 @@ def test_whole_numbers_become_ints(value):
     "value", [2, 3.5, True, np.True_, None, "3", [3], math.inf, math.nan, 3j, np.float32(2.999)]
 )
 def test_what_is_no_whole_number_is_refused(value):
-    with pytest.raises(ValueError, match="^size must be a whole number, 3 or greater. Given: "):
+    with pytest.raises(ValueError, match=r"^size must be a whole number, 3 or greater. Given: "):
         whole_number("size", value, least=3)
 
 
@@ -35,14 +35,14 @@ def test_real_numbers_become_floats(value):
     "value", [0, -1.0, True, None, "0.5", math.inf, math.nan, np.array([1.0])]
 )
 def test_what_is_no_number_above_is_refused(value):
-    with pytest.raises(ValueError, match="^alpha must be a number greater than 0. Given: "):
+    with pytest.raises(ValueError, match=r"^alpha must be a number greater than 0. Given: "):
         real_number("alpha", value, above=0)
 
 
 def test_bounds_of_real_numbers():
     assert real_number("beta", 0, least=0) == 0
-    with pytest.raises(ValueError, match="^beta must be a number, 0 or greater. Given: -0.1"):
+    with pytest.raises(ValueError, match=r"^beta must be a number, 0 or greater. Given: -0.1"):
         real_number("beta", -0.1, least=0)
     assert real_number("shift", -5) == -5
-    with pytest.raises(ValueError, match="^shift must be a number. Given: nan"):
+    with pytest.raises(ValueError, match=r"^shift must be a number. Given: nan"):
         real_number("shift", math.nan)
