@@ -17,6 +17,8 @@ Keras.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import wrapt
+
 from fisher_keras._backend import check_backend
 from fisher_keras._version import __version__
 
@@ -56,6 +58,11 @@ _MODULES = {
 }
 
 check_backend()
+# Keras looks for the class of a saved model among those that were registered, wherever
+# `keras.saving.load_model` is called: when Keras is there, the class is.
+wrapt.register_post_import_hook(
+    lambda _: importlib.import_module(f"{__name__}.regularizer"), "keras"
+)
 
 
 def __getattr__(name: str) -> Any:

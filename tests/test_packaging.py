@@ -35,6 +35,9 @@ fi
 """
 
 
+QUICKSTART = "python -P -m fisher_keras.experiments.main quickstart"
+
+
 def setup_cfg():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
@@ -71,8 +74,11 @@ def test_python_versions_are_the_same_everywhere():
     assert setup_cfg()["options"]["python_requires"] == f">={classified[0]}"
 
 
-def test_python_scripts_are_installed_and_linted():
-    assert setup_cfg()["options"]["scripts"].split() == PYTHON_SCRIPTS
+def test_python_scripts_are_the_commands_and_linted():
+    commands = sorted((ROOT / "fisher_keras/experiments/commands").glob("[!_]*.py"))
+    # bin/quickstart installs first: it is no Python script.
+    scripts = [*PYTHON_SCRIPTS, "bin/quickstart"]
+    assert sorted(f"bin/{command.stem}" for command in commands) == sorted(scripts)
     ruff = tomllib.loads((ROOT / "ruff.toml").read_text())
     assert ruff["extend-include"] == PYTHON_SCRIPTS
 
@@ -159,13 +165,11 @@ def installations(calls):
 
 
 def test_quickstart_installs_once(checkout):
-    job = (
-        f"python -m fisher_keras.experiments.quickstart --output_dir={checkout}/results/quickstart"
-    )
+    job = f"{QUICKSTART} --output_dir={checkout}/results/quickstart"
     code, calls = run_script(checkout, "bin/quickstart", "--seeds=3")
     assert code == 0
     assert f"python3 -m venv --clear {checkout}/.venv" in calls
-    assert installations(calls) == [str(checkout)]
+    assert installations(calls) == [f"{checkout}[experiments]"]
     assert calls[-1] == f"{job} --seeds=3"
 
     code, calls = run_script(checkout, "bin/quickstart")
@@ -179,19 +183,18 @@ def test_quickstart_installs_again_after_a_change(checkout):
     run_script(checkout, "bin/quickstart")
     with (checkout / "setup.cfg").open("a") as file:
         file.write("# another line\n")
-    assert installations(run_script(checkout, "bin/quickstart")[1]) == [str(checkout)]
+    assert installations(run_script(checkout, "bin/quickstart")[1]) == [f"{checkout}[experiments]"]
 
 
 def test_quickstart_installs_again_after_a_failure(checkout):
     code, calls = run_script(checkout, "bin/quickstart", FAKE_FAILURE="python -m pip install")
     assert code != 0
     assert not any("quickstart" in call.split() for call in calls)
-    assert installations(run_script(checkout, "bin/quickstart")[1]) == [str(checkout)]
+    assert installations(run_script(checkout, "bin/quickstart")[1]) == [f"{checkout}[experiments]"]
 
 
 def test_quickstart_fails_as_its_job_does(checkout):
-    failure = "python -m fisher_keras.experiments.quickstart"
-    assert run_script(checkout, "bin/quickstart", FAKE_FAILURE=failure)[0] != 0
+    assert run_script(checkout, "bin/quickstart", FAKE_FAILURE=QUICKSTART)[0] != 0
 
 
 def test_run_tests_passes_arguments_on(checkout):
