@@ -84,17 +84,71 @@ def test_python_scripts_are_the_commands_and_linted():
 
 
 @pytest.mark.parametrize("script", PYTHON_SCRIPTS)
-def test_python_script_has_help(script):
+def test_python_script_launches_the_command_of_its_name(script):
     assert os.access(ROOT / script, os.X_OK)
+    name = script.removeprefix("bin/")
+    assert f'launch("{name}")\n' in (ROOT / script).read_text()
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A checkout under a path with a space, and a `python3` on PATH that lacks the package."""
+    folder = tmp_path / "with space" / "clone"
+    for name in ("bin", "fisher_keras"):
+        shutil.copytree(ROOT / name, folder / name)
+    (tmp_path / "path").mkdir()
+    write_script(tmp_path / "path" / "python3", f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    return folder
+
+
+def type_in_shell(clone, line, **environment):
+    """Runs a line in a shell with no environment active, from another folder."""
+    top = clone.parents[1]
     done = subprocess.run(
-        [sys.executable, ROOT / script, "--help"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [shutil.which("bash"), "-c", line],
+        cwd=top,
+        env={"PATH": f"{top}/path:/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0
-    assert "--output" in done.stdout
-    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def make_venv(clone):
+    """Makes the .venv that bin/quickstart would make, with the packages of this process."""
+    paths = ":".join([str(clone), *filter(None, sys.path)])
+    python = f'#!/bin/sh\nPYTHONPATH="{paths}" exec "{sys.executable}" "$@"\n'
+    write_script(clone / ".venv" / "bin" / "python", python)
+
+
+@pytest.mark.parametrize("home", [{}, {"HOME": "/proc"}, {"HOME": "/nonexistent"}])
+def test_a_script_goes_on_in_the_checkouts_environment(clone, home):
+    make_venv(clone)
+    script = "'with space/clone/bin/train_cifar'"
+    flags = "--arch=densenet --dataset=digits --train_size=1401 --output_dir=run"
+    status, output, errors = type_in_shell(clone, f"{script} {flags}", **home)
+    assert (status, output) == (1, "")
+    assert errors == (
+        "train_cifar: --train_size=1401 and --validation_size=0 ask for more than the 1400 "
+        "training images of digits\n"
+    )
+
+
+def test_a_script_without_any_environment_says_what_to_run(clone):
+    status, output, errors = type_in_shell(clone, "'with space/clone/bin/table1' --preset=smoke")
+    assert (status, output) == (1, "")
+    assert errors == (
+        f"table1: fisher_keras is not installed: run '{clone}/bin/quickstart' once, which "
+        "installs it into the checkout's .venv\n"
+    )
+
+
+def test_an_environment_without_the_package_is_not_tried_for_ever(clone):
+    make = [sys.executable, "-m", "venv", "--without-pip", clone / ".venv"]
+    subprocess.run(make, check=True)
+    status, output, errors = type_in_shell(clone, "'with space/clone/bin/table1'")
+    assert (status, output) == (1, "")
+    assert errors.startswith("table1: fisher_keras is not installed: run ")
 
 
 @pytest.mark.parametrize("script", BASH_SCRIPTS)
