@@ -6,15 +6,18 @@ For example
     --train_size=10000 --data_dir=tfds --output=runs/comparison
 """
 
-from fisher_keras.experiments.evaluate import evaluate
-from fisher_keras.experiments.evaluate_flags import GROUPS, define_flags, evaluation_config
+from fisher_keras.experiments import flags
+from fisher_keras.experiments.evaluate import EvaluationConfig, evaluate
 
-__all__ = ["FLAG_GROUPS", "RESUME_FLAG", "define_flags", "run"]
-
-FLAG_GROUPS = GROUPS
+FLAG_GROUPS = flags.flag_groups(EvaluationConfig)
 RESUME_FLAG = None
+
+
+def define_flags() -> None:
+    """Defines the flags of a `EvaluationConfig`."""
+    flags.define_flags(EvaluationConfig)
 
 
 def run() -> None:
     """Evaluates the models that the flags name."""
-    evaluate(evaluation_config())
+    evaluate(flags.from_flags(EvaluationConfig))

@@ -9,15 +9,18 @@ For example
 Also of a scenario that is not finished: the runs that are there are drawn.
 """
 
-from fisher_keras.experiments.scenarios.plot import plot_results
-from fisher_keras.experiments.scenarios.plot_flags import GROUP, define_flags, plot_config
+from fisher_keras.experiments import flags
+from fisher_keras.experiments.scenarios.plot import PlotConfig, plot_results
 
-__all__ = ["FLAG_GROUPS", "RESUME_FLAG", "define_flags", "run"]
-
-FLAG_GROUPS = [GROUP]
+FLAG_GROUPS = flags.flag_groups(PlotConfig)
 RESUME_FLAG = None
+
+
+def define_flags() -> None:
+    """Defines the flags of a `PlotConfig`."""
+    flags.define_flags(PlotConfig)
 
 
 def run() -> None:
     """Draws the stores that the flags name."""
-    plot_results(plot_config())
+    plot_results(flags.from_flags(PlotConfig))

@@ -5,21 +5,19 @@ The defaults are the recipe of the network's own paper, for example
   train_cifar --arch=resnet --regularize --data_dir=tfds --download --output_dir=runs/first
 """
 
-from fisher_keras.experiments.training.flags import (
-    GROUPS,
-    training_config,
-)
-from fisher_keras.experiments.training.flags import (
-    define_training_flags as define_flags,
-)
+from fisher_keras.experiments import flags
+from fisher_keras.experiments.training.config import TrainingConfig
 from fisher_keras.experiments.training.train import train
 
-__all__ = ["FLAG_GROUPS", "RESUME_FLAG", "define_flags", "run"]
-
-FLAG_GROUPS = GROUPS
+FLAG_GROUPS = flags.flag_groups(TrainingConfig)
 RESUME_FLAG = "--resume"
+
+
+def define_flags() -> None:
+    """Defines the flags of a `TrainingConfig`."""
+    flags.define_flags(TrainingConfig)
 
 
 def run() -> None:
     """Trains the network that the flags ask for."""
-    train(training_config())
+    train(flags.from_flags(TrainingConfig))
