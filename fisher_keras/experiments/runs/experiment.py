@@ -23,7 +23,7 @@ class ExperimentOptions:
         preset: one of `PRESETS`.
         output_dir: the folder of its store; None for `results/<experiment>_<preset>`.
         data_dir: where the data sets are, see `load_dataset`.
-        download: whether they may be downloaded.
+        download: whether they are downloaded if they are not there.
         num_workers: networks that are trained at once.
         shard: "i/n" for the i-th of n parts of the runs.
         dry_run: whether to only list the runs with an estimate of their time.
@@ -32,7 +32,7 @@ class ExperimentOptions:
     preset: str = "paper"
     output_dir: str | None = None
     data_dir: str | None = None
-    download: bool = False
+    download: bool = True
     num_workers: int = 1
     shard: str = "1/1"
     dry_run: bool = False
