@@ -22,9 +22,9 @@ from fisher_keras.experiments.runs.claim import Claims
 from fisher_keras.experiments.search import trial_queue
 from fisher_keras.experiments.search.distinct_sampler import DistinctTPESampler
 from fisher_keras.experiments.search.report import TuningReport
+from fisher_keras.experiments.training.callbacks import TrainingDivergedError
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
-from fisher_keras.experiments.training.divergence import TrainingDivergedError
 from fisher_keras.experiments.training.train import train
 from fisher_keras.models.recipes import (
     RegularizerSettings,

@@ -215,7 +215,7 @@ def test_another_search_in_the_same_directory_is_refused(config, formula):
             {"candidates": CANDIDATES | {"num_sub_batches": (4, 16)}},
             "at most the 10 images of a b",
         ),
-        ({"candidates": CANDIDATES | {"beta": (-1.0,)}}, "--beta must be a number of at least 0"),
+        ({"candidates": CANDIDATES | {"beta": (-1.0,)}}, "--beta must be a number, 0 or greater"),
         ({"candidates": CANDIDATES | {"beta": ()}}, "--beta must be one or several different val"),
         ({"candidates": CANDIDATES | {"clip_norm": (5.0, 5.0)}}, "--clip_norm must be one or sev"),
         ({"num_trials": 5}, "--num_trials has no effect on a grid"),
