@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 
+import tensorflow as tf
 from absl import flags
 
 from fisher_keras.datasets import load_dataset
+from fisher_keras.experiments.runs.engine import EngineOptions
 from fisher_keras.experiments.runs.presets import PRESETS, Preset
-from fisher_keras.experiments.runs.runner import parse_shard, run_experiment
+from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.runs.trained_run import carry_out
 
@@ -16,7 +19,7 @@ FLAGS_GROUP = "experiment"
 
 
 @dataclasses.dataclass(frozen=True)
-class ExperimentOptions:
+class ExperimentOptions(EngineOptions):
     """How and where an experiment is done.
 
     Attributes:
@@ -24,8 +27,6 @@ class ExperimentOptions:
         output_dir: the folder of its store; None for `results/<experiment>_<preset>`.
         data_dir: where the data sets are, see `load_dataset`.
         download: whether they may be downloaded.
-        num_workers: networks that are trained at once.
-        shard: "i/n" for the i-th of n parts of the runs.
         dry_run: whether to only list the runs with an estimate of their time.
     """
 
@@ -33,8 +34,6 @@ class ExperimentOptions:
     output_dir: str | None = None
     data_dir: str | None = None
     download: bool = False
-    num_workers: int = 1
-    shard: str = "1/1"
     dry_run: bool = False
 
 
@@ -47,17 +46,70 @@ def define_experiment_flags() -> None:
     )
     flags.DEFINE_string("data_dir", None, "As for train_cifar.", **group)
     flags.DEFINE_boolean("download", usual.download, "Download data that are not there.", **group)
-    flags.DEFINE_integer("num_workers", usual.num_workers, "Runs at once.", lower_bound=1, **group)
-    flags.DEFINE_string("shard", usual.shard, "i/n: the i-th of n parts of the runs.", **group)
+    define_engine_flags(FLAGS_GROUP)
     flags.DEFINE_boolean(
         "dry_run", usual.dry_run, "Only list the runs and estimate their time.", **group
     )
 
 
+def define_engine_flags(group: str) -> None:
+    """Defines a flag for each field of `EngineOptions`.
+
+    Args:
+        group: that --help lists them under.
+    """
+    usual = EngineOptions()
+    flags.DEFINE_integer(
+        "num_workers",
+        None,
+        "Runs at once; by default --runs_per_gpu on each GPU, or 1 without GPUs.",
+        module_name=group,
+    )
+    flags.DEFINE_integer(
+        "runs_per_gpu", usual.runs_per_gpu, "Runs that share a GPU.", module_name=group
+    )
+    flags.DEFINE_string(
+        "scheduler",
+        None,
+        "Address of a Dask scheduler, such as tcp://HOST:8786, whose workers carry out the runs.",
+        module_name=group,
+    )
+    flags.DEFINE_boolean(
+        "dashboard", usual.dashboard, "Show Dask's page, and its address.", module_name=group
+    )
+
+
 def experiment_options() -> ExperimentOptions:
-    """Returns the options that the parsed flags ask for."""
-    names = [field.name for field in dataclasses.fields(ExperimentOptions)]
-    return ExperimentOptions(**{name: flags.FLAGS[name].value for name in names})
+    """Returns the options that the parsed flags ask for.
+
+    Raises:
+        ValueError: if a value cannot be used.
+    """
+    return options_of(ExperimentOptions)
+
+
+def options_of(kind: type[EngineOptions]) -> EngineOptions:
+    """Returns options, each field with the value of the parsed flag of its name."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**{name: flags.FLAGS[name].value for name in names})
+
+
+def free_gpus() -> list[str]:
+    """Returns the GPUs that runs may use, as `CUDA_VISIBLE_DEVICES` names them.
+
+    This process leaves their memory to the runs.
+    """
+    number = len(tf.config.list_physical_devices("GPU"))
+    tf.config.set_visible_devices([], "GPU")
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:number] if named else [str(index) for index in range(number)]
+
+
+def absolute(path: str | None) -> str | None:
+    """Returns a path as workers with another working directory find it; URLs stay as they are."""
+    if path is None or "://" in path:
+        return path
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def carry_out_runs(
@@ -82,18 +134,20 @@ def carry_out_runs(
         OSError: if a data set or the store cannot be read or written.
         FailedRunsError: if runs failed; all others are finished.
     """
-    shard = parse_shard(options.shard)
     print(f"{name}, preset {options.preset}: {preset}", flush=True)
     store = ExperimentStore(options.output_dir or f"results/{name}_{options.preset}")
+    gpus = free_gpus()
     if not options.dry_run:
         finished = {record["key"] for record in store.records()}
         _check_datasets([run for run in runs if run.key not in finished], options)
     run_experiment(
         runs,
-        functools.partial(carry_out, data_dir=options.data_dir, download=options.download),
+        functools.partial(
+            carry_out, data_dir=absolute(options.data_dir), download=options.download
+        ),
         store,
-        num_workers=options.num_workers,
-        shard=shard,
+        options,
+        gpus=gpus,
         dry_run=options.dry_run,
         run_estimate_s=preset.run_estimate_s,
     )

@@ -19,6 +19,7 @@ from fisher_keras.metrics.trials import json_ready
 # To be raised when the same settings no longer give the same networks or metrics.
 RECIPE_VERSION = 1
 _FROM_TRAINING = ("versions", "git_revision", "device", "seconds_per_epoch")
+_TRAINING = "training"  # Folder of the network's files in the run's directory.
 # Where a run is carried out, but not what it is.
 _NOT_OF_THE_RUN = {"seed", "data_dir", "download", "output_dir", "resume"}
 
@@ -77,7 +78,7 @@ def carry_out(
 
     Args:
         run: made by `trained_run`.
-        directory: of the run's files.
+        directory: of the run's files; those of the training are in `training/`.
         data_dir: where the data set is, see `load_dataset`.
         download: whether it may be downloaded.
 
@@ -92,13 +93,12 @@ def carry_out(
         OSError: if data or output cannot be read or written.
         TrainingDivergedError: if the training loss becomes infinite or NaN.
     """
-    keras.utils.clear_session()  # The runs of one process would add up in memory.
     training = TrainingConfig(
         **run.config["training"],
         seed=run.seed,
         data_dir=data_dir,
         download=download,
-        output_dir=str(directory),
+        output_dir=str(directory / _TRAINING),
         resume=True,
     )
     data = load_training_data(resolve(training))
@@ -122,7 +122,7 @@ def carry_out(
 def _evaluate(
     directory: pathlib.Path, data: TrainingData, metrics: MetricSettings
 ) -> dict[str, LocalMinimumReport]:
-    model = keras.models.load_model(RunFiles(directory).last, compile=False)
+    model = keras.models.load_model(RunFiles(directory / _TRAINING).last, compile=False)
     scales = {"metrics": None}
     if metrics.normalize_logits is not None:
         scales["normalized_metrics"] = metrics.normalize_logits
