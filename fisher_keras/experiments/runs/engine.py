@@ -191,7 +191,9 @@ def open_engine(options: EngineOptions, gpus: Sequence[str] = ()) -> Iterator[En
         try:
             client = stack.enter_context(distributed.Client(address, timeout=_CONNECT_S))
         except OSError as error:
-            raise OSError(f"there is no Dask scheduler at --scheduler={address}: {error}") from error
+            raise OSError(
+                f"there is no Dask scheduler at --scheduler={address}: {error}"
+            ) from error
         if options.dashboard:
             print(f"Dask's page: {client.dashboard_link}", flush=True)
         if not client.nthreads():
@@ -248,7 +250,9 @@ def _carry_out(folder: str, environments: Sequence[dict] | None) -> dict[str, An
     _wait_for_folder(folder, worker)
     # A worker with several threads has several runs, which share the cores that it may use.
     environment = (
-        environments[worker.name] if environments else _threads(cpu_count() // worker.state.nthreads)
+        environments[worker.name]
+        if environments
+        else _threads(cpu_count() // worker.state.nthreads)
     )
     with _process(folder, environment) as process:
         while process.poll() is None:

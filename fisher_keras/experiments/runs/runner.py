@@ -86,7 +86,9 @@ def _carry_out_all(
         if not progress.remaining():
             return failures
         with open_engine(options, gpus) as engine:
-            outcomes = engine.carry_out(lambda: next(remaining, None), carry_out, store, progress.show)
+            outcomes = engine.carry_out(
+                lambda: next(remaining, None), carry_out, store, progress.show
+            )
             for run, outcome in outcomes:
                 if isinstance(outcome, str):
                     failures[run.label] = outcome
