@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fisher_keras.atomic import replacing
-from fisher_keras.datasets import load_dataset
+from fisher_keras.datasets import DATASETS, load_dataset
+from fisher_keras.experiments.flags import REQUIRED, check_options, option
 from fisher_keras.experiments.statistics.text_tables import markdown_table
 from fisher_keras.experiments.training.data import split_dataset
 from fisher_keras.metrics import METRICS, LocalMinimumReport, evaluate_local_minimum
@@ -16,35 +17,54 @@ from fisher_keras.metrics import METRICS, LocalMinimumReport, evaluate_local_min
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated, and how.
+    """What is evaluated, and how; the fields' texts are those of --help."""
 
-    Attributes:
-        models: `.keras` files.
-        dataset: the data set that they were trained on.
-        data_dir: where it is.
-        download: whether it may be downloaded.
-        train_size: training images of the runs; None for all. Metrics are of these images.
-        validation_size: images that the runs held out; what they trained on depends on it.
-        seed: of the runs, which the training images were drawn with; also of the trials' samples.
-        metrics: names out of `METRICS`.
-        num_samples: N', images a trial.
-        num_trials: T.
-        normalize_logits: see `evaluate_local_minimum`.
-        output: directory of reports, trials and figures; None writes nothing.
-    """
+    models: tuple[str, ...] = option(
+        REQUIRED,
+        "A .keras file; repeated to compare.",
+        group="models and data",
+        repeated="model",
+    )
+    dataset: str = option(
+        "cifar10", "Images trained on.", group="models and data", choices=DATASETS
+    )
+    data_dir: str | None = option(None, "As for train_cifar.", group="models and data")
+    download: bool = option(False, "Download the data set.", group="models and data")
+    train_size: int | None = option(
+        None,
+        "--train_size of the training runs; the metrics are of these images.",
+        group="models and data",
+        least=1,
+    )
+    validation_size: int = option(
+        0,
+        "--validation_size of the training runs.",
+        group="models and data",
+        least=0,
+    )
+    seed: int = option(
+        0,
+        "--seed of the training runs; also of the samples.",
+        group="models and data",
+        least=0,
+    )
+    metrics: tuple[str, ...] = option(
+        METRICS[:-1], f"Some of {', '.join(METRICS)}.", group="metrics", choices=METRICS
+    )
+    num_samples: int = option(100, "N', images a trial.", group="metrics", least=1)
+    num_trials: int = option(100, "T, trials.", group="metrics", least=1)
+    normalize_logits: float | None = option(
+        None, "Divide logits by this times their norm (0.04).", group="metrics", above=0
+    )
+    output: str | None = option(None, "Directory of reports, trials and figures.", group="output")
 
-    models: tuple[str, ...]
-    dataset: str = "cifar10"
-    data_dir: str | None = None
-    download: bool = False
-    train_size: int | None = None
-    validation_size: int = 0
-    seed: int = 0
-    metrics: tuple[str, ...] = METRICS[:-1]
-    num_samples: int = 100
-    num_trials: int = 100
-    normalize_logits: float | None = None
-    output: str | None = None
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: If one cannot be used.
+        """
+        check_options(self)
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from fisher_keras.atomic import replacing
+from fisher_keras.experiments.flags import REQUIRED, option
 from fisher_keras.experiments.scenarios.figure import scenario_figure
 from fisher_keras.experiments.scenarios.results import read_scenarios
 from fisher_keras.experiments.scenarios.summary import correlations, summary, summary_json
@@ -11,15 +12,17 @@ from fisher_keras.experiments.scenarios.summary import correlations, summary, su
 
 @dataclasses.dataclass(frozen=True)
 class PlotConfig:
-    """What is drawn, and where it goes.
+    """What is drawn, and where it goes; the fields' texts are those of --help."""
 
-    Attributes:
-        stores: folders of the scenarios' runs.
-        output: folder of the figures and the summary; None for the store, if it is one.
-    """
-
-    stores: tuple[str, ...]
-    output: str | None = None
+    stores: tuple[str, ...] = option(
+        REQUIRED,
+        "Folder of a scenario's runs; repeated for several.",
+        group="results",
+        repeated="store",
+    )
+    output: str | None = option(
+        None, "Folder of figures and summary; by default the store.", group="results"
+    )
 
 
 def plot_results(config: PlotConfig) -> None:

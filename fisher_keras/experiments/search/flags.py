@@ -6,12 +6,13 @@ from typing import Any
 
 from absl import flags
 
+from fisher_keras.experiments.flags import define_flags as define_flags_of
+from fisher_keras.experiments.flags import flag_groups, from_flags
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, PRESETS
 from fisher_keras.experiments.search.tuning import SAMPLERS, SEARCHED, TuningConfig
-from fisher_keras.experiments.training import flags as training_flags
 from fisher_keras.experiments.training.config import TrainingConfig
 
-GROUPS = ("search", *training_flags.GROUPS)
+GROUPS = ("search", *flag_groups(TrainingConfig))
 
 # Of train_cifar; the search decides them, or has flags of its own under the same names.
 _LEFT_OUT = (*SEARCHED, "confusion_size", "output_dir", "regularize", "resume")
@@ -83,9 +84,7 @@ TUNING_PRESETS = {
 
 def define_flags() -> None:
     """Defines the flags of the search, and those of the training that it leaves open."""
-    training_flags.define_training_flags()
-    for name in _LEFT_OUT:
-        delattr(flags.FLAGS, name)
+    define_flags_of(TrainingConfig, leave_out=_LEFT_OUT)
     search, output = ({"module_name": name} for name in (GROUPS[0], GROUPS[-1]))
     flags.DEFINE_enum(
         "preset",
@@ -156,13 +155,7 @@ def tuning_config() -> TuningConfig:
 
 def _training(preset: TuningPreset) -> TrainingConfig:
     usual = {**preset.training, **preset.networks.get(flags.FLAGS.arch, {})}
-    names = [field.name for field in dataclasses.fields(TrainingConfig)]
-    given = {
-        name: flags.FLAGS[name].value
-        for name in names
-        if name not in _LEFT_OUT and (flags.FLAGS[name].present or name not in usual)
-    }
-    training = TrainingConfig(**{**usual, **given}, regularize=True)
+    training = from_flags(TrainingConfig, _LEFT_OUT, usual | {"regularize": True})
     default = f"runs/tune_{training.dataset}_{training.arch}_{flags.FLAGS.preset}"
     return dataclasses.replace(training, output_dir=flags.FLAGS.output_dir or default)
 

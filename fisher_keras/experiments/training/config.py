@@ -1,9 +1,9 @@
 """What a training run can be told, and the recipe's values where it is not."""
 
 import dataclasses
-import math
 
 from fisher_keras.datasets import AUGMENTATIONS, DATASETS
+from fisher_keras.experiments.flags import check_options, option
 from fisher_keras.models import ARCHITECTURES
 from fisher_keras.models.recipes import RECIPES, regularizer_settings
 from fisher_keras.regularizer.model import GRADIENTS
@@ -23,99 +23,125 @@ REGULARIZER_OPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that `train` can be told. None stands for the recipe's or the usual value.
+    """Everything that `train` can be told; the fields' texts are those of --help.
 
-    Attributes:
-        arch: one of `fisher_keras.models.ARCHITECTURES`.
-        depth: number of layers, see `build_model`.
-        width: factor on the filters, filters or growth rate, see `build_model`.
-        dataset: one of `fisher_keras.datasets.DATASETS`.
-        data_dir: the TensorFlow Datasets folder, or the folder of images.
-        download: whether data that are not in `data_dir` are downloaded.
-        train_size: training images, drawn at random; None for all that are not held out.
-        confusion_size: further images, trained on with random labels (Section 7.1, Scenario I).
-        validation_size: images of the train split that are held out of the training; 0 for none.
-        augmentation: one of `fisher_keras.datasets.AUGMENTATIONS`.
-        regularize: whether to train with the regularizer.
-        alpha: length of the step along a sub-batch's gradient, alpha.
-        beta: strength of the regularizer, beta.
-        num_sub_batches: sub-batches of a batch, M.
-        clip_norm: largest global norm of a gradient, tau; 0 for no clipping.
-        gradient: one of `GRADIENTS`, see `FisherRegularizedModel`.
-        share_gradients: see `FisherRegularizedModel`.
-        epochs: passes over the training images.
-        batch_size: images a step.
-        learning_rate: the initial one.
-        schedule: one of `SCHEDULES`: the recipe's, or divided by 10 where the training loss
-            plateaus (Section 7.1), see `PlateauSchedule`.
-        label_smoothing: part of a label that is spread over all classes, in [0, 1).
-        mixed_precision: one of `MIXED_PRECISIONS`.
-        jit_compile: whether XLA compiles the step.
-        seed: of everything that is random.
-        output_dir: directory of the run's files; None for
-            `runs/<dataset>_<arch>_<plain or regularized>_seed<seed>`.
-        resume: whether to go on with the run in `output_dir`, if there is one.
+    None stands for what the recipe, the architecture or the data decide, see `resolve`.
     """
 
-    arch: str = "cnn"
-    depth: int | None = None
-    width: float | None = None
-    dataset: str = "cifar10"
-    data_dir: str | None = None
-    download: bool = False
-    train_size: int | None = None
-    confusion_size: int = 0
-    validation_size: int = 0
-    augmentation: str | None = None
-    regularize: bool = False
-    alpha: float | None = None
-    beta: float | None = None
-    num_sub_batches: int | None = None
-    clip_norm: float | None = None
-    gradient: str | None = None
-    share_gradients: bool | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    schedule: str = SCHEDULES[0]
-    label_smoothing: float = 0.0
-    mixed_precision: str = "none"
-    jit_compile: bool = False
-    seed: int = 0
-    output_dir: str | None = None
-    resume: bool = False
+    arch: str = option("cnn", "Network.", group="model", choices=ARCHITECTURES)
+    depth: int | None = option(
+        None,
+        "Layers: resnet 20, wide_resnet 28, densenet 100; not for cnn.",
+        group="model",
+        least=1,
+    )
+    width: float | None = option(
+        None,
+        "cnn: factor on the filters (1); resnet: filters of the first stage (16); wide_resnet: "
+        "widening factor k (2); densenet: growth rate k (12).",
+        group="model",
+        above=0,
+    )
+
+    dataset: str = option("cifar10", "Images to train on.", group="data", choices=DATASETS)
+    data_dir: str | None = option(
+        None,
+        "TensorFlow Datasets folder; for --dataset=folder the folder with train/<class>/ and "
+        "test/<class>/.",
+        group="data",
+    )
+    download: bool = option(False, "Download data that are not there.", group="data")
+    train_size: int | None = option(
+        None, "Training images, drawn at random; all by default.", group="data", least=1
+    )
+    confusion_size: int = option(
+        0,
+        "Further images, trained on with random labels (Section 7.1, Scenario I).",
+        group="data",
+        least=0,
+    )
+    validation_size: int = option(
+        0,
+        "Training images held out for the learning curves and best.keras. With 0 the curves are "
+        "of the test images, and best.keras has the lowest training loss.",
+        group="data",
+        least=0,
+    )
+    augmentation: str | None = option(
+        None, "By default the network's recipe's.", group="data", choices=AUGMENTATIONS
+    )
+
+    regularize: bool = option(False, "Train with the regularizer.", group="regularizer")
+    alpha: float | None = option(
+        None,
+        "Length of the step along a sub-batch's gradient.",
+        group="regularizer",
+        above=0,
+    )
+    beta: float | None = option(None, "Strength of the regularizer.", group="regularizer", least=0)
+    num_sub_batches: int | None = option(
+        None, "Sub-batches of a batch, M.", group="regularizer", least=1
+    )
+    clip_norm: float | None = option(
+        None,
+        "Largest norm of a gradient, tau; 0 for no clipping.",
+        group="regularizer",
+        least=0,
+    )
+    gradient: str | None = option(
+        None,
+        "How the regularizer's gradient is taken.",
+        group="regularizer",
+        choices=GRADIENTS,
+    )
+    share_gradients: bool | None = option(
+        None,
+        "Take the loss over the sub-batches, too: two gradients a step instead of three.",
+        group="regularizer",
+    )
+
+    epochs: int | None = option(None, "By default the recipe's.", group="training", least=1)
+    batch_size: int | None = option(None, "By default the recipe's.", group="training", least=1)
+    learning_rate: float | None = option(
+        None, "At first; by default the recipe's.", group="training", above=0
+    )
+    schedule: str = option(
+        SCHEDULES[0],
+        "Of the learning rate: the recipe's, or divided by 10 where the training loss plateaus "
+        "(Section 7.1).",
+        group="training",
+        choices=SCHEDULES,
+    )
+    label_smoothing: float = option(
+        0.0,
+        "Part of a label that is spread over all classes, from 0 to below 1.",
+        group="training",
+        least=0,
+    )
+    mixed_precision: str = option(
+        "none", "Keras policy.", group="training", choices=MIXED_PRECISIONS
+    )
+    jit_compile: bool = option(False, "Compile with XLA.", group="training")
+    seed: int = option(0, "Of everything that is random.", group="training", least=0)
+
+    output_dir: str | None = option(
+        None,
+        "Folder of the run; by default runs/<dataset>_<arch>_<plain or regularized>_seed<seed>.",
+        group="output",
+    )
+    resume: bool = option(
+        False, "Go on with the run in --output_dir, if there is one.", group="output"
+    )
 
     def __post_init__(self) -> None:
         """Checks what does not depend on the recipe.
 
         Raises:
-            ValueError: if a value cannot be used.
+            ValueError: If a value cannot be used.
         """
-        for name, choices in (
-            ("arch", ARCHITECTURES),
-            ("dataset", DATASETS),
-            ("augmentation", (None, *AUGMENTATIONS)),
-            ("gradient", (None, *GRADIENTS)),
-            ("schedule", SCHEDULES),
-            ("mixed_precision", MIXED_PRECISIONS),
-        ):
-            if getattr(self, name) not in choices:
-                known = ", ".join(choice for choice in choices if choice)
-                raise ValueError(f"--{name} must be one of {known}, got {getattr(self, name)!r}")
-        for name, lowest in (
-            ("train_size", 1),
-            ("confusion_size", 0),
-            ("validation_size", 0),
-            ("num_sub_batches", 1),
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("seed", 0),
-        ):
-            _check_number(name, getattr(self, name), lowest, whole=True)
-        for name in ("beta", "clip_norm", "label_smoothing"):
-            _check_number(name, getattr(self, name), 0)
-        for name in ("alpha", "learning_rate"):
-            _check_number(name, getattr(self, name), 0, above=True)
+        check_options(self)
+        if self.width is not None and self.width.is_integer():
+            object.__setattr__(self, "width", int(self.width))  # Filters are counted.
         if self.label_smoothing >= 1:
             raise ValueError(f"--label_smoothing must be below 1, got {self.label_smoothing}")
         if not self.regularize:
@@ -156,16 +182,3 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
         }
     missing = {name: defaults[name] for name in defaults if getattr(config, name) is None}
     return dataclasses.replace(config, **missing)
-
-
-def _check_number(
-    name: str, value: float | None, lowest: int, *, whole: bool = False, above: bool = False
-) -> None:
-    if value is None:
-        return
-    kind = int if whole else (int, float)
-    inside = isinstance(value, kind) and (lowest < value if above else lowest <= value)
-    if isinstance(value, bool) or not inside or value == math.inf:
-        expected = "a whole number" if whole else "a number"
-        bound = f"above {lowest}" if above else f"of at least {lowest}"
-        raise ValueError(f"--{name} must be {expected} {bound}, got {value!r}")

@@ -1,0 +1,189 @@
+"""Command line flags made from the dataclasses that they fill.
+
+A field says once what it is: `epochs: int = option(3, "Passes.", group="training", least=1)`.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from absl import flags
+
+from fisher_keras.arguments import real_number, whole_number
+
+REQUIRED = dataclasses.MISSING  # As the default of an option that must be given.
+
+_Config = TypeVar("_Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flag:
+    """What `option` was told, and the field that it is of; None is left out of its kind."""
+
+    help: str
+    group: str
+    choices: tuple[str, ...]
+    least: float | None
+    above: float | None
+    repeated: str | None
+    field: str = ""
+    kind: type = str
+    default: Any = None
+
+    @property
+    def name(self) -> str:
+        """The name on the command line."""
+        return self.repeated or self.field
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    choices: Sequence[str] = (),
+    least: float | None = None,
+    above: float | None = None,
+    repeated: str | None = None,
+) -> Any:
+    """Returns a dataclass field that is also a command line flag.
+
+    The field's type is `bool`, `int`, `float`, `str` or `tuple[str, ...]`, with or without None.
+
+    Args:
+        default: The field's default, or `REQUIRED`.
+        help: What it is.
+        group: The heading that --help lists the flag under.
+        choices: The values allowed; of a tuple, those of its items.
+        least: The smallest number allowed.
+        above: The largest number that is too small.
+        repeated: The name of a flag that is given once for each item of a tuple. Without it, the
+            flag has the field's name, and takes the items with commas between.
+
+    Returns:
+        The field.
+    """
+    flag = _Flag(help, group, tuple(choices), least, above, repeated)
+    return dataclasses.field(default=default, metadata={"flag": flag})
+
+
+def define_flags(
+    config: type, leave_out: Collection[str] = (), flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
+    """Defines the flag of each `option` of a dataclass.
+
+    Args:
+        config: The dataclass.
+        leave_out: Names of fields that get no flag.
+        flag_values: Where the flags are defined.
+    """
+    for flag in _flags(config, leave_out):
+        # --help lists a flag under the name of its module: here the group's.
+        place = {"module_name": flag.group, "flag_values": flag_values}
+        required = flag.default is REQUIRED
+        default = None if required else flag.default
+        bound = {} if flag.least is None else {"lower_bound": flag.least}
+        if flag.kind is tuple:
+            define = flags.DEFINE_multi_string if flag.repeated else flags.DEFINE_list
+            define(flag.name, default and list(default), flag.help, **place)
+        elif flag.choices:
+            flags.DEFINE_enum(flag.name, default, flag.choices, flag.help, **place)
+        elif flag.kind is bool:
+            flags.DEFINE_boolean(flag.name, default, flag.help, **place)
+        elif flag.kind is int:
+            flags.DEFINE_integer(flag.name, default, flag.help, **bound, **place)
+        elif flag.kind is float:
+            flags.DEFINE_float(flag.name, default, flag.help, **bound, **place)
+        else:
+            flags.DEFINE_string(flag.name, default, flag.help, **place)
+        if required:
+            flags.mark_flag_as_required(flag.name, flag_values)
+
+
+def flag_groups(config: type) -> list[str]:
+    """Returns the groups of a dataclass's flags, in the order of its fields."""
+    return list(dict.fromkeys(flag.group for flag in _flags(config)))
+
+
+def from_flags(
+    config: type[_Config],
+    leave_out: Collection[str] = (),
+    usual: Mapping[str, Any] | None = None,
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> _Config:
+    """Makes an instance of a dataclass from the parsed flags.
+
+    Args:
+        config: The dataclass, whose flags `define_flags` has defined.
+        leave_out: Names of fields whose values are not those of flags.
+        usual: Values of fields, by name, that go before the defaults of their flags: a preset.
+        flag_values: Where the flags were defined.
+
+    Returns:
+        The instance.
+
+    Raises:
+        ValueError: If a value cannot be used.
+    """
+    values = dict(usual or {})
+    for flag in _flags(config, leave_out):
+        parsed = flag_values[flag.name]
+        if parsed.present or flag.field not in values:
+            is_list = flag.kind is tuple and parsed.value is not None
+            values[flag.field] = tuple(parsed.value) if is_list else parsed.value
+    return config(**values)
+
+
+def check_options(config: Any) -> None:
+    """Checks the fields of a dataclass, in its `__post_init__`; their numbers become Python's.
+
+    Args:
+        config: The instance. None is allowed where it is the field's default.
+
+    Raises:
+        ValueError: At the first field that is not one of its choices, or no number within its
+            bounds.
+    """
+    for flag in _flags(type(config)):
+        value = getattr(config, flag.field)
+        if value is None and flag.default is None:
+            continue
+        if flag.choices:
+            _check_choices(flag, value)
+        elif flag.kind is int and flag.least is not None:
+            _set(config, flag, whole_number(f"--{flag.name}", value, flag.least))
+        elif flag.kind is float:
+            number = real_number(f"--{flag.name}", value, least=flag.least, above=flag.above)
+            _set(config, flag, number)
+
+
+def _flags(config: type, leave_out: Collection[str] = ()) -> Iterator[_Flag]:
+    types_ = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if "flag" in field.metadata and field.name not in leave_out:
+            yield dataclasses.replace(
+                field.metadata["flag"],
+                field=field.name,
+                kind=_kind(types_[field.name]),
+                default=field.default,
+            )
+
+
+def _kind(annotation: Any) -> type:
+    """Returns `int` for `int | None`, and `tuple` for `tuple[str, ...] | None`."""
+    if isinstance(annotation, types.UnionType):
+        annotation, *_ = (part for part in typing.get_args(annotation) if part is not type(None))
+    return typing.get_origin(annotation) or annotation
+
+
+def _check_choices(flag: _Flag, value: Any) -> None:
+    for item in value if flag.kind is tuple else (value,):
+        if item not in flag.choices:
+            known = ", ".join(flag.choices)
+            raise ValueError(f"--{flag.name} must be one of {known}, got {item!r}")
+
+
+def _set(config: Any, flag: _Flag, value: float) -> None:
+    object.__setattr__(config, flag.field, value)  # It may be frozen.
