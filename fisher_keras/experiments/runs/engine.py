@@ -26,6 +26,7 @@ import dask
 import distributed
 from dask.system import cpu_count
 
+from fisher_keras.experiments.flags import check_options, option
 from fisher_keras.experiments.runs.store import CarryOut, ExperimentStore, Run
 
 _POLL_S = 0.2  # Between two looks whether a run is still wanted.
@@ -48,32 +49,30 @@ _LOCAL_CLUSTER = {
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
-    """Where runs are carried out, and how many at once.
+    """Where runs are carried out, and how many at once; the fields' texts are those of --help."""
 
-    Attributes:
-        num_workers: runs at once on this machine; None for `runs_per_gpu` on each of its GPUs, or
-            1 if it has none.
-        runs_per_gpu: runs that share a GPU.
-        scheduler: address of a Dask scheduler whose workers carry out the runs; None for this
-            machine.
-        dashboard: whether to show Dask's page.
-    """
-
-    num_workers: int | None = None
-    runs_per_gpu: int = 1
-    scheduler: str | None = None
-    dashboard: bool = False
+    num_workers: int | None = option(
+        None,
+        "Runs at once; by default --runs_per_gpu on each GPU, or 1 without GPUs.",
+        group="runs",
+        least=1,
+    )
+    runs_per_gpu: int = option(1, "Runs that share a GPU.", group="runs", least=1)
+    scheduler: str | None = option(
+        None,
+        "Address of a Dask scheduler, such as tcp://HOST:8786, whose workers carry out the runs; "
+        "by default they are carried out on this machine.",
+        group="runs",
+    )
+    dashboard: bool = option(False, "Show Dask's page, and print its address.", group="runs")
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
+        """Checks the options.
 
         Raises:
             ValueError: if a value cannot be used.
         """
-        for name in ("num_workers", "runs_per_gpu"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+        check_options(self)
         if self.scheduler is not None and self.num_workers is not None:
             raise ValueError(
                 "--num_workers has no effect with --scheduler, whose workers decide: leave it out"

@@ -6,92 +6,31 @@ import os
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
-from absl import flags
 
 from fisher_keras.datasets import load_dataset
+from fisher_keras.experiments.flags import option
 from fisher_keras.experiments.runs.engine import EngineOptions
 from fisher_keras.experiments.runs.presets import PRESETS, Preset
 from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.runs.trained_run import carry_out
 
-FLAGS_GROUP = "experiment"
-
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentOptions(EngineOptions):
-    """How and where an experiment is done.
+    """How and where an experiment is done; the fields' texts are those of --help."""
 
-    Attributes:
-        preset: one of `PRESETS`.
-        output_dir: the folder of its store; None for `results/<experiment>_<preset>`.
-        data_dir: where the data sets are, see `load_dataset`.
-        download: whether they may be downloaded.
-        dry_run: whether to only list the runs with an estimate of their time.
-    """
-
-    preset: str = "paper"
-    output_dir: str | None = None
-    data_dir: str | None = None
-    download: bool = False
-    dry_run: bool = False
-
-
-def define_experiment_flags() -> None:
-    """Defines a flag for each field of `ExperimentOptions`."""
-    group, usual = {"module_name": FLAGS_GROUP}, ExperimentOptions()
-    flags.DEFINE_enum("preset", usual.preset, PRESETS, "How large the experiment is.", **group)
-    flags.DEFINE_string(
-        "output_dir", None, "Folder of the runs; by default results/<name>_<preset>.", **group
+    preset: str = option(
+        "paper", "How large the experiment is.", group="experiment", choices=PRESETS
     )
-    flags.DEFINE_string("data_dir", None, "As for train_cifar.", **group)
-    flags.DEFINE_boolean("download", usual.download, "Download data that are not there.", **group)
-    define_engine_flags(FLAGS_GROUP)
-    flags.DEFINE_boolean(
-        "dry_run", usual.dry_run, "Only list the runs and estimate their time.", **group
+    output_dir: str | None = option(
+        None, "Folder of the runs; by default results/<name>_<preset>.", group="experiment"
     )
-
-
-def define_engine_flags(group: str) -> None:
-    """Defines a flag for each field of `EngineOptions`.
-
-    Args:
-        group: that --help lists them under.
-    """
-    usual = EngineOptions()
-    flags.DEFINE_integer(
-        "num_workers",
-        None,
-        "Runs at once; by default --runs_per_gpu on each GPU, or 1 without GPUs.",
-        module_name=group,
+    data_dir: str | None = option(None, "As for train_cifar.", group="experiment")
+    download: bool = option(False, "Download data that are not there.", group="experiment")
+    dry_run: bool = option(
+        False, "Only list the runs and estimate their time.", group="experiment"
     )
-    flags.DEFINE_integer(
-        "runs_per_gpu", usual.runs_per_gpu, "Runs that share a GPU.", module_name=group
-    )
-    flags.DEFINE_string(
-        "scheduler",
-        None,
-        "Address of a Dask scheduler, such as tcp://HOST:8786, whose workers carry out the runs.",
-        module_name=group,
-    )
-    flags.DEFINE_boolean(
-        "dashboard", usual.dashboard, "Show Dask's page, and its address.", module_name=group
-    )
-
-
-def experiment_options() -> ExperimentOptions:
-    """Returns the options that the parsed flags ask for.
-
-    Raises:
-        ValueError: if a value cannot be used.
-    """
-    return options_of(ExperimentOptions)
-
-
-def options_of(kind: type[EngineOptions]) -> EngineOptions:
-    """Returns options, each field with the value of the parsed flag of its name."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    return kind(**{name: flags.FLAGS[name].value for name in names})
 
 
 def free_gpus() -> list[str]:

@@ -16,7 +16,7 @@ def run_experiment(
     runs: Sequence[Run],
     carry_out: CarryOut,
     store: ExperimentStore,
-    options: EngineOptions = EngineOptions(),
+    options: EngineOptions,
     *,
     gpus: Sequence[str] = (),
     dry_run: bool = False,

@@ -127,10 +127,9 @@ def test_the_definition_names_the_function_and_where_the_run_is_carried_out(tmp_
 
 def test_one_command_at_a_time_works_on_a_store(tmp_path):
     mine, other = ExperimentStore(tmp_path / "new"), ExperimentStore(tmp_path / "new")
-    with mine.locked():
-        with pytest.raises(ValueError, match=f"in use by process {os.getpid()} on .* since "):
-            with other.locked():
-                pass
+    in_use = pytest.raises(ValueError, match=f"in use by process {os.getpid()} on .* since ")
+    with mine.locked(), in_use, other.locked():
+        pass
     with other.locked():
         pass
 
