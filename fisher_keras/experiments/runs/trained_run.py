@@ -54,21 +54,32 @@ def trained_run(
         label: how messages call the run, its seed left out.
 
     Returns:
-        The run. Its configuration has what the recipe or the caller decides, and not the values
-        of `TrainingConfig` that are the same in every training unless asked for.
+        The run.
+    """
+    config = {
+        "training": training_settings(training),
+        "metrics": dataclasses.asdict(metrics) | {"names": list(metrics.names)},
+    }
+    return Run(experiment, config, training.seed, RECIPE_VERSION, f"{label} seed {training.seed}")
+
+
+def training_settings(training: TrainingConfig) -> dict[str, Any]:
+    """Returns the part of a run's configuration that defines its training.
+
+    Args:
+        training: how a network is trained.
+
+    Returns:
+        What the recipe or the caller decides, and not the values of `TrainingConfig` that are the
+        same in every training unless asked for.
     """
     usual = TrainingConfig()
-    settings = {
+    return {
         name: value
         for name, value in dataclasses.asdict(resolve(training)).items()
         if name not in _NOT_OF_THE_RUN
         and (name in ("arch", "dataset") or value != getattr(usual, name))
     }
-    config = {
-        "training": settings,
-        "metrics": dataclasses.asdict(metrics) | {"names": list(metrics.names)},
-    }
-    return Run(experiment, config, training.seed, RECIPE_VERSION, f"{label} seed {training.seed}")
 
 
 def carry_out(
