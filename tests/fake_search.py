@@ -1,7 +1,6 @@
 """Trainings of a search that are a formula, in processes that do not load TensorFlow."""
 
 import json
-import pathlib
 import sys
 import time
 
@@ -22,15 +21,17 @@ def run_of(values, until_epoch):
     return Run("fake", {"training": values, "until_epoch": until_epoch}, 0, 1, str(values))
 
 
-def carry_out(run, directory, data_dir=None, download=False, epoch_s=0.0):
+def carry_out(run, directory, data_dir=None, download=False):
     """Trains each epoch once, over all runs of a combination, and writes it down."""
     values = run.config["training"]
     store = directory.parents[1]
-    behaviour = json.loads((store / "behaviour.json").read_text() or "{}")
-    epochs = store / "_".join(str(values[name]) for name in CANDIDATES)
+    told = store / "behaviour.json"
+    behaviour = json.loads(told.read_text()) if told.exists() else {}
+    epochs = store / "epochs" / "_".join(str(values[name]) for name in CANDIDATES)
+    epochs.parent.mkdir(exist_ok=True)
     done = len(epochs.read_text().splitlines()) if epochs.exists() else 0
     for epoch in range(done, run.config["until_epoch"]):
-        if [values["beta"], epoch] == behaviour.get("fails_at"):
+        if values["beta"] in behaviour.get("failing", ()) and epoch == 2:
             raise ValueError("no luck")
         if values["beta"] in behaviour.get("diverging", ()) and epoch == 2:
             return result(values, epoch) | {"diverged": "the training loss became nan"}
@@ -48,6 +49,14 @@ def result(values, epochs):
     }
 
 
+def trained_epochs(directory):
+    """The epochs that were trained, by combination."""
+    return {
+        path.name: list(map(int, path.read_text().splitlines()))
+        for path in (directory / "epochs").iterdir()
+    }
+
+
 def main(directory, num_trials, prune, options):
     import fake_search
     import optuna
@@ -61,12 +70,11 @@ def main(directory, num_trials, prune, options):
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with store.locked(), open_engine(EngineOptions(**options)) as engine:
         study = open_study(None, store.directory / "study.journal", "search", 0)
-        trials = Trials(study, CANDIDATES, num_trials, rungs, run_of, store, print)
+        trials = Trials(study, CANDIDATES, num_trials, rungs, run_of, store, lambda number: None)
         for run, record in engine.carry_out(
             trials.next_run, fake_search.carry_out, store, lambda running: None
         ):
             trials.ended(run, record)
-    print("end", pathlib.Path(directory).name)
 
 
 if __name__ == "__main__":
