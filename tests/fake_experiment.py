@@ -8,8 +8,7 @@ import signal
 import sys
 import time
 
-from fisher_keras.experiments.runs import runner
-from fisher_keras.experiments.runs.store import ExperimentStore, Run
+from fisher_keras.experiments.runs.store import Run
 
 STEPS = 6
 
@@ -35,6 +34,7 @@ def count(run, directory, step_s=0.0, accident=None, victim=None):
             fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             (directory / "twice_at_once").touch()
+        print(os.getpid(), file=in_use, flush=True)
         steps = directory / "steps"
         done = len(steps.read_text().splitlines()) if steps.exists() else 0
         print(f"from step {done}")
@@ -44,8 +44,12 @@ def count(run, directory, step_s=0.0, accident=None, victim=None):
             time.sleep(step_s)
             with steps.open("a") as file:
                 file.write(f"{step}\n")
-    (directory / "last.keras").touch()
-    return {"sum": sum(range(STEPS)), "seed": run.seed}
+    return {
+        "sum": sum(range(STEPS)),
+        "seed": run.seed,
+        "threads": os.environ.get("TF_NUM_INTRAOP_THREADS"),
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
 
 
 def fail(_):
@@ -64,13 +68,20 @@ def fill(_):
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
 
 
-def main(directory, num_runs, options, **behaviour):
-    runner._POLL_S = 0.1
-    runner.run_experiment(
+def main(directory, num_runs, options=None, gpus=(), **behaviour):
+    # Imported by this function: each of the runs' processes imports this module, too.
+    import fake_experiment
+
+    from fisher_keras.experiments.runs.engine import EngineOptions
+    from fisher_keras.experiments.runs.runner import run_experiment
+    from fisher_keras.experiments.runs.store import ExperimentStore
+
+    run_experiment(
         fake_runs(num_runs),
-        functools.partial(count, **behaviour),
+        functools.partial(fake_experiment.count, **behaviour),
         ExperimentStore(directory),
-        **options,
+        EngineOptions(**(options or {})),
+        gpus=gpus,
     )
 
 

@@ -1,43 +1,80 @@
-"""A search whose trials only count, for tests/test_trial_queue.py to start as processes."""
+"""Trainings of a search that are a formula, in processes that do not load TensorFlow."""
 
 import json
-import pathlib
 import sys
 import time
-import warnings
 
-import optuna
+from fisher_keras.experiments.runs.store import Run
 
-from fisher_keras.experiments.search import trial_queue
-
-STEPS = 3
+EPOCHS = 8
+CANDIDATES = {"beta": (10.0, 50.0, 125.0), "num_sub_batches": (4, 8), "clip_norm": (0.0, 5.0)}
 
 
-def count(trial, directory, step_s):
-    place = trial_queue.place_of(trial)
-    value = trial.suggest_categorical("x", [10, 20, 30, 40, 50])
-    with (directory / f"place_{place}").open("a") as file:
-        print(f"place {place}", flush=True)
-        for step in range(STEPS):
-            time.sleep(step_s)
-            trial.report(value, step)
-            file.write(f"{step}\n")
-            file.flush()
-    return value
+def errors(values):
+    """The validation errors of the epochs in percent; beta 50, M 8, tau 5 is the best."""
+    last = 20 + abs(values["beta"] - 50) / 10
+    last += (values["num_sub_batches"] == 4) + (values["clip_norm"] == 0)
+    return [last + 5.0 * epoch for epoch in reversed(range(EPOCHS))]
 
 
-def main(directory, url, places, step_s=0.0, grace_s=60):
-    warnings.simplefilter("ignore")
+def run_of(values, until_epoch):
+    return Run("fake", {"training": values, "until_epoch": until_epoch}, 0, 1, str(values))
+
+
+def carry_out(run, directory, data_dir=None, download=False):
+    """Trains each epoch once, over all runs of a combination, and writes it down."""
+    values = run.config["training"]
+    store = directory.parents[1]
+    told = store / "behaviour.json"
+    behaviour = json.loads(told.read_text()) if told.exists() else {}
+    epochs = store / "epochs" / "_".join(str(values[name]) for name in CANDIDATES)
+    epochs.parent.mkdir(exist_ok=True)
+    done = len(epochs.read_text().splitlines()) if epochs.exists() else 0
+    for epoch in range(done, run.config["until_epoch"]):
+        if values["beta"] in behaviour.get("failing", ()) and epoch == 2:
+            raise ValueError("no luck")
+        if values["beta"] in behaviour.get("diverging", ()) and epoch == 2:
+            return result(values, epoch) | {"diverged": "the training loss became nan"}
+        time.sleep(behaviour.get("epoch_s", 0.0))
+        with epochs.open("a") as file:
+            file.write(f"{epoch}\n")
+    return result(values, run.config["until_epoch"])
+
+
+def result(values, epochs):
+    return {
+        "validation_error_percent": errors(values)[:epochs],
+        "validation_cross_entropy": [0.5] * epochs,
+        "seconds": 0.5 * epochs,
+    }
+
+
+def trained_epochs(directory):
+    """The epochs that were trained, by combination."""
+    return {
+        path.name: list(map(int, path.read_text().splitlines()))
+        for path in (directory / "epochs").iterdir()
+    }
+
+
+def main(directory, num_trials, prune, options):
+    import fake_search
+    import optuna
+
+    from fisher_keras.experiments.runs.engine import EngineOptions, open_engine
+    from fisher_keras.experiments.runs.store import ExperimentStore
+    from fisher_keras.experiments.search.trials import Trials, open_study, rungs_of
+
+    store = ExperimentStore(directory)
+    rungs = rungs_of(EPOCHS, prune)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    trial_queue.HEARTBEAT_S, trial_queue.GRACE_S, trial_queue.POLL_S = 1, grace_s, 0.2
-    pruner = optuna.pruners.NopPruner()
-    study = trial_queue.open_study(url, "search", optuna.samplers.TPESampler(), pruner)
-    trial_queue.work_through(
-        study,
-        places,
-        lambda trial: count(trial, pathlib.Path(directory), step_s),
-        lambda study, trial: print(f"finished {trial_queue.place_of(trial)}", flush=True),
-    )
+    with store.locked(), open_engine(EngineOptions(**options)) as engine:
+        study = open_study(None, store.directory / "study.journal", "search", 0)
+        trials = Trials(study, CANDIDATES, num_trials, rungs, run_of, store, lambda number: None)
+        for run, record in engine.carry_out(
+            trials.next_run, fake_search.carry_out, store, lambda running: None
+        ):
+            trials.ended(run, record)
 
 
 if __name__ == "__main__":

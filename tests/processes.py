@@ -1,6 +1,12 @@
 """What the tests of scripts and of several processes share."""
 
+import contextlib
+import os
+import pathlib
+import signal
+import socket
 import subprocess
+import sys
 import time
 
 TIMEOUT = 120
@@ -22,3 +28,74 @@ def wait_for(path, process, timeout=TIMEOUT):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def wait_until(condition, timeout=TIMEOUT):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def run_processes(directory):
+    """Returns the numbers of the processes that carry out runs in a folder."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = path.read_text().split("\0")
+            if "fisher_keras.experiments.runs.run" in command and str(directory) in str(command):
+                found.append(int(path.parent.name))
+    return found
+
+
+class Processes:
+    """Starts processes that import the package from `path`; ends what is left of them."""
+
+    def __init__(self, path, directory):
+        self.directory = directory  # Where there is no package that would be found first.
+        self._environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
+        self._started = []
+
+    def start(self, *command, **environment):
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            env=self._environment | environment,
+            cwd=self.directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._started.append(process)
+        return process
+
+    def end(self):
+        for process in self._started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+class Cluster:
+    """A Dask scheduler on loopback and its workers, as they are started from a shell."""
+
+    def __init__(self, processes):
+        self._processes = processes
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        self.scheduler = self.start_scheduler()
+
+    def start_scheduler(self):
+        host, port = self.address.removeprefix("tcp://").split(":")
+        flags = ["--host", host, "--port", port, "--no-dashboard"]
+        # One death of a worker is enough for Dask to condemn the run that it had.
+        self.scheduler = self._processes.start(
+            *("-m", "dask", "scheduler", *flags),
+            DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0",
+        )
+        return self.scheduler
+
+    def start_worker(self):
+        flags = ["--nthreads=1", "--memory-limit=0", "--no-dashboard", "--no-nanny"]
+        return self._processes.start("-m", "dask", "worker", self.address, *flags)

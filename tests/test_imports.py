@@ -27,7 +27,7 @@ BELOW = {
 }
 LEAVES = {"_backend", "_version", "arguments", "atomic", "extras"}
 CORE = set(BELOW) - {"experiments", "models", "datasets"} | LEAVES
-MODULE_OF = {"scikit-learn": "sklearn", "dask[distributed]": "dask"}
+MODULE_OF = {"scikit-learn": "sklearn", "dask[distributed]": "distributed"}
 
 
 def part_of(module):

@@ -28,4 +28,4 @@ def _without_notices() -> Iterator[None]:
 with _without_notices():
     import tensorflow as tf
 
-    tf.config.list_logical_devices()
+    tf.config.list_physical_devices()  # Not the logical ones, which would take the GPUs' memory.

@@ -7,4 +7,7 @@ command needs to go on, None where the same command does.
 
 from fisher_keras.extras import require
 
-require("matplotlib", "optuna", "sklearn", "tensorboard", "tensorflow_datasets")
+require(
+    *("distributed", "filelock", "matplotlib", "optuna"),
+    *("sklearn", "tensorboard", "tensorflow_datasets"),
+)

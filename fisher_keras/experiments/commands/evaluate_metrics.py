@@ -3,7 +3,7 @@
 For example
 
   evaluate_metrics --model=runs/plain/last.keras --model=runs/regularized/last.keras \
-    --train_size=10000 --data_dir=tfds --output=runs/comparison
+    --train_size=10000 --output=runs/comparison
 """
 
 from fisher_keras.experiments import flags

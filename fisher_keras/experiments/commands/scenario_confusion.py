@@ -2,26 +2,24 @@
 
 For example
 
-  scenario_confusion --preset=laptop --num_workers=2 --data_dir=tfds --download
+  scenario_confusion --preset=laptop --num_workers=2
 
 Stopped, the same command goes on. bin/plot_results draws what came out.
 """
 
-from fisher_keras.experiments.runs.experiment import (
-    FLAGS_GROUP,
-    experiment_options,
-)
-from fisher_keras.experiments.runs.experiment import (
-    define_experiment_flags as define_flags,
-)
+from fisher_keras.experiments import flags
+from fisher_keras.experiments.runs.experiment import ExperimentOptions
 from fisher_keras.experiments.scenarios.runs import run_scenario
 
-__all__ = ["FLAG_GROUPS", "RESUME_FLAG", "define_flags", "run"]
-
-FLAG_GROUPS = [FLAGS_GROUP]
+FLAG_GROUPS = flags.flag_groups(ExperimentOptions)
 RESUME_FLAG = None
+
+
+def define_flags() -> None:
+    """Defines the flags of `ExperimentOptions`."""
+    flags.define_flags(ExperimentOptions)
 
 
 def run() -> None:
     """Carries out the scenario."""
-    run_scenario("scenario_confusion", experiment_options())
+    run_scenario("scenario_confusion", flags.from_flags(ExperimentOptions))

@@ -2,35 +2,23 @@
 
 For example
 
-  table2 --preset=laptop --num_workers=2 --data_dir=tfds --download
+  table2 --preset=laptop --num_workers=2
 
 Stopped, the same command goes on. table1 and table2 read the same runs.
 """
 
-from absl import flags
+from fisher_keras.experiments import flags
+from fisher_keras.experiments.tables import Table2Options, make_table_2
 
-from fisher_keras.experiments.runs.experiment import (
-    FLAGS_GROUP,
-    define_experiment_flags,
-    experiment_options,
-)
-from fisher_keras.experiments.tables import make_table_2
-
-FLAG_GROUPS = [FLAGS_GROUP]
+FLAG_GROUPS = flags.flag_groups(Table2Options)
 RESUME_FLAG = None
 
 
 def define_flags() -> None:
-    """Defines the flags of an experiment, and which gamma-hat to show."""
-    define_experiment_flags()
-    flags.DEFINE_boolean(
-        "normalize_logits",
-        False,
-        "Show gamma-hat of logits divided by 0.04 times their norm.",
-        module_name=FLAGS_GROUP,
-    )
+    """Defines the flags of `Table2Options`."""
+    flags.define_flags(Table2Options)
 
 
 def run() -> None:
     """Carries out what is missing, and makes the table."""
-    make_table_2(experiment_options(), flags.FLAGS.normalize_logits)
+    make_table_2(flags.from_flags(Table2Options))

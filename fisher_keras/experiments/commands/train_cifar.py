@@ -2,7 +2,7 @@
 
 The defaults are the recipe of the network's own paper, for example
 
-  train_cifar --arch=resnet --regularize --data_dir=tfds --download --output_dir=runs/first
+  train_cifar --arch=resnet --regularize --output_dir=runs/first
 """
 
 from fisher_keras.experiments import flags

@@ -2,7 +2,7 @@
 
 For example
 
-  tune_regularizer --preset=laptop --arch=resnet --data_dir=tfds
+  tune_regularizer --preset=laptop --arch=resnet
 
 Stopped or killed, the same command goes on. Started several times at once, on one machine or with
 --storage on many, the processes share the trials.

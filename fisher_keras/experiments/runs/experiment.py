@@ -2,62 +2,53 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 
-from absl import flags
+import tensorflow as tf
 
 from fisher_keras.datasets import load_dataset
+from fisher_keras.experiments.flags import option
+from fisher_keras.experiments.runs.engine import EngineOptions
 from fisher_keras.experiments.runs.presets import PRESETS, Preset
-from fisher_keras.experiments.runs.runner import parse_shard, run_experiment
+from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.runs.trained_run import carry_out
 
-FLAGS_GROUP = "experiment"
-
 
 @dataclasses.dataclass(frozen=True)
-class ExperimentOptions:
-    """How and where an experiment is done.
+class ExperimentOptions(EngineOptions):
+    """How and where an experiment is done; the fields' texts are those of --help."""
 
-    Attributes:
-        preset: one of `PRESETS`.
-        output_dir: the folder of its store; None for `results/<experiment>_<preset>`.
-        data_dir: where the data sets are, see `load_dataset`.
-        download: whether they are downloaded if they are not there.
-        num_workers: networks that are trained at once.
-        shard: "i/n" for the i-th of n parts of the runs.
-        dry_run: whether to only list the runs with an estimate of their time.
+    preset: str = option(
+        "paper", "How large the experiment is.", group="experiment", choices=PRESETS
+    )
+    output_dir: str | None = option(
+        None, "Folder of the runs; by default results/<name>_<preset>.", group="experiment"
+    )
+    data_dir: str | None = option(None, "As for train_cifar.", group="experiment")
+    download: bool = option(True, "As for train_cifar.", group="experiment")
+    dry_run: bool = option(
+        False, "Only list the runs and estimate their time.", group="experiment"
+    )
+
+
+def free_gpus() -> list[str]:
+    """Returns the GPUs that runs may use, as `CUDA_VISIBLE_DEVICES` names them.
+
+    This process leaves their memory to the runs.
     """
-
-    preset: str = "paper"
-    output_dir: str | None = None
-    data_dir: str | None = None
-    download: bool = True
-    num_workers: int = 1
-    shard: str = "1/1"
-    dry_run: bool = False
+    number = len(tf.config.list_physical_devices("GPU"))
+    tf.config.set_visible_devices([], "GPU")
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:number] if named else [str(index) for index in range(number)]
 
 
-def define_experiment_flags() -> None:
-    """Defines a flag for each field of `ExperimentOptions`."""
-    group, usual = {"module_name": FLAGS_GROUP}, ExperimentOptions()
-    flags.DEFINE_enum("preset", usual.preset, PRESETS, "How large the experiment is.", **group)
-    flags.DEFINE_string(
-        "output_dir", None, "Folder of the runs; by default results/<name>_<preset>.", **group
-    )
-    flags.DEFINE_string("data_dir", None, "As for train_cifar.", **group)
-    flags.DEFINE_boolean("download", usual.download, "Download data that are not there.", **group)
-    flags.DEFINE_integer("num_workers", usual.num_workers, "Runs at once.", lower_bound=1, **group)
-    flags.DEFINE_string("shard", usual.shard, "i/n: the i-th of n parts of the runs.", **group)
-    flags.DEFINE_boolean(
-        "dry_run", usual.dry_run, "Only list the runs and estimate their time.", **group
-    )
-
-
-def experiment_options() -> ExperimentOptions:
-    """Returns the options that the parsed flags ask for."""
-    names = [field.name for field in dataclasses.fields(ExperimentOptions)]
-    return ExperimentOptions(**{name: flags.FLAGS[name].value for name in names})
+def absolute(path: str | None) -> str | None:
+    """Returns a path as workers with another working directory find it; URLs stay as they are."""
+    if path is None or "://" in path:
+        return path
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def carry_out_runs(
@@ -82,18 +73,20 @@ def carry_out_runs(
         OSError: if a data set or the store cannot be read or written.
         FailedRunsError: if runs failed; all others are finished.
     """
-    shard = parse_shard(options.shard)
     print(f"{name}, preset {options.preset}: {preset}", flush=True)
     store = ExperimentStore(options.output_dir or f"results/{name}_{options.preset}")
+    gpus = free_gpus()
     if not options.dry_run:
         finished = {record["key"] for record in store.records()}
         _check_datasets([run for run in runs if run.key not in finished], options)
     run_experiment(
         runs,
-        functools.partial(carry_out, data_dir=options.data_dir, download=options.download),
+        functools.partial(
+            carry_out, data_dir=absolute(options.data_dir), download=options.download
+        ),
         store,
-        num_workers=options.num_workers,
-        shard=shard,
+        options,
+        gpus=gpus,
         dry_run=options.dry_run,
         run_estimate_s=preset.run_estimate_s,
     )

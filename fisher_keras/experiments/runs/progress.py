@@ -10,8 +10,46 @@ import tqdm
 from fisher_keras.experiments.runs.store import Run
 
 
+class ProgressLine:
+    """A line over a whole experiment: on a terminal, and nowhere else."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        """Makes the line; it is shown inside a `with` block.
+
+        Args:
+            total: number of things to do.
+            unit: what these are called.
+        """
+        self._total, self._unit = total, unit
+
+    def __enter__(self) -> Self:
+        self._bar = tqdm.tqdm(
+            total=self._total,
+            bar_format=f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} {self._unit}s, "
+            "{elapsed} so far{postfix}",
+            leave=False,
+            dynamic_ncols=True,
+            disable=None,  # Where there is no terminal.
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, finished: int, running: int, left: str) -> None:
+        """Brings the line up to date.
+
+        Args:
+            finished: how many things are done.
+            running: how many are being done.
+            left: the time left, in words.
+        """
+        self._bar.n = finished
+        self._bar.set_postfix_str(f"{running} running, {left}")
+
+
 class RunProgress:
-    """Prints a line a run with the time left and, on a terminal, a bar of the whole experiment.
+    """Prints a line a run with the time left, beside a `ProgressLine`.
 
     The time of a run is the median of its configuration's other seeds; where there are none, of
     all the experiment's runs.
@@ -21,7 +59,6 @@ class RunProgress:
         self,
         runs: Sequence[Run],
         records: list[dict[str, Any]],
-        num_workers: int,
         run_estimate_s: float | None = None,
     ) -> None:
         """Looks at what there is.
@@ -29,7 +66,6 @@ class RunProgress:
         Args:
             runs: what is to be carried out, in order.
             records: of the finished runs, among them perhaps some of `runs`.
-            num_workers: runs that are carried out at once.
             run_estimate_s: seconds that a run takes, as long as no record tells.
         """
         self._records = list(records)
@@ -37,26 +73,16 @@ class RunProgress:
         self._remaining = {run.key: run for run in runs if run.key not in finished}
         self._total = len(runs)
         self._finished = self._total - len(self._remaining)
-        self._num_workers = num_workers
         self._run_estimate_s = run_estimate_s
-        self._waiting_for = 0
+        self._line = ProgressLine(self._total, "run")
 
     def __enter__(self) -> Self:
         print(f"{self.state()}.", flush=True)
-        self._bar = tqdm.tqdm(
-            total=self._total,
-            initial=self._finished,
-            unit="run",
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} runs, {elapsed} so far{postfix}",
-            leave=False,
-            dynamic_ncols=True,
-            disable=None,  # Where there is no terminal.
-        )
-        self._bar.set_postfix_str(self._left())
+        self._line.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._line.__exit__()
 
     def state(self) -> str:
         """Returns how many runs are finished, in words."""
@@ -66,46 +92,37 @@ class RunProgress:
         """Returns what is neither finished nor has failed."""
         return list(self._remaining.values())
 
-    def print_plan(self) -> None:
-        """Prints the runs to carry out and how long they take."""
+    def print_plan(self, num_at_once: int) -> None:
+        """Prints the runs to carry out and how long they take, so many at once."""
         print(f"{self.state()}; to carry out:")
         for run in self.remaining():
-            print(f"{_duration(self._seconds(run)):>12}  {run.label}")
-        print(f"{self._left()} with --num_workers={self._num_workers}.", flush=True)
+            print(f"{duration(self._seconds(run)):>12}  {run.label}")
+        print(f"{self._left(num_at_once)}, {num_at_once} at once.", flush=True)
 
-    def finish(self, run: Run, record: dict[str, Any]) -> None:
+    def show(self, running: int) -> None:
+        """Brings the line up to date while so many runs are being carried out."""
+        self._line.show(self._finished, running, self._left(running))
+
+    def finish(self, run: Run, record: dict[str, Any], num_at_once: int) -> None:
         """Prints the line of a run that is finished."""
         del self._remaining[run.key]
         self._records.append(record)
         self._finished += 1
-        self._bar.update()
-        self._bar.set_postfix_str(self._left())
         place = f"{self._finished:>{len(str(self._total))}}/{self._total}"
-        tqdm.tqdm.write(
-            f"run {place}  {run.label}  {_duration(record['wall_time_s'])}, {self._left()}"
-        )
+        seconds, left = duration(record["wall_time_s"]), self._left(num_at_once)
+        tqdm.tqdm.write(f"run {place}  {run.label}  {seconds}, {left}")
 
     def fail(self, run: Run, error: str) -> None:
         """Prints the line of a run that has failed."""
         del self._remaining[run.key]
         tqdm.tqdm.write(f"failed: {run.label}: {error}")
 
-    def refresh(self) -> None:
-        """Moves the bar's clock."""
-        self._bar.refresh()
-
-    def wait_for(self, count: int) -> None:
-        """Prints that all that is left is being carried out elsewhere; once for each number."""
-        if count != self._waiting_for:
-            tqdm.tqdm.write(f"Waiting for runs that other processes carry out: {count}.")
-        self._waiting_for = count
-
-    def _left(self) -> str:
+    def _left(self, num_at_once: int) -> str:
         seconds = [self._seconds(run) for run in self._remaining.values()]
         if None in seconds:
             return "time left unknown"
         longest = max(seconds, default=0.0)
-        return f"{_duration(max(sum(seconds) / self._num_workers, longest))} left"
+        return f"{duration(max(sum(seconds) / num_at_once, longest))} left"
 
     def _seconds(self, run: Run) -> float | None:
         records = [r for r in self._records if r["experiment"] == run.experiment]
@@ -114,5 +131,6 @@ class RunProgress:
         return statistics.median(times) if times else self._run_estimate_s
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Returns a time in words, "unknown" for None."""
     return "unknown" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))

@@ -1,24 +1,32 @@
 """The runs of an experiment on disk: each is carried out once, and none is lost.
 
-A store is a folder, which processes and machines may share:
+A store is a folder, which machines may share:
 
-- `runs/<key>/` has all files of one run, its `.keras` file among them. Once it is finished,
-  `record.json` is there: one line, written in one go. `runs/<key>.log` is what it printed.
+- `runs/<key>/` has all files of one run: `definition.json`, what it is and which function carries
+  it out; `lock`, held by the process that does; `run.log`, what that prints; what the function
+  writes. Once the run is finished, `record.json` is there: one line, written in one go.
 - `runs.jsonl` has the lines of all finished runs, to be kept under version control. A run whose
   line is in it is finished, also where its directory is not there.
+- `.lock` is held by the command that works on the experiment.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import filelock
+
 from fisher_keras.atomic import replacing
-from fisher_keras.experiments.runs.claim import Claim, Claims
+
+CarryOut = Callable[["Run", pathlib.Path], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +87,8 @@ class ExperimentStore:
         Args:
             directory: the folder.
         """
-        self.directory = pathlib.Path(directory).expanduser()
+        self.directory = pathlib.Path(directory).expanduser().absolute()
         self.lines = self.directory / "runs.jsonl"
-        self._claims = Claims()
 
     def run_directory(self, run: Run) -> pathlib.Path:
         """Returns the directory of a run's files."""
@@ -89,55 +96,79 @@ class ExperimentStore:
 
     def log(self, run: Run) -> pathlib.Path:
         """Returns the file of what a run prints."""
-        return self.directory / "runs" / f"{run.key}.log"
+        return self.run_directory(run) / "run.log"
 
-    def claim(self, run: Run, on_lost: Callable[[], object]) -> Claim | None:
-        """Claims a run for this process, and makes its directory.
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other commands out of the experiment.
+
+        Raises:
+            ValueError: if another one is at work.
+            OSError: if the directory cannot be written.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.directory / ".lock")
+        try:
+            held = lock.acquire(timeout=0)
+        except filelock.Timeout:
+            holder = pathlib.Path(lock.lock_file).read_text(encoding="utf-8")
+            raise ValueError(
+                f"{self.directory} is in use by {holder or 'another process'}: wait for its end, "
+                "or give another --output_dir"
+            ) from None
+        with held:
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            pathlib.Path(lock.lock_file).write_text(
+                f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8"
+            )
+            yield
+
+    def define(self, run: Run, carry_out: CarryOut) -> pathlib.Path:
+        """Makes a run's directory, ready for `python -m fisher_keras.experiments.runs.run`.
 
         Args:
             run: the run.
-            on_lost: called by another thread if the run becomes another process's, see `Claim`.
+            carry_out: a function of a module, or a `functools.partial` of one with keyword
+                arguments that are JSON: where a run is carried out, and not what it is.
 
         Returns:
-            The claim; None if the run is finished or another process carries it out.
+            The directory.
 
         Raises:
-            OSError: if the directory cannot be read or written.
+            OSError: if it cannot be written.
         """
-        if self.record(run):
-            return None
-        self.run_directory(run).mkdir(parents=True, exist_ok=True)
-        claim = self._claims.take(self.run_directory(run), on_lost)
-        if claim and self.record(run):  # Meanwhile, by who had claimed it before.
-            claim.release()
-            return None
-        return claim
+        function = getattr(carry_out, "func", carry_out)
+        definition = dataclasses.asdict(run) | {
+            "carry_out": f"{function.__module__}:{function.__qualname__}",
+            "options": getattr(carry_out, "keywords", {}),
+        }
+        directory = self.run_directory(run)
+        directory.mkdir(parents=True, exist_ok=True)
+        with replacing(directory / "definition.json") as part:
+            _write(part, [json.dumps(definition, indent=2)])
+        return directory
 
     def record(self, run: Run) -> dict[str, Any] | None:
         """Returns the record in the run's directory, None if it is not there: see `records`."""
         return next(iter(_read(self._record_file(run))), None)
 
-    def finish(self, run: Run, claim: Claim, result: dict[str, Any], wall_time_s: float) -> None:
+    def finish(self, run: Run, result: dict[str, Any], wall_time_s: float) -> None:
         """Writes a run's record.
 
         Args:
-            run: the run.
-            claim: of the run.
+            run: the run, whose `lock` is held.
             result: what came out of it, for JSON.
             wall_time_s: time that it took, in seconds.
 
         Raises:
             ValueError: if the result is not JSON.
             OSError: if the record cannot be written; the run is then not finished.
-            RuntimeError: if the run is another process's now.
         """
         record = {"key": run.key, **run.definition, "wall_time_s": wall_time_s, "result": result}
         try:
             line = _json(record)
         except (TypeError, ValueError) as error:
             raise ValueError(f"the result of {run.label} is not JSON: {error}") from error
-        if not claim.is_held():
-            raise RuntimeError(f"{run.label} is carried out by another process now")
         with replacing(self._record_file(run)) as part:
             _write(part, [line])
 
@@ -164,9 +195,9 @@ class ExperimentStore:
             ValueError: if a record cannot be read as one.
             OSError: if a file cannot be read or written; the old `runs.jsonl` is then still there.
         """
-        # Looked at again after writing: another process may have put an older state in its place.
-        while (records := self.records()) != _read(self.lines):
-            with replacing(self.lines, shared=True) as part:
+        records = self.records()
+        if records != _read(self.lines):
+            with replacing(self.lines) as part:
                 _write(part, map(_json, records))
 
     def _record_file(self, run: Run) -> pathlib.Path:

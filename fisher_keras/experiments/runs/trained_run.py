@@ -19,6 +19,7 @@ from fisher_keras.metrics.trials import json_ready
 # To be raised when the same settings no longer give the same networks or metrics.
 RECIPE_VERSION = 1
 _FROM_TRAINING = ("versions", "git_revision", "device", "seconds_per_epoch")
+_TRAINING = "training"  # Folder of the network's files in the run's directory.
 # Where a run is carried out, but not what it is.
 _NOT_OF_THE_RUN = {"seed", "data_dir", "download", "output_dir", "resume"}
 
@@ -53,21 +54,32 @@ def trained_run(
         label: how messages call the run, its seed left out.
 
     Returns:
-        The run. Its configuration has what the recipe or the caller decides, and not the values
-        of `TrainingConfig` that are the same in every training unless asked for.
+        The run.
+    """
+    config = {
+        "training": training_settings(training),
+        "metrics": dataclasses.asdict(metrics) | {"names": list(metrics.names)},
+    }
+    return Run(experiment, config, training.seed, RECIPE_VERSION, f"{label} seed {training.seed}")
+
+
+def training_settings(training: TrainingConfig) -> dict[str, Any]:
+    """Returns the part of a run's configuration that defines its training.
+
+    Args:
+        training: how a network is trained.
+
+    Returns:
+        What the recipe or the caller decides, and not the values of `TrainingConfig` that are the
+        same in every training unless asked for.
     """
     usual = TrainingConfig()
-    settings = {
+    return {
         name: value
         for name, value in dataclasses.asdict(resolve(training)).items()
         if name not in _NOT_OF_THE_RUN
         and (name in ("arch", "dataset") or value != getattr(usual, name))
     }
-    config = {
-        "training": settings,
-        "metrics": dataclasses.asdict(metrics) | {"names": list(metrics.names)},
-    }
-    return Run(experiment, config, training.seed, RECIPE_VERSION, f"{label} seed {training.seed}")
 
 
 def carry_out(
@@ -77,7 +89,7 @@ def carry_out(
 
     Args:
         run: made by `trained_run`.
-        directory: of the run's files.
+        directory: of the run's files; those of the training are in `training/`.
         data_dir: where the data set is, see `load_dataset`.
         download: whether it may be downloaded.
 
@@ -92,13 +104,12 @@ def carry_out(
         OSError: if data or output cannot be read or written.
         TrainingDivergedError: if the training loss becomes infinite or NaN.
     """
-    keras.utils.clear_session()  # The runs of one process would add up in memory.
     training = TrainingConfig(
         **run.config["training"],
         seed=run.seed,
         data_dir=data_dir,
         download=download,
-        output_dir=str(directory),
+        output_dir=str(directory / _TRAINING),
         resume=True,
     )
     data = load_training_data(resolve(training))
@@ -122,7 +133,7 @@ def carry_out(
 def _evaluate(
     directory: pathlib.Path, data: TrainingData, metrics: MetricSettings
 ) -> dict[str, LocalMinimumReport]:
-    model = keras.models.load_model(RunFiles(directory).last, compile=False)
+    model = keras.models.load_model(RunFiles(directory / _TRAINING).last, compile=False)
     scales = {"metrics": None}
     if metrics.normalize_logits is not None:
         scales["normalized_metrics"] = metrics.normalize_logits

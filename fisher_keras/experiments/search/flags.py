@@ -8,11 +8,12 @@ from absl import flags
 
 from fisher_keras.experiments.flags import define_flags as define_flags_of
 from fisher_keras.experiments.flags import flag_groups, from_flags
+from fisher_keras.experiments.runs.engine import EngineOptions
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, PRESETS
 from fisher_keras.experiments.search.tuning import SAMPLERS, SEARCHED, TuningConfig
 from fisher_keras.experiments.training.config import TrainingConfig
 
-GROUPS = ("search", *flag_groups(TrainingConfig))
+GROUPS = ("search", *flag_groups(EngineOptions), *flag_groups(TrainingConfig))
 
 # Of train_cifar; the search decides them, or has flags of its own under the same names.
 _LEFT_OUT = (*SEARCHED, "confusion_size", "output_dir", "regularize", "resume")
@@ -85,6 +86,7 @@ TUNING_PRESETS = {
 def define_flags() -> None:
     """Defines the flags of the search, and those of the training that it leaves open."""
     define_flags_of(TrainingConfig, leave_out=_LEFT_OUT)
+    define_flags_of(EngineOptions)
     search, output = ({"module_name": name} for name in (GROUPS[0], GROUPS[-1]))
     flags.DEFINE_enum(
         "preset",
@@ -108,16 +110,14 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "storage",
         None,
-        "The study's database, a URL as Optuna takes it; by default an SQLite file in "
-        "--output_dir. For several machines a server, such as "
-        "postgresql+psycopg://user:password@host/database (pip install psycopg[binary]).",
+        "The study's database, a URL as Optuna takes it; by default the file study.journal in "
+        "--output_dir.",
         **search,
     )
     flags.DEFINE_string(
         "output_dir",
         None,
-        "Folder of the search, which processes and machines may share; by default "
-        "runs/tune_<dataset>_<arch>_<preset>.",
+        "Folder of the search; by default runs/tune_<dataset>_<arch>_<preset>.",
         **output,
     )
     flags.DEFINE_boolean(
@@ -146,6 +146,7 @@ def tuning_config() -> TuningConfig:
         training=training,
         candidates={name: _candidates(preset, name, numbers[name]) for name in SEARCHED},
         num_trials=num_trials,
+        engine=from_flags(EngineOptions),
         **{
             name: values[name].value
             for name in ("preset", "sampler", "prune", "storage", "write_settings")

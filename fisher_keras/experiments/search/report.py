@@ -1,21 +1,24 @@
 """What a search of the regularizer's hyper-parameters prints and writes."""
 
+import contextlib
 import csv
-import datetime
 import io
 import json
 import math
 import os
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import optuna
+import tqdm
 from optuna.trial import FrozenTrial, TrialState
 
 from fisher_keras.atomic import replacing
-from fisher_keras.experiments.search.trial_queue import finished_trials
+from fisher_keras.experiments.runs.progress import ProgressLine, duration
+from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.search.trials import finished_trials
 from fisher_keras.experiments.statistics.text_tables import markdown_table
 from fisher_keras.experiments.training.provenance import provenance
 
@@ -55,39 +58,52 @@ class TuningReport:
         self._about = about | {"optuna": optuna.__version__} | provenance()
         self._searched = searched
         self._num_trials = num_trials
+        self._running = 1
+        self._line = ProgressLine(num_trials, "trial")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._check_same_settings()
 
-    def start(self, study: optuna.Study) -> None:
-        """Prints and stores the settings."""
+    @contextlib.contextmanager
+    def under_way(self, study: optuna.Study) -> Iterator[None]:
+        """Prints and stores the settings, and shows how far the search is."""
+        self._study = study
         print(
             "\n  ".join(["Search:", *(f"{key}: {self._settings[key]}" for key in self._settings)])
         )
-        finished = len(self._rows(study))
+        finished = len(self._rows())
         print(f"{finished} of {self._num_trials} trials are finished.", flush=True)
-        self.write(study)
+        self.write()
+        with self._line:
+            yield
 
-    def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+    def show(self, running: int) -> None:
+        """Brings the line up to date while so many trainings are being carried out."""
+        self._running = running
+        rows = self._rows()
+        self._line.show(len(rows), running, self._left(rows))
+
+    def after_trial(self, number: int) -> None:
         """Prints a line for a finished trial, and brings the files up to date."""
-        self.write(study)
-        rows = self._rows(study)
-        row = next((row for row in rows if row["trial"] == trial.number), None)
-        if row is None:  # Of a process with a larger --num_trials.
-            return
+        self.write()
+        rows = self._rows()
+        row = next(row for row in rows if row["trial"] == number)
         values = ", ".join(f"{_TITLES[name]} {row[name]:g}" for name in self._searched)
-        print(
+        tqdm.tqdm.write(
             f"trial {len(rows)}/{self._num_trials}  {values}: {_result(row)}; best "
-            f"{_result(rows[0])}  {_duration(row['seconds'])}, {self._left(study, rows)}",
-            flush=True,
+            f"{_result(rows[0])}  {duration(row['seconds'])}, {self._left(rows)}"
         )
 
-    def write(self, study: optuna.Study) -> dict[str, Any]:
+    def fail(self, run: Run, error: str) -> None:
+        """Prints the line of a training that has failed."""
+        tqdm.tqdm.write(f"failed: {run.label}: {error}")
+
+    def write(self) -> dict[str, Any]:
         """Writes `tuning.json` and `trials.csv`.
 
         Returns:
             The content of `tuning.json`.
         """
-        rows = self._rows(study)
+        rows = self._rows()
         best = next((row for row in rows if row["state"] == "complete"), None)
         content = {"settings": self._settings, **self._about, "best": best, "trials": rows}
         self._write("tuning.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -98,26 +114,28 @@ class TuningReport:
         self._write("trials.csv", text.getvalue())
         return content
 
-    def print_table(self, study: optuna.Study) -> None:
+    def print_table(self) -> None:
         """Prints the finished trials from best to worst, as Markdown."""
         titles = [_TITLES[name] for name in self._searched]
         table = [[*titles, "validation error (%)", "cross-entropy", "epochs", "state"]]
-        for row in self._rows(study):
+        for row in self._rows():
             cells = [f"{row[name]:g}" for name in self._searched]
             cells += [_number(row["validation_error_percent"], 2)]
             cells += [_number(row["validation_cross_entropy"], 4)]
             table += [[*cells, str(row["epochs"]), row["state"]]]
         print("", markdown_table(table, num_names=0), sep="\n")
 
-    def _rows(self, study: optuna.Study) -> list[dict[str, Any]]:
-        trials = finished_trials(study, self._num_trials)
+    def _rows(self) -> list[dict[str, Any]]:
+        trials = finished_trials(self._study)
         return sorted((_row(trial, self._searched) for trial in trials), key=_order)
 
-    def _left(self, study: optuna.Study, rows: list[dict[str, Any]]) -> str:
-        """Returns the time left, if as many processes go on as are working now."""
+    def _left(self, rows: list[dict[str, Any]]) -> str:
+        """Returns the time left, if as many trainings go on at once as do now."""
+        left = self._num_trials - len(rows)
+        if left and not rows:
+            return "time left unknown"
         seconds = statistics.median(row["seconds"] for row in rows)
-        workers = 1 + len(study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
-        return f"{_duration(seconds * (self._num_trials - len(rows)) / workers)} left"
+        return f"{duration(seconds * left / self._running)} left"
 
     def _check_same_settings(self) -> None:
         path = self.directory / "tuning.json"
@@ -136,7 +154,7 @@ class TuningReport:
             )
 
     def _write(self, name: str, text: str) -> None:
-        with replacing(self.directory / name, shared=True) as part:
+        with replacing(self.directory / name) as part:
             part.write_text(text, encoding="utf-8", newline="")
 
 
@@ -144,7 +162,6 @@ def _row(trial: FrozenTrial, searched: Sequence[str]) -> dict[str, Any]:
     state = "pruned" if trial.state == TrialState.PRUNED else "complete"
     if "diverged" in trial.user_attrs:
         state = "diverged"
-    seconds = trial.user_attrs.get("seconds", trial.duration.total_seconds())
     return {
         "trial": trial.number,
         **{name: trial.params[name] for name in searched},
@@ -152,7 +169,7 @@ def _row(trial: FrozenTrial, searched: Sequence[str]) -> dict[str, Any]:
         "validation_error_percent": None if state == "diverged" else trial.value,
         "validation_cross_entropy": trial.user_attrs.get("validation_cross_entropy"),
         "epochs": trial.last_step or 0,
-        "seconds": round(seconds, 1),
+        "seconds": round(trial.user_attrs["seconds"], 1),
     }
 
 
@@ -178,7 +195,3 @@ def _result(row: dict[str, Any]) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _duration(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,31 +1,25 @@
 """The choice of beta, M and tau on a validation split (Section 7.2): `bin/tune_regularizer`."""
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
-import itertools
 import json
 import math
-import os
-import pathlib
-import sys
-import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import keras
 import optuna
-import sqlalchemy
 
-from fisher_keras.experiments.runs.claim import Claims
-from fisher_keras.experiments.search import trial_queue
-from fisher_keras.experiments.search.distinct_sampler import DistinctTPESampler
+from fisher_keras.experiments.runs.engine import EngineOptions, open_engine
+from fisher_keras.experiments.runs.experiment import absolute, free_gpus
+from fisher_keras.experiments.runs.runner import FailedRunsError
+from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.search.report import TuningReport
-from fisher_keras.experiments.training.callbacks import TrainingDivergedError
+from fisher_keras.experiments.search.trial_run import carry_out, trial_run
+from fisher_keras.experiments.search.trials import Trials, open_study, rungs_of
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
-from fisher_keras.experiments.training.data import TrainingData, load_training_data
-from fisher_keras.experiments.training.train import train
+from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.models.recipes import (
     RegularizerSettings,
     settings_file,
@@ -34,11 +28,6 @@ from fisher_keras.models.recipes import (
 
 SEARCHED = ("beta", "num_sub_batches", "clip_norm")
 SAMPLERS = ("grid", "tpe")
-
-# Of successive halving: the best quarter of the trials goes on after an eighth of the epochs, and
-# the best quarter of these after half of them.
-_FIRST_HALVING = 8
-_REDUCTION_FACTOR = 4
 # Where a network is trained, but not how.
 _NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume"}
 
@@ -55,8 +44,9 @@ class TuningConfig:
             estimator chooses.
         prune: whether successive halving ends bad trials early.
         num_trials: trials of the TPE; None for the grid.
-        storage: URL of the study's database, see `open_study`; None for `study.db` in the output
-            directory, an SQLite file: for processes on one machine.
+        storage: URL of the study's database, see `open_study`; None for `study.journal` in the
+            output directory.
+        engine: where the networks are trained, and how many at once.
         write_settings: whether the best values are put into `settings_file()`.
         preset: name of what `training` and `candidates` were taken from.
     """
@@ -67,6 +57,7 @@ class TuningConfig:
     prune: bool = False
     num_trials: int | None = None
     storage: str | None = None
+    engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
     write_settings: bool = False
     preset: str | None = None
 
@@ -118,24 +109,22 @@ class TuningConfig:
             "prune": self.prune,
         }
 
-    def places(self) -> list[dict[str, float]]:
-        """Returns the trials of the search, each with the values that are fixed in it."""
-        if self.sampler == "tpe":
-            return [{} for _ in range(self.num_trials)]
-        combinations = itertools.product(*(self.candidates[name] for name in SEARCHED))
-        return [dict(zip(SEARCHED, values, strict=True)) for values in combinations]
+    def run_of(self, values: Mapping[str, float], until_epoch: int, fingerprint: str) -> Run:
+        """Returns the run that trains a combination to an epoch, see `trial_run`."""
+        return trial_run(dataclasses.replace(self.training, **values), until_epoch, fingerprint)
 
 
 def tune(config: TuningConfig) -> dict[str, Any]:
     """Carries out a search; a stopped or killed one goes on, also within a trial.
 
-    Several processes that are started in the same way share the trials. The objective is the
-    validation error after the last epoch: of the network that one would keep, while the best of
-    all epochs would be chosen on the same images that judge it. All trials have the same seed and
-    so the same split, initial weights and batches. A trial that diverges counts as infinitely bad.
+    The objective is the validation error after the last epoch: of the network that one would
+    keep, while the best of all epochs would be chosen on the same images that judge it. All trials
+    have the same seed and so the same split, initial weights and batches. A trial that diverges
+    counts as infinitely bad.
 
-    The output directory gets `tuning.json` (what this function returns), `trials.csv` and
-    `trials/`, for each combination the directory of its training run and a log beside it.
+    The output directory is an `ExperimentStore`. It also gets `tuning.json` (what this function
+    returns), `trials.csv`, `study.journal` and `trials/`, for each combination the directory of
+    its training run.
 
     Args:
         config: the search.
@@ -146,56 +135,70 @@ def tune(config: TuningConfig) -> dict[str, Any]:
         trained to its end.
 
     Raises:
-        ValueError: if a setting, the data or the database cannot be used, or the output directory
-            holds another search.
-        OSError: if data or output cannot be read or written.
+        ValueError: if a setting, the data or the storage cannot be used, the output directory
+            holds another search, or another command works on it.
+        OSError: if data or output cannot be read or written, or Dask is out of reach.
+        FailedRunsError: if trainings failed; all others are finished.
         ArithmeticError: if all trials have diverged.
     """
-    with warnings.catch_warnings():
+    store = ExperimentStore(config.training.output_dir)
+    with store.locked(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # The epoch that a killed trial was in is trained and reported again.
-        warnings.filterwarnings("ignore", message="The reported value is ignored")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        return _tune(config)
+        return _tune(config, store)
 
 
-def _tune(config: TuningConfig) -> dict[str, Any]:
-    places = config.places()
-    data = load_training_data(resolve(config.training))
+def _tune(config: TuningConfig, store: ExperimentStore) -> dict[str, Any]:
+    gpus = free_gpus()
     # With the data: machines that have others under the same name do not share a study.
-    settings = config.settings() | {"data": data.describe()["fingerprint"]}
-    report = TuningReport(
-        config.training.output_dir, settings, {"preset": config.preset}, SEARCHED, len(places)
-    )
-    local = sqlalchemy.URL.create("sqlite", database=str(report.directory.absolute() / "study.db"))
+    fingerprint = load_training_data(resolve(config.training)).describe()["fingerprint"]
+    settings = config.settings() | {"data": fingerprint}
+    rungs = rungs_of(settings["epochs"], config.prune)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    study = trial_queue.open_study(
-        config.storage or local,
+    num_trials = config.num_trials or math.prod(map(len, config.candidates.values()))
+    report = TuningReport(
+        store.directory, settings, {"preset": config.preset}, SEARCHED, num_trials
+    )
+    study = open_study(
+        config.storage,
+        store.directory / "study.journal",
         f"tune_regularizer_{config.training.dataset}_{config.training.arch}_{digest[:8]}",
-        DistinctTPESampler(config.candidates),
-        _pruner(config),
+        config.training.seed,
     )
-    report.start(study)
-    trial_queue.work_through(
-        study, places, _Training(config, data, report.directory), report.after_trial
+    trials = Trials(
+        study,
+        config.candidates,
+        config.num_trials,
+        rungs,
+        functools.partial(config.run_of, fingerprint=fingerprint),
+        store,
+        report.after_trial,
     )
-    content = report.write(study)
-    report.print_table(study)
+    function = functools.partial(
+        carry_out, data_dir=absolute(config.training.data_dir), download=config.training.download
+    )
+    failures = {}
+    try:
+        with report.under_way(study), open_engine(config.engine, gpus) as engine:
+            for run, outcome in engine.carry_out(trials.next_run, function, store, report.show):
+                if isinstance(outcome, str):
+                    failures[run.label] = outcome
+                    report.fail(run, outcome)
+                else:
+                    trials.ended(run, outcome)
+    finally:
+        store.write_lines()
+    content = report.write()
+    report.print_table()
+    if failures:
+        errors = "; ".join(f"{label}: {error}" for label, error in failures.items())
+        raise FailedRunsError(f"{len(failures)} trainings failed: {errors}")
     if content["best"] is None:
         raise ArithmeticError(
             "all trials have diverged: search at a lower --learning_rate or --beta"
         )
     _hand_over(config, content)
     return content
-
-
-def _pruner(config: TuningConfig) -> optuna.pruners.BasePruner:
-    if not config.prune:
-        return optuna.pruners.NopPruner()
-    return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=max(1, resolve(config.training).epochs // _FIRST_HALVING),
-        reduction_factor=_REDUCTION_FACTOR,
-    )
 
 
 def _hand_over(config: TuningConfig, content: dict[str, Any]) -> None:
@@ -224,77 +227,3 @@ def _hand_over(config: TuningConfig, content: dict[str, Any]) -> None:
     }
     path = write_regularizer_settings(arch, dataset, settings, tuning)
     print(f"These values are the defaults of --regularize now, in {path}.")
-
-
-class _Training:
-    """The objective: trains one combination, and returns its validation error in percent."""
-
-    def __init__(self, config: TuningConfig, data: TrainingData, directory: pathlib.Path) -> None:
-        self._config = config
-        self._data = data
-        self._directory = directory / "trials"
-
-    def __call__(self, trial: optuna.Trial) -> float:
-        values = {
-            name: trial.suggest_categorical(name, self._config.candidates[name])
-            for name in SEARCHED
-        }
-        name = "beta{beta:g}_M{num_sub_batches}_tau{clip_norm:g}".format(**values)
-        directory = self._directory / name
-        directory.mkdir(parents=True, exist_ok=True)
-        print(f"Training in {directory} ...", flush=True)
-        training = dataclasses.replace(
-            self._config.training, **values, output_dir=str(directory), resume=True
-        )
-        keras.utils.clear_session()  # The trials of one process would add up in memory.
-        log = self._directory / f"{name}.log"
-        with _claimed(directory), log.open("a") as file, contextlib.redirect_stdout(file):
-            try:
-                record = train(training, (_Reporter(trial),), self._data)
-            except TrainingDivergedError as error:
-                trial.set_user_attr("diverged", str(error))
-                return math.inf
-        history = record["history"]
-        trial.set_user_attr("validation_cross_entropy", history["val_cross_entropy"][-1])
-        trial.set_user_attr("seconds", record["wall_time_s"])
-        return _error_percent(history["val_accuracy"][-1])
-
-
-class _Reporter(keras.callbacks.Callback):
-    """Reports each epoch's validation error, and ends a trial that the study gives up."""
-
-    def __init__(self, trial: optuna.Trial) -> None:
-        super().__init__()
-        self._trial = trial
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        finished = epoch + 1
-        self._trial.report(_error_percent(logs["val_accuracy"]), finished)
-        if finished < self.params["epochs"] and self._trial.should_prune():
-            raise optuna.TrialPruned
-
-
-def _error_percent(accuracy: float) -> float:
-    return round(100 * (1 - accuracy), 4)  # The accuracy is a float32.
-
-
-@contextlib.contextmanager
-def _claimed(directory: pathlib.Path) -> Iterator[None]:
-    """Waits until no other process works in a directory, and keeps others out of it.
-
-    One does if it stood still until its trial was given to another, or if two TPEs choose the same
-    values at the same time: the second then finds the finished run.
-    """
-    claims = Claims()
-    while (claim := claims.take(directory, on_lost=_end_process)) is None:
-        time.sleep(trial_queue.POLL_S)
-    with claim:
-        yield
-
-
-def _end_process() -> None:
-    print(
-        "This process stood still for so long that another goes on with its trial.",
-        file=sys.stderr,
-    )
-    os._exit(os.EX_TEMPFAIL)

@@ -1,260 +1,318 @@
-"""Experiments of runs that only count, carried out by processes of their own."""
+"""Experiments of runs that only count, each in a process of its own, and what becomes of them."""
 
-import itertools
 import json
 import os
 import pathlib
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
+import types
 
+import fake_experiment
 import pytest
 from fake_experiment import STEPS, fake_runs
-from processes import TIMEOUT, finish
+from processes import Cluster, Processes, finish, run_processes, wait_until
 
-from fisher_keras.experiments.runs.runner import parse_shard, run_experiment
+from fisher_keras.experiments.runs import engine
+from fisher_keras.experiments.runs.engine import EngineOptions, open_engine, run_environments
+from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 
 TESTS = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
-def start(tmp_path, light_package):
-    """Starts an experiment in the store `tmp_path`; ends what is left of it after the test."""
-    processes = []
+def processes(tmp_path, light_package):
+    processes = Processes((light_package, TESTS), tmp_path)
+    yield processes
+    processes.end()
+    assert not run_processes(tmp_path)
+
+
+@pytest.fixture
+def start(tmp_path, processes):
+    """Starts an experiment in the store `tmp_path / "store"`."""
 
     def start(num_runs, options=None, **behaviour):
-        given = {"directory": str(tmp_path), "num_runs": num_runs, "options": options or {}}
-        process = subprocess.Popen(
-            [sys.executable, str(TESTS / "fake_experiment.py"), json.dumps(given | behaviour)],
-            env=os.environ | {"PYTHONPATH": str(light_package)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        processes.append(process)
-        return process
+        given = {"directory": str(tmp_path / "store"), "num_runs": num_runs, "options": options}
+        script = str(TESTS / "fake_experiment.py")
+        return processes.start(script, json.dumps(given | behaviour))
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return start
 
 
-def assert_finished(directory, num_runs):
+@pytest.fixture
+def store(tmp_path):
+    return ExperimentStore(tmp_path / "store")
+
+
+def assert_finished(store, num_runs):
     """Asserts that each run was carried out once, without a step lost or repeated."""
     runs = fake_runs(num_runs)
-    lines = (directory / "runs.jsonl").read_text().splitlines()
+    lines = store.lines.read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == [run.key for run in runs]
-    store = ExperimentStore(directory)
     for run in runs:
-        run_directory = store.run_directory(run)
-        steps = (run_directory / "steps").read_text().splitlines()
+        directory = store.run_directory(run)
+        steps = (directory / "steps").read_text().splitlines()
         assert steps == [str(step) for step in range(STEPS)]
-        assert store.record(run)["result"] == {"sum": 15, "seed": run.seed}
-        names = {path.name for path in run_directory.iterdir()}
-        assert names == {"in_use", "steps", "last.keras", "record.json"}
-    assert len(list((directory / "runs").glob("*/record.json"))) == num_runs
+        assert store.record(run)["result"]["sum"] == 15
+        files = {"definition.json", "lock", "run.log", "record.json"}
+        assert {path.name for path in directory.iterdir()} == {"in_use", "steps", *files}
+    assert len(list(store.directory.glob("runs/*"))) == num_runs
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def under_way(store, count):
+    """Returns whether so many runs have begun to count."""
+    return lambda: len(list(store.directory.glob("runs/*/in_use"))) >= count
 
 
-def processes_of(directory):
-    """Returns the numbers of the processes that have files of the store open."""
-    found = []
-    for path in pathlib.Path("/proc").glob("[0-9]*/cwd"):
-        try:
-            files = [os.readlink(file) for file in (path.parent / "fd").iterdir()]
-        except OSError:
-            continue
-        if any(file.startswith(str(directory)) for file in files):
-            found.append(path.parent.name)
-    return found
+# ------------------------------------------------------------------------------ kill tests
 
 
-# -------------------------------------------------------------------------------- carrying out
-
-
-def test_each_run_is_carried_out_once_and_not_again(tmp_path, start):
+def test_each_run_is_carried_out_once_and_not_again(store, start):
     code, stdout, stderr = finish(start(5, {"num_workers": 2}))
     assert (code, stderr) == (0, "")
-    assert_finished(tmp_path, 5)
+    assert_finished(store, 5)
     assert stdout.startswith("0 of 5 runs are finished.\nrun 1/5  size ")
-    assert re.search(r"run 5/5  size \d+ seed \d  0:00:00, 0:00:00 left\n$", stdout)
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert re.search(r"run 5/5  size \d+ seed \d  0:00:0\d, 0:00:00 left\n$", stdout)
+    times = {path: path.stat().st_mtime_ns for path in store.directory.rglob("[!.]*")}
     assert finish(start(5)) == (0, "5 of 5 runs are finished.\n", "")
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
+    assert {path: path.stat().st_mtime_ns for path in store.directory.rglob("[!.]*")} == times
 
 
-def test_killed_three_times_it_ends_with_the_runs_it_needs(tmp_path, start):
+def test_killed_commands_leave_no_process_and_lose_nothing(store, start):
     moments = random.Random(7)
-    for _ in range(3):
-        process = start(6, {"num_workers": 2}, step_s=0.1)
-        wait_until(lambda: processes_of(tmp_path))
-        time.sleep(moments.uniform(0.0, 0.4))
+    for kills in range(3):
+        process = start(12, {"num_workers": 2}, step_s=0.05)
+        wait_until(under_way(store, 2 + 2 * kills))
+        time.sleep(moments.uniform(0.0, 0.3))
         process.kill()
         process.wait()
-    assert finish(start(6, {"num_workers": 2}))[0] == 0
-    assert_finished(tmp_path, 6)
-    logs = "".join(path.read_text() for path in tmp_path.glob("runs/*.log"))
+        wait_until(lambda: not run_processes(store.directory), timeout=5)
+    assert finish(start(12, {"num_workers": 2}))[0] == 0
+    assert_finished(store, 12)
+    logs = "".join(path.read_text() for path in store.directory.glob("runs/*/run.log"))
     assert re.search("from step [1-5]", logs)
 
 
-def test_the_workers_of_a_killed_experiment_end(tmp_path, start):
-    process = start(4, {"num_workers": 2}, step_s=60)
-    wait_until(lambda: len(list(tmp_path.glob("runs/*/in_use"))) == 2)
+def test_a_killed_run_is_named_and_goes_on_with_the_next_command(store, start):
+    process = start(12, {"num_workers": 2}, step_s=0.05)
+    moments = random.Random(8)
+    for kills in range(2):
+        wait_until(under_way(store, 3 + 4 * kills))
+        time.sleep(moments.uniform(0.0, 0.1))
+        wait_until(lambda: run_processes(store.directory))
+        os.kill(run_processes(store.directory)[-1], signal.SIGKILL)
+    code, stdout, stderr = finish(process)
+    assert code == 1
+    assert stdout.count("its process was ended by SIGKILL (see ") == 2
+    assert "FailedRunsError: 2 of 12 runs failed: size " in stderr
+    assert len(store.records()) == 10
+    assert finish(start(12, {"num_workers": 2}))[0] == 0
+    assert_finished(store, 12)
+
+
+def test_a_killed_worker_is_made_up_for(store, start, processes):
+    cluster = Cluster(processes)
+    workers = [cluster.start_worker(), cluster.start_worker()]
+    process = start(12, {"scheduler": cluster.address}, step_s=0.05)
+    moments = random.Random(9)
+    for kills in range(2):
+        wait_until(under_way(store, 3 + 4 * kills))
+        time.sleep(moments.uniform(0.0, 0.3))
+        workers[kills].kill()
+        workers.append(cluster.start_worker())
+    code, _, stderr = finish(process)
+    assert (code, stderr) == (0, "")
+    assert_finished(store, 12)
+
+
+def test_a_killed_scheduler_ends_the_command_and_not_the_experiment(store, start, processes):
+    cluster = Cluster(processes)
+    workers = [cluster.start_worker(), cluster.start_worker()]
+    process = start(6, {"scheduler": cluster.address}, step_s=0.2)
+    wait_until(under_way(store, 3))
+    cluster.scheduler.kill()
+    code, _, stderr = finish(process)
+    assert code == 1
+    message = f"ConnectionError: the Dask scheduler at {cluster.address} is gone; what is finished"
+    assert message in stderr.splitlines()[-1]
+    wait_until(lambda: not run_processes(store.directory), timeout=5)
+    for worker in workers:
+        finish(worker)
+    cluster.start_scheduler()
+    cluster.start_worker()
+    assert finish(start(6, {"scheduler": cluster.address}))[0] == 0
+    assert_finished(store, 6)
+
+
+def test_a_killed_command_leaves_no_process_at_the_workers(store, start, processes):
+    cluster = Cluster(processes)
+    cluster.start_worker()
+    process = start(2, {"scheduler": cluster.address}, step_s=60)
+    wait_until(under_way(store, 1))
     process.kill()
-    process.wait()
-    wait_until(lambda: not processes_of(tmp_path))
+    wait_until(lambda: not run_processes(store.directory), timeout=5)
 
 
-def test_four_experiments_at_once_on_one_folder(tmp_path, start):
-    processes = [start(12, {"num_workers": 1 + i % 2}, step_s=0.02) for i in range(4)]
-    wait_until(lambda: processes_of(tmp_path))
-    time.sleep(0.2)
-    processes[0].kill()
-    for process in processes[1:]:
-        code, stdout, stderr = finish(process)
-        assert (code, stderr) == (0, "")
-        assert "\nrun 12/12  " in stdout
-    assert_finished(tmp_path, 12)
-
-
-def test_a_run_that_is_claimed_elsewhere_is_waited_for(tmp_path, start):
-    store, run = ExperimentStore(tmp_path), fake_runs(2)[0]
-    with store.claim(run, pytest.fail):
-        process = start(2)
-        lines = [process.stdout.readline() for _ in range(3)]
-    assert lines[1].startswith("run 1/2  size 0 seed 1")
-    assert lines[2] == "Waiting for runs that other processes carry out: 1.\n"
-    assert finish(process)[0] == 0
-    assert_finished(tmp_path, 2)
-
-
-def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path, start):
-    process = start(4, {"num_workers": 2}, step_s=0.5)
-    wait_until(lambda: len(list(tmp_path.glob("runs/*/steps"))) == 2)
-    os.killpg(process.pid, signal.SIGINT)  # As a terminal does: all processes get it.
-    _, stdout, stderr = finish(process)
-    assert "Stopped, 0 of 4 runs are finished: the same command goes on.\n" in stdout
+def test_ctrl_c_stops_the_runs_within_seconds(store, start):
+    process = start(4, {"num_workers": 2}, step_s=60)
+    wait_until(under_way(store, 2))
+    os.killpg(process.pid, signal.SIGINT)  # As a terminal does.
+    _, stdout, stderr = finish(process, timeout=5)
+    assert stdout.endswith("Stopped, 0 of 4 runs are finished: the same command goes on.\n")
     assert stderr.count("Traceback") == 1
     assert stderr.endswith("\nKeyboardInterrupt\n")
-    assert not list(tmp_path.rglob(".claim_*"))
-    assert not processes_of(tmp_path)
-    assert finish(start(4))[0] == 0
-    assert_finished(tmp_path, 4)
+    assert not run_processes(store.directory)
+
+
+# --------------------------------------------------------------------------------- failures
 
 
 @pytest.mark.parametrize(
     ("accident", "error"),
     [
         ("raise", "ValueError: no luck"),
-        ("die", "its process ended with exit code -9"),
+        ("die", "its process was ended by SIGKILL"),
     ],
 )
-def test_a_run_that_fails_is_named_and_stops_no_other(tmp_path, start, accident, error):
+def test_a_run_that_fails_is_named_and_stops_no_other(store, start, accident, error):
     code, stdout, stderr = finish(start(4, accident=accident, victim="size 0 seed 1"))
     assert code == 1
-    log = ExperimentStore(tmp_path).log(fake_runs(4)[1])
+    log = store.log(fake_runs(4)[1])
     failed = f"size 0 seed 1: {error} (see {log})"
     assert f"failed: {failed}\n" in stdout
     assert f"FailedRunsError: 1 of 4 runs failed: {failed}" in stderr
     assert log.read_text().startswith("from step 0\n")
-    assert [record["key"] for record in ExperimentStore(tmp_path).records()] == [
+    assert [record["key"] for record in store.records()] == [
         run.key for run in fake_runs(4) if run.label != "size 0 seed 1"
     ]
     assert finish(start(4))[0] == 0
-    assert_finished(tmp_path, 4)
+    assert_finished(store, 4)
     assert "from step 3\n" in log.read_text()
 
 
-def test_a_disk_that_fills_loses_nothing(tmp_path, start):
+def test_a_disk_that_fills_loses_nothing(store, start):
     code, _, stderr = finish(start(4, accident="fill", victim="size 0 seed 1"))
     assert code == 1
-    assert "FailedRunsError: 3 of 4 runs failed: size 0 seed 1: OSError: [Errno 27]" in stderr
-    assert [r["key"] for r in ExperimentStore(tmp_path).records()] == [fake_runs(1)[0].key]
+    assert "1 of 4 runs failed: size 0 seed 1: OSError: [Errno 27] File too large" in stderr
+    assert len(store.records()) == 3
     assert finish(start(4))[0] == 0
-    assert_finished(tmp_path, 4)
+    assert_finished(store, 4)
 
 
-# ------------------------------------------------------------------------ shards, plan, arguments
+def test_a_store_that_cannot_be_written_is_one_error(tmp_path, start):
+    (tmp_path / "store").touch()
+    code, stdout, stderr = finish(start(4))
+    assert (code, stdout) == (1, "")
+    assert stderr.splitlines()[-1].startswith("FileExistsError: ")
+
+
+def test_a_record_cut_in_half_is_named_and_its_run_goes_on_once_it_is_removed(store, start):
+    finish(start(4))
+    record = store.run_directory(fake_runs(4)[2]) / "record.json"
+    record.write_text(record.read_text()[:100])
+    store.lines.unlink()
+    code, _, stderr = finish(start(4))
+    assert code == 1
+    assert f"ValueError: line 1 of {record} is not the record of a run" in stderr
+    record.unlink()
+    assert finish(start(4))[0] == 0
+    assert_finished(store, 4)
+
+
+def test_a_second_command_says_who_holds_the_folder(store, start):
+    process = start(2, step_s=60)
+    wait_until(under_way(store, 1))
+    code, _, stderr = finish(start(2))
+    assert code == 1
+    holder = f"ValueError: {store.directory} is in use by process {process.pid} on "
+    assert stderr.splitlines()[-1].startswith(holder)
+
+
+def test_a_second_process_for_a_run_waits_and_finds_the_record(store, processes):
+    (run,) = fake_runs(1)
+    run_it = ("-m", "fisher_keras.experiments.runs.run", str(store.run_directory(run)))
+    store.define(run, fake_experiment.count)
+    for process in [processes.start(*run_it) for _ in range(3)]:
+        assert finish(process) == (0, "", "")
+    assert store.record(run)["result"]["sum"] == 15
+    assert store.log(run).read_text() == "from step 0\n"
+
+
+def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_VISIBLE_S", 0.0)
+    hidden = types.SimpleNamespace(define=lambda run, function: tmp_path / "elsewhere")
+    with (
+        pytest.raises(FileNotFoundError, match=r"not see .*elsewhere: --output_dir must be on"),
+        open_engine(EngineOptions()) as opened,
+    ):
+        list(opened.carry_out(lambda: fake_runs(1)[0], never, hidden, lambda running: None))
+
+
+def test_no_scheduler_at_the_address_is_one_error(store):
+    options = EngineOptions(scheduler="tcp://127.0.0.1:1")
+    with pytest.raises(OSError, match=r"no Dask scheduler at --scheduler=tcp://127\.0\.0\.1:1"):
+        run_experiment(fake_runs(1), never, store, options)
+
+
+# ------------------------------------------------------------------- cores, GPUs, plan, arguments
 
 
 def never(run, directory):
     raise AssertionError
 
 
-def test_shards_cover_all_runs_and_share_none(tmp_path):
-    runs = fake_runs(11)
-    store = ExperimentStore(tmp_path)
-    for run in runs:
-        with store.claim(run, pytest.fail) as claim:
-            store.finish(run, claim, {}, 1.0)
-    for count in (1, 2, 3, 11, 12):
-        shards = [
-            [record["key"] for record in run_experiment(runs, never, store, shard=(i, count))]
-            for i in range(1, count + 1)
-        ]
-        assert sorted(itertools.chain(*shards)) == sorted(run.key for run in runs)
-        assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    assert [record["key"] for record in run_experiment(runs, never, store)] == [
-        run.key for run in runs
-    ]
+def test_each_run_at_once_has_its_gpu_and_its_share_of_the_cores(store, start, monkeypatch):
+    options = {"runs_per_gpu": 2}
+    assert finish(start(8, options, gpus=["3", "GPU-x"], step_s=0.05))[0] == 0
+    results = [record["result"] for record in store.records()]
+    assert {result["gpu"] for result in results} == {"3", "GPU-x"}
+    monkeypatch.setattr(engine, "cpu_count", lambda: 7)
+    environments = run_environments(EngineOptions(runs_per_gpu=2), ["3", "GPU-x"])
+    gpus = [environment["CUDA_VISIBLE_DEVICES"] for environment in environments]
+    assert gpus == ["3", "GPU-x", "3", "GPU-x"]
+    assert {environment["TF_NUM_INTRAOP_THREADS"] for environment in environments} == {"1"}
+    assert {environment["TF_FORCE_GPU_ALLOW_GROWTH"] for environment in environments} == {"true"}
+    (alone,) = run_environments(EngineOptions(num_workers=1), ["3", "GPU-x"])
+    assert (alone["CUDA_VISIBLE_DEVICES"], alone["OMP_NUM_THREADS"]) == ("3", "7")
+    (without,) = run_environments(EngineOptions(), [])
+    assert "CUDA_VISIBLE_DEVICES" not in without
+    with pytest.raises(ValueError, match="--num_workers=3 is more than --runs_per_gpu=1 on each"):
+        run_environments(EngineOptions(num_workers=3), ["3", "GPU-x"])
 
 
-def test_the_plan_tells_the_time_from_the_same_settings_then_any_then_the_estimate(
-    tmp_path, capsys
-):
-    store = ExperimentStore(tmp_path)
-
-    def plan(**options):
-        run_experiment(runs, never, store, dry_run=True, **options)
+def test_the_plan_tells_the_time_from_the_same_settings_then_any_then_the_estimate(store, capsys):
+    def plan(num_workers=1, **estimate):
+        options = EngineOptions(num_workers=num_workers)
+        run_experiment(runs, never, store, options, dry_run=True, **estimate)
         return capsys.readouterr().out.splitlines()
 
     runs = fake_runs(5)  # Sizes 0, 0, 100, 100, 200.
     assert plan() == [
         "0 of 5 runs are finished; to carry out:",
         *(f"     unknown  {run.label}" for run in runs),
-        "time left unknown with --num_workers=1.",
+        "time left unknown, 1 at once.",
     ]
-    assert plan(run_estimate_s=60)[-1] == "0:05:00 left with --num_workers=1."
-    assert not list(tmp_path.iterdir())
+    assert plan(run_estimate_s=60)[-1] == "0:05:00 left, 1 at once."
+    assert not store.directory.exists()
     for run, seconds in ((runs[0], 100.0), (runs[2], 300.0), (Run("x", {}, 0, 1, "x"), 9e9)):
-        with store.claim(run, pytest.fail) as claim:
-            store.finish(run, claim, {}, seconds)
-    assert plan(run_estimate_s=1, num_workers=2) == [
+        store.define(run, never)
+        store.finish(run, {}, seconds)
+    assert plan(num_workers=2, run_estimate_s=1) == [
         "2 of 5 runs are finished; to carry out:",
         "     0:01:40  size 0 seed 1",
         "     0:05:00  size 100 seed 1",
         "     0:03:20  size 200 seed 0",
-        "0:05:00 left with --num_workers=2.",
+        "0:05:00 left, 2 at once.",
     ]
 
 
-def test_parse_shard():
-    assert parse_shard("2/4") == (2, 4)
-    for text in ("", "3", "0/4", "5/4", "1/0", "a/b", "-1/4", "1/2/3", "1.0/2"):
-        with pytest.raises(ValueError, match="--shard must be i/n with i from 1 to n"):
-            parse_shard(text)
-
-
-@pytest.mark.parametrize(
-    ("runs", "options", "message"),
-    [
-        (fake_runs(2), {"num_workers": 0}, "--num_workers must be at least 1, got 0"),
-        (fake_runs(2), {"shard": (3, 2)}, "--shard must be i/n"),
-        (fake_runs(2) + fake_runs(1), {}, "one is there twice"),
-    ],
-)
-def test_bad_arguments(tmp_path, runs, options, message):
-    with pytest.raises(ValueError, match=message):
-        run_experiment(runs, never, ExperimentStore(tmp_path), **options)
+def test_bad_arguments(store):
+    with pytest.raises(ValueError, match="--num_workers must be a whole number, 1 or greater"):
+        EngineOptions(num_workers=0)
+    with pytest.raises(ValueError, match="--num_workers has no effect with --scheduler"):
+        EngineOptions(num_workers=1, scheduler="tcp://127.0.0.1:1")
+    with pytest.raises(ValueError, match="one is there twice"):
+        run_experiment(fake_runs(2) + fake_runs(1), never, store, EngineOptions())

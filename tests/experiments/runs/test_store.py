@@ -1,22 +1,16 @@
 import contextlib
 import dataclasses
 import errno
-import fcntl
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import resource
-import subprocess
-import sys
-import threading
-import time
 
 import numpy as np
 import pytest
 
-from fisher_keras.experiments.runs import claim as claim_module
-from fisher_keras.experiments.runs.claim import Claims
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 
 CONFIG = {"arch": "resnet", "batch_size": 128, "depths": [20, 32], "l2_penalty": None}
@@ -26,13 +20,13 @@ def make_run(seed=0, **config):
     return Run("batch_size", CONFIG | config, seed, 1, f"seed {seed}")
 
 
+def carry_out(run, directory):
+    raise AssertionError
+
+
 def finish(store, run, result=None):
-    with store.claim(run, pytest.fail) as claim:
-        store.finish(run, claim, result or {"error": 1.5}, 2.5)
-
-
-def claims_in(directory):
-    return list(directory.glob(".claim_*"))
+    store.define(run, carry_out)
+    store.finish(run, result or {"error": 1.5}, 2.5)
 
 
 # ------------------------------------------------------------------------------------------ key
@@ -79,9 +73,7 @@ def test_a_record_is_one_line_beside_the_files_of_its_run(tmp_path):
     store, run = ExperimentStore(tmp_path), make_run()
     assert store.record(run) is None
     assert store.records() == []
-    with store.claim(run, pytest.fail) as claim:
-        (store.run_directory(run) / "last.keras").touch()
-        store.finish(run, claim, {"error": 1.5}, 2.5)
+    finish(store, run)
     expected = {
         "key": run.key,
         "experiment": "batch_size",
@@ -94,7 +86,7 @@ def test_a_record_is_one_line_beside_the_files_of_its_run(tmp_path):
     assert store.record(run) == expected
     assert store.records() == [expected]
     files = {path.name: path for path in store.run_directory(run).iterdir()}
-    assert files.keys() == {"last.keras", "record.json"}
+    assert files.keys() == {"definition.json", "record.json"}
     assert files["record.json"].read_text() == json.dumps(expected) + "\n"
 
 
@@ -122,22 +114,24 @@ def test_a_run_whose_line_is_there_counts_without_its_directory(tmp_path):
     assert len((tmp_path / "there/runs.jsonl").read_text().splitlines()) == 2
 
 
-def test_an_older_state_that_another_process_writes_meanwhile_is_mended(tmp_path, monkeypatch):
-    store = ExperimentStore(tmp_path)
-    finish(store, make_run(0))
-    store.write_lines()
-    old = store.lines.read_bytes()
-    finish(store, make_run(1))
-    replace, late = os.replace, [lambda: store.lines.write_bytes(old)]
+def test_the_definition_names_the_function_and_where_the_run_is_carried_out(tmp_path):
+    run = make_run()
+    with_options = functools.partial(carry_out, data_dir="/data")
+    directory = ExperimentStore(tmp_path).define(run, with_options)
+    definition = json.loads((directory / "definition.json").read_text())
+    assert definition.pop("carry_out") == f"{__name__}:carry_out"
+    assert definition.pop("options") == {"data_dir": "/data"}
+    assert Run(**definition) == run
+    assert Run(**definition).key == directory.name
 
-    def replaced_by_another(*paths):
-        replace(*paths)
-        if late:
-            late.pop()()
 
-    monkeypatch.setattr(os, "replace", replaced_by_another)
-    store.write_lines()
-    assert len(store.lines.read_text().splitlines()) == 2
+def test_one_command_at_a_time_works_on_a_store(tmp_path):
+    mine, other = ExperimentStore(tmp_path / "new"), ExperimentStore(tmp_path / "new")
+    in_use = pytest.raises(ValueError, match=f"in use by process {os.getpid()} on .* since ")
+    with mine.locked(), in_use, other.locked():
+        pass
+    with other.locked():
+        pass
 
 
 @pytest.mark.parametrize("text", ["{", "[]\n", '{"key": "a"}\n'])
@@ -191,188 +185,12 @@ def test_a_full_disk_loses_no_record_and_makes_none(tmp_path, full_disk):
     finish(store, make_run(0))
     store.write_lines()
     before = store.records()
-    with store.claim(make_run(1), pytest.fail) as claim, full_disk():
+    store.define(make_run(1), carry_out)
+    with full_disk():
         with pytest.raises(OSError, match=r"No space left|File too large"):
-            store.finish(make_run(1), claim, {"error": 1.5}, 2.5)
+            store.finish(make_run(1), {"error": 1.5}, 2.5)
         store.lines.unlink()
         with pytest.raises(OSError, match=r"No space left|File too large"):
             store.write_lines()
     assert store.records() == before
     assert not list(tmp_path.rglob(".part*"))
-
-
-def test_a_claim_on_a_full_disk_leaves_nothing(tmp_path):
-    store = ExperimentStore(tmp_path)
-    with no_file_grows(), pytest.raises(OSError, match="File too large"):
-        store.claim(make_run(), pytest.fail)
-    assert not list(store.run_directory(make_run()).iterdir())
-    finish(store, make_run())
-
-
-# --------------------------------------------------------------------------------------- claims
-
-
-def test_a_run_is_claimed_once_and_given_back(tmp_path):
-    mine, other = ExperimentStore(tmp_path), ExperimentStore(tmp_path)
-    with mine.claim(make_run(), pytest.fail):
-        assert other.claim(make_run(), pytest.fail) is None
-        assert mine.claim(make_run(), pytest.fail) is None
-        other.claim(make_run(1), pytest.fail).release()
-    finish(other, make_run())
-    assert mine.claim(make_run(), pytest.fail) is None
-
-
-@pytest.fixture
-def dead_claim(tmp_path):
-    """The claim of a process that was killed."""
-    script = (
-        "import pathlib, sys, time\n"
-        "sys.path[:0] = [sys.argv[2]]\n"
-        "from claim import Claims\n"
-        "held = Claims().take(pathlib.Path(sys.argv[1]), print)\n"
-        "print(held.is_held(), flush=True)\n"
-        "time.sleep(60)\n"
-    )
-    # The module alone, without its package, which would load TensorFlow.
-    module_directory = pathlib.Path(claim_module.__file__).parent
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path), str(module_directory)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "True\n"
-    assert Claims().take(tmp_path, pytest.fail) is None
-    process.kill()
-    process.communicate()
-    (path,) = claims_in(tmp_path)
-    return path
-
-
-def test_a_dead_process_gives_its_run_back(tmp_path, dead_claim):
-    assert json.loads(dead_claim.read_text())["pid"] > 0
-    with Claims().take(tmp_path, pytest.fail):
-        assert not dead_claim.exists()
-    assert not claims_in(tmp_path)
-
-
-def test_a_dead_process_whose_number_another_has_gives_its_run_back(tmp_path, dead_claim):
-    holder = json.loads(dead_claim.read_text())
-    dead_claim.write_text(json.dumps(holder | {"pid": os.getpid()}))
-    assert Claims().take(tmp_path, pytest.fail)
-
-
-def test_another_machines_run_is_given_back_when_its_heartbeat_stops(
-    tmp_path, dead_claim, monkeypatch
-):
-    dead_claim = dead_claim.rename(tmp_path / ".claim_another-machine_1")
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    claims = Claims()
-    os.utime(dead_claim, (5.0, 5.0))  # The other machine's clock is decades behind.
-    assert claims.take(tmp_path, pytest.fail) is None
-    for heartbeat in range(3):
-        now += claim_module.EXPIRE_S - 1
-        os.utime(dead_claim, (6.0 + heartbeat, 6.0 + heartbeat))
-        assert claims.take(tmp_path, pytest.fail) is None
-    now += claim_module.EXPIRE_S - 1
-    assert claims.take(tmp_path, pytest.fail) is None
-    now += 1
-    with claims.take(tmp_path, pytest.fail):
-        assert not dead_claim.exists()
-
-
-def test_another_machines_claim_that_is_just_being_written_is_respected(tmp_path, monkeypatch):
-    (tmp_path / ".claim_another-machine_1").touch()
-    claims = Claims()
-    assert claims.take(tmp_path, pytest.fail) is None
-    monkeypatch.setattr(claim_module, "EXPIRE_S", 0.0)  # Its maker died just then.
-    assert claims.take(tmp_path, pytest.fail)
-
-
-@pytest.mark.parametrize("still_held", [True, False])
-def test_who_was_taken_for_dead_before_it_had_its_lock_steps_back(
-    tmp_path, monkeypatch, still_held
-):
-    lock, others = fcntl.flock, []
-
-    def lock_late(file, operation):
-        monkeypatch.setattr(fcntl, "flock", lock)
-        others.append(Claims().take(tmp_path, pytest.fail))
-        if not still_held:
-            others[0].release()
-        lock(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", lock_late)
-    assert Claims().take(tmp_path, pytest.fail) is None
-    assert others[0].is_held() == still_held
-
-
-def test_where_the_file_system_has_no_locks_heartbeats_tell(tmp_path, monkeypatch):
-    def no_locks(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(claim_module, "HEARTBEAT_S", 0.01)
-    monkeypatch.setattr(claim_module, "EXPIRE_S", 1.0)
-    claims = Claims()
-    with Claims().take(tmp_path, pytest.fail):
-        deadline = time.monotonic() + 1.5
-        while time.monotonic() < deadline:
-            assert claims.take(tmp_path, pytest.fail) is None
-            time.sleep(0.1)
-    assert claims.take(tmp_path, pytest.fail)
-
-
-def test_who_lost_its_claim_is_told_and_writes_no_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(claim_module, "HEARTBEAT_S", 0.01)
-    store, lost = ExperimentStore(tmp_path), threading.Event()
-    with store.claim(make_run(), lost.set) as claim:
-        (path,) = claims_in(store.run_directory(make_run()))
-        path.unlink()
-        assert lost.wait(10)
-        with pytest.raises(RuntimeError, match="seed 0 is carried out by another process now"):
-            store.finish(make_run(), claim, {}, 0.0)
-    assert store.record(make_run()) is None
-
-
-def test_giving_back_is_not_losing(tmp_path, monkeypatch):
-    monkeypatch.setattr(claim_module, "HEARTBEAT_S", 0.0)
-    lost = threading.Event()
-    for _ in range(100):
-        Claims().take(tmp_path, lost.set).release()
-    assert not lost.is_set()
-
-
-def test_of_many_that_find_a_dead_claim_at_once_never_two_win(tmp_path, dead_claim):
-    start, count = threading.Barrier(4), threading.Lock()
-    holders, most, wins = 0, 0, 0
-
-    def contend():
-        nonlocal holders, most, wins
-        claims = Claims()
-        start.wait()
-        for _ in range(400):
-            claim = claims.take(tmp_path, pytest.fail)
-            if claim is None:
-                continue
-            with count:
-                holders += 1
-                most = max(most, holders)
-                wins += 1
-                dies = wins % 2
-            time.sleep(0.0005)
-            with count:
-                holders -= 1
-            if dies:  # As at the end of a process: the file stays, its lock does not.
-                claim._released.set()
-                claim._file.close()
-            else:
-                claim.release()
-
-    threads = [threading.Thread(target=contend) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == 1
-    assert wins > 10

@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 
 def test_metrics_are_of_the_training_images_without_the_confusion_set(finished):
     _, directory, result = finished
-    model = keras.models.load_model(directory / "last.keras", compile=False)
+    model = keras.models.load_model(directory / "training" / "last.keras", compile=False)
     images, labels = load_training_data(training(seed=3)).arrays("train")
     assert len(images) == result["train"]["num_images"] == 60
     log_p = keras.ops.log_softmax(model(images)).numpy().astype(np.float64)
@@ -59,7 +59,7 @@ def test_metrics_are_of_the_training_images_without_the_confusion_set(finished):
 
 def test_what_is_there_is_not_done_again(finished):
     run, directory, result = finished
-    model = (directory / "last.keras").stat().st_mtime_ns
+    model = (directory / "training" / "last.keras").stat().st_mtime_ns
     trials = directory / "metrics.trials.jsonl"
     whole = trials.read_text()
     # A trial that was written down already, marked, and one that was not yet.
@@ -68,7 +68,7 @@ def test_what_is_there_is_not_done_again(finished):
     marked["metrics"]["log_determinant"] = 1000.0
     trials.write_text(first + json.dumps(marked) + "\n")
     again = carry_out(run, directory, data_dir=None, download=False)
-    assert (directory / "last.keras").stat().st_mtime_ns == model
+    assert (directory / "training" / "last.keras").stat().st_mtime_ns == model
     assert again["normalized_metrics"] == result["normalized_metrics"]
     values = [json.loads(line)["metrics"]["log_determinant"] for line in whole.splitlines()[1:]]
     mean = (1000.0 + sum(values[1:])) / 3

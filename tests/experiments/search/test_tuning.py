@@ -11,70 +11,37 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
-import optuna
+import fake_search
 import processes
 import pytest
+from fake_search import CANDIDATES, EPOCHS, errors, trained_epochs
 
-from fisher_keras.experiments.search import trial_queue, tuning
+from fisher_keras.experiments.runs.engine import EngineOptions
+from fisher_keras.experiments.runs.runner import FailedRunsError
+from fisher_keras.experiments.search import tuning
 from fisher_keras.experiments.search.flags import TUNING_PRESETS
 from fisher_keras.experiments.search.tuning import TuningConfig, tune
-from fisher_keras.experiments.training.train import TrainingConfig, TrainingDivergedError
+from fisher_keras.experiments.training.train import TrainingConfig
 from fisher_keras.models.recipes import SETTINGS_VARIABLE, regularizer_settings
 
 ROOT = pathlib.Path(__file__).parents[3]
 TIMEOUT = 240
 finish = functools.partial(processes.finish, timeout=TIMEOUT)
 wait_for = functools.partial(processes.wait_for, timeout=TIMEOUT)
-CANDIDATES = {"beta": (10.0, 50.0, 125.0), "num_sub_batches": (4, 8), "clip_norm": (0.0, 5.0)}
-EPOCHS = 8
-
-
-def errors(config):
-    """The validation errors of the epochs in percent; beta 50, M 8, tau 5 is the best."""
-    last = (
-        20 + abs(config.beta - 50) / 10 + (config.num_sub_batches == 4) + (config.clip_norm == 0)
-    )
-    return last + 5.0 * np.arange(EPOCHS)[::-1]
-
-
-class FormulaTraining:
-    """Stands in for `train`: the epochs' errors are `errors`, and a run that is cut goes on."""
-
-    def __init__(self):
-        self.epochs = {}  # Directory -> those that were trained.
-        self.cut_at = None  # (beta, epoch) at which Ctrl-C is pressed, once.
-        self.diverging = set()  # Values of beta.
-
-    def __call__(self, config, callbacks, data):
-        assert len(data.validation[0]) == config.validation_size
-        assert config.regularize
-        assert config.resume
-        for callback in callbacks:
-            callback.set_params({"epochs": EPOCHS})
-        accuracies = list(1 - errors(config) / 100)
-        done = self.epochs.setdefault(config.output_dir, [])
-        for epoch in range(len(done), EPOCHS):
-            if self.cut_at == (config.beta, epoch):
-                self.cut_at = None
-                raise KeyboardInterrupt
-            if config.beta in self.diverging and epoch == 2:
-                raise TrainingDivergedError("the training loss became nan")
-            for callback in callbacks:
-                callback.on_epoch_end(epoch, {"val_accuracy": accuracies[epoch]})
-            done.append(epoch)
-        return {
-            "history": {"val_accuracy": accuracies, "val_cross_entropy": [0.5] * EPOCHS},
-            "wall_time_s": 3.0,
-        }
 
 
 @pytest.fixture
-def formula(monkeypatch):
-    formula = FormulaTraining()
-    monkeypatch.setattr(tuning, "train", formula)
-    monkeypatch.setattr(tuning.keras.utils, "clear_session", lambda: None)  # Takes a second.
-    return formula
+def formula(tmp_path, light_package, monkeypatch):
+    """Stands in for trainings; what it returns tells them how to behave."""
+    path = os.pathsep.join(map(str, (light_package, ROOT / "tests")))
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setattr(tuning, "carry_out", fake_search.carry_out)
+
+    def behave(**behaviour):
+        (tmp_path / "search").mkdir(exist_ok=True)
+        (tmp_path / "search/behaviour.json").write_text(json.dumps(behaviour))
+
+    return behave
 
 
 @pytest.fixture
@@ -88,7 +55,8 @@ def config(tmp_path):
         regularize=True,
         output_dir=str(tmp_path / "search"),
     )
-    return TuningConfig(training, CANDIDATES, preset="smoke")
+    engine = EngineOptions(num_workers=2)
+    return TuningConfig(training, CANDIDATES, engine=engine, preset="smoke")
 
 
 def states(content):
@@ -101,16 +69,14 @@ def values(row):
 
 def test_the_grid_is_tried_and_the_best_found(config, tmp_path, formula, capsys):
     content = tune(config)
-    assert len(content["trials"]) == len(formula.epochs) == 12
+    assert len(content["trials"]) == 12
+    assert list(trained_epochs(tmp_path / "search").values()) == [list(range(EPOCHS))] * 12
     assert values(content["best"]) == (50, 8, 5)
     assert content["best"]["validation_error_percent"] == pytest.approx(20)
     found = [row["validation_error_percent"] for row in content["trials"]]
     assert found == sorted(found)
     for row in content["trials"]:
-        trained = TrainingConfig(
-            regularize=True, **dict(zip(CANDIDATES, values(row), strict=True))
-        )
-        assert row["validation_error_percent"] == pytest.approx(errors(trained)[-1])
+        assert row["validation_error_percent"] == pytest.approx(errors(row)[-1])
     assert json.loads((tmp_path / "search/tuning.json").read_text()) == content
     with (tmp_path / "search/trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -157,17 +123,8 @@ def test_no_clipping_can_be_the_best(config, tmp_path, formula, monkeypatch):
     assert regularizer_settings("cnn", "digits").clip_norm is None
 
 
-def test_after_ctrl_c_the_trial_goes_on(config, formula):
-    formula.cut_at = (50, 5)
-    with pytest.raises(KeyboardInterrupt):
-        tune(config)
-    content = tune(config)
-    assert states(content) == ["complete"] * 12
-    assert all(epochs == list(range(EPOCHS)) for epochs in formula.epochs.values())
-
-
 def test_diverged_trials_are_the_worst_and_not_the_end(config, formula, capsys):
-    formula.diverging = {50.0}
+    formula(diverging=[50.0])
     content = tune(config)
     assert states(content) == ["complete"] * 8 + ["diverged"] * 4
     assert values(content["best"]) == (10, 8, 5)
@@ -176,29 +133,19 @@ def test_diverged_trials_are_the_worst_and_not_the_end(config, formula, capsys):
 
 
 def test_there_is_no_best_if_all_diverge(config, formula):
-    formula.diverging = {10.0, 50.0, 125.0}
+    formula(diverging=[10.0, 50.0, 125.0])
     with pytest.raises(ArithmeticError, match="all trials have diverged: search at a lower"):
         tune(config)
 
 
-def test_successive_halving_ends_bad_trials_early(config, formula, monkeypatch):
-    monkeypatch.setattr(trial_queue.random, "choice", max)  # The grid from its end.
-    content = tune(dataclasses.replace(config, prune=True))
-    # From the second trial on only what is the best so far, or from the eighth in the best
-    # quarter, goes on after epoch 1: by `errors` that is the first with beta 50.
-    assert states(content) == ["complete"] * 2 + ["pruned"] * 10
-    assert [values(row) for row in content["trials"][:2]] == [(50, 8, 5), (125, 8, 5)]
-    assert [row["epochs"] for row in content["trials"]] == [EPOCHS] * 2 + [1] * 10
-    # An epoch that a trial is ended in does not count as trained.
-    assert sorted(map(len, formula.epochs.values())) == [0] * 10 + [EPOCHS] * 2
-
-
-def test_tpe_tries_as_many_as_asked_and_can_go_on(config, formula):
-    tpe = dataclasses.replace(config, sampler="tpe", num_trials=3)
-    assert len(tune(tpe)["trials"]) == 3
-    content = tune(dataclasses.replace(tpe, num_trials=12))
-    assert len(formula.epochs) == len(content["trials"]) == 12  # Nothing twice.
-    assert values(content["best"]) == (50, 8, 5)
+def test_trainings_that_fail_are_named_and_go_on_with_the_next_command(config, tmp_path, formula):
+    formula(failing=[50.0])
+    message = r"4 trainings failed: beta 50, M 4, tau 0: ValueError: no luck \(see .*run\.log\)"
+    with pytest.raises(FailedRunsError, match=message):
+        tune(config)
+    formula()
+    assert states(tune(config)) == ["complete"] * 12
+    assert set(map(len, trained_epochs(tmp_path / "search").values())) == {EPOCHS}
 
 
 def test_another_search_in_the_same_directory_is_refused(config, formula):
@@ -253,14 +200,8 @@ def test_the_paper_preset_is_section_7_2():
 
 
 def start(*flags):
-    """Starts the script, with dead processes found within seconds."""
-    code = (
-        "import runpy; from fisher_keras.experiments.search import trial_queue; "
-        "trial_queue.HEARTBEAT_S, trial_queue.GRACE_S, trial_queue.POLL_S = 1, 15, 0.5; "
-        f"runpy.run_path({str(ROOT / 'bin/tune_regularizer')!r}, run_name='__main__')"
-    )
     return subprocess.Popen(
-        [sys.executable, "-c", code, *flags],
+        [sys.executable, str(ROOT / "bin/tune_regularizer"), *flags],
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -268,40 +209,36 @@ def start(*flags):
     )
 
 
-def test_two_processes_on_one_study_one_of_them_killed(tmp_path):
-    flags = ["--preset=smoke", "--epochs=6", f"--output_dir={tmp_path}"]
-    flags += ["--beta=10,50,125", "--clip_norm=1"]
-    victim, other = start(*flags), start(*flags)
-    line = next(line for line in victim.stdout if line.startswith("Training in "))
-    directory = pathlib.Path(line.removeprefix("Training in ").removesuffix(" ...\n"))
-    wait_for(directory / "backup" / "epoch_2", victim)
+def test_a_killed_search_goes_on_within_a_training(tmp_path):
+    flags = ["--preset=smoke", "--epochs=8", "--prune", "--num_workers=2"]
+    flags += [f"--output_dir={tmp_path}", "--beta=10,50,125", "--clip_norm=1"]
+    names = [f"beta{beta}_M4_tau1" for beta in (10, 50, 125)]
+    victim = start(*flags)
+    wait_for(tmp_path / "trials" / names[2] / "run.json", victim)
     victim.send_signal(signal.SIGKILL)
     assert finish(victim)[0] == -signal.SIGKILL
-    assert json.loads((directory / "run.json").read_text())["status"] == "running"
-    code, stdout, stderr = finish(other)
-    assert code == 0, stderr
-
-    storage = f"sqlite:///{tmp_path}/study.db"
-    (name,) = optuna.get_all_study_names(storage)
-    trials = optuna.load_study(study_name=name, storage=storage).get_trials(
-        states=[optuna.trial.TrialState.COMPLETE]
-    )
-    points = [(beta, 4, 1) for beta in (10, 50, 125)]
-    assert sorted(values(trial.params) for trial in trials) == points
-    assert all(list(trial.intermediate_values) == [1, 2, 3, 4, 5, 6] for trial in trials)
-    content = json.loads((tmp_path / "tuning.json").read_text())
-    assert sorted(map(values, content["trials"])) == points
+    code, stdout, stderr = finish(start(*flags))
+    assert (code, stderr) == (0, "")
     assert "\ntrial 3/3  " in stdout
-    for row in content["trials"]:
-        beta, num_sub_batches, tau = values(row)
-        run_directory = tmp_path / "trials" / f"beta{beta:g}_M{num_sub_batches}_tau{tau:g}"
-        run = json.loads((run_directory / "run.json").read_text())
-        assert run["status"] == "finished"
-        assert len(run["history"]["loss"]) == 6
-        error = 100 * (1 - run["history"]["val_accuracy"][-1])
+    rows = {
+        values(row): row for row in json.loads((tmp_path / "tuning.json").read_text())["trials"]
+    }
+    found = []
+    for beta, name in zip((10, 50, 125), names, strict=True):
+        row = rows[beta, 4, 1]
+        with (tmp_path / "trials" / name / "history.csv").open(newline="") as file:
+            history = list(csv.DictReader(file))
+        assert [int(epoch["epoch"]) for epoch in history] == list(range(row["epochs"]))
+        error = 100 * (1 - float(history[-1]["val_accuracy"]))
         assert row["validation_error_percent"] == pytest.approx(error, abs=1e-4)
-        resumed = [time["after_epochs"] for time in run["resumed"]]
-        assert resumed[0] >= 2 if run_directory == directory else resumed == [], resumed
+        run = json.loads((tmp_path / "trials" / name / "run.json").read_text())
+        assert run["status"] == ("finished" if row["state"] == "complete" else "running")
+        found.append((row["state"], row["epochs"], 1 - float(history[0]["val_accuracy"])))
+    first_errors = [error for _, _, error in found]
+    best = first_errors.index(min(first_errors))
+    assert found[best][:2] == ("complete", 8)
+    assert [state for state, epochs, _ in found if epochs == 1] == ["pruned"] * 2
+    assert not processes.run_processes(tmp_path)
 
 
 def test_mistakes_get_one_clear_line(tmp_path):
@@ -309,10 +246,9 @@ def test_mistakes_get_one_clear_line(tmp_path):
         ("--beta=10,high",): "--beta must be numbers with commas between",
         ("--storage=study.db",): "--storage cannot be used",
     }
-    usual = ["--preset=smoke", f"--output_dir={tmp_path}"]
-    processes = [(start(*usual, *flags), message) for flags, message in mistakes.items()]
-    for process, message in processes:
-        code, _, stderr = finish(process)
+    for index, (flags, message) in enumerate(mistakes.items()):
+        usual = ["--preset=smoke", f"--output_dir={tmp_path / str(index)}"]
+        code, _, stderr = finish(start(*usual, *flags))
         assert code == 1
         assert message in stderr.splitlines()[-1]
         assert "Traceback" not in stderr

@@ -1,0 +1,92 @@
+"""One run in a process of its own: `python -m fisher_keras.experiments.runs.run FOLDER`.
+
+The folder is that of a run in an `ExperimentStore`, with its `definition.json`. What the process
+prints goes to `run.log` there; its stderr gets one line if the run fails.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import pkgutil
+import sys
+import threading
+import time
+import traceback
+from typing import TextIO
+
+import filelock
+
+from fisher_keras.experiments.runs.store import ExperimentStore, Run
+
+
+def carry_out(directory: pathlib.Path) -> None:
+    """Carries out the run that is defined in a directory, unless its record is there.
+
+    Args:
+        directory: of the run. While another process is at the run, this one waits.
+
+    Raises:
+        OSError: if a file cannot be read or written.
+        Exception: what the run's function raises.
+    """
+    definition = json.loads((directory / "definition.json").read_text(encoding="utf-8"))
+    function = pkgutil.resolve_name(definition.pop("carry_out"))
+    options = definition.pop("options")
+    run, store = Run(**definition), ExperimentStore(directory.parents[1])
+    with filelock.FileLock(directory / "lock"):
+        if store.record(run):
+            return
+        start = time.monotonic()
+        result = function(run, directory, **options)
+        # Of all the processes that were at the run, if the function knows it.
+        seconds = result.get("wall_time_s", time.monotonic() - start)
+        store.finish(run, result, seconds)
+
+
+def main() -> None:
+    """Carries out the run in the directory that the command line names."""
+    parser = argparse.ArgumentParser(description="Carries out one run of an experiment.")
+    parser.add_argument("folder", type=pathlib.Path, help="runs/<key> in the experiment's folder")
+    parser.add_argument(
+        "--end_with_stdin", action="store_true", help="end when the other end of stdin is closed"
+    )
+    arguments = parser.parse_args()
+    if arguments.end_with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    directory = arguments.folder.expanduser().absolute()
+    errors = sys.stderr
+    try:
+        errors = _print_to(directory / "run.log")
+        carry_out(directory)
+    except Exception as error:
+        with contextlib.suppress(OSError):  # The disk may be full.
+            traceback.print_exc()
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=errors)
+        sys.exit(1)
+
+
+def _end_with_stdin() -> None:
+    """Ends the process with the one that started it, however that ends: it had the other end."""
+    while os.read(0, 1):  # Python's own stdin would be locked as the process ends.
+        pass
+    os._exit(1)
+
+
+def _print_to(log: pathlib.Path) -> TextIO:
+    """Sends to a file what is printed from now on, by TensorFlow's C++, too.
+
+    Returns:
+        What was stderr.
+    """
+    with log.open("ab") as file:
+        errors = os.fdopen(os.dup(2), "w")
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.stdout.reconfigure(line_buffering=True)
+    return errors
+
+
+if __name__ == "__main__":
+    main()

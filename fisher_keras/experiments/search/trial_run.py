@@ -1,0 +1,116 @@
+"""A run of a search: one network trained to an epoch, and its errors on the validation split."""
+
+import pathlib
+from typing import Any
+
+import keras
+
+from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.trained_run import training_settings
+from fisher_keras.experiments.training.config import TrainingConfig, resolve
+from fisher_keras.experiments.training.data import load_training_data
+from fisher_keras.experiments.training.divergence import TrainingDivergedError
+from fisher_keras.experiments.training.files import RunFiles
+from fisher_keras.experiments.training.train import train
+
+EXPERIMENT = "tune_regularizer"
+# To be raised when the same settings no longer give the same networks.
+RECIPE_VERSION = 1
+
+
+def trial_run(training: TrainingConfig, until_epoch: int, fingerprint: str) -> Run:
+    """Returns the run that trains a network to an epoch.
+
+    Args:
+        training: how the network is trained; where the data and the output are does not count.
+        until_epoch: epochs that are finished at the run's end.
+        fingerprint: of the data: others under the same name are refused.
+
+    Returns:
+        The run.
+    """
+    training = resolve(training)
+    label = f"beta {training.beta:g}, M {training.num_sub_batches}, tau {training.clip_norm:g}"
+    config = {
+        "training": training_settings(training),
+        "until_epoch": until_epoch,
+        "data": fingerprint,
+    }
+    if until_epoch < training.epochs:
+        label += f", to epoch {until_epoch}"
+    return Run(EXPERIMENT, config, training.seed, RECIPE_VERSION, label)
+
+
+def carry_out(
+    run: Run, directory: pathlib.Path, data_dir: str | None, download: bool
+) -> dict[str, Any]:
+    """Trains the network of a run, from where an earlier call or run ended.
+
+    Args:
+        run: made by `trial_run`.
+        directory: of the run, in a search's folder. The network's files are in
+            `trials/<combination>` there, for all runs that train it.
+        data_dir: where the data set is, see `load_dataset`.
+        download: whether it may be downloaded.
+
+    Returns:
+        The result for the store: `validation_error_percent` and `validation_cross_entropy` (nats)
+        after each epoch, the `seconds` of all of them, and what `diverged` says if it did.
+
+    Raises:
+        ValueError: if the data or a setting cannot be used.
+        OSError: if data or output cannot be read or written.
+    """
+    settings = run.config["training"]
+    name = "beta{beta:g}_M{num_sub_batches}_tau{clip_norm:g}".format(**settings)
+    training = TrainingConfig(
+        **settings,
+        seed=run.seed,
+        data_dir=data_dir,
+        download=download,
+        output_dir=str(directory.parents[1] / "trials" / name),
+        resume=True,
+    )
+    data = load_training_data(resolve(training))
+    if data.describe()["fingerprint"] != run.config["data"]:
+        raise ValueError(f"the data in --data_dir={data_dir} are not those of the search")
+    ending = {}
+    try:
+        train(training, (_StopAfter(run.config["until_epoch"]),), data)
+    except _Stopped:
+        pass
+    except TrainingDivergedError as error:
+        ending["diverged"] = str(error)
+    history = RunFiles(training.output_dir).read_history()
+    columns = {
+        name: history.get(name, [])[: run.config["until_epoch"]]
+        for name in ("val_accuracy", "val_cross_entropy", "seconds")
+    }
+    seconds = sum(columns["seconds"])
+    return {
+        "validation_error_percent": list(map(_error_percent, columns["val_accuracy"])),
+        "validation_cross_entropy": columns["val_cross_entropy"],
+        "seconds": seconds,
+        "wall_time_s": seconds,
+        **ending,
+    }
+
+
+class _Stopped(Exception):
+    """The training has come to the epoch that was asked for."""
+
+
+class _StopAfter(keras.callbacks.Callback):
+    """Ends a training after an epoch, once all other callbacks have seen that."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self._epochs = epochs
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        if epoch >= self._epochs:
+            raise _Stopped
+
+
+def _error_percent(accuracy: float) -> float:
+    return round(100 * (1 - accuracy), 4)  # The accuracy is a float32.
