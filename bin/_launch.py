@@ -20,8 +20,12 @@ def launch(command: str) -> None:
     """
     if sys.version_info < (3, 11) or importlib.util.find_spec("fisher_keras") is None:
         _go_on_in(_ROOT / ".venv")
-    from fisher_keras.experiments.main import main
-
+    try:
+        from fisher_keras.experiments.main import main
+    except ImportError as error:
+        if error.name is not None:  # No check of ours, but a bug.
+            raise
+        sys.exit(f"{command}: {error}")
     os.environ["FISHER_KERAS_PROGRAM"] = sys.argv[0]
     main([command, *sys.argv[1:]])
 

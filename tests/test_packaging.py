@@ -134,6 +134,15 @@ def test_a_script_goes_on_in_the_checkouts_environment(clone, home):
     )
 
 
+def test_a_script_refuses_another_backend_in_one_line(clone):
+    make_venv(clone)
+    line = "'with space/clone/bin/train_cifar' --help"
+    status, output, errors = type_in_shell(clone, line, KERAS_BACKEND="torch")
+    assert (status, output) == (1, "")
+    assert errors.startswith("train_cifar: fisher_keras needs Keras on TensorFlow, but KERAS_BACK")
+    assert errors.count("\n") == 1
+
+
 def test_a_script_without_any_environment_says_what_to_run(clone):
     status, output, errors = type_in_shell(clone, "'with space/clone/bin/table1' --preset=smoke")
     assert (status, output) == (1, "")

@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         command = importlib.import_module(f"fisher_keras.experiments.commands.{name}")
     except ImportError as error:
+        if error.name is not None:  # No check of ours, but a bug.
+            raise
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
