@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier.building import build
 from fisher_keras.classifier.labels import hard_labels
 from fisher_keras.classifier.logits import FromLogits, check_options
 from fisher_keras.classifier.model_functions import function_of
+from fisher_keras.classifier.stateless import build
 from fisher_keras.fisher.gram_function import GramFunction
 
 # Where the cosines' smallest eigenvalue is less, the last digits of their products matter.

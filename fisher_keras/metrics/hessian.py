@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier.building import build
 from fisher_keras.classifier.labels import label_distributions
 from fisher_keras.classifier.logits import FromLogits, check_outputs, logits_function
 from fisher_keras.classifier.moments import exact_moments
+from fisher_keras.classifier.stateless import build
 
 
 def hessian(

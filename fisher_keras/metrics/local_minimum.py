@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 import tqdm.auto
 
-from fisher_keras.classifier.building import build
 from fisher_keras.classifier.labels import (
     LabelledData,
     fingerprint,
@@ -26,6 +25,7 @@ from fisher_keras.classifier.logits import (
     logits_function,
 )
 from fisher_keras.classifier.model_functions import for_batches, function_of
+from fisher_keras.classifier.stateless import build
 from fisher_keras.fisher.gram import FisherGram, loss_gradient_gram
 from fisher_keras.metrics import gram_metrics
 from fisher_keras.metrics.replicas import over_replicas, replica_strategy

@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.building import build
 from fisher_keras.classifier.logits import (
     FromLogits,
     as_logits,
@@ -18,6 +17,7 @@ from fisher_keras.classifier.logits import (
     find_logits,
 )
 from fisher_keras.classifier.model_functions import for_batches, function_of
+from fisher_keras.classifier.stateless import build
 
 
 def robustness(
