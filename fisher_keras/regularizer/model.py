@@ -12,6 +12,7 @@ import tensorflow as tf
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy, needs_check
 from fisher_keras.classifier.moments import exact_moments
+from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.regularizer.sub_batches import split_batch
 
 GRADIENTS = ("finite_difference", "hessian_vector_product")
@@ -19,7 +20,7 @@ _LOG_NAMES = ("fisher_regularizer", "fisher_trace", "gradient_norm")
 
 
 @keras.saving.register_keras_serializable(package="fisher_keras")
-class FisherRegularizedModel(keras.Model):
+class FisherRegularizedModel(ClassifierWrapper):
     r"""A Keras classifier trained with the Fisher-information regularizer.
 
     Wraps any Keras classifier; `compile`, `fit`, `train_on_batch`, `evaluate` and `predict` are
