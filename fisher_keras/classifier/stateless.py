@@ -37,3 +37,9 @@ def scope(
 def apply(model: keras.Model, x: Any, training: bool | None) -> Any:
     """Calls a model, telling it the mode if its `call` asks for one."""
     return model(x, training=training) if model._call_has_training_arg else model(x)
+
+
+def all_layers(model: keras.Model) -> list[keras.Layer]:
+    """Returns a model and all layers in it, at any depth."""
+    # `Model.layers` has the first level alone, and a layer that holds layers has no such list.
+    return model._flatten_layers()
