@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import ssl
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 
@@ -19,6 +21,7 @@ DATASETS = ("cifar10", "cifar100", "digits", "folder")
 
 _DIGITS_TEST_SIZE = 397
 _DIGITS_IMAGE_SIZE = 16
+_TIMEOUT_S = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,7 +62,19 @@ class ImageDataset:
         return digest.hexdigest()[:16]
 
 
-def load_dataset(name: str, data_dir: str | None = None, download: bool = False) -> ImageDataset:
+@contextlib.contextmanager
+def _only_errors_logged() -> Iterator[None]:
+    """Keeps TFDS from logging what it constructs, and warnings beside an error that says all."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@_only_errors_logged()
+def load_dataset(name: str, data_dir: str | None = None, download: bool = True) -> ImageDataset:
     """Loads a data set into memory.
 
     Args:
@@ -70,8 +85,8 @@ def load_dataset(name: str, data_dir: str | None = None, download: bool = False)
             default. For "folder", the folder, laid out as `tfds.ImageFolder` has it:
             `train/CLASS/*.png` and `test/CLASS/*.png` (or .jpg), RGB or converted to it, all of
             one size. "digits" reads no folder.
-        download: Whether CIFAR may be downloaded and prepared in `data_dir`. Without it, nothing
-            touches the network.
+        download: Whether CIFAR is downloaded and prepared in `data_dir` if it is not there. Data
+            that are there are only read, and without `download` nothing touches the network.
 
     Returns:
         The data set.
@@ -98,13 +113,12 @@ def load_dataset(name: str, data_dir: str | None = None, download: bool = False)
 
 def _load_tfds(name: str, data_dir: str | None, download: bool) -> ImageDataset:
     try:
-        with _only_errors_logged():
-            builder = tfds.builder(name, data_dir=data_dir)
-            if download:
-                _download(builder)
-            train_images, train_labels = _read_split(builder, "train")
-            test_images, test_labels = _read_split(builder, "test")
-    except AssertionError as error:  # what TFDS raises for data that are not prepared
+        builder = tfds.builder(name, data_dir=data_dir)
+        if download and not builder.is_prepared():
+            _download(builder)
+        train_images, train_labels = _read_split(builder, "train")
+        test_images, test_labels = _read_split(builder, "test")
+    except AssertionError as error:  # What TFDS raises for data that are not prepared.
         raise _not_available(name, data_dir, "it is not prepared there") from error
     except (OSError, tf.errors.OpError, tfds.download.DownloadError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -125,36 +139,34 @@ def _with_classes_of(
 def _not_available(name: str, data_dir: str | None, reason: str) -> FileNotFoundError:
     where = data_dir or "TensorFlow Datasets' default folder"
     return FileNotFoundError(
-        f"cannot load {name} from {where} ({reason}). Three ways out: --download where there is "
+        f"cannot load {name} from {where} ({reason}). Ways out: --download where there is "
         f"network; --data_dir=PATH to a prepared TensorFlow Datasets folder (that holds {name}/); "
-        "--dataset=digits, embedded data that need no download"
+        "--dataset=folder, your own images in --data_dir; --dataset=digits, embedded data that "
+        "need no download"
     )
 
 
-@contextlib.contextmanager
-def _only_errors_logged() -> Iterator[None]:
-    """Keeps TFDS from warning of a missing folder beside the error that says the same."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
 def _download(builder: tfds.core.DatasetBuilder) -> None:
-    if not builder.is_prepared():
-        # TFDS itself retries for minutes before it gives up on a host it cannot reach.
-        for url in builder.url_infos:
-            _check_reachable(url)
+    # TFDS itself retries for minutes before it gives up on a host it cannot reach.
+    for url in builder.url_infos:
+        _check_reachable(url)
+    # And announces a download before it sees that the folder cannot be written.
+    tf.io.gfile.makedirs(os.path.dirname(builder.data_dir))
     builder.download_and_prepare()
 
 
 def _check_reachable(url: str) -> None:
     request = urllib.request.Request(url, method="HEAD")
-    # An HTTP error is an answer, too: TFDS says better what it means.
-    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=30):
-        pass
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
+            pass
+    except urllib.error.HTTPError:
+        pass  # An answer, too: TFDS says better what it means.
+    except urllib.error.URLError as error:
+        # TFDS knows certificates that Python may not know.
+        if not isinstance(error.reason, ssl.SSLError):
+            host = urllib.parse.urlsplit(url).hostname
+            raise ConnectionError(f"no connection to {host}: {error.reason}") from error
 
 
 def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:

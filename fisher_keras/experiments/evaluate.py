@@ -29,7 +29,7 @@ class EvaluationConfig:
         "cifar10", "Images trained on.", group="models and data", choices=DATASETS
     )
     data_dir: str | None = option(None, "As for train_cifar.", group="models and data")
-    download: bool = option(False, "Download the data set.", group="models and data")
+    download: bool = option(True, "As for train_cifar.", group="models and data")
     train_size: int | None = option(
         None,
         "--train_size of the training runs; the metrics are of these images.",

@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import socket
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -328,7 +329,7 @@ def test_split_validation():
 
 def test_cifar100_is_loaded_with_its_fine_labels(tmp_path):
     with tfds.testing.mock_data(num_examples=7):
-        dataset = load_dataset("cifar100", data_dir=str(tmp_path))
+        dataset = load_dataset("cifar100", data_dir=str(tmp_path), download=False)
         truth = list(tfds.as_numpy(tfds.load("cifar100", split="train", data_dir=str(tmp_path))))
     assert dataset.num_classes == len(dataset.class_names) == 100
     assert dataset.train_images.dtype == dataset.test_images.dtype == np.uint8
@@ -338,32 +339,71 @@ def test_cifar100_is_loaded_with_its_fine_labels(tmp_path):
     np.testing.assert_array_equal(dataset.train_labels, [each["label"] for each in truth])
 
 
-THREE_WAYS_OUT = ("--download", "--data_dir=PATH", "--dataset=digits")
+WAYS_OUT = ("--download", "--data_dir=PATH", "--dataset=folder", "--dataset=digits")
 
 
-def test_unprepared_data_name_the_three_ways_out_and_touch_no_network(tmp_path, monkeypatch):
+def test_unprepared_data_name_the_ways_out_and_touch_no_network(tmp_path, monkeypatch):
     def forbidden(*_, **__):
         pytest.fail("the network was touched")
 
     monkeypatch.setattr(socket, "socket", forbidden)
     monkeypatch.setattr(socket, "getaddrinfo", forbidden)
     with pytest.raises(FileNotFoundError, match=r"cifar10 .*not prepared there") as error:
-        load_dataset("cifar10", data_dir=str(tmp_path))
-    assert all(way in str(error.value) for way in THREE_WAYS_OUT)
+        load_dataset("cifar10", data_dir=str(tmp_path), download=False)
+    assert all(way in str(error.value) for way in WAYS_OUT)
     assert str(tmp_path) in str(error.value)
 
 
-def test_failed_download_names_the_three_ways_out(tmp_path, monkeypatch):
-    def unreachable(*_, **__):
-        raise urllib.error.URLError("no route to host")
+@pytest.fixture
+def answer(monkeypatch):
+    """Has every host answer with an error; TFDS must not be asked to download unless told so."""
 
-    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    with pytest.raises(FileNotFoundError, match="no route to host") as error:
-        load_dataset("cifar100", data_dir=str(tmp_path), download=True)
-    assert all(way in str(error.value) for way in THREE_WAYS_OUT)
+    def host_answers(error, download=lambda _: pytest.fail("TFDS was asked to download")):
+        def urlopen(*_, **__):
+            raise error
+
+        monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+        monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download)
+
+    return host_answers
 
 
-def test_damaged_data_name_the_three_ways_out(tmp_path, cifar10_dir):
+def test_without_network_one_error_names_the_ways_out_and_nothing_is_written(tmp_path, answer):
+    answer(urllib.error.URLError("no route to host"))
+    folder = tmp_path / "tfds"
+    with pytest.raises(FileNotFoundError, match=r"no connection to \S+: no route") as error:
+        load_dataset("cifar100", data_dir=str(folder))
+    assert all(way in str(error.value) for way in WAYS_OUT)
+    assert "\n" not in str(error.value)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        urllib.error.HTTPError("https://x", 403, "no HEAD", None, None),
+        urllib.error.URLError(ssl.SSLError("unable to get local issuer certificate")),
+    ],
+)
+def test_a_host_that_answers_is_left_to_tfds(tmp_path, answer, error):
+    def download(_):
+        raise tfds.download.DownloadError("Failed to get url. HTTP code: 404.")
+
+    answer(error, download)
+    with pytest.raises(FileNotFoundError, match="HTTP code: 404") as error:
+        load_dataset("cifar10", data_dir=str(tmp_path))
+    assert all(way in str(error.value) for way in WAYS_OUT)
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_download(tmp_path, answer):
+    answer(urllib.error.HTTPError("https://x", 403, "no HEAD", None, None))
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError, match="file") as error:
+        load_dataset("cifar10", data_dir=str(tmp_path / "file" / "tfds"))
+    assert all(way in str(error.value) for way in WAYS_OUT)
+
+
+def test_damaged_data_name_the_ways_out(tmp_path, cifar10_dir):
     (source,) = pathlib.Path(cifar10_dir, "cifar10").iterdir()
     damaged = tmp_path / "cifar10" / source.name
     shutil.copytree(source, damaged, ignore=shutil.ignore_patterns("*tfrecord*"))
@@ -371,12 +411,13 @@ def test_damaged_data_name_the_three_ways_out(tmp_path, cifar10_dir):
         (damaged / record.name).write_bytes(b"these are not records")
     with pytest.raises(FileNotFoundError, match="DataLossError") as error:
         load_dataset("cifar10", data_dir=str(tmp_path))
-    assert all(way in str(error.value) for way in THREE_WAYS_OUT)
+    assert all(way in str(error.value) for way in WAYS_OUT)
     assert "\n" not in str(error.value)
 
 
-def test_real_cifar10(cifar10_dir):
-    dataset = load_dataset("cifar10", data_dir=cifar10_dir, download=True)  # there: no download
+def test_real_cifar10_is_read_and_not_downloaded(cifar10_dir, answer):
+    answer(AssertionError("the network was touched"))
+    dataset = load_dataset("cifar10", data_dir=cifar10_dir)
     assert dataset.train_images.shape == (50000, 32, 32, 3)
     assert dataset.test_images.shape == (10000, 32, 32, 3)
     np.testing.assert_array_equal(np.bincount(dataset.train_labels), 10 * [5000])

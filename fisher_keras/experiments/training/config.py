@@ -46,11 +46,13 @@ class TrainingConfig:
     dataset: str = option("cifar10", "Images to train on.", group="data", choices=DATASETS)
     data_dir: str | None = option(
         None,
-        "TensorFlow Datasets folder; for --dataset=folder the folder with train/<class>/ and "
-        "test/<class>/.",
+        "TensorFlow Datasets (TFDS) folder; for --dataset=folder the folder with train/<class>/ "
+        "and test/<class>/.",
         group="data",
     )
-    download: bool = option(False, "Download data that are not there.", group="data")
+    download: bool = option(
+        True, "Download CIFAR unless it is in --data_dir, or TFDS's default folder.", group="data"
+    )
     train_size: int | None = option(
         None, "Training images, drawn at random; all by default.", group="data", least=1
     )

@@ -22,9 +22,9 @@ from fisher_keras.experiments.training.train import TrainingConfig, train
 ROOT = pathlib.Path(__file__).parents[3]
 
 
-def start(*flags):
-    """Starts the script."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+def start(*flags, **variables):
+    """Starts the script, with further environment variables."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
     return subprocess.Popen(
         [sys.executable, str(ROOT / "bin" / "train_cifar"), *flags],
@@ -92,6 +92,39 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     )
 
 
+# No proxy is there, so that no host can be reached.
+NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+
+
+def test_without_network_one_line_names_the_ways_out(tmp_path):
+    variables = {"HOME": str(tmp_path / "home"), **NO_NETWORK}
+    process = start("--arch=densenet", f"--output_dir={tmp_path / 'run'}", **variables)
+    status, stdout, stderr = finish(process)
+    assert (status, stdout) == (1, "")
+    assert stderr.startswith("train_cifar: cannot load cifar10 from TensorFlow Datasets' default")
+    assert stderr.count("\n") == 1
+    for way in ("--data_dir=PATH", "--dataset=folder", "--dataset=digits"):
+        assert way in stderr
+    assert not (tmp_path / "home" / "tensorflow_datasets").exists()
+
+
+def test_prepared_data_need_neither_network_nor_a_home(tmp_path, cifar10_dir):
+    (tmp_path / "file").touch()
+    variables = {"HOME": str(tmp_path / "file" / "home"), **NO_NETWORK}
+    flags = ["--width=0.05", "--train_size=20", "--validation_size=20", "--epochs=1"]
+    flags += [f"--data_dir={cifar10_dir}", f"--output_dir={tmp_path / 'run'}"]
+    before = sorted(pathlib.Path(cifar10_dir).rglob("*"))
+    status, stdout, stderr = finish(start(*flags, **variables))
+    assert (status, stderr) == (0, "")
+    assert stdout.startswith("Settings: ")
+    assert sorted(pathlib.Path(cifar10_dir).rglob("*")) == before
+
+
+def test_a_folder_of_images_leaves_nothing_on_stderr(tmp_path, image_folder):
+    flags = ["--dataset=folder", f"--data_dir={image_folder}", "--width=0.05", "--epochs=1"]
+    assert finish(start(*flags, f"--output_dir={tmp_path / 'run'}"))[::2] == (0, "")
+
+
 def test_help_groups_the_flags():
     status, stdout, stderr = finish(start("--help"))
     assert (status, stderr) == (0, "")
@@ -115,7 +148,10 @@ def test_every_mistake_gets_one_clear_line(tmp_path):
         ("--beta=3",): (1, "--beta has no effect without --regularize"),
         (f"--output_dir={file}/run",): (1, "Not a directory"),
         (f"--output_dir={run}",): (1, f"{run} already holds a run"),
-        (f"--data_dir={tmp_path}", f"--output_dir={tmp_path}/new"): (1, "--dataset=digits"),
+        (f"--data_dir={tmp_path}", "--nodownload", f"--output_dir={tmp_path}/new"): (
+            1,
+            "--dataset=digits",
+        ),
     }
     items = list(mistakes.items())
     for index in range(0, len(items), 3):  # Three at a time: starting TensorFlow takes seconds.

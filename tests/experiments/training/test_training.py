@@ -200,6 +200,7 @@ def test_cifar100(tmp_path):
         record = train(
             TrainingConfig(
                 dataset="cifar100",
+                download=False,
                 width=0.0625,
                 epochs=1,
                 batch_size=15,
