@@ -8,14 +8,18 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from fisher_keras.experiments.training.backup import AtomicBackup, finished_epochs
-from fisher_keras.experiments.training.checkpoint import PlainModelCheckpoint
+from fisher_keras.experiments.training.callbacks import (
+    AtomicBackup,
+    PlainModelCheckpoint,
+    PlateauSchedule,
+    Progress,
+    StopWhenDiverged,
+    TrainingDivergedError,
+    finished_epochs,
+)
 from fisher_keras.experiments.training.config import REGULARIZER_OPTIONS, TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
-from fisher_keras.experiments.training.divergence import StopWhenDiverged, TrainingDivergedError
 from fisher_keras.experiments.training.files import RunFiles
-from fisher_keras.experiments.training.plateau import PlateauSchedule
-from fisher_keras.experiments.training.progress import Progress
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.models import build_model
 from fisher_keras.models.recipes import RECIPES, build_optimizer, learning_rate_at

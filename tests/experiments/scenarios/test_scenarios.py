@@ -85,7 +85,12 @@ def test_scenario_from_the_shell_in_two_shards(tmp_path):
 
 
 def test_a_data_set_that_is_not_there_is_one_error_before_all_runs(tmp_path):
-    flags = ("--preset=paper", f"--output_dir={tmp_path}", f"--data_dir={tmp_path / 'none'}")
+    flags = (
+        "--preset=paper",
+        f"--output_dir={tmp_path}",
+        f"--data_dir={tmp_path / 'none'}",
+        "--nodownload",
+    )
     result = run_script("scenario_confusion", *flags)
     assert result.returncode == 1
     assert "cannot load cifar10" in result.stderr

@@ -10,7 +10,6 @@ import pytest
 import tensorflow_datasets as tfds
 
 from fisher_keras.datasets import load_dataset, subset
-from fisher_keras.experiments.training import backup
 from fisher_keras.experiments.training import data as training_data
 from fisher_keras.experiments.training import train as training
 from fisher_keras.experiments.training.provenance import git_revision
@@ -276,26 +275,6 @@ def test_a_run_killed_after_its_last_epoch_is_only_evaluated(tmp_path, plain_run
     straight = json.loads((plain_run / "run.json").read_text())
     assert record["test"] == straight["test"]
     assert record["train"] == straight["train"]
-
-
-def test_the_backup_holds_the_states_of_seed_generators(tmp_path):
-    def dropout_model():
-        keras.utils.set_random_seed(3)
-        model = keras.Sequential(
-            [keras.Input((5,)), keras.layers.Dropout(0.5), keras.layers.Dense(4)]
-        )
-        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", metrics=["mae"])
-        return model
-
-    x, y = np.random.default_rng(0).normal(size=(2, 32, 5)).astype(np.float32)
-    fit = {"x": x, "y": y[:, :4], "shuffle": False, "verbose": 0}
-    straight, first, second = dropout_model(), dropout_model(), dropout_model()
-    straight.fit(**fit, epochs=4)
-    first.fit(**fit, epochs=2, callbacks=[backup.AtomicBackup(tmp_path)])
-    assert backup.finished_epochs(tmp_path) == 2
-    second.fit(**fit, epochs=4, callbacks=[backup.AtomicBackup(tmp_path)])
-    for value, expected in zip(second.get_weights(), straight.get_weights(), strict=True):
-        np.testing.assert_array_equal(value, expected)
 
 
 def test_resume_starts_a_run_that_is_not_there(tmp_path, plain_run):

@@ -1,0 +1,240 @@
+"""What happens beside the steps of a training: divergence, learning rate, progress, files."""
+
+import datetime
+import errno
+import math
+import os
+import pathlib
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tqdm
+
+from fisher_keras.atomic import replacing
+
+_PLATEAU_FACTOR = 0.1
+# The paper does not say what its plateaus are. Half as many epochs took chance for a plateau in
+# trainings of few steps an epoch, and the training losses of their ends were far apart.
+_PLATEAU_PATIENCE = 10
+_PROGRESS_VALUES = ("loss", "accuracy", "val_loss", "val_accuracy", "fisher_trace")
+_SEEDS = "seeds.npz"
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The training loss is no longer a finite number."""
+
+
+class StopWhenDiverged(keras.callbacks.Callback):
+    """Raises `TrainingDivergedError` at the first loss that is not finite."""
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Remembers the epoch, for the message."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Looks at the loss of the epoch so far."""
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(
+                f"the training loss became {loss} in epoch {self._epoch + 1}, step {batch + 1}: "
+                "start again with a lower --learning_rate (or --beta, with --regularize) and "
+                "another --output_dir"
+            )
+
+
+class PlateauSchedule(keras.callbacks.ReduceLROnPlateau):
+    """Keras' `ReduceLROnPlateau` of the training loss, also in a training that goes on.
+
+    The loss is on a plateau when it has not become lower by 1e-4 in 10 epochs.
+    """
+
+    def __init__(self, learning_rate: float, past_losses: Sequence[float] = ()) -> None:
+        """Makes the callback.
+
+        Args:
+            learning_rate: the initial one.
+            past_losses: training loss of each epoch that was finished before.
+        """
+        super().__init__(monitor="loss", factor=_PLATEAU_FACTOR, patience=_PLATEAU_PATIENCE)
+        self._learning_rate = learning_rate
+        self._past_losses = past_losses
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Goes through the epochs that were finished before; a rate restored is the same."""
+        super().on_train_begin(logs)
+        self.model.optimizer.learning_rate = self._learning_rate
+        for epoch, loss in enumerate(self._past_losses):
+            self.on_epoch_end(epoch, {"loss": loss})
+
+
+class Progress(keras.callbacks.Callback):
+    """Prints a line an epoch with the time left and, on a terminal, a bar of the whole run.
+
+    It also adds the epoch's `seconds`, validation included, to the logs: it must come before the
+    callbacks that write them.
+    """
+
+    def __init__(self, epochs: int, steps_per_epoch: int, first_epoch: int = 0) -> None:
+        """Makes the callback.
+
+        Args:
+            epochs: of the whole run.
+            steps_per_epoch: training steps an epoch.
+            first_epoch: epochs that were finished before.
+        """
+        super().__init__()
+        self._epochs = epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._first_epoch = first_epoch
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Starts the bar."""
+        self._start = time.monotonic()
+        self._bar = tqdm.tqdm(
+            total=self._epochs * self._steps_per_epoch,
+            initial=self._first_epoch * self._steps_per_epoch,
+            unit="step",
+            smoothing=0,  # The mean speed: validation makes the present one jump.
+            leave=False,
+            dynamic_ncols=True,
+            disable=None,  # Where there is no terminal.
+        )
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Starts the epoch's clock."""
+        self._epoch_start = time.monotonic()
+        self._bar.set_description(f"epoch {epoch + 1}/{self._epochs}")
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Moves the bar."""
+        self._bar.update()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Adds the seconds to the logs and prints the epoch's line."""
+        now = time.monotonic()
+        logs["seconds"] = now - self._epoch_start
+        done = epoch + 1 - self._first_epoch
+        left = (now - self._start) / done * (self._epochs - epoch - 1)
+        values = "  ".join(f"{name} {logs[name]:.4f}" for name in _PROGRESS_VALUES if name in logs)
+        width = len(str(self._epochs))
+        tqdm.tqdm.write(
+            f"epoch {epoch + 1:>{width}}/{self._epochs}  {values}  "
+            f"{logs['seconds']:.1f} s, {datetime.timedelta(seconds=round(left))} left"
+        )
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Removes the bar."""
+        self._bar.close()
+
+
+class PlainModelCheckpoint(keras.callbacks.ModelCheckpoint):
+    """Keras' `ModelCheckpoint` of another model than the one that is trained, written in one go.
+
+    What is saved is the plain classifier inside a `FisherRegularizedModel`, so that it is used and
+    evaluated without this package.
+    """
+
+    def __init__(self, plain_model: keras.Model, path: pathlib.Path, **options: Any) -> None:
+        """Makes the callback.
+
+        Args:
+            plain_model: the model to save.
+            path: the file, `*.keras`.
+            **options: of `keras.callbacks.ModelCheckpoint`.
+        """
+        super().__init__(str(path), **options)
+        self._atomic = _AtomicallySaved(plain_model)
+
+    def set_model(self, model: keras.Model) -> None:
+        """Takes the plain model, whichever model is trained."""
+        super().set_model(self._atomic)
+
+
+class _AtomicallySaved:
+    """A model whose `save` leaves the old file alone until the new one is whole."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model = model
+
+    def save(self, path: str, overwrite: bool) -> None:
+        with replacing(pathlib.Path(path)) as part:
+            self._model.save(part, overwrite=overwrite)
+
+
+def finished_epochs(directory: pathlib.Path) -> int:
+    """Returns how many epochs the backup in `directory` stands after; 0 if there is none."""
+    matches = [re.fullmatch(r"epoch_(\d+)", path.name) for path in directory.glob("epoch_*")]
+    return max((int(match[1]) for match in matches if match), default=0)
+
+
+class AtomicBackup(keras.callbacks.Callback):
+    """Keras' `BackupAndRestore`, safe against a kill at any moment and with random states.
+
+    Keras overwrites its backup in place, the weights first and the epoch's number after them, and
+    its weights files leave out the states of seed generators (dropout). Here each backup goes to
+    a draft, the seed generators' states beside it, and the draft is renamed to `epoch_<n>` once
+    it is whole. Only then is the older one removed.
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        """Makes the callback.
+
+        Args:
+            directory: for the backups alone.
+        """
+        super().__init__()
+        self._directory = directory
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Restores the last whole backup, if there is one."""
+        epochs = finished_epochs(self._directory)
+        if epochs:
+            backup = self._backup(epochs)
+            self._keras_backup(backup).on_train_begin(logs)
+            with np.load(backup / _SEEDS) as states:
+                for index, variable in enumerate(_seed_variables(self.model)):
+                    variable.assign(states[str(index)])
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Backs up the state after the epoch."""
+        draft = self._directory / "draft"
+        if draft.exists():
+            shutil.rmtree(draft)
+        draft.mkdir(parents=True)
+        _require_space(draft, self.model)
+        self._keras_backup(draft).on_epoch_end(epoch, logs)
+        states = enumerate(_seed_variables(self.model))
+        np.savez(draft / _SEEDS, **{str(index): state.numpy() for index, state in states})
+        whole = self._backup(epoch + 1)
+        os.rename(draft, whole)
+        for older in self._directory.glob("epoch_*"):
+            if older != whole:
+                shutil.rmtree(older)
+
+    def _backup(self, epochs: int) -> pathlib.Path:
+        return self._directory / f"epoch_{epochs}"
+
+    def _keras_backup(self, directory: pathlib.Path) -> keras.callbacks.BackupAndRestore:
+        backup = keras.callbacks.BackupAndRestore(str(directory), delete_checkpoint=False)
+        backup.set_model(self.model)
+        return backup
+
+
+def _seed_variables(model: keras.Model) -> list[keras.Variable]:
+    """Returns the states of the model's seed generators."""
+    others = {id(variable) for variable in [*model.weights, *model.metrics_variables]}
+    return [variable for variable in model.variables if id(variable) not in others]
+
+
+def _require_space(directory: pathlib.Path, model: keras.Model) -> None:
+    """Raises an `OSError` unless a backup fits: h5py can crash the process on a full disk."""
+    variables = [*model.variables, *model.optimizer.variables]
+    # A variable's own bytes, and what HDF5 adds for each.
+    needed = sum(variable.numpy().nbytes + 4096 for variable in variables)
+    if shutil.disk_usage(directory).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
