@@ -7,9 +7,9 @@ import keras
 
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import training_settings
+from fisher_keras.experiments.training.callbacks import TrainingDivergedError
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import load_training_data
-from fisher_keras.experiments.training.callbacks import TrainingDivergedError
 from fisher_keras.experiments.training.files import RunFiles
 from fisher_keras.experiments.training.train import train
 
