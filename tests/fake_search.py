@@ -71,10 +71,15 @@ def main(directory, num_trials, prune, options):
     with store.locked(), open_engine(EngineOptions(**options)) as engine:
         study = open_study(None, store.directory / "study.journal", "search", 0)
         trials = Trials(study, CANDIDATES, num_trials, rungs, run_of, store, lambda number: None)
-        for run, record in engine.carry_out(
+        failed = 0
+        for run, outcome in engine.carry_out(
             trials.next_run, fake_search.carry_out, store, lambda running: None
         ):
-            trials.ended(run, record)
+            if isinstance(outcome, str):
+                failed += 1
+            else:
+                trials.ended(run, outcome)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

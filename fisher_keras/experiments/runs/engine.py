@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -176,6 +177,9 @@ def open_engine(options: EngineOptions, gpus: Sequence[str] = ()) -> Iterator[En
             address = options.scheduler
         else:
             stack.enter_context(dask.config.set(_LOCAL_CLUSTER))
+            stack.enter_context(warnings.catch_warnings())
+            # It happens on any busy machine.
+            warnings.filterwarnings("ignore", "Creating scratch directories is taking")
             # Threads of this process, which only wait: nothing is left of them, however it ends.
             address = stack.enter_context(
                 distributed.LocalCluster(

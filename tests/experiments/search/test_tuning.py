@@ -140,7 +140,7 @@ def test_there_is_no_best_if_all_diverge(config, formula):
 
 def test_trainings_that_fail_are_named_and_go_on_with_the_next_command(config, tmp_path, formula):
     formula(failing=[50.0])
-    message = r"4 trainings failed: beta 50, M 4, tau 0: ValueError: no luck \(see .*run\.log\)"
+    message = r"4 trainings failed: beta 50, M \d, tau \d: ValueError: no luck \(see .*run\.log\)"
     with pytest.raises(FailedRunsError, match=message):
         tune(config)
     formula()
@@ -211,20 +211,20 @@ def start(*flags):
 
 def test_a_killed_search_goes_on_within_a_training(tmp_path):
     flags = ["--preset=smoke", "--epochs=8", "--prune", "--num_workers=2"]
-    flags += [f"--output_dir={tmp_path}", "--beta=10,50,125", "--clip_norm=1"]
-    names = [f"beta{beta}_M4_tau1" for beta in (10, 50, 125)]
+    flags += [f"--output_dir={tmp_path}", "--beta=10,50", "--clip_norm=1"]
+    names = [f"beta{beta}_M4_tau1" for beta in (10, 50)]
     victim = start(*flags)
-    wait_for(tmp_path / "trials" / names[2] / "run.json", victim)
+    wait_for(tmp_path / "trials" / names[1] / "run.json", victim)
     victim.send_signal(signal.SIGKILL)
     assert finish(victim)[0] == -signal.SIGKILL
     code, stdout, stderr = finish(start(*flags))
-    assert (code, stderr) == (0, "")
-    assert "\ntrial 3/3  " in stdout
+    assert code == 0, stderr
+    assert "\ntrial 2/2  " in stdout
     rows = {
         values(row): row for row in json.loads((tmp_path / "tuning.json").read_text())["trials"]
     }
     found = []
-    for beta, name in zip((10, 50, 125), names, strict=True):
+    for beta, name in zip((10, 50), names, strict=True):
         row = rows[beta, 4, 1]
         with (tmp_path / "trials" / name / "history.csv").open(newline="") as file:
             history = list(csv.DictReader(file))
@@ -234,10 +234,8 @@ def test_a_killed_search_goes_on_within_a_training(tmp_path):
         run = json.loads((tmp_path / "trials" / name / "run.json").read_text())
         assert run["status"] == ("finished" if row["state"] == "complete" else "running")
         found.append((row["state"], row["epochs"], 1 - float(history[0]["val_accuracy"])))
-    first_errors = [error for _, _, error in found]
-    best = first_errors.index(min(first_errors))
-    assert found[best][:2] == ("complete", 8)
-    assert [state for state, epochs, _ in found if epochs == 1] == ["pruned"] * 2
+    found.sort(key=lambda trial: trial[2])
+    assert [trial[:2] for trial in found] == [("complete", 8), ("pruned", 1)]
     assert not processes.run_processes(tmp_path)
 
 
