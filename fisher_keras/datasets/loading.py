@@ -5,17 +5,22 @@ import dataclasses
 import hashlib
 import os
 import ssl
+import types
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from absl import logging
 
 from fisher_keras.datasets.checks import check_images_and_labels
+from fisher_keras.extras import require
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 DATASETS = ("cifar10", "cifar100", "digits", "folder")
 
@@ -111,7 +116,16 @@ def load_dataset(name: str, data_dir: str | None = None, download: bool = True) 
     return dataset
 
 
+def _tensorflow_datasets() -> types.ModuleType:
+    """Returns TFDS, which takes seconds to import, and which only some data sets need."""
+    require("tensorflow_datasets")
+    import tensorflow_datasets
+
+    return tensorflow_datasets
+
+
 def _load_tfds(name: str, data_dir: str | None, download: bool) -> ImageDataset:
+    tfds = _tensorflow_datasets()
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         if download and not builder.is_prepared():
@@ -127,7 +141,7 @@ def _load_tfds(name: str, data_dir: str | None, download: bool) -> ImageDataset:
 
 
 def _with_classes_of(
-    builder: tfds.core.DatasetBuilder, name: str, *arrays: np.ndarray
+    builder: "tfds.core.DatasetBuilder", name: str, *arrays: np.ndarray
 ) -> ImageDataset:
     """Returns the data set of the arrays of both splits, with the builder's classes."""
     label = builder.info.features["label"]
@@ -146,7 +160,7 @@ def _not_available(name: str, data_dir: str | None, reason: str) -> FileNotFound
     )
 
 
-def _download(builder: tfds.core.DatasetBuilder) -> None:
+def _download(builder: "tfds.core.DatasetBuilder") -> None:
     # TFDS itself retries for minutes before it gives up on a host it cannot reach.
     for url in builder.url_infos:
         _check_reachable(url)
@@ -169,20 +183,17 @@ def _check_reachable(url: str) -> None:
             raise ConnectionError(f"no connection to {host}: {error.reason}") from error
 
 
-def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_split(builder: "tfds.core.DatasetBuilder", split: str) -> tuple[np.ndarray, np.ndarray]:
     batches = builder.as_dataset(split=split, as_supervised=True).batch(1000)
-    images, labels = zip(*tfds.as_numpy(batches), strict=True)
+    images, labels = zip(*batches.as_numpy_iterator(), strict=True)
     return np.concatenate(images), np.concatenate(labels).astype(np.int32)
 
 
 def _load_digits() -> ImageDataset:
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ImportError(
-            "--dataset=digits needs scikit-learn: run `pip install scikit-learn`"
-        ) from error
+    require("sklearn")
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     # Pixels are counts in 0..16; to 0..255 first, so that interpolation rounds only once.
     images = digits.images[..., np.newaxis] * (255 / 16)
@@ -210,7 +221,7 @@ def _load_folder(folder: str | None) -> ImageDataset:
         raise ValueError(
             f"--dataset=folder needs --data_dir=PATH to an existing folder, got {folder}"
         )
-    builder = tfds.ImageFolder(folder)
+    builder = _tensorflow_datasets().ImageFolder(folder)
     for split in ("train", "test"):
         if split not in builder.info.splits or not builder.info.splits[split].num_examples:
             raise ValueError(
@@ -227,12 +238,13 @@ def _load_folder(folder: str | None) -> ImageDataset:
 
 
 def _read_folder_split(
-    builder: tfds.core.DatasetBuilder, split: str, image_shape: tuple[int, ...] | None
+    builder: "tfds.core.DatasetBuilder", split: str, image_shape: tuple[int, ...] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     # Decoded here and not by TFDS, whose error does not name the file.
-    examples = builder.as_dataset(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    skip = _tensorflow_datasets().decode.SkipDecoding()
+    examples = builder.as_dataset(split=split, decoders={"image": skip})
     images, labels = [], []
-    for example in tfds.as_numpy(examples):
+    for example in examples.as_numpy_iterator():
         path = example["image/filename"].decode()
         image = _decode_image(example["image"], path)
         image_shape = image_shape or image.shape

@@ -5,13 +5,15 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from fisher_keras.extras import require
 from fisher_keras.metrics.trials import Trial, json_ready
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ class LocalMinimumReport:
                 )
         return "\n".join(lines + [f"Note: {note}" for note in self.notes])
 
-    def plot_spectrum(self, axes: Axes | None = None) -> Axes:
+    def plot_spectrum(self, axes: "Axes | None" = None) -> "Axes":
         """Draws the eigenvalues of xi by rank: their geometric mean and its spread over trials.
 
         Args:
@@ -122,6 +124,7 @@ class LocalMinimumReport:
 
         Raises:
             ValueError: If no metric needed xi.
+            ImportError: If there are no axes, and matplotlib is not installed.
         """
         if not self.trials[0].log_spectrum:
             raise ValueError(
@@ -133,7 +136,11 @@ class LocalMinimumReport:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Mean of empty slice|Degrees of freedom")
             mean, spread = np.nanmean(decimal, axis=0), np.nanstd(decimal, axis=0)
-        axes = Figure(layout="constrained").subplots() if axes is None else axes
+        if axes is None:
+            require("matplotlib")
+            from matplotlib.figure import Figure
+
+            axes = Figure(layout="constrained").subplots()
         rank = np.arange(1, len(mean) + 1)
         axes.plot(rank, mean)
         axes.fill_between(rank, mean - spread, mean + spread, alpha=0.3, linewidth=0)

@@ -4,7 +4,6 @@ import pathlib
 import shutil
 import socket
 import ssl
-import sys
 import urllib.error
 import urllib.request
 
@@ -15,6 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from conftest import write_png
 
+from fisher_keras import extras
 from fisher_keras.datasets import (
     AUGMENTATIONS,
     ImageDataset,
@@ -453,10 +453,16 @@ def test_digits_are_all_there_enlarged_and_stratified():
     np.testing.assert_allclose(share, 397 / 1797, atol=0.005)
 
 
-def test_digits_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match="pip install scikit-learn"):
-        load_dataset("digits")
+@pytest.mark.parametrize(
+    ("name", "package"), [("digits", "sklearn"), ("cifar10", "tensorflow_datasets")]
+)
+def test_a_missing_package_is_named(monkeypatch, name, package):
+    real = extras.importlib.util.find_spec
+    monkeypatch.setattr(
+        extras.importlib.util, "find_spec", lambda name: None if name == package else real(name)
+    )
+    with pytest.raises(ImportError, match=rf"no package {package}: run pip install 'fisher_ker"):
+        load_dataset(name)
 
 
 def test_fingerprint_follows_the_content():
