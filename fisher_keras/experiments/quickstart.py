@@ -27,10 +27,10 @@ from fisher_keras.datasets import (
     training_pipeline,
 )
 from fisher_keras.experiments.training.provenance import provenance
-from fisher_keras.models import build_model
-from fisher_keras.models.recipes import (
+from fisher_keras.models import (
     RECIPES,
     RegularizerSettings,
+    build_model,
     build_optimizer,
     learning_rate_at,
 )

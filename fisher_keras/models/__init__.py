@@ -1,75 +1,21 @@
-"""The networks of the paper's Section 7.2 (Appendix E), as plain Keras models."""
+"""The networks of the paper's Appendix E with their recipes, and the regularizer's settings."""
 
-from collections.abc import Sequence
+from fisher_keras.models.architectures import ARCHITECTURES, RECIPES, build_model
+from fisher_keras.models.recipe import Recipe, build_optimizer, learning_rate_at
+from fisher_keras.models.settings import (
+    RegularizerSettings,
+    regularizer_settings,
+    write_regularizer_settings,
+)
 
-import keras
-
-from fisher_keras.arguments import real_number, whole_number
-from fisher_keras.models import cnn, densenet, resnet, wide_resnet
-
-_BUILDERS = {
-    "cnn": cnn.build,
-    "resnet": resnet.build,
-    "wide_resnet": wide_resnet.build,
-    "densenet": densenet.build,
-}
-ARCHITECTURES = tuple(_BUILDERS)
-
-# Every architecture halves height and width twice.
-_MIN_SIZE = 4
-
-
-def build_model(
-    arch: str,
-    num_classes: int,
-    input_shape: Sequence[int] = (32, 32, 3),
-    *,
-    depth: int | None = None,
-    width: float | None = None,
-    l2_penalty: float | None = None,
-) -> keras.Model:
-    """Builds one of the paper's networks; without further arguments exactly the paper's.
-
-    Args:
-        arch: "cnn", "resnet" (ResNet-20), "wide_resnet" (WRN-28-2) or "densenet" (DenseNet-BC,
-            L=100, k=12).
-        num_classes: the number of classes K, at least 2.
-        input_shape: (H, W, channels) of an image, H and W at least 4.
-        depth: number of layers: resnet 6n+2 (20), wide_resnet 6n+4 (28), densenet 6n+4 (100). The
-            cnn has none.
-        width: cnn: factor on the numbers of filters (1.0); resnet: filters of the first stage
-            (16); wide_resnet: widening factor k (2); densenet: growth rate k (12).
-        l2_penalty: coefficient of the sum of squares, in `model.losses`, of all kernels of the
-            cnn (1e-4) and of all trainable variables of the others (half their papers' weight
-            decay: 5e-5, wide_resnet 2.5e-4). 0 for none.
-
-    Returns:
-        A functional model from images of shape (batch, H, W, channels) to logits of shape
-        (batch, num_classes), made of Keras' own layers: a saved one loads without this package.
-
-    Raises:
-        ValueError: if an argument cannot be built; the message says what can.
-    """
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"Unknown architecture {arch!r}: use one of {', '.join(ARCHITECTURES)}.")
-    num_classes = whole_number("num_classes", num_classes, least=2)
-    input_shape = _image_shape(input_shape)
-    if arch == "cnn" and depth is not None:
-        raise ValueError(f"cnn always has 6 convolutions: leave out depth, got {depth!r}.")
-    if l2_penalty is not None:
-        l2_penalty = real_number("l2_penalty", l2_penalty, least=0)
-    options = {"depth": depth, "width": width, "l2_penalty": l2_penalty}
-    given = {name: value for name, value in options.items() if value is not None}
-    return _BUILDERS[arch](num_classes, input_shape, **given)
-
-
-def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Returns the shape as a tuple, if images of it can be halved twice."""
-    if not isinstance(shape, Sequence) or len(shape) != 3:
-        raise ValueError(f"input_shape must be (height, width, channels), got {shape!r}.")
-    height, width, channels = shape
-    return (
-        whole_number("The height in input_shape", height, _MIN_SIZE),
-        whole_number("The width in input_shape", width, _MIN_SIZE),
-        whole_number("The number of channels in input_shape", channels, 1),
-    )
+__all__ = [
+    "ARCHITECTURES",
+    "RECIPES",
+    "Recipe",
+    "RegularizerSettings",
+    "build_model",
+    "build_optimizer",
+    "learning_rate_at",
+    "regularizer_settings",
+    "write_regularizer_settings",
+]

@@ -8,10 +8,27 @@ import keras
 
 from fisher_keras.arguments import real_number
 from fisher_keras.models import layers
+from fisher_keras.models.recipe import Recipe
 
 FILTERS = (64, 64, 128, 128, 192, 192)
 # Appendix E: "l2 regularization of a coefficient 0.0001".
 L2_PENALTY = 1e-4
+# "We initialize the weights according to the scheme in He et al. (2016a) and apply l2
+# regularization of a coefficient 0.0001. [...] stochastic gradient descent with Nesterov
+# momentum set to 0.9 and a batch size of 128. We train 200 epochs in total with the learning
+# rate initially set to 0.01 and then divided by 10 at epoch 100 and 150."
+RECIPE = Recipe(
+    momentum=0.9,
+    nesterov=True,
+    learning_rate=0.01,
+    schedule=((100, 0.1), (150, 0.1)),
+    epochs=200,
+    batch_size=128,
+    l2_penalty=L2_PENALTY,
+    augmentation="4-crop-f",
+    initialization="He normal, fan-in",
+    source="Information-Theoretic Local Minima Characterization and Regularization, Appendix E",
+)
 
 
 def build(

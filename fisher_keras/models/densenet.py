@@ -8,9 +8,24 @@ import keras
 
 from fisher_keras.arguments import whole_number
 from fisher_keras.models.layers import batch_norm_relu, blocks_per_stage, classifier, conv
+from fisher_keras.models.recipe import Recipe
 
 # Half the weight decay of the paper, 1e-4, whose gradient is decay * w.
 L2_PENALTY = 1e-4 / 2
+# Nesterov momentum 0.9 without dampening, weight decay 1e-4, batches of 64, learning rate 0.1,
+# divided by 10 at 50% and 75% of 300 epochs; no dropout with augmentation.
+RECIPE = Recipe(
+    momentum=0.9,
+    nesterov=True,
+    learning_rate=0.1,
+    schedule=((150, 0.1), (225, 0.1)),
+    epochs=300,
+    batch_size=64,
+    l2_penalty=L2_PENALTY,
+    augmentation="4-crop-f",
+    initialization="He normal, fan-out",
+    source="Huang et al., Densely Connected Convolutional Networks, CVPR 2017, Section 4.2",
+)
 
 
 def build(

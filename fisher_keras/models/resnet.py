@@ -8,9 +8,25 @@ import keras
 
 from fisher_keras.arguments import whole_number
 from fisher_keras.models.layers import batch_norm_relu, blocks_per_stage, classifier, conv
+from fisher_keras.models.recipe import Recipe
 
 # Half the weight decay of He et al. (2016a), 1e-4, whose gradient is decay * w.
 L2_PENALTY = 1e-4 / 2
+# Weight decay 1e-4 and momentum 0.9 (not Nesterov's) as in their Section 3.4, batches of 128,
+# learning rate 0.1, divided by 10 at 32k and 48k of 64k iterations: at 391 iterations an epoch
+# epochs 82 and 123 of 164. Their warm-up is for depth 110 alone.
+RECIPE = Recipe(
+    momentum=0.9,
+    nesterov=False,
+    learning_rate=0.1,
+    schedule=((82, 0.1), (123, 0.1)),
+    epochs=164,
+    batch_size=128,
+    l2_penalty=L2_PENALTY,
+    augmentation="4-crop-f",
+    initialization="He normal, fan-out",
+    source="He et al., Deep Residual Learning for Image Recognition, CVPR 2016, Section 4.2",
+)
 
 
 def build(

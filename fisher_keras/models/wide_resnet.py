@@ -7,9 +7,24 @@ import keras
 
 from fisher_keras.arguments import whole_number
 from fisher_keras.models.layers import batch_norm_relu, blocks_per_stage, classifier, conv
+from fisher_keras.models.recipe import Recipe
 
 # Half the weight decay of the paper, 5e-4, whose gradient is decay * w.
 L2_PENALTY = 5e-4 / 2
+# Nesterov momentum 0.9, weight decay 5e-4, batches of 128, learning rate 0.1, multiplied by
+# 0.2 at 60, 120 and 160 of 200 epochs. Their crops fill the 4 padded pixels with reflections.
+RECIPE = Recipe(
+    momentum=0.9,
+    nesterov=True,
+    learning_rate=0.1,
+    schedule=((60, 0.2), (120, 0.2), (160, 0.2)),
+    epochs=200,
+    batch_size=128,
+    l2_penalty=L2_PENALTY,
+    augmentation="4-crop-f",
+    initialization="He normal, fan-out",
+    source="Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, Section 3",
+)
 
 
 def build(

@@ -5,7 +5,7 @@ import hashlib
 import json
 
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
-from fisher_keras.models.recipes import RegularizerSettings
+from fisher_keras.models import RegularizerSettings
 
 # Algorithm 1 clips the gradient, too: "clipped" is the baseline with only that, so that what the
 # regularizer itself does can be told apart.

@@ -20,11 +20,8 @@ from fisher_keras.experiments.search.trial_run import carry_out, trial_run
 from fisher_keras.experiments.search.trials import Trials, open_study, rungs_of
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import load_training_data
-from fisher_keras.models.recipes import (
-    RegularizerSettings,
-    settings_file,
-    write_regularizer_settings,
-)
+from fisher_keras.models import RegularizerSettings, write_regularizer_settings
+from fisher_keras.models.settings import settings_file
 
 SEARCHED = ("beta", "num_sub_batches", "clip_norm")
 SAMPLERS = ("grid", "tpe")

@@ -4,8 +4,7 @@ import dataclasses
 
 from fisher_keras.datasets import AUGMENTATIONS, DATASETS
 from fisher_keras.experiments.flags import check_options, option
-from fisher_keras.models import ARCHITECTURES
-from fisher_keras.models.recipes import RECIPES, regularizer_settings
+from fisher_keras.models import ARCHITECTURES, RECIPES, regularizer_settings
 from fisher_keras.regularizer.model import GRADIENTS
 
 MIXED_PRECISIONS = ("none", "mixed_float16", "mixed_bfloat16")

@@ -22,8 +22,7 @@ from fisher_keras.experiments.training.config import REGULARIZER_OPTIONS, Traini
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.files import RunFiles
 from fisher_keras.experiments.training.provenance import provenance
-from fisher_keras.models import build_model
-from fisher_keras.models.recipes import RECIPES, build_optimizer, learning_rate_at
+from fisher_keras.models import RECIPES, build_model, build_optimizer, learning_rate_at
 from fisher_keras.regularizer.model import FisherRegularizedModel
 
 __all__ = ["TrainingConfig", "TrainingDivergedError", "train"]

@@ -22,7 +22,8 @@ from fisher_keras.experiments.search import tuning
 from fisher_keras.experiments.search.flags import TUNING_PRESETS
 from fisher_keras.experiments.search.tuning import TuningConfig, tune
 from fisher_keras.experiments.training.train import TrainingConfig
-from fisher_keras.models.recipes import SETTINGS_VARIABLE, regularizer_settings
+from fisher_keras.models import regularizer_settings
+from fisher_keras.models.settings import SETTINGS_VARIABLE
 
 ROOT = pathlib.Path(__file__).parents[3]
 TIMEOUT = 240

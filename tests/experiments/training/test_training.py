@@ -14,7 +14,7 @@ from fisher_keras.experiments.training import data as training_data
 from fisher_keras.experiments.training import train as training
 from fisher_keras.experiments.training.provenance import git_revision
 from fisher_keras.experiments.training.train import TrainingConfig, TrainingDivergedError, train
-from fisher_keras.models.recipes import regularizer_settings
+from fisher_keras.models import regularizer_settings
 from fisher_keras.regularizer.model import FisherRegularizedModel
 
 BIG_ENOUGH_TO_DIVERGE = 1e8

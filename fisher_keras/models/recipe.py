@@ -1,0 +1,95 @@
+"""How a network is trained in its own paper, as data; each network's file has its `RECIPE`."""
+
+import dataclasses
+import math
+
+import keras
+
+from fisher_keras.arguments import real_number, whole_number
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A training recipe of stochastic gradient descent.
+
+    Attributes:
+        momentum: of stochastic gradient descent.
+        nesterov: whether the momentum is Nesterov's.
+        learning_rate: the initial learning rate.
+        schedule: pairs (epoch, factor) by rising epoch: after so many epochs of `epochs` the
+            learning rate is multiplied by the factor.
+        epochs: passes over the training images.
+        batch_size: images a step, |B|.
+        l2_penalty: coefficient of the sum of squares of the weights; what
+            `fisher_keras.models.build_model` applies by default.
+        augmentation: the scheme's name in the paper's Section 7.1.
+        initialization: of the convolutions; what `fisher_keras.models.build_model` applies.
+        source: where the recipe is from.
+    """
+
+    momentum: float
+    nesterov: bool
+    learning_rate: float
+    schedule: tuple[tuple[int, float], ...]
+    epochs: int
+    batch_size: int
+    l2_penalty: float
+    augmentation: str
+    initialization: str
+    source: str
+
+
+def learning_rate_at(
+    recipe: Recipe, epoch: int, epochs: int | None = None, learning_rate: float | None = None
+) -> float:
+    """Returns the learning rate of one epoch, for `keras.callbacks.LearningRateScheduler`.
+
+    Args:
+        recipe: the recipe whose schedule applies.
+        epoch: the epoch, counted from 0.
+        epochs: length of the training, if not the recipe's: the schedule's epochs are scaled in
+            proportion.
+        learning_rate: the initial learning rate, if not the recipe's.
+
+    Returns:
+        The learning rate.
+
+    Raises:
+        ValueError: if epoch is negative, or epochs or learning_rate is not positive.
+    """
+    epochs = recipe.epochs if epochs is None else epochs
+    epoch, epochs = whole_number("epoch", epoch, 0), whole_number("epochs", epochs, 1)
+    # In whole numbers: a quotient of floats could miss the boundary.
+    passed = [
+        factor for start, factor in recipe.schedule if epoch * recipe.epochs >= start * epochs
+    ]
+    return math.prod(passed, start=_initial_learning_rate(recipe, learning_rate))
+
+
+def build_optimizer(
+    recipe: Recipe, learning_rate: float | None = None
+) -> keras.optimizers.Optimizer:
+    """Builds the recipe's optimizer. Weight decay is not in it, but in the model's L2 penalties.
+
+    Args:
+        recipe: the recipe.
+        learning_rate: the initial learning rate, if not the recipe's.
+
+    Returns:
+        A new Keras optimizer.
+
+    Raises:
+        ValueError: if learning_rate is not positive.
+    """
+    return keras.optimizers.SGD(
+        _initial_learning_rate(recipe, learning_rate),
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+    )
+
+
+def _initial_learning_rate(recipe: Recipe, learning_rate: float | None) -> float:
+    """Returns the learning rate given, or the recipe's."""
+    if learning_rate is None:
+        return recipe.learning_rate
+    return real_number("learning_rate", learning_rate, above=0)
