@@ -77,15 +77,42 @@ PRESETS = {
 _Groups = dict[tuple[str, str], dict[bool, list[dict[str, Any]]]]
 
 
-def regularization_runs(preset: Preset) -> list[Run]:
+@dataclasses.dataclass(frozen=True)
+class TableOptions(ExperimentOptions):
+    """How and where a table is made; the fields' texts are those of --help."""
+
+    settings_file: str | None = option(
+        None,
+        "Table of the regularizer's values, as for train_cifar.",
+        group="experiment",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Table2Options(TableOptions):
+    """How and where Table 2 is made, and of which gamma-hat."""
+
+    normalize_logits: bool = option(
+        False,
+        "Show gamma-hat of logits divided by 0.04 times their norm.",
+        group="experiment",
+    )
+
+
+def regularization_runs(preset: Preset, settings_file: str | None = None) -> list[Run]:
     """Returns the runs of both tables, a seed of all networks before the next seed.
 
     Args:
         preset: its values are pairs of an architecture and a data set.
+        settings_file: see `regularizer_settings`.
 
     Returns:
         For each of them and each seed a run without and one with the regularizer, whose settings
         are those of `regularizer_settings`.
+
+    Raises:
+        ValueError: If the file is no such table.
+        OSError: If it cannot be read.
     """
     return [
         trained_run(
@@ -95,6 +122,7 @@ def regularization_runs(preset: Preset) -> list[Run]:
                 dataset=dataset,
                 **{**preset.training, **preset.networks.get(arch, {})},
                 regularize=regularize,
+                settings_file=settings_file if regularize else None,
                 seed=seed,
             ),
             preset.metrics,
@@ -106,7 +134,7 @@ def regularization_runs(preset: Preset) -> list[Run]:
     ]
 
 
-def make_table_1(options: ExperimentOptions) -> None:
+def make_table_1(options: TableOptions) -> None:
     """Trains the networks of Table 1 that are not there yet, prints and writes it.
 
     Args:
@@ -119,17 +147,6 @@ def make_table_1(options: ExperimentOptions) -> None:
     """
     preset = preset_of(PRESETS, options)
     _make_table("table1", table_1, preset, options)
-
-
-@dataclasses.dataclass(frozen=True)
-class Table2Options(ExperimentOptions):
-    """How and where Table 2 is made, and of which gamma-hat."""
-
-    normalize_logits: bool = option(
-        False,
-        "Show gamma-hat of logits divided by 0.04 times their norm.",
-        group="experiment",
-    )
 
 
 def make_table_2(options: Table2Options) -> None:
@@ -206,10 +223,10 @@ def _make_table(
     name: str,
     table: Callable[[Sequence[dict[str, Any]]], Rows],
     preset: Preset,
-    options: ExperimentOptions,
+    options: TableOptions,
 ) -> None:
     """Carries out the runs, prints the table and writes it beside them."""
-    runs = regularization_runs(preset)
+    runs = regularization_runs(preset, options.settings_file)
     store = carry_out_runs(EXPERIMENT, runs, preset, options)
     # Not only those of this shard.
     wanted = {run.key for run in runs}

@@ -4,14 +4,16 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, TypeAlias
 
 from fisher_keras.atomic import replacing
 from fisher_keras.models.architectures import check_architecture
 
-# Names a file that is read and written in place of the package's own table.
-SETTINGS_VARIABLE = "FISHER_KERAS_REGULARIZER_SETTINGS"
-_PACKAGE_SETTINGS = pathlib.Path(__file__).with_name("regularizer_settings.json")
+_PACKAGE_TABLE = pathlib.Path(__file__).with_name("regularizer_settings.json")
+
+# Data set -> architecture -> the fields of `RegularizerSettings`; `tuned`, whether they were
+# chosen on a validation split; and then `tuning`, how.
+_Table: TypeAlias = dict[str, dict[str, dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,77 +33,87 @@ class RegularizerSettings:
     clip_norm: float | None = 10.0
 
 
-def regularizer_settings(arch: str, dataset: str) -> RegularizerSettings:
-    """Returns the regularizer's hyper-parameters for a network on a dataset.
-
-    They are read from `settings_file()`, where `tuned` says whether an entry was chosen on a
-    validation split (Section 7.2), and `tuning` how, or it still holds the defaults.
+def regularizer_settings(
+    arch: str, dataset: str, settings_file: str | os.PathLike | None = None
+) -> RegularizerSettings:
+    """Returns the regularizer's hyper-parameters for a network on a data set.
 
     Args:
-        arch: the architecture, one of `fisher_keras.models.ARCHITECTURES`.
-        dataset: the dataset's name; one that the table does not have gets the defaults.
+        arch: The architecture, one of `fisher_keras.models.ARCHITECTURES`.
+        dataset: The data set's name.
+        settings_file: A table that `write_regularizer_settings` has written. What it does not have
+            comes from the package's table, and what that does not have are the defaults. The row
+            of a table says under `tuned` whether its values were chosen on a validation split.
 
     Returns:
         The settings.
 
     Raises:
-        ValueError: if the architecture is unknown, or the file is not such a table.
-        OSError: if the file cannot be read.
+        ValueError: If the architecture is unknown, or the file is not such a table.
+        OSError: If the file cannot be read.
     """
     check_architecture(arch)
-    entry = _settings_table().get(dataset, {}).get(arch, {})
-    names = [field.name for field in dataclasses.fields(RegularizerSettings)]
-    return RegularizerSettings(**{name: entry[name] for name in names if name in entry})
+    paths = [_PACKAGE_TABLE] if settings_file is None else [_path(settings_file), _PACKAGE_TABLE]
+    for path in paths:
+        row = _read(path).get(dataset, {}).get(arch)
+        if row is not None:
+            names = [field.name for field in dataclasses.fields(RegularizerSettings)]
+            return RegularizerSettings(**{name: row[name] for name in names})
+    return RegularizerSettings()
 
 
 def write_regularizer_settings(
-    arch: str, dataset: str, settings: RegularizerSettings, tuning: dict[str, Any]
-) -> pathlib.Path:
-    """Puts tuned hyper-parameters into `settings_file()`; its other entries stay as they are.
+    path: str | os.PathLike,
+    arch: str,
+    dataset: str,
+    settings: RegularizerSettings,
+    tuning: dict[str, Any],
+) -> None:
+    """Puts tuned hyper-parameters into a table; its other rows stay as they are.
 
     Args:
-        arch: the architecture, one of `fisher_keras.models.ARCHITECTURES`.
-        dataset: the dataset's name.
-        settings: the best hyper-parameters.
-        tuning: how they were found, for JSON.
-
-    Returns:
-        The file. If it was not there, it has the package's other entries.
+        path: The table, a JSON file; a new one if there is none.
+        arch: The architecture, one of `fisher_keras.models.ARCHITECTURES`.
+        dataset: The data set's name.
+        settings: The best hyper-parameters.
+        tuning: How they were found, for JSON.
 
     Raises:
-        ValueError: if the architecture is unknown, or the file is not such a table.
-        OSError: if the file cannot be read or written.
+        ValueError: If the architecture is unknown, or the file is not such a table.
+        OSError: If the file cannot be read or written.
     """
     check_architecture(arch)
-    table = _settings_table()
-    entry = {**dataclasses.asdict(settings), "tuned": True, "tuning": tuning}
-    table[dataset] = {**table.get(dataset, {}), arch: entry}
-    datasets = []
-    for name, networks in table.items():
-        lines = (f"    {json.dumps(key)}: {json.dumps(networks[key])}" for key in networks)
-        joined = ",\n".join(lines)
-        datasets.append(f"  {json.dumps(name)}: {{\n{joined}\n  }}")
-    path = settings_file()
+    path = _path(path)
+    table = _read(path) if path.exists() else {}
+    row = {**dataclasses.asdict(settings), "tuned": True, "tuning": tuning}
+    table[dataset] = {**table.get(dataset, {}), arch: row}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, shared=True) as part:
-        part.write_text("{\n" + ",\n".join(datasets) + "\n}\n", encoding="utf-8")
-    return path
+        part.write_text(_text(table), encoding="utf-8")
 
 
-def settings_file() -> pathlib.Path:
-    """Returns the table's file: $FISHER_KERAS_REGULARIZER_SETTINGS, or the one in the package."""
-    return pathlib.Path(os.environ.get(SETTINGS_VARIABLE) or _PACKAGE_SETTINGS).expanduser()
+def _path(path: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(path).expanduser()
 
 
-def _settings_table() -> dict[str, dict[str, dict]]:
-    """Reads the table: dataset -> architecture -> hyper-parameters, `tuned` and `tuning`."""
-    path = settings_file()
-    if not path.exists():
-        path = _PACKAGE_SETTINGS
+def _text(table: _Table) -> str:
+    """Returns the table as JSON with a line a row."""
+    datasets = []
+    for dataset, rows in table.items():
+        lines = (f"    {json.dumps(arch)}: {json.dumps(rows[arch])}" for arch in rows)
+        joined = ",\n".join(lines)
+        datasets.append(f"  {json.dumps(dataset)}: {{\n{joined}\n  }}")
+    return "{\n" + ",\n".join(datasets) + "\n}\n"
+
+
+def _read(path: pathlib.Path) -> _Table:
+    names = [field.name for field in dataclasses.fields(RegularizerSettings)]
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(entry, dict) for row in table.values() for entry in row.values()):
-            raise ValueError("an entry is not an object")
-    except (AttributeError, ValueError) as error:
+        for rows in table.values():
+            for arch, row in rows.items():
+                if missing := [name for name in names if name not in row]:
+                    raise ValueError(f"the row of {arch} has no {missing[0]}")
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no table of regularizer settings: {error}.") from error
     return table

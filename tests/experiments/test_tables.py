@@ -16,6 +16,7 @@ from fisher_keras.experiments.tables import (
     table_1,
     table_2,
 )
+from fisher_keras.models import RegularizerSettings, write_regularizer_settings
 
 
 def record(arch, dataset, regularize, error, gamma, normalized_gamma=0.0):
@@ -75,6 +76,19 @@ def test_paper_preset_is_table_1():
     epochs = {run.config["training"]["arch"]: run.config["training"]["epochs"] for run in runs}
     assert epochs == {"cnn": 200, "wide_resnet": 200, "densenet": 300, "resnet": 164}
     assert not any("train_size" in run.config["training"] for run in runs)
+
+
+def test_a_table_of_settings_decides_the_regularized_runs_alone(tmp_path):
+    path = tmp_path / "settings.json"
+    write_regularizer_settings(path, "cnn", "digits", RegularizerSettings(beta=3.0), {})
+    usual = regularization_runs(PRESETS["smoke"])
+    for run, other in zip(regularization_runs(PRESETS["smoke"], str(path)), usual, strict=True):
+        training = run.config["training"]
+        if training["arch"] == "cnn" and training.get("regularize"):
+            assert training["beta"] == 3.0
+        else:
+            assert run.key == other.key
+        assert "settings_file" not in training
 
 
 def test_every_preset_trains_each_network_in_both_ways():

@@ -13,7 +13,6 @@ from fisher_keras.models import (
     regularizer_settings,
     write_regularizer_settings,
 )
-from fisher_keras.models.settings import SETTINGS_VARIABLE
 
 SETTINGS_FILE = resources.files("fisher_keras.models") / "regularizer_settings.json"
 
@@ -44,64 +43,68 @@ def test_other_datasets_get_the_defaults():
     assert regularizer_settings("cnn", "digits") == RegularizerSettings()
 
 
-@pytest.fixture
-def own_table(tmp_path, monkeypatch):
-    """A file in place of the package's table; it is not there yet."""
-    path = tmp_path / "mine" / "settings.json"
-    monkeypatch.setenv(SETTINGS_VARIABLE, str(path))
-    return path
-
-
 TUNED = RegularizerSettings(beta=40.0, num_sub_batches=16, clip_norm=None)
 
 
-def test_tuned_settings_are_found_again_and_the_others_kept(own_table):
-    package = settings_table()
-    before = regularizer_settings("resnet", "cifar10")
-    assert write_regularizer_settings("cnn", "digits", TUNED, {"trials": 3}) == own_table
-    write_regularizer_settings("resnet", "cifar10", TUNED, {"trials": 12})
-    assert regularizer_settings("cnn", "digits") == TUNED
-    assert regularizer_settings("resnet", "cifar10") == TUNED != before
-    table = json.loads(own_table.read_text())
-    assert table["cifar10"].pop("resnet") == {
-        "alpha": 1e-4,
-        "beta": 40.0,
-        "num_sub_batches": 16,
-        "clip_norm": None,
-        "tuned": True,
-        "tuning": {"trials": 12},
+def test_a_table_of_ones_own_has_the_tuned_rows_and_goes_before_the_packages(tmp_path):
+    path = tmp_path / "mine" / "settings.json"
+    before = SETTINGS_FILE.read_text()
+    write_regularizer_settings(path, "cnn", "digits", TUNED, {"trials": 3})
+    write_regularizer_settings(path, "resnet", "cifar10", TUNED, {"trials": 12})
+    assert regularizer_settings("cnn", "digits", path) == TUNED
+    assert regularizer_settings("resnet", "cifar10", path) == TUNED
+    for arch, dataset in (("resnet", "cifar10"), ("cnn", "digits")):
+        assert regularizer_settings(arch, dataset) != TUNED
+    assert regularizer_settings("cnn", "cifar10", path) == regularizer_settings("cnn", "cifar10")
+    row = {"alpha": 1e-4, "beta": 40.0, "num_sub_batches": 16, "clip_norm": None, "tuned": True}
+    assert json.loads(path.read_text()) == {
+        "digits": {"cnn": {**row, "tuning": {"trials": 3}}},
+        "cifar10": {"resnet": {**row, "tuning": {"trials": 12}}},
     }
-    del table["digits"], package["cifar10"]["resnet"]
-    assert table == package
-    assert "digits" not in settings_table()
-    assert [path.name for path in own_table.parent.iterdir()] == ["settings.json"]
+    assert SETTINGS_FILE.read_text() == before
+    assert [path.name for path in path.parent.iterdir()] == ["settings.json"]
 
 
-def test_an_entry_that_is_written_changes_its_line_alone(own_table):
-    package = SETTINGS_FILE.read_text()
-    write_regularizer_settings("densenet", "cifar100", TUNED, {})
-    lines = zip(own_table.read_text().splitlines(), package.splitlines(), strict=True)
+def test_a_row_that_is_written_changes_its_line_alone(tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text(SETTINGS_FILE.read_text())
+    write_regularizer_settings(path, "densenet", "cifar100", TUNED, {})
+    lines = zip(path.read_text().splitlines(), SETTINGS_FILE.read_text().splitlines(), strict=True)
     ((now, before),) = [(now, before) for now, before in lines if now != before]
     assert now.startswith('    "densenet": {"alpha": 0.0001, "beta": 40.0, ')
     assert before.startswith('    "densenet": {"alpha": 0.0001, ')
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"cifar10": {"cnn": 3}}'])
-def test_a_file_that_is_no_table_is_one_clear_error(own_table, text):
-    own_table.parent.mkdir()
-    own_table.write_text(text)
-    with pytest.raises(ValueError, match="is no table of regularizer settings"):
-        regularizer_settings("cnn", "cifar10")
-    with pytest.raises(ValueError, match="is no table of regularizer settings"):
-        write_regularizer_settings("cnn", "cifar10", TUNED, {})
-    assert own_table.read_text() == text
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", ""),
+        ("[]", ""),
+        ('{"cifar10": {"cnn": 3}}', ""),
+        ('{"cifar10": {"cnn": {"beta": 3}}}', "the row of cnn has no alpha"),
+    ],
+)
+def test_a_file_that_is_no_table_is_one_clear_error(tmp_path, text, reason):
+    path = tmp_path / "settings.json"
+    path.write_text(text)
+    message = f"is no table of regularizer settings: .*{reason}"
+    with pytest.raises(ValueError, match=message):
+        regularizer_settings("cnn", "cifar10", path)
+    with pytest.raises(ValueError, match=message):
+        write_regularizer_settings(path, "cnn", "cifar10", TUNED, {})
+    assert path.read_text() == text
 
 
-def test_unknown_architecture_is_refused():
+def test_a_file_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none"):
+        regularizer_settings("cnn", "cifar10", tmp_path / "none.json")
+
+
+def test_unknown_architecture_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Unknown architecture 'vgg': use one of cnn, resnet"):
         regularizer_settings("vgg", "cifar10")
     with pytest.raises(ValueError, match="Unknown architecture 'vgg': use one of cnn, resnet"):
-        write_regularizer_settings("vgg", "cifar10", TUNED, {})
+        write_regularizer_settings(tmp_path / "settings.json", "vgg", "cifar10", TUNED, {})
 
 
 def test_defaults_are_the_regularizers():

@@ -16,7 +16,10 @@ from fisher_keras.experiments.training.config import TrainingConfig
 GROUPS = ("search", *flag_groups(EngineOptions), *flag_groups(TrainingConfig))
 
 # Of train_cifar; the search decides them, or has flags of its own under the same names.
-_LEFT_OUT = (*SEARCHED, "confusion_size", "output_dir", "regularize", "resume")
+_LEFT_OUT = (
+    *SEARCHED,
+    *("confusion_size", "output_dir", "regularize", "resume", "settings_file"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +123,10 @@ def define_flags() -> None:
         "Folder of the search; by default runs/tune_<dataset>_<arch>_<preset>.",
         **output,
     )
-    flags.DEFINE_boolean(
-        "write_settings",
-        False,
-        "Put the best values into the table of train_cifar --regularize: the file that "
-        "$FISHER_KERAS_REGULARIZER_SETTINGS names, or the installed package's own.",
+    flags.DEFINE_string(
+        "settings_file",
+        None,
+        "Table that gets the best values, for train_cifar --regularize --settings_file.",
         **output,
     )
 
@@ -149,7 +151,7 @@ def tuning_config() -> TuningConfig:
         engine=from_flags(EngineOptions),
         **{
             name: values[name].value
-            for name in ("preset", "sampler", "prune", "storage", "write_settings")
+            for name in ("preset", "sampler", "prune", "storage", "settings_file")
         },
     )
 

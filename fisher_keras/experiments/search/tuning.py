@@ -21,12 +21,11 @@ from fisher_keras.experiments.search.trials import Trials, open_study, rungs_of
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.models import RegularizerSettings, write_regularizer_settings
-from fisher_keras.models.settings import settings_file
 
 SEARCHED = ("beta", "num_sub_batches", "clip_norm")
 SAMPLERS = ("grid", "tpe")
 # Where a network is trained, but not how.
-_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume"}
+_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "settings_file"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,8 @@ class TuningConfig:
         storage: URL of the study's database, see `open_study`; None for `study.journal` in the
             output directory.
         engine: where the networks are trained, and how many at once.
-        write_settings: whether the best values are put into `settings_file()`.
+        settings_file: table that gets the best values, see `write_regularizer_settings`; None
+            for none.
         preset: name of what `training` and `candidates` were taken from.
     """
 
@@ -55,7 +55,7 @@ class TuningConfig:
     num_trials: int | None = None
     storage: str | None = None
     engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
-    write_settings: bool = False
+    settings_file: str | None = None
     preset: str | None = None
 
     def __post_init__(self) -> None:
@@ -199,15 +199,15 @@ def _tune(config: TuningConfig, store: ExperimentStore) -> dict[str, Any]:
 
 
 def _hand_over(config: TuningConfig, content: dict[str, Any]) -> None:
-    """Says how the best values are used, and writes them where the recipes find them."""
+    """Says how the best values are used, and writes them into the table of settings."""
     arch, dataset = config.training.arch, config.training.dataset
     best = {name: content["best"][name] for name in SEARCHED}
     flags = " ".join(f"--{name}={value:g}" for name, value in best.items())
     print(f"\nThe best: train_cifar --arch={arch} --dataset={dataset} --regularize {flags}")
-    if not config.write_settings:
+    if config.settings_file is None:
         print(
-            "The same command with --write_settings makes these values the defaults of "
-            f"--regularize, in {settings_file()}."
+            "The same command with --settings_file=PATH writes these values into a table, which "
+            "train_cifar --regularize takes under the same name."
         )
         return
     settings = RegularizerSettings(
@@ -222,5 +222,5 @@ def _hand_over(config: TuningConfig, content: dict[str, Any]) -> None:
             for name in ("train_size", "validation_size", "epochs", "seed")
         },
     }
-    path = write_regularizer_settings(arch, dataset, settings, tuning)
-    print(f"These values are the defaults of --regularize now, in {path}.")
+    write_regularizer_settings(config.settings_file, arch, dataset, settings, tuning)
+    print(f"Or with --regularize --settings_file={config.settings_file}, which has them now.")

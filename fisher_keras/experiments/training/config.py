@@ -96,6 +96,12 @@ class TrainingConfig:
         group="regularizer",
         choices=GRADIENTS,
     )
+    settings_file: str | None = option(
+        None,
+        "Table of these values by data set and network, as tune_regularizer writes it; what is "
+        "not in it comes from the package's own table, which is not tuned.",
+        group="regularizer",
+    )
     share_gradients: bool | None = option(
         None,
         "Take the loss over the sub-batches, too: two gradients a step instead of three.",
@@ -148,8 +154,9 @@ class TrainingConfig:
         if self.label_smoothing >= 1:
             raise ValueError(f"--label_smoothing must be below 1, got {self.label_smoothing}")
         if not self.regularize:
-            given = [name for name in REGULARIZER_OPTIONS if getattr(self, name) is not None]
-            given = [name for name in given if name != "clip_norm"]
+            # A plain training can be clipped, too.
+            names = {*REGULARIZER_OPTIONS, "settings_file"} - {"clip_norm"}
+            given = sorted(name for name in names if getattr(self, name) is not None)
             if given:
                 raise ValueError(f"--{given[0]} has no effect without --regularize: add it")
 
@@ -162,8 +169,13 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
 
     Returns:
         The configuration that is trained. None is left where the architecture or the data decide
-        (`depth`, `width`, `train_size`, `data_dir`) and, without `regularize`, for those of the
-        regularizer's options that are not given.
+        (`depth`, `width`, `train_size`, `data_dir`), for `settings_file`, whose values are now in
+        the other fields, and, without `regularize`, for those of the regularizer's options that
+        are not given.
+
+    Raises:
+        ValueError: If `settings_file` is no table, or a value in it cannot be used.
+        OSError: If it cannot be read.
     """
     recipe = RECIPES[config.arch]
     unregularized = "clipped" if config.clip_norm else "plain"
@@ -176,7 +188,7 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
         "output_dir": f"runs/{config.dataset}_{config.arch}_{method}_seed{config.seed}",
     }
     if config.regularize:
-        settings = regularizer_settings(config.arch, config.dataset)
+        settings = regularizer_settings(config.arch, config.dataset, config.settings_file)
         defaults |= {
             "alpha": settings.alpha,
             "beta": settings.beta,
@@ -186,4 +198,4 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
             "share_gradients": False,
         }
     missing = {name: defaults[name] for name in defaults if getattr(config, name) is None}
-    return dataclasses.replace(config, **missing)
+    return dataclasses.replace(config, **missing, settings_file=None)

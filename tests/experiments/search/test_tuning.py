@@ -23,7 +23,6 @@ from fisher_keras.experiments.search.flags import TUNING_PRESETS
 from fisher_keras.experiments.search.tuning import TuningConfig, tune
 from fisher_keras.experiments.training.train import TrainingConfig
 from fisher_keras.models import regularizer_settings
-from fisher_keras.models.settings import SETTINGS_VARIABLE
 
 ROOT = pathlib.Path(__file__).parents[3]
 TIMEOUT = 240
@@ -95,16 +94,13 @@ def test_the_grid_is_tried_and_the_best_found(config, tmp_path, formula, capsys)
     assert content["versions"]["fisher_keras"]
 
 
-def test_the_best_values_become_those_of_the_recipes(
-    config, tmp_path, formula, monkeypatch, capsys
-):
+def test_the_best_values_are_put_into_a_table(config, tmp_path, formula, capsys):
     path = tmp_path / "mine" / "settings.json"
-    monkeypatch.setenv(SETTINGS_VARIABLE, str(path))
     tune(config)
     assert not path.exists()
-    assert "The same command with --write_settings" in capsys.readouterr().out
-    tune(dataclasses.replace(config, write_settings=True))
-    settings = regularizer_settings("cnn", "digits")
+    assert "The same command with --settings_file" in capsys.readouterr().out
+    tune(dataclasses.replace(config, settings_file=str(path)))
+    settings = regularizer_settings("cnn", "digits", path)
     assert dataclasses.astuple(settings) == (1e-4, 50.0, 8, 5.0)
     assert json.loads(path.read_text())["digits"]["cnn"]["tuning"] == {
         "validation_error_percent": 20.0,
@@ -117,11 +113,11 @@ def test_the_best_values_become_those_of_the_recipes(
     }
 
 
-def test_no_clipping_can_be_the_best(config, tmp_path, formula, monkeypatch):
-    monkeypatch.setenv(SETTINGS_VARIABLE, str(tmp_path / "settings.json"))
+def test_no_clipping_can_be_the_best(config, tmp_path, formula):
+    path = tmp_path / "settings.json"
     candidates = CANDIDATES | {"clip_norm": (0.0,)}
-    tune(dataclasses.replace(config, candidates=candidates, write_settings=True))
-    assert regularizer_settings("cnn", "digits").clip_norm is None
+    tune(dataclasses.replace(config, candidates=candidates, settings_file=str(path)))
+    assert regularizer_settings("cnn", "digits", path).clip_norm is None
 
 
 def test_diverged_trials_are_the_worst_and_not_the_end(config, formula, capsys):

@@ -12,9 +12,14 @@ import tensorflow_datasets as tfds
 from fisher_keras.datasets import load_dataset, subset
 from fisher_keras.experiments.training import data as training_data
 from fisher_keras.experiments.training import train as training
+from fisher_keras.experiments.training.config import resolve
 from fisher_keras.experiments.training.provenance import git_revision
 from fisher_keras.experiments.training.train import TrainingConfig, TrainingDivergedError, train
-from fisher_keras.models import regularizer_settings
+from fisher_keras.models import (
+    RegularizerSettings,
+    regularizer_settings,
+    write_regularizer_settings,
+)
 from fisher_keras.regularizer.model import FisherRegularizedModel
 
 BIG_ENOUGH_TO_DIVERGE = 1e8
@@ -211,6 +216,21 @@ def test_cifar100(tmp_path):
     chosen = dataclasses.asdict(regularizer_settings("cnn", "cifar100"))
     assert chosen.items() <= record["flags"].items()
     assert keras.saving.load_model(tmp_path / "last.keras").output_shape == (None, 100)
+
+
+def test_the_regularizers_values_come_from_the_table_that_is_given(tmp_path):
+    path = tmp_path / "settings.json"
+    tuned = RegularizerSettings(beta=40.0, num_sub_batches=4, clip_norm=None)
+    write_regularizer_settings(path, "cnn", "digits", tuned, {})
+    config = TrainingConfig(dataset="digits", regularize=True, settings_file=str(path), alpha=0.5)
+    resolved = resolve(config)
+    assert (resolved.beta, resolved.num_sub_batches, resolved.clip_norm) == (40.0, 4, 0.0)
+    assert (resolved.alpha, resolved.settings_file) == (0.5, None)
+    with pytest.raises(ValueError, match="--settings_file has no effect without --regularize"):
+        TrainingConfig(settings_file=str(path))
+    write_regularizer_settings(path, "cnn", "digits", RegularizerSettings(beta=-1.0), {})
+    with pytest.raises(ValueError, match="--beta must be a number, 0 or greater"):
+        resolve(config)
 
 
 # ------------------------------------------------------------------------------------ resuming
