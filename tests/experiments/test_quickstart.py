@@ -420,9 +420,9 @@ def test_figure():
 
 
 def test_results_are_printed_and_saved(tmp_path, monkeypatch, capsys):
-    settings = Settings(seeds=2)
+    settings = Settings(seeds=2, output_dir=str(tmp_path))
     monkeypatch.setattr(report, "carry_out", lambda *_: (RUNS, MINIMA))
-    report.report(settings, tmp_path)
+    report.report(settings)
     printed = capsys.readouterr().out
     assert text.summary(settings, RUNS, MINIMA) in printed
     assert printed.splitlines()[-4] == "Next, try"
