@@ -354,7 +354,7 @@ def test_gamma_hat_that_orders_the_sizes():
     assert ordered.endswith("the order of their test errors from 2 of 2 seeds.")
     assert "over the 6 networks: 0.87, 95 % interval (bootstrap) " in tau
     assert tau.endswith(": lower gamma-hat goes with lower test error, as the paper says.")
-    assert within.endswith("it is 0.33 in the mean.")
+    assert within.endswith("tau is 0.33 in the mean.")
     assert loss.startswith("But the excess loss orders them, too (tau 0.87, 95 % interval")
 
 
@@ -393,8 +393,8 @@ def test_an_excess_loss_that_does_not_order_the_networks_is_not_blamed():
 def test_networks_that_are_no_minima_are_told():
     minima = [dataclasses.replace(MINIMA[0], train_error=2.0), *MINIMA[1:]]
     assert text.minimum_sentences(minima)[-1] == (
-        "1 of the networks are not at such a minimum as the metric assumes, but counted: 0 random "
-        "labels, seed 0: training error 2.00 % (more than 0.5 %), for example."
+        "Not at such a minimum as the metric assumes, but counted: 1 of 6 networks (0 random "
+        "labels, seed 0: training error 2.00 % (more than 0.5 %), for example)."
     )
 
 
@@ -420,9 +420,9 @@ def test_figure():
 
 
 def test_results_are_printed_and_saved(tmp_path, monkeypatch, capsys):
-    settings = Settings(seeds=2)
+    settings = Settings(seeds=2, output_dir=str(tmp_path))
     monkeypatch.setattr(report, "carry_out", lambda *_: (RUNS, MINIMA))
-    report.report(settings, tmp_path)
+    report.report(settings)
     printed = capsys.readouterr().out
     assert text.summary(settings, RUNS, MINIMA) in printed
     assert printed.splitlines()[-4] == "Next, try"

@@ -1,13 +1,24 @@
-"""Both halves of the paper in minutes, on handwritten digits."""
+"""Both halves of the paper in minutes, on handwritten digits.
 
-from fisher_keras.experiments.quickstart import GROUP, define_flags, main
+A narrow CNN is trained without the regularizer, with its gradient clipping alone, and with it.
+Then a ResNet-8 is trained on digits some of which have random labels, and gamma-hat of the minima
+that it ends in is compared with their test errors. Stopped, the same command goes on; changed
+flags train only the networks that they concern.
+"""
 
-__all__ = ["FLAG_GROUPS", "RESUME_FLAG", "define_flags", "run"]
+from fisher_keras.experiments import flags
+from fisher_keras.experiments.quickstart.networks import Settings
+from fisher_keras.experiments.quickstart.report import report
 
-FLAG_GROUPS = [GROUP]
+FLAG_GROUPS = flags.flag_groups(Settings)
 RESUME_FLAG = None
 
 
+def define_flags() -> None:
+    """Defines the flags of `Settings`."""
+    flags.define_flags(Settings)
+
+
 def run() -> None:
-    """Compares, and reports."""
-    main()
+    """Trains what is not trained yet, and reports."""
+    report(flags.from_flags(Settings))

@@ -9,15 +9,16 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from fisher_keras.experiments.quickstart.networks import METHODS
 from fisher_keras.experiments.quickstart.results import MethodRun, Minimum, ordering
+from fisher_keras.experiments.statistics.rank_correlation import LEVEL
 
+_FONT_SIZE = 10
 # Of Okabe and Ito, who chose them to be told apart by everybody.
 _METHOD_STYLES = {
     "baseline": ("#0072B2", ":"),
     "clipped": ("#E69F00", "--"),
     "regularized": ("#009E73", "-"),
 }
-_SIZE_COLORS = ("#56B4E9", "#CC79A7", "#D55E00", "#000000")
-_SIZE_MARKERS = "osD^"
+_SIZE_STYLES = (("#56B4E9", "o"), ("#CC79A7", "s"), ("#D55E00", "D"), ("#000000", "^"))
 
 
 def quickstart_figure(runs: Sequence[MethodRun], minima: Sequence[Minimum]) -> Figure:
@@ -30,16 +31,21 @@ def quickstart_figure(runs: Sequence[MethodRun], minima: Sequence[Minimum]) -> F
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    losses, errors, scatter = figure.subplots(1, 3)
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(2, 1), wspace=0.02)
+    left.suptitle("The regularizer: training without it and with it")
+    losses, errors = left.subplots(1, 2)
     _draw_curves(losses, runs, "train_losses")
-    losses.set(
-        ylabel="training cross-entropy\n(mean over the epoch)", title="Regularizer: training"
-    )
+    losses.set_title("training cross-entropy, mean over the epoch", fontsize=_FONT_SIZE)
+    losses.legend(title=f"mean and range of {len(runs) // len(METHODS)} seeds", frameon=False)
     _draw_curves(errors, runs, "test_errors")
-    errors.set(ylabel="test error (%)", title="Regularizer: test")
-    errors.legend(title=f"mean and range\nof {len(runs) // len(METHODS)} seeds", frameon=False)
+    errors.set_title("test error (%)", fontsize=_FONT_SIZE)
+    right.suptitle(r"The metric: $\hat\gamma$ against the test error")
+    scatter = right.subplots()
     _draw_minima(scatter, minima)
+    for axes in (losses, errors, scatter):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -48,38 +54,33 @@ def _draw_curves(axes: Axes, runs: Sequence[MethodRun], name: str) -> None:
     for method, (color, line) in _METHOD_STYLES.items():
         curves = np.array([getattr(run, name) for run in runs if run.method == method])
         epochs = np.arange(1, curves.shape[1] + 1)
-        axes.plot(epochs, curves.mean(axis=0), line, color=color, label=method)
-        axes.fill_between(
-            epochs,
-            curves.min(axis=0),
-            curves.max(axis=0),
-            color=color,
-            alpha=0.2,
-            linewidth=0,
-        )
+        axes.plot(epochs, curves.mean(axis=0), line, color=color, label=method, linewidth=1.8)
+        low, high = curves.min(axis=0), curves.max(axis=0)
+        axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set(xlabel="epoch", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
 
 
 def _draw_minima(axes: Axes, minima: Sequence[Minimum]) -> None:
     sizes = sorted({minimum.confusion_size for minimum in minima})
     for index, size in enumerate(sizes):
+        color, marker = _SIZE_STYLES[index % len(_SIZE_STYLES)]
         of_size = [minimum for minimum in minima if minimum.confusion_size == size]
         axes.plot(
             [minimum.gamma_hat for minimum in of_size],
             [minimum.test_error for minimum in of_size],
-            _SIZE_MARKERS[index % len(_SIZE_MARKERS)],
-            color=_SIZE_COLORS[index % len(_SIZE_COLORS)],
+            marker,
+            color=color,
             label=str(size),
+            markersize=7,
+            alpha=0.85,
         )
-    tau = ordering(minima).tau
-    axes.set(
-        xlabel=r"$\hat\gamma$ (lower is better)",
-        ylabel="test error (%)",
-        title=rf"Metric: Kendall's $\tau$ = {tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}]",
-    )
+    axes.set(xlabel=r"$\hat\gamma$ (a point is a network)", ylabel="test error (%)")
+    axes.set_ylim(bottom=0)
     axes.legend(title="random labels", frameon=False)
-    axes.grid(alpha=0.3)
+    tau = ordering(minima).tau
+    if not np.isnan(tau.value):
+        interval = f"{100 * LEVEL:g} %: {tau.low:.2f} to {tau.high:.2f}"
+        axes.set_title(rf"Kendall's $\tau$ {tau.value:.2f} ({interval})", fontsize=_FONT_SIZE)

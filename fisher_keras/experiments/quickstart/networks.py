@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 
+from fisher_keras.experiments.flags import option
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.models import RegularizerSettings
 
@@ -17,21 +18,30 @@ _NOT_OF_THE_NETWORK = ("data_dir", "download", "output_dir", "resume")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the quickstart can be told.
+    """What the quickstart can be told; the fields' texts are those of --help.
+
+    A seed gives all networks the same training images, and those of one half the same first
+    weights.
 
     Attributes:
-        seeds: Networks of each method, and of each size of the confusion set. A seed gives all of
-            them the same training images, and those of one half the same first weights.
-        train_size: Training images, drawn at random for each seed.
-        epochs: Passes over them.
         confusion_sizes: Further images, trained on with random labels, in the second half.
         num_samples: N', images a trial of gamma-hat.
         num_trials: T.
     """
 
-    seeds: int = 4
-    train_size: int = 400
-    epochs: int = 40
+    seeds: int = option(
+        4,
+        "Networks of each method, and of each number of random labels.",
+        group="quickstart",
+        least=2,
+    )
+    train_size: int = option(
+        400, "Training images, drawn at random for each seed.", group="quickstart", least=1
+    )
+    epochs: int = option(40, "Passes over them.", group="quickstart", least=1)
+    output_dir: str = option(
+        "results/quickstart", "Folder of the networks and the results.", group="quickstart"
+    )
     confusion_sizes: tuple[int, ...] = (0, 100, 200)
     num_samples: int = 50
     num_trials: int = 20

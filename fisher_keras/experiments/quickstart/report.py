@@ -1,10 +1,8 @@
-"""The quickstart from flags to text, figure and files."""
+"""The quickstart from settings to text, figure and files."""
 
 import dataclasses
 import json
 import pathlib
-
-from absl import flags
 
 from fisher_keras.atomic import replacing
 from fisher_keras.experiments.quickstart.figure import quickstart_figure
@@ -15,45 +13,19 @@ from fisher_keras.experiments.quickstart.run import carry_out
 from fisher_keras.experiments.quickstart.text import summary
 from fisher_keras.metrics.trials import json_ready
 
-GROUP = "quickstart"
 
-
-def define_flags() -> None:
-    """Defines the flags: not on import, since other scripts have flags of the same names."""
-    usual = Settings()
-    group = {"module_name": GROUP}
-    flags.DEFINE_integer(
-        "seeds",
-        usual.seeds,
-        "Networks of each method, and of each number of random labels.",
-        lower_bound=2,
-        **group,
-    )
-    flags.DEFINE_integer("epochs", usual.epochs, "Of each network.", lower_bound=1, **group)
-    flags.DEFINE_integer("train_size", usual.train_size, "Training images.", **group)
-    flags.DEFINE_string(
-        "output_dir", "results/quickstart", "Folder of the networks and the results.", **group
-    )
-
-
-def main() -> None:
-    """Reports on the networks that the flags ask for."""
-    values = flags.FLAGS
-    settings = Settings(values.seeds, values.train_size, values.epochs)
-    report(settings, pathlib.Path(values.output_dir).expanduser())
-
-
-def report(settings: Settings, folder: pathlib.Path) -> None:
+def report(settings: Settings) -> None:
     """Trains what is not trained yet, prints the text, and saves results and figure.
 
     Args:
-        settings: How many networks, and how large.
-        folder: For the networks in `runs/`, `results.json`, `quickstart.png` and `quickstart.pdf`.
+        settings: How many networks, and how large. `output_dir` gets their folders in `runs/`,
+            and `results.json`, `quickstart.png` and `quickstart.pdf`.
 
     Raises:
         OSError: If the folder cannot be written.
         ValueError: If a setting cannot be used.
     """
+    folder = pathlib.Path(settings.output_dir).expanduser()
     runs, minima = carry_out(settings, folder / "runs")
     results = {
         "settings": dataclasses.asdict(settings),

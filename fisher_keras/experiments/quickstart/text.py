@@ -129,7 +129,7 @@ def minimum_sentences(minima: Sequence[Minimum]) -> list[str]:
     ]
     if not np.isnan(found.tau_within_sizes):
         sentences.append(
-            f"Among networks of one size, which only the seed tells apart, it is "
+            "Among networks of one size, which only the seed tells apart, tau is "
             f"{found.tau_within_sizes:.2f} in the mean."
         )
     if found.tau_of_loss.low > 0:
@@ -139,8 +139,9 @@ def minimum_sentences(minima: Sequence[Minimum]) -> list[str]:
         )
     if found.not_converged:
         sentences.append(
-            f"{len(found.not_converged)} of the networks are not at such a minimum as the metric "
-            f"assumes, but counted: {found.not_converged[0]}, for example."
+            "Not at such a minimum as the metric assumes, but counted: "
+            f"{len(found.not_converged)} of {len(minima)} networks ({found.not_converged[0]}, "
+            "for example)."
         )
     return sentences
 
