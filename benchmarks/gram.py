@@ -21,6 +21,7 @@ import reporting
 import tensorflow as tf
 from absl import app, flags
 
+from fisher_keras.classifier import Classifier
 from fisher_keras.fisher import loss_gradient_gram
 from fisher_keras.metrics import log_determinant
 from fisher_keras.models import build_model
@@ -81,7 +82,8 @@ def batch_gradient(model: keras.Model, images: np.ndarray, labels: np.ndarray) -
 
 def gram_log_determinant(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Callable:
     """Makes the action that takes ln det J J^T with `loss_gradient_gram`."""
-    return lambda: log_determinant(loss_gradient_gram(model, images, labels))
+    classifier = Classifier(model)
+    return lambda: log_determinant(loss_gradient_gram(classifier, images, labels))
 
 
 def vectorized_map_log_determinant(

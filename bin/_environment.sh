@@ -32,8 +32,7 @@ make_environment() {
 install_package() {
   local venv=$1 root=$2 extra=${3:-}
   local stamp=$venv/installed_fisher_keras${extra:+_$extra} wanted
-  wanted=$(echo "$root" && cd "$root" && cat setup.cfg setup.py pyproject.toml fisher_keras/_version.py &&
-    find bin -maxdepth 1 -type f -exec cat {} +)
+  wanted=$(echo "$root" && cd "$root" && cat setup.cfg setup.py pyproject.toml fisher_keras/_version.py)
   if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
     return
   fi

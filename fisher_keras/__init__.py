@@ -1,6 +1,75 @@
-"""Fisher-information metric, regularizer and bound for Keras classifiers."""
+"""Which of several trained networks generalizes best, and how to train one that does.
 
+Everything comes from one quantity, the observed Fisher information of a Keras classifier. By
+section of the paper:
+
+- Section 5.2: `generalization_bound`, Theorem 1; `extrapolate_log_determinant`, Equation 5.
+- Sections 4 and 5.3: `loss_gradient_gram` and its `FisherGram`, Equations 4 and 5.
+- Sections 5.3 and 7.1: `evaluate_local_minimum` and its `LocalMinimumReport`, gamma-hat and the
+  older metrics; `FisherMetrics`, the same during `fit`.
+- Section 6: `FisherRegularizedModel`, Equation 6 and Algorithm 1.
+- Appendix E: `build_model` and its `ARCHITECTURES`.
+
+Names are imported when they are used first: `import fisher_keras` loads neither TensorFlow nor
+Keras.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+from fisher_keras._backend import check_backend
 from fisher_keras._version import __version__
-from fisher_keras.regularizer import FisherRegularizedModel
 
-__all__ = ["FisherRegularizedModel", "__version__"]
+if TYPE_CHECKING:
+    from fisher_keras.bound import extrapolate_log_determinant, generalization_bound
+    from fisher_keras.callbacks import FisherMetrics
+    from fisher_keras.fisher import FisherGram, loss_gradient_gram
+    from fisher_keras.metrics import LocalMinimumReport, evaluate_local_minimum
+    from fisher_keras.models import ARCHITECTURES, build_model
+    from fisher_keras.regularizer import FisherRegularizedModel
+
+__all__ = [
+    "ARCHITECTURES",
+    "FisherGram",
+    "FisherMetrics",
+    "FisherRegularizedModel",
+    "LocalMinimumReport",
+    "__version__",
+    "build_model",
+    "evaluate_local_minimum",
+    "extrapolate_log_determinant",
+    "generalization_bound",
+    "loss_gradient_gram",
+]
+
+_MODULES = {
+    "ARCHITECTURES": "models",
+    "FisherGram": "fisher",
+    "FisherMetrics": "callbacks",
+    "FisherRegularizedModel": "regularizer",
+    "LocalMinimumReport": "metrics",
+    "build_model": "models",
+    "evaluate_local_minimum": "metrics",
+    "extrapolate_log_determinant": "bound",
+    "generalization_bound": "bound",
+    "loss_gradient_gram": "fisher",
+}
+
+check_backend()
+# Keras looks for the class of a saved model among those that were registered, wherever
+# `keras.saving.load_model` is called: when Keras is there, the class is.
+wrapt.register_post_import_hook(
+    lambda _: importlib.import_module(f"{__name__}.regularizer"), "keras"
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

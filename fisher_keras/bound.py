@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fisher_keras.arguments import whole_number
+
 # Scalars in, a scalar out; arrays in, an array out.
 Floats = np.float64 | np.ndarray
 
@@ -67,7 +69,7 @@ def neighborhood_height(
         0.500000
     """
     gamma = _log_determinant(log_determinant)
-    W = _count("num_parameters", num_parameters, 1)
+    W = whole_number("num_parameters", num_parameters, 1)
     log_V = _log_volume(volume, log_volume)
     if gamma_function == "stirling":
         log_height = math.log(W / (4 * math.pi)) - 1 + (2 * log_V + math.log(math.pi) + gamma) / W
@@ -138,7 +140,7 @@ def generalization_bound(
         0.0569 0.0710
     """
     L0 = _training_loss(training_loss)
-    N = _count("num_samples", num_samples, 2)
+    N = whole_number("num_samples", num_samples, 2)
     delta = _number("delta", delta, "in (0, 1]", lambda d: (d > 0) & (d <= 1))
     height = L0 + neighborhood_height(
         log_determinant,
@@ -182,8 +184,8 @@ def extrapolate_log_determinant(
         -4.3217e+06
     """
     gamma = _log_determinant(log_determinant)
-    W = _count("num_parameters", num_parameters, 1)
-    N = _count("num_samples", num_samples, 1)
+    W = whole_number("num_parameters", num_parameters, 1)
+    N = whole_number("num_samples", num_samples, 1)
     if N > W:
         raise ValueError(
             "num_samples must be at most num_parameters, for with more examples than parameters "
@@ -233,8 +235,8 @@ def fisher_information_approximation(
     """
     L0 = _training_loss(training_loss)
     gamma = _log_determinant(log_determinant)
-    W = _count("num_parameters", num_parameters, 1)
-    N = _count("num_samples", num_samples, 1)
+    W = whole_number("num_parameters", num_parameters, 1)
+    N = whole_number("num_samples", num_samples, 1)
     log_V = _log_volume(volume, log_volume)
     return N * (L0 + math.log(N)) + W / 2 * math.log(N / (2 * math.pi)) + log_V + gamma / 2
 
@@ -268,7 +270,7 @@ def trace_upper_bound(trace: ArrayLike, num_parameters: int) -> Floats:
     trace = _number(
         "trace", trace, "a finite number, 0 or greater", lambda t: (t >= 0) & (t < np.inf)
     )
-    W = _count("num_parameters", num_parameters, 1)
+    W = whole_number("num_parameters", num_parameters, 1)
     with np.errstate(divide="ignore"):
         return W * (np.log(trace) - math.log(W))
 
@@ -319,14 +321,3 @@ def _number(
     if not np.all(holds(array)):
         raise ValueError(f"{name} must be {expected}. Given: {name}={value!r}.")
     return array
-
-
-def _count(name: str, value: Any, least: int) -> int:
-    whole = isinstance(value, (int, np.integer)) or (
-        isinstance(value, (float, np.floating)) and float(value).is_integer()
-    )
-    if not whole or value < least:
-        raise ValueError(
-            f"{name} must be a whole number, {least} or greater. Given: {name}={value!r}."
-        )
-    return int(value)

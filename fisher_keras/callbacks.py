@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fisher_keras.arguments import whole_number
+from fisher_keras.classifier import Classifier
 from fisher_keras.metrics.local_minimum import GRAM_METRICS, METRICS, evaluate_local_minimum
 
 
@@ -57,16 +59,19 @@ class FisherMetrics(keras.callbacks.Callback):
             ValueError: If `every` is not a positive whole number, or a metric is not known.
         """
         super().__init__()
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number, 1 or greater. Given: {every!r}.")
         unknown = [name for name in metrics if name not in METRICS]
         if unknown:
             raise ValueError(f"metrics must be some of {METRICS}. Given: {unknown}.")
         self._data = data
-        self._every = every
+        self._every = whole_number("every", every, least=1)
         self._metrics = tuple(metrics)
+        self._classifier: Classifier | None = None
         self._options = {"num_samples": num_samples, "num_trials": num_trials, "seed": seed}
         self._writer = None if log_dir is None else tf.summary.create_file_writer(str(log_dir))
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Takes the model, for all evaluations of this training."""
+        self._classifier = Classifier(self.model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Evaluates the model if it is its turn."""
@@ -75,14 +80,15 @@ class FisherMetrics(keras.callbacks.Callback):
             logs.update(dict.fromkeys(self._metrics, math.nan))
             return
         report = evaluate_local_minimum(
-            self.model, self._data, metrics=self._metrics, progress=False, **self._options
+            self._classifier, self._data, metrics=self._metrics, progress=False, **self._options
         )
         logs.update({name: report.metrics[name].mean for name in self._metrics})
         if self._writer is not None:
             self._write_spectrum(np.concatenate([t.log_spectrum for t in report.trials]), epoch)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Completes the histograms."""
+        """Drops what was traced, and completes the histograms."""
+        self._classifier = None
         if self._writer is not None:
             self._writer.flush()
 

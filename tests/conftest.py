@@ -1,10 +1,12 @@
 import os
 import pathlib
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +49,32 @@ def image_folder(tmp_path):
 def write_png(path, pixels):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(tf.io.encode_png(pixels.astype(np.uint8)).numpy())
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys):
+    """Runs `fisher-keras NAME FLAGS` in this process: its exit code, output and errors."""
+
+    def run(*arguments):
+        from fisher_keras.experiments import command_line
+        from fisher_keras.experiments.main import main
+
+        def app_run(run, argv, flags_parser):  # absl's own may be called once a process.
+            sys.exit(run(flags_parser(argv)))
+
+        monkeypatch.setattr(command_line.app, "run", app_run)
+        before = set(flags.FLAGS)
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+        output, errors = capsys.readouterr()
+        code = exit_.value.code
+        if isinstance(code, str):
+            code, errors = 1, f"{errors}{code}\n"
+        return code or 0, output, errors
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -238,7 +238,7 @@ BOUND = {
     ],
 )
 def test_bad_input_to_the_bound_is_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=rf"^{name} must be .*Given: {name}="):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*Given: "):
         generalization_bound(**BOUND | {name: value})
 
 
@@ -273,7 +273,7 @@ def test_both_volumes_or_none_are_refused(volumes):
     ],
 )
 def test_bad_input_to_the_other_functions_is_refused_by_name(function, arguments, name):
-    with pytest.raises(ValueError, match=rf"^{name} must be .*Given: {name}="):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*Given: "):
         function(*arguments)
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from fisher_keras import FisherRegularizedModel
 from fisher_keras.callbacks import FisherMetrics
+from fisher_keras.fisher.gram_function import GramFunction
 from fisher_keras.metrics import evaluate_local_minimum
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -39,7 +40,9 @@ def test_logs_have_what_the_evaluation_gives_and_training_is_the_same(regularize
         model = classifier()
         return FisherRegularizedModel(model, seed=0) if regularized else model
 
-    fisher = FisherMetrics(data(), every=2, num_samples=8, num_trials=2, log_dir=tmp_path / "tb")
+    fisher = FisherMetrics(
+        data(), every=np.int64(2), num_samples=8, num_trials=2, log_dir=tmp_path / "tb"
+    )
     observed, alone = make(), make()
     history = fit(observed, [fisher, keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))])
     expected = fit(alone, [])
@@ -62,8 +65,48 @@ def test_logs_have_what_the_evaluation_gives_and_training_is_the_same(regularize
     assert events.count("fisher_log10_spectrum") == 2
 
 
+class Freezing(keras.callbacks.Callback):
+    """Freezes the first layer after the second epoch."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.layers[0].trainable = False
+
+
+def test_one_trace_for_all_epochs_but_none_that_is_stale(monkeypatch):
+    """Metrics are of the weights that train at the moment."""
+    made = []
+    original = GramFunction.__init__
+
+    def recording(self, *arguments):
+        made.append(arguments)
+        original(self, *arguments)
+
+    monkeypatch.setattr(GramFunction, "__init__", recording)
+    fisher = FisherMetrics(data(), metrics=("trace",), num_samples=8, num_trials=2)
+    model = classifier()
+    history = fit(model, [fisher])
+    assert len(made) == 1
+    frozen = fit(classifier(), [fisher, Freezing()])
+    assert len(made) == 3
+    assert frozen["trace"][:2] == history["trace"][:2]
+    # `fit` goes on to train all weights: it has its own trace.
+    assert frozen["loss"] == history["loss"]
+    model.layers[0].trainable = False
+    report = evaluate_local_minimum(
+        model, data(), metrics=("trace",), num_samples=8, num_trials=2, progress=False
+    )
+    assert frozen["trace"][-1] == pytest.approx(report.metrics["trace"].mean, rel=1e-6)
+    assert frozen["trace"][-1] < history["trace"][-1]
+
+
 @pytest.mark.parametrize(
-    ("change", "message"), [({"every": 0}, "every must be"), ({"metrics": ["gamma"]}, "gamma")]
+    ("change", "message"),
+    [
+        ({"every": 0}, "every must be"),
+        ({"every": 1.5}, "every must be"),
+        ({"metrics": ["gamma"]}, "gamma"),
+    ],
 )
 def test_bad_arguments(change, message):
     with pytest.raises(ValueError, match=message):

@@ -35,6 +35,9 @@ fi
 """
 
 
+QUICKSTART = "python -P -m fisher_keras.experiments.main quickstart"
+
+
 def setup_cfg():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
@@ -71,24 +74,90 @@ def test_python_versions_are_the_same_everywhere():
     assert setup_cfg()["options"]["python_requires"] == f">={classified[0]}"
 
 
-def test_python_scripts_are_installed_and_linted():
-    assert setup_cfg()["options"]["scripts"].split() == PYTHON_SCRIPTS
+def test_python_scripts_are_the_commands_and_linted():
+    commands = sorted((ROOT / "fisher_keras/experiments/commands").glob("[!_]*.py"))
+    # bin/quickstart installs first: it is no Python script.
+    scripts = [*PYTHON_SCRIPTS, "bin/quickstart"]
+    assert sorted(f"bin/{command.stem}" for command in commands) == sorted(scripts)
     ruff = tomllib.loads((ROOT / "ruff.toml").read_text())
     assert ruff["extend-include"] == PYTHON_SCRIPTS
 
 
 @pytest.mark.parametrize("script", PYTHON_SCRIPTS)
-def test_python_script_has_help(script):
+def test_python_script_launches_the_command_of_its_name(script):
     assert os.access(ROOT / script, os.X_OK)
+    name = script.removeprefix("bin/")
+    assert f'launch("{name}")\n' in (ROOT / script).read_text()
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A checkout under a path with a space, and a `python3` on PATH that lacks the package."""
+    folder = tmp_path / "with space" / "clone"
+    for name in ("bin", "fisher_keras"):
+        shutil.copytree(ROOT / name, folder / name)
+    (tmp_path / "path").mkdir()
+    write_script(tmp_path / "path" / "python3", f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    return folder
+
+
+def type_in_shell(clone, line, **environment):
+    """Runs a line in a shell with no environment active, from another folder."""
+    top = clone.parents[1]
     done = subprocess.run(
-        [sys.executable, ROOT / script, "--help"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [shutil.which("bash"), "-c", line],
+        cwd=top,
+        env={"PATH": f"{top}/path:/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0
-    assert "--output" in done.stdout
-    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def make_venv(clone):
+    """Makes the .venv that bin/quickstart would make, with the packages of this process."""
+    paths = ":".join([str(clone), *filter(None, sys.path)])
+    python = f'#!/bin/sh\nPYTHONPATH="{paths}" exec "{sys.executable}" "$@"\n'
+    write_script(clone / ".venv" / "bin" / "python", python)
+
+
+@pytest.mark.parametrize("home", [{}, {"HOME": "/proc"}, {"HOME": "/nonexistent"}])
+def test_a_script_goes_on_in_the_checkouts_environment(clone, home):
+    make_venv(clone)
+    script = "'with space/clone/bin/train_cifar'"
+    flags = "--arch=densenet --dataset=digits --train_size=1401 --output_dir=run"
+    status, output, errors = type_in_shell(clone, f"{script} {flags}", **home)
+    assert (status, output) == (1, "")
+    assert errors == (
+        "train_cifar: --train_size=1401 and --validation_size=0 ask for more than the 1400 "
+        "training images of digits\n"
+    )
+
+
+def test_a_script_refuses_another_backend_in_one_line(clone):
+    make_venv(clone)
+    line = "'with space/clone/bin/train_cifar' --help"
+    status, output, errors = type_in_shell(clone, line, KERAS_BACKEND="torch")
+    assert (status, output) == (1, "")
+    assert errors.startswith("train_cifar: fisher_keras needs Keras on TensorFlow, but KERAS_BACK")
+    assert errors.count("\n") == 1
+
+
+def test_a_script_without_any_environment_says_what_to_run(clone):
+    status, output, errors = type_in_shell(clone, "'with space/clone/bin/table1' --preset=smoke")
+    assert (status, output) == (1, "")
+    assert errors == (
+        f"table1: fisher_keras is not installed: run '{clone}/bin/quickstart' once, which "
+        "installs it into the checkout's .venv\n"
+    )
+
+
+def test_an_environment_without_the_package_is_not_tried_for_ever(clone):
+    make = [sys.executable, "-m", "venv", "--without-pip", clone / ".venv"]
+    subprocess.run(make, check=True)
+    status, output, errors = type_in_shell(clone, "'with space/clone/bin/table1'")
+    assert (status, output) == (1, "")
+    assert errors.startswith("table1: fisher_keras is not installed: run ")
 
 
 @pytest.mark.parametrize("script", BASH_SCRIPTS)
@@ -159,13 +228,11 @@ def installations(calls):
 
 
 def test_quickstart_installs_once(checkout):
-    job = (
-        f"python -m fisher_keras.experiments.quickstart --output_dir={checkout}/results/quickstart"
-    )
+    job = f"{QUICKSTART} --output_dir={checkout}/results/quickstart"
     code, calls = run_script(checkout, "bin/quickstart", "--seeds=3")
     assert code == 0
     assert f"python3 -m venv --clear {checkout}/.venv" in calls
-    assert installations(calls) == [str(checkout)]
+    assert installations(calls) == [f"{checkout}[experiments]"]
     assert calls[-1] == f"{job} --seeds=3"
 
     code, calls = run_script(checkout, "bin/quickstart")
@@ -179,19 +246,18 @@ def test_quickstart_installs_again_after_a_change(checkout):
     run_script(checkout, "bin/quickstart")
     with (checkout / "setup.cfg").open("a") as file:
         file.write("# another line\n")
-    assert installations(run_script(checkout, "bin/quickstart")[1]) == [str(checkout)]
+    assert installations(run_script(checkout, "bin/quickstart")[1]) == [f"{checkout}[experiments]"]
 
 
 def test_quickstart_installs_again_after_a_failure(checkout):
     code, calls = run_script(checkout, "bin/quickstart", FAKE_FAILURE="python -m pip install")
     assert code != 0
     assert not any("quickstart" in call.split() for call in calls)
-    assert installations(run_script(checkout, "bin/quickstart")[1]) == [str(checkout)]
+    assert installations(run_script(checkout, "bin/quickstart")[1]) == [f"{checkout}[experiments]"]
 
 
 def test_quickstart_fails_as_its_job_does(checkout):
-    failure = "python -m fisher_keras.experiments.quickstart"
-    assert run_script(checkout, "bin/quickstart", FAKE_FAILURE=failure)[0] != 0
+    assert run_script(checkout, "bin/quickstart", FAKE_FAILURE=QUICKSTART)[0] != 0
 
 
 def test_run_tests_passes_arguments_on(checkout):

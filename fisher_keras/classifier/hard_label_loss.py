@@ -7,6 +7,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from fisher_keras.classifier import stateless
+
 _KINDS = {
     "SparseCategoricalCrossentropy": "sparse",
     "CategoricalCrossentropy": "one_hot",
@@ -148,7 +150,7 @@ def _gives_probabilities(model: keras.Model) -> bool | None:
         if isinstance(layer, keras.Sequential):
             layer = layer.layers[-1] if layer.layers else None
         elif getattr(layer, "outputs", None):
-            layer = layer.outputs[0]._keras_history.operation
+            layer = stateless.output_layer(layer)
         else:
             return None
     if isinstance(layer, keras.layers.Softmax):

@@ -111,6 +111,29 @@ def hard_labels(y: Any, num_classes: int) -> np.ndarray:
     return _most_probable(_checked_labels(y, num_classes)).astype(np.int32)
 
 
+def count_examples(x: Any, y: Any) -> int:
+    """Returns the number N of examples.
+
+    Args:
+        x: Inputs, an array or a structure of arrays.
+        y: Labels.
+
+    Returns:
+        N.
+
+    Raises:
+        ValueError: If there are none, or x and y differ in length.
+    """
+    shapes = [tuple(np.shape(leaf)) for leaf in keras.tree.flatten(x)]
+    counts = {shape[0] if shape else None for shape in shapes} | {len(y)}
+    if len(counts) != 1 or counts == {0}:
+        raise ValueError(
+            f"x and y must hold the same number of examples, at least one. Given: x of shapes "
+            f"{shapes}, y of {len(y)} labels."
+        )
+    return counts.pop()
+
+
 def fingerprint(arrays: list[np.ndarray]) -> str:
     """Returns the first 16 hexadecimal digits of the SHA-256 of arrays, dtypes and shapes."""
     digest = hashlib.sha256()

@@ -1,5 +1,10 @@
-"""Evaluating a Keras model at any weights without a trace in it (design: no hidden state)."""
+"""A Keras model at any weights without a trace in it (design: no hidden state), and its insides.
 
+What Keras keeps to itself is used in this module alone, by functions that say why no public name
+serves. tests/classifier/test_stateless.py names them all: a new Keras fails there first.
+"""
+
+import inspect
 from typing import Any
 
 import keras
@@ -16,8 +21,9 @@ def scope(
 ) -> keras.StatelessScope:
     """Makes the scope in which a model has other values, and what it assigns is dropped.
 
-    `keras.Model.stateless_call` is this scope around `call`; we need `__call__`, which also casts
-    to the compute dtype, and the penalties.
+    `keras.Model.stateless_call` is this scope around `call`. We need `__call__`, which also casts
+    to the compute dtype and tells layers of the mode that `call` does not pass on; and penalties
+    have to be computed inside.
 
     Args:
         model: A built Keras model.
@@ -36,4 +42,69 @@ def scope(
 
 def apply(model: keras.Model, x: Any, training: bool | None) -> Any:
     """Calls a model, telling it the mode if its `call` asks for one."""
-    return model(x, training=training) if model._call_has_training_arg else model(x)
+    asks = "training" in inspect.signature(model.call).parameters
+    return model(x, training=training) if asks else model(x)
+
+
+def build(model: keras.Model, x: Any) -> None:
+    """Builds what is not built of a model, outside of any graph, where its variables must be made.
+
+    Args:
+        model: A Keras model.
+        x: Inputs, an array or a structure of arrays: the model is called with the first example.
+    """
+    if not is_built(model):
+        first = keras.tree.map_structure(lambda leaf: tf.convert_to_tensor(leaf[:1]), x)
+        model(first)
+
+
+def is_built(model: keras.Model) -> bool:
+    """Returns whether a model and all layers in it have their variables.
+
+    A model that builds some of its layers in `build`, and the others when it is first called, is
+    `built` in between.
+    """
+    return all(layer.built for layer in all_layers(model))
+
+
+def all_layers(model: keras.Model) -> list[keras.Layer]:
+    """Returns a model and all layers in it, at any depth."""
+    # `Model.layers` has the first level alone, and a layer that holds layers has no such list.
+    return model._flatten_layers()
+
+
+def output_layer(model: keras.Model) -> keras.Operation:
+    """Returns the layer or operation that gives the output of a functional model."""
+    # No public name tells the operation of a tensor: `Operation.output` tells the tensor of one,
+    # but not of one that is used twice. And the last of `Model.layers` need not be the output's.
+    return model.outputs[0]._keras_history.operation
+
+
+def seed_states(model: keras.Model) -> list[keras.Variable]:
+    """Returns the states of a model's seed generators, in its own order."""
+    # Keras lists them among `non_trainable_variables`, and nothing but their name sets them apart.
+    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+
+
+def with_own_seeds(
+    model: keras.Model, state: list[tf.Tensor], index: tf.Tensor
+) -> list[tf.Tensor]:
+    """Gives a model's seed generators other seeds, which depend on an index alone.
+
+    Args:
+        model: A built Keras model.
+        state: Values of its `non_trainable_variables`.
+        index: 0 or greater, scalar; 0 leaves the seeds as they are.
+
+    Returns:
+        The state with the seeds changed.
+    """
+    seeds = {id(v) for v in seed_states(model)}
+    # That a state is (seed, number of draws) is Keras' own affair, but a `SeedGenerator` can only
+    # be made with a seed, not be told one later. The shifts are Weyl's sequence: far apart from
+    # the small steps between the seeds of different layers.
+    shift = tf.cast(tf.cast(index, tf.int64) * 0x9E3779B1 % 2**32, tf.uint32)
+    return [
+        value + tf.cast(tf.stack([shift, 0]), value.dtype) if id(variable) in seeds else value
+        for variable, value in zip(model.non_trainable_variables, state, strict=True)
+    ]

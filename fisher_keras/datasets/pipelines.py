@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from fisher_keras.arguments import whole_number
 from fisher_keras.datasets.checks import check_images_and_labels
 
 
@@ -100,10 +101,9 @@ def training_pipeline(
         ValueError: If an argument is not as described.
     """
     check_images_and_labels(images, labels, num_classes)
-    _check_batch_size(batch_size)
+    batch_size = whole_number("batch_size", batch_size, 1)
+    first_epoch = whole_number("first_epoch", first_epoch, 0)
     _find_scheme(augmentation)
-    if first_epoch < 0:
-        raise ValueError(f"first_epoch must be 0 or larger, got {first_epoch}")
     fetch = _batch_fetcher(images, labels, mean, std, num_classes)
 
     def epoch_plan(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -157,7 +157,7 @@ def evaluation_pipeline(
         ValueError: If an argument is not as described.
     """
     check_images_and_labels(images, labels, num_classes)
-    _check_batch_size(batch_size)
+    batch_size = whole_number("batch_size", batch_size, 1)
     fetch = _batch_fetcher(images, labels, mean, std, num_classes)
     return (
         tf.data.Dataset.range(len(images))
@@ -228,8 +228,3 @@ def _find_scheme(name: str) -> _Scheme:
     if name not in _SCHEMES:
         raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {name!r}")
     return _SCHEMES[name]
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or larger, got {batch_size}")

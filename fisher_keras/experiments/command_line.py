@@ -1,10 +1,12 @@
-"""How the scripts in `bin/` run: grouped help, and every error of the user in one line."""
+"""How commands run: grouped help, and every error of the user in one line."""
 
+import contextlib
 import errno
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import NoReturn
 
 import tensorflow as tf
@@ -15,60 +17,71 @@ from fisher_keras.experiments.runs.runner import FailedRunsError
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
 
 
-def run_script(
-    main: Callable[[], object],
-    description: str,
-    groups: Sequence[str],
-    resume_flag: str | None = "--resume",
-) -> NoReturn:
-    """Parses the flags, runs the script and exits.
+def run_command(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn:
+    """Parses the flags, runs the command and exits.
 
     Args:
-        main: the script, to be called with the flags parsed.
-        description: of the script, for --help.
-        groups: names of the modules that the script's flags were defined under, as --help lists
-            them.
-        resume_flag: what a stopped script needs to go on; None if the same command does.
+        command: A module of `fisher_keras.experiments.commands`.
+        program: How it was started, without its flags and ready for a shell.
+        arguments: Its flags.
     """
 
-    def parse(arguments: list[str]) -> list[str]:
-        if _HELP.intersection(arguments[1:]):
-            print(description.strip(), *map(flags.FLAGS.module_help, groups), sep="\n")
+    def parse(_: list[str]) -> list[str]:
+        if _HELP.intersection(arguments):
+            help_of = flags.FLAGS.module_help
+            print(command.__doc__.strip(), *map(help_of, command.FLAG_GROUPS), sep="\n")
             sys.exit(0)
-        try:
-            rest = flags.FLAGS(arguments)
-        except flags.Error as error:
-            _fail(f"{error} (--help lists the flags)", status=2)
-        if rest[1:]:
-            _fail(f"unexpected argument {rest[1]!r}: flags start with -- (--help lists them)", 2)
+        with one_line_errors(program, status=2):
+            try:
+                rest = flags.FLAGS([program, *arguments])
+            except flags.Error as error:
+                raise ValueError(f"{error} (--help lists the flags)") from error
+            if rest[1:]:
+                raise ValueError(
+                    f"unexpected argument {rest[1]!r}: flags start with -- (--help lists them)"
+                )
         return rest
 
-    app.run(lambda _: guarded(main, resume_flag), flags_parser=parse)
+    def run(_: list[str]) -> None:
+        with one_line_errors(program, arguments, command.RESUME_FLAG):
+            command.run()
+
+    command.define_flags()
+    app.run(run, argv=[program, *arguments], flags_parser=parse)
 
 
-def guarded(main: Callable[[], object], resume_flag: str | None = "--resume") -> None:
-    """Calls `main`; what the user can mend becomes one line on stderr and an exit code.
+@contextlib.contextmanager
+def one_line_errors(
+    program: str, arguments: Sequence[str] = (), resume_flag: str | None = None, status: int = 1
+) -> Iterator[None]:
+    """Makes what the user can mend into one line on stderr and an exit code.
+
+    Other errors than those of flags, data, files and missing packages are let through: they are
+    bugs.
 
     Args:
-        main: the script. Other errors than those of flags, data and files are let through: they
-            are bugs.
-        resume_flag: what a stopped script needs to go on; None if the same command does.
+        program: How the command was started, without its flags and ready for a shell.
+        arguments: Its flags.
+        resume_flag: What it needs to go on after it was stopped; None if the same flags do.
+        status: The exit code after an error.
 
     Raises:
-        SystemExit: with code 130 after Ctrl-C, 1 after an error.
+        SystemExit: With code 130 after Ctrl-C, `status` after an error.
     """
     try:
-        main()
+        yield
     except KeyboardInterrupt:
-        command = [argument for argument in sys.argv if argument != resume_flag]
-        command += [resume_flag] if resume_flag else []
-        _fail(f"stopped; go on with: {shlex.join(command)}", status=130)
+        again = [argument for argument in arguments if argument != resume_flag]
+        again += [resume_flag] if resume_flag else []
+        command = " ".join([program, *map(shlex.quote, again)])
+        _fail(program, f"stopped; go on with: {command}", status=130)
     except OSError as error:
-        _fail(_full_disk(error, resume_flag or "the same command") or str(error))
+        how = resume_flag or "the same command"
+        _fail(program, _full_disk(error, how) or str(error), status)
     except tf.errors.ResourceExhaustedError:
-        _fail("out of memory: give a smaller --batch_size")
+        _fail(program, "out of memory: give a smaller --batch_size", status)
     except (ArithmeticError, FailedRunsError, ImportError, ValueError) as error:
-        _fail(str(error))
+        _fail(program, str(error), status)
 
 
 def _full_disk(error: OSError, how: str) -> str | None:
@@ -77,7 +90,7 @@ def _full_disk(error: OSError, how: str) -> str | None:
     return f"{error}; what is finished is kept: make room and go on with {how}"
 
 
-def _fail(message: str, status: int = 1) -> NoReturn:
-    name = pathlib.Path(sys.argv[0]).name
+def _fail(program: str, message: str, status: int) -> NoReturn:
+    name = pathlib.Path(shlex.split(program)[-1]).name
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)

@@ -9,7 +9,6 @@ import json
 import math
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 
@@ -27,7 +26,6 @@ from fisher_keras.datasets import (
     subset,
     training_pipeline,
 )
-from fisher_keras.experiments.command_line import run_script
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.models import build_model
 from fisher_keras.models.recipes import (
@@ -298,13 +296,13 @@ def report(settings: Settings, seeds: int, folder: pathlib.Path) -> None:
     )
 
 
-_GROUP = "comparison"
+GROUP = "comparison"
 
 
 def define_flags() -> None:
     """Defines the flags: not on import, since other scripts have flags of the same names."""
     usual = Settings()
-    group = {"module_name": _GROUP}
+    group = {"module_name": GROUP}
     flags.DEFINE_integer("seeds", 4, "Runs of each method.", lower_bound=2, **group)
     flags.DEFINE_integer("epochs", usual.epochs, "Of a run.", lower_bound=1, **group)
     flags.DEFINE_integer("train_size", usual.train_size, "Training images.", **group)
@@ -335,18 +333,9 @@ def main() -> None:
             clip_norm=values.clip_norm,
         ),
     )
-    try:
-        report(settings, values.seeds, pathlib.Path(values.output_dir))
-    except KeyboardInterrupt:
-        print(f"Stopped. The finished runs are kept in {values.output_dir}.", file=sys.stderr)
-        sys.exit(130)
+    report(settings, values.seeds, pathlib.Path(values.output_dir))
 
 
 def _find(runs: Sequence[dict], key: dict) -> dict | None:
     """Returns the run with this key."""
     return next((run for run in runs if key.items() <= run.items()), None)
-
-
-if __name__ == "__main__":
-    define_flags()
-    run_script(main, description=__doc__, groups=[_GROUP])

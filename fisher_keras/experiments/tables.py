@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fisher_keras.atomic import replacing
+from fisher_keras.experiments.flags import option
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run
@@ -120,12 +121,22 @@ def make_table_1(options: ExperimentOptions) -> None:
     _make_table("table1", table_1, preset, options)
 
 
-def make_table_2(options: ExperimentOptions, normalize_logits: bool) -> None:
+@dataclasses.dataclass(frozen=True)
+class Table2Options(ExperimentOptions):
+    """How and where Table 2 is made, and of which gamma-hat."""
+
+    normalize_logits: bool = option(
+        False,
+        "Show gamma-hat of logits divided by 0.04 times their norm.",
+        group="experiment",
+    )
+
+
+def make_table_2(options: Table2Options) -> None:
     """Trains the CIFAR-10 networks of Table 2 that are not there yet, prints and writes it.
 
     Args:
-        options: how and where.
-        normalize_logits: whether gamma-hat is of logits divided by 0.04 times their norm.
+        options: How and where, and of which gamma-hat.
 
     Raises:
         ValueError: if an option or the data cannot be used.
@@ -135,8 +146,8 @@ def make_table_2(options: ExperimentOptions, normalize_logits: bool) -> None:
     preset = preset_of(PRESETS, options)
     values = tuple(value for value in preset.values if value[1] != "cifar100")
     preset = dataclasses.replace(preset, values=values)
-    table = functools.partial(table_2, normalize_logits=normalize_logits)
-    name = "table2_normalized" if normalize_logits else "table2"
+    table = functools.partial(table_2, normalize_logits=options.normalize_logits)
+    name = "table2_normalized" if options.normalize_logits else "table2"
     _make_table(name, table, preset, options)
 
 

@@ -1,17 +1,17 @@
 """The observed Fisher information of a classifier, as the Gram matrix of its loss gradients."""
 
 import dataclasses
-import itertools
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier.building import build
-from fisher_keras.classifier.labels import hard_labels
-from fisher_keras.classifier.logits import FromLogits, check_options
-from fisher_keras.classifier.model_functions import function_of
+from fisher_keras.arguments import whole_number
+from fisher_keras.classifier.classifier import Classifier, as_classifier
+from fisher_keras.classifier.labels import count_examples
+from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.fisher.gram_function import GramFunction
 
 # Where the cosines' smallest eigenvalue is less, the last digits of their products matter.
@@ -42,7 +42,7 @@ class FisherGram:
 
 
 def loss_gradient_gram(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     x: Any,
     y: Any,
     from_logits: FromLogits = "auto",
@@ -59,24 +59,26 @@ def loss_gradient_gram(
     Where the smallest eigenvalue of the cosines is above 0.001, blocks of 768 products are added
     in float32 before, which is more exact than float32 gradients are; else none.
 
-    The model is not changed. The first call for a model traces a function and verifies it; more
-    calls with as many examples are fast.
+    The model is not changed. A call with a model traces a function and verifies it, which takes
+    seconds for a large network. For many calls make a `fisher_keras.classifier.Classifier` once
+    and give it instead: then only the first call for a number of examples traces.
 
     Args:
         model: A Keras classifier with one output of shape (N, K), or (N, 1) for a single sigmoid
-            unit.
+            unit; or a `Classifier` of one.
         x: Inputs of N' examples, an array or a structure of arrays, as the model takes them.
         y: Labels: class indices, shape (N',) or (N', 1), or distributions, shape (N', K), of
             which the most probable class counts.
         from_logits: Whether the model gives logits rather than probabilities. "auto" finds out: by
-            the softmax or sigmoid that it ends in, else by the values.
+            the softmax or sigmoid that it ends in, else by the values. A `Classifier` knows.
         training: Evaluate in training mode: BatchNormalization takes the moments of the batch,
             and an example's gradient contains its effect on the others' (slow).
         chunk_size: Evaluate that many examples at a time, in pairs of chunks: takes less memory,
             and more time. With `training` a chunk is the batch whose moments are taken. None
             evaluates all at once.
         normalize_logits: If given, the losses are those of logits z / (normalize_logits ||z||),
-            which makes minima of different training loss comparable (Table 2).
+            which makes minima of different training loss comparable (Table 2). A `Classifier`
+            knows.
 
     Returns:
         The Gram matrix.
@@ -91,39 +93,36 @@ def loss_gradient_gram(
     >>> gram.matrix.shape
     TensorShape([5, 5])
     """
+    classifier = as_classifier(model, from_logits, normalize_logits)
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
-    count = _count(x, y)
-    check_options(from_logits, normalize_logits)
-    _check_chunk_size(chunk_size)
-    build(model, x)
-    _check_trainable(model)
-    function = function_of(model, GramFunction, from_logits, bool(training), normalize_logits)
-    gram = _normalized(*_products(function, x, y, chunk_size or count, training))
-    if not function.exact and np.linalg.eigvalsh(gram.matrix.numpy())[0] < _WELL_CONDITIONED:
-        function.make_exact()
-        gram = _normalized(*_products(function, x, y, chunk_size or count, training))
-    return gram
+    count = count_examples(x, y)
+    size = count if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
+    classifier.build(x)
+    _check_trainable(classifier.model)
+    function = classifier.function(GramFunction, bool(training))
+    return _exact_where_needed(function, lambda exact: _normalized(*function(x, y, size, exact)))
 
 
-def _products(
-    function: GramFunction, x: Any, y: Any, size: int, training: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the products of all pairs of gradients without their scale, and its logarithms."""
-    count = len(y)
-    chunks = [np.arange(first, min(first + size, count)) for first in range(0, count, size)]
-    products = np.zeros([count, count])
-    log_scale = np.zeros([count])
-    for pair in list(itertools.combinations(chunks, 2)) or [(chunks[0],)]:
-        where = np.concatenate(pair)
-        # In training mode each chunk is a batch; in inference mode examples do not interact.
-        batches = pair if training else [where]
-        xi, scale = function(
-            [_rows(x, rows) for rows in batches],
-            lambda num_classes, batches=batches: [hard_labels(y, num_classes)[r] for r in batches],
-        )
-        products[np.ix_(where, where)] = xi
-        log_scale[where] = scale
-    return products, log_scale
+def _exact_where_needed(function: GramFunction, gram: Callable[[bool], FisherGram]) -> FisherGram:
+    """Returns the fast result if its cosines are well conditioned, else the exact one.
+
+    So it depends on the examples alone. What the last ones needed is tried first: the two differ
+    by rounding, so that an exact smallest eigenvalue far below the limit needs no fast one.
+    """
+    exact = None
+    if function.exact_was_needed:
+        exact = gram(True)
+        if _smallest_eigenvalue(exact) < _WELL_CONDITIONED / 2:
+            return exact
+    fast = gram(False)
+    function.exact_was_needed = _smallest_eigenvalue(fast) < _WELL_CONDITIONED
+    if not function.exact_was_needed:
+        return fast
+    return gram(True) if exact is None else exact
+
+
+def _smallest_eigenvalue(gram: FisherGram) -> float:
+    return np.linalg.eigvalsh(gram.matrix.numpy())[0]
 
 
 def _normalized(products: np.ndarray, log_scale: np.ndarray) -> FisherGram:
@@ -145,30 +144,9 @@ def _normalized(products: np.ndarray, log_scale: np.ndarray) -> FisherGram:
     return FisherGram(tf.constant(matrix), tf.constant(log_scale))
 
 
-def _count(x: Any, y: Any) -> int:
-    counts = {t.shape[0] if t.shape.rank else None for t in keras.tree.flatten(x)} | {len(y)}
-    if len(counts) != 1 or counts == {0}:
-        raise ValueError(
-            f"x and y must hold the same number of examples, at least one. Given: x of shapes "
-            f"{[tuple(t.shape) for t in keras.tree.flatten(x)]}, y of {len(y)} labels."
-        )
-    return counts.pop()
-
-
-def _check_chunk_size(chunk_size: Any) -> None:
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(
-            f"chunk_size must be a whole number, 1 or greater, or None. Given: {chunk_size!r}."
-        )
-
-
 def _check_trainable(model: keras.Model) -> None:
     if not model.trainable_variables:
         raise ValueError(
             f"The model {model.name!r} has no trainable variables, so that its losses have no "
             "gradient. Set layer.trainable = True for some layer."
         )
-
-
-def _rows(x: Any, rows: Any) -> Any:
-    return keras.tree.map_structure(lambda values: tf.gather(values, rows), x)

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from fisher_keras.fisher.rules import Gradients, Product
+from fisher_keras.fisher.gradients import Factored, Gradients
 
 # How many products are added up in float32 before float64 takes over. Convolutions mostly have a
 # multiple of as many columns: their kernels have 3 * 3 entries, and often 16 K channels.
@@ -26,7 +26,7 @@ def sum_of_products(gradients: list[Gradients], exact: bool) -> tf.Tensor:
     products = _Products(exact)
     # The last layer's gradients are there first.
     for part in reversed(gradients):
-        if isinstance(part, Product) and part.size[1] == 1:
+        if isinstance(part, Factored) and part.size[1] == 1:
             products.add(_product_of_factors(part))
             continue
         for block in part.blocks():
@@ -92,7 +92,7 @@ def _blocked_product(columns: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(products, tf.float64), axis=0)
 
 
-def _product_of_factors(part: Product) -> tf.Tensor:
+def _product_of_factors(part: Factored) -> tf.Tensor:
     """Takes <x_i d_i^T, x_j d_j^T> = <x_i, x_j> <d_i, d_j>, which needs no gradient at all."""
     x, delta = (tf.cast(tf.squeeze(t, 1), tf.float64) for t in part.factors)
     return tf.matmul(x, x, transpose_b=True) * tf.matmul(delta, delta, transpose_b=True)

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
-from fisher_keras.fisher.rules import RULES, Gradients, Sum, Use
+from fisher_keras.fisher.gradients import Explicit, Gradients
+from fisher_keras.fisher.rules import RULES, Use
 from fisher_keras.fisher.vectorized import map_examples
 
 # Only tell the shape of a tensor: what depends on these alone does not depend on the examples.
@@ -60,7 +61,7 @@ def structured_gradients(
         if not ok or any(combined[tensor] is None for tensor in tensors):
             continue
         if not tensors:
-            result[index] = Sum(tf.zeros([count, *weight.shape], weight.dtype))
+            result[index] = Explicit(tf.zeros([count, *weight.shape], weight.dtype))
         elif tensors == [weight.ref()]:
             result[index] = combined[weight.ref()]
         else:
@@ -102,7 +103,7 @@ def _combined(parts: list[Gradients | None]) -> Gradients | None:
     """Adds the gradients of several operations that use the same tensor."""
     if len(parts) == 1:
         return parts[0]
-    return None if None in parts else Sum(tf.add_n([part.whole() for part in parts]))
+    return None if None in parts else Explicit(tf.add_n([part.explicit() for part in parts]))
 
 
 def _pull_back(result: list, indirect: list, combined: dict, weights: list[tf.Tensor]) -> None:
@@ -119,6 +120,6 @@ def _pull_back(result: list, indirect: list, combined: dict, weights: list[tf.Te
     def one_example(rows: list[tf.Tensor]) -> list[tf.Tensor]:
         return tf.gradients([t.deref() for t in tensors], [weights[i] for i in indices], rows)
 
-    rows = [tf.cast(combined[t].whole(), t.deref().dtype) for t in tensors]
+    rows = [tf.cast(combined[t].explicit(), t.deref().dtype) for t in tensors]
     for index, gradients in zip(indices, map_examples(one_example, rows), strict=True):
-        result[index] = Sum(gradients)
+        result[index] = Explicit(gradients)

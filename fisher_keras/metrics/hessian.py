@@ -7,14 +7,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier.building import build
-from fisher_keras.classifier.labels import label_distributions
-from fisher_keras.classifier.logits import FromLogits, check_outputs, logits_function
+from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
+from fisher_keras.classifier.labels import count_examples, label_distributions
+from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.moments import exact_moments
+from fisher_keras.classifier.tracing import concrete_function, specs
 
 
 def hessian(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     x: Any,
     y: Any,
     from_logits: FromLogits = "auto",
@@ -27,7 +28,8 @@ def hessian(
     it equals the Fisher information of Equation 2.
 
     Args:
-        model: A Keras classifier, in inference mode, with W trainable parameters.
+        model: A Keras classifier, in inference mode, with W trainable parameters; or a
+            `Classifier` of one, without normalize_logits.
         x: Inputs of N examples, an array or a structure of arrays.
         y: Labels: integers (N,) or (N, 1), or distributions over the classes (N, K).
         from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
@@ -40,42 +42,34 @@ def hessian(
 
     Raises:
         ValueError: If labels do not fit the model's classes, outputs are not what `from_logits`
-            says, or derivatives are not finite.
+            says, derivatives are not finite, or a `Classifier` normalizes its logits.
     """
-    build(model, x)
-    logits = logits_function(model, from_logits)
-    variables = [v.value for v in model.trainable_variables]
-    x = keras.tree.map_structure(tf.convert_to_tensor, x)
-
-    @tf.function(autograph=False)
-    def second_derivatives(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        with tf.GradientTape(persistent=True) as outer:
-            with tf.GradientTape() as inner:
-                values, are_logits, distance = logits(x)
-                log_p = tf.nn.log_softmax(values)
-                target = label_distributions(y, log_p.shape[-1], label_smoothing)
-                loss = -tf.reduce_mean(tf.reduce_sum(target * log_p, axis=-1))
-            gradient = _flat(inner.gradient(loss, variables, unconnected_gradients="zero"))
-        rows = outer.jacobian(
-            gradient, variables, unconnected_gradients="zero", experimental_use_pfor=False
+    classifier = as_classifier(model, from_logits)
+    if classifier.normalize_logits is not None:
+        raise ValueError(
+            "The Hessian is that of the loss as the model is trained with it: give a Classifier "
+            f"without normalize_logits. Given: normalize_logits={classifier.normalize_logits}."
         )
-        matrix = tf.concat([tf.reshape(r, [tf.size(gradient), -1]) for r in rows], axis=1)
-        return matrix, are_logits, distance
-
+    count = count_examples(x, y)
+    classifier.build(x)
+    x = keras.tree.map_structure(tf.convert_to_tensor, x)
+    function = classifier.function(_second_derivatives)
     with exact_moments():
-        matrix, are_logits, distance = second_derivatives(x)
-    check_outputs(bool(are_logits), float(distance))
+        concrete = concrete_function(function, specs(x), tf.TensorSpec([count, None], tf.float64))
+    target = label_distributions(y, classifier.num_classes, label_smoothing)
+    matrix, *to_check = concrete(x, tf.constant(target))
+    classifier.check_values(*to_check)
     matrix = matrix.numpy().astype(np.float64)
     if not np.isfinite(matrix).all():
         raise ValueError(
-            f"The Hessian of the model {model.name!r} is NaN or infinite for these examples. "
-            "Check the inputs, and whether training has diverged."
+            f"The Hessian of the model {classifier.model.name!r} is NaN or infinite for these "
+            "examples. Check the inputs, and whether training has diverged."
         )
     return (matrix + matrix.T) / 2
 
 
 def hessian_log_determinant(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     x: Any,
     y: Any,
     from_logits: FromLogits = "auto",
@@ -98,8 +92,9 @@ def hessian_log_determinant(
         the rounding of the parameters' dtype, relative to the largest), and NaN if there are
         negative ones: then w is no local minimum.
     """
-    eigenvalues = np.linalg.eigvalsh(hessian(model, x, y, from_logits, label_smoothing))
-    dtype = np.result_type(*[v.dtype for v in model.trainable_variables])
+    classifier = as_classifier(model, from_logits)
+    eigenvalues = np.linalg.eigvalsh(hessian(classifier, x, y, label_smoothing=label_smoothing))
+    dtype = np.result_type(*[v.dtype for v in classifier.model.trainable_variables])
     tolerance = eigenvalues.size * np.finfo(dtype).eps * np.abs(eigenvalues).max()
     negative = np.sum(eigenvalues < -tolerance)
     zero = np.sum(np.abs(eigenvalues) <= tolerance)
@@ -118,6 +113,30 @@ def hessian_log_determinant(
         )
         return -np.inf
     return float(np.sum(np.log(eigenvalues)))
+
+
+def _second_derivatives(classifier: Classifier) -> Any:
+    """Makes the `tf.function` of inputs and labels; to be traced with `exact_moments`."""
+    # Of its own: another's trace may have other moments.
+    logits = logits_function(classifier)
+    variables = [v.value for v in classifier.model.trainable_variables]
+
+    @tf.function(autograph=False)
+    def second_derivatives(x: Any, target: tf.Tensor) -> tuple:
+        with tf.GradientTape(persistent=True) as outer:
+            with tf.GradientTape() as inner:
+                logits_of_x, *to_check = logits(x)
+                log_p = tf.nn.log_softmax(logits_of_x)
+                target.set_shape(log_p.shape)
+                loss = -tf.reduce_mean(tf.reduce_sum(target * log_p, axis=-1))
+            gradient = _flat(inner.gradient(loss, variables, unconnected_gradients="zero"))
+        rows = outer.jacobian(
+            gradient, variables, unconnected_gradients="zero", experimental_use_pfor=False
+        )
+        matrix = tf.concat([tf.reshape(r, [tf.size(gradient), -1]) for r in rows], axis=1)
+        return matrix, *to_check
+
+    return second_derivatives
 
 
 def _flat(gradients: list[tf.Tensor]) -> tf.Tensor:

@@ -12,20 +12,15 @@ import numpy as np
 import tensorflow as tf
 import tqdm.auto
 
-from fisher_keras.classifier.building import build
+from fisher_keras.arguments import whole_number
+from fisher_keras.classifier.classifier import Classifier, as_classifier
 from fisher_keras.classifier.labels import (
     LabelledData,
     fingerprint,
     label_distributions,
     labelled_data,
 )
-from fisher_keras.classifier.logits import (
-    FromLogits,
-    check_options,
-    check_outputs,
-    logits_function,
-)
-from fisher_keras.classifier.model_functions import for_batches, function_of
+from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.fisher.gram import FisherGram, loss_gradient_gram
 from fisher_keras.metrics import gram_metrics
 from fisher_keras.metrics.replicas import over_replicas, replica_strategy
@@ -33,7 +28,6 @@ from fisher_keras.metrics.report import Fit, LocalMinimumReport, summarize
 from fisher_keras.metrics.robustness import squared_jacobian_norms
 from fisher_keras.metrics.singular import Dependence, SingularGramWarning, find_dependence
 from fisher_keras.metrics.trials import Trial, TrialFile, draw_sample
-from fisher_keras.regularizer.model import FisherRegularizedModel
 
 GRAM_METRICS: dict[str, Callable[[FisherGram], float]] = {
     "log_determinant": gram_metrics.log_determinant,
@@ -51,7 +45,7 @@ _BATCH_SIZE = 256  # Of the forward passes for losses and errors.
 
 
 def evaluate_local_minimum(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     data: Any,
     num_samples: int = 100,
     num_trials: int = 100,
@@ -77,7 +71,8 @@ def evaluate_local_minimum(
     device. Strategies that span several machines or TPU cores are refused.
 
     Args:
-        model: A Keras classifier; of a `FisherRegularizedModel`, the wrapped one.
+        model: A Keras classifier; of a `FisherRegularizedModel`, the wrapped one. For many
+            evaluations of the same model, a `fisher_keras.classifier.Classifier` of it.
         data: The training data without augmentation: a pair (x, y) of arrays, or a finite
             `tf.data.Dataset` of batches (x, y), which is read into memory. y holds classes, or
             distributions over them; Fisher metrics take the most probable class.
@@ -115,9 +110,12 @@ def evaluate_local_minimum(
     >>> gamma_hat = report.metrics["log_determinant"].mean
     >>> figure = report.plot_spectrum().figure
     """
-    _check_arguments(num_samples, num_trials, seed, metrics)
-    check_options(from_logits, normalize_logits)
-    model = model.model if isinstance(model, FisherRegularizedModel) else model
+    num_samples = whole_number("num_samples", num_samples, least=1)
+    num_trials = whole_number("num_trials", num_trials, least=1)
+    seed = whole_number("seed", seed, least=0)
+    _check_metrics(metrics)
+    classifier = as_classifier(model, from_logits, normalize_logits)
+    model = classifier.model
     strategy = replica_strategy(model)
     train = labelled_data(data)
     if num_samples > len(train):
@@ -126,15 +124,14 @@ def evaluate_local_minimum(
             f"of {len(train)}. Lower num_samples or give more data."
         )
     test = None if test_data is None else labelled_data(test_data, "test_data")
-    build(model, train.x)
-    logits = function_of(model, _logits_of_batches, from_logits)
-    train_fit = _fit(logits, train, "data")
-    test_fit = None if test is None else _fit(logits, test, "test_data")
+    classifier.build(train.x)
+    train_fit = _fit(classifier, train, "data")
+    test_fit = None if test is None else _fit(classifier, test, "test_data")
     evaluation = {
         "num_samples": num_samples,
         "seed": seed,
         "metrics": list(metrics),
-        "normalize_logits": normalize_logits,
+        "normalize_logits": classifier.normalize_logits,
         "stratified": stratified,
         "model": fingerprint([variable.numpy() for variable in model.weights]),
         "data": train.fingerprint,
@@ -142,8 +139,8 @@ def evaluate_local_minimum(
     file = None if trials_path is None else TrialFile(trials_path, evaluation)
     finished = {} if file is None else file.finished
     missing = [index for index in range(num_trials) if index not in finished]
-    evaluate = _sample_function(model, from_logits, train, evaluation)
-    evaluated = over_replicas(strategy, evaluate, missing)
+    evaluate = _sample_function(train, evaluation)
+    evaluated = over_replicas(strategy, classifier, evaluate, missing)
     start = time.monotonic()
     trials = []
     for index in tqdm.auto.trange(num_trials, desc="trials", disable=not progress):
@@ -186,12 +183,12 @@ class _Sample:
 
 
 def _sample_function(
-    model: keras.Model, from_logits: FromLogits, data: LabelledData, evaluation: dict[str, Any]
-) -> Callable[[int], _Sample]:
-    """Makes the function that evaluates the model for a trial, from the trial's index."""
-    names, normalize_logits = evaluation["metrics"], evaluation["normalize_logits"]
+    data: LabelledData, evaluation: dict[str, Any]
+) -> Callable[[Classifier, int], _Sample]:
+    """Makes the function that evaluates a classifier for a trial, from the trial's index."""
+    names = evaluation["metrics"]
 
-    def evaluate(index: int) -> _Sample:
+    def evaluate(classifier: Classifier, index: int) -> _Sample:
         rows = draw_sample(
             data.hard_labels,
             evaluation["num_samples"],
@@ -202,12 +199,9 @@ def _sample_function(
         examples = data.take(rows)
         gram = jacobian_norms = None
         if GRAM_METRICS.keys() & set(names):
-            gram = loss_gradient_gram(
-                model, examples.x, examples.y, from_logits, normalize_logits=normalize_logits
-            )
+            gram = loss_gradient_gram(classifier, examples.x, examples.y)
         if "robustness" in names:
-            norms = function_of(model, squared_jacobian_norms, from_logits, normalize_logits)
-            jacobian_norms = norms(examples.x)
+            jacobian_norms = classifier.function(squared_jacobian_norms)(examples.x)
         return _Sample(rows, gram, jacobian_norms)
 
     return evaluate
@@ -228,22 +222,11 @@ def _trial(index: int, sample: _Sample, names: Sequence[str]) -> Trial:
     return Trial(index, {name: values[name] for name in names}, log_spectrum, dependence)
 
 
-def _logits_of_batches(model: keras.Model, from_logits: FromLogits) -> Callable[[Any], tf.Tensor]:
-    evaluate = for_batches(logits_function(model, from_logits))
-
-    def logits(x: Any) -> tf.Tensor:
-        values, are_logits, distance = evaluate(x)
-        check_outputs(bool(are_logits), float(distance))
-        return values
-
-    return logits
-
-
-def _fit(logits: Callable[[Any], tf.Tensor], data: LabelledData, name: str) -> Fit:
+def _fit(classifier: Classifier, data: LabelledData, name: str) -> Fit:
     """Computes loss and error in float64, batch by batch."""
     loss, label_entropy, num_errors = 0.0, 0.0, 0
     for begin, batch in _batches(data):
-        log_p = tf.nn.log_softmax(logits(batch.x)).numpy()
+        log_p = tf.nn.log_softmax(classifier.logits(batch.x)).numpy()
         if np.isnan(log_p).any():
             rows = np.isnan(log_p).any(axis=1)
             raise ValueError(
@@ -297,16 +280,6 @@ def _singular_note(trials: Sequence[Trial], num_samples: int, num_parameters: in
     return note
 
 
-def _check_arguments(num_samples: Any, num_trials: Any, seed: Any, metrics: Any) -> None:
-    """Raises a ValueError that says which argument is out of range."""
-    for name, value, least in (
-        ("num_samples", num_samples, 1),
-        ("num_trials", num_trials, 1),
-        ("seed", seed, 0),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(
-                f"{name} must be a whole number, {least} or greater. Given: {name}={value!r}."
-            )
+def _check_metrics(metrics: Any) -> None:
     if isinstance(metrics, str) or not metrics or set(metrics) - set(METRICS):
         raise ValueError(f"metrics must be names out of {METRICS}. Given: metrics={metrics!r}.")

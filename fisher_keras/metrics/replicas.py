@@ -2,13 +2,14 @@
 
 import collections
 import concurrent.futures
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from fisher_keras.classifier import Classifier
 
 
 def replica_strategy(model: keras.Model) -> tf.distribute.Strategy:
@@ -36,17 +37,22 @@ def replica_strategy(model: keras.Model) -> tf.distribute.Strategy:
 
 
 def over_replicas(
-    strategy: tf.distribute.Strategy, function: Callable[[Any], Any], arguments: Iterable[Any]
+    strategy: tf.distribute.Strategy,
+    classifier: Classifier,
+    function: Callable[[Classifier, Any], Any],
+    arguments: Iterable[Any],
 ) -> Iterator[Any]:
     """Calls a function for each argument, on each replica in turn, as many at once as there are.
 
-    On a replica's device, mirrored variables are its own copies. A thread keeps to its device, so
-    that functions that were traced there can be found again.
+    On a replica's device, mirrored variables are its own copies, and functions are traced for
+    them: each replica has a `Classifier` of its own.
 
     Args:
         strategy: A strategy that `replica_strategy` returned. With one replica, the function is
             called where it is asked for, without a thread.
-        function: To be called in several threads at once.
+        classifier: Of the model; it keeps those of the replicas.
+        function: Takes the replica's classifier and an argument; to be called in several threads
+            at once.
         arguments: Its arguments.
 
     Yields:
@@ -54,23 +60,30 @@ def over_replicas(
         replicas; where nobody asks for their results any more, they end in the background.
     """
     if strategy.num_replicas_in_sync == 1:
-        yield from map(function, arguments)
+        yield from (function(classifier, argument) for argument in arguments)
         return
 
     def call(device: str, argument: Any) -> Any:
         with strategy.scope(), tf.device(device):
-            return function(argument)
+            return function(classifier.function(_on_a_replica, device), argument)
 
     devices = strategy.extended.worker_devices
+    # A thread each, so that a slow device keeps no other waiting for its next call.
+    threads = [concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=d) for d in devices]
     running: collections.deque = collections.deque()
-    for device, argument in zip(itertools.cycle(devices), arguments, strict=False):
-        if len(running) == len(devices):
+    try:
+        replicas = itertools.cycle(zip(devices, threads, strict=True))
+        for (device, thread), argument in zip(replicas, arguments, strict=False):
+            if len(running) == len(devices):
+                yield running.popleft().result()
+            running.append(thread.submit(call, device, argument))
+        while running:
             yield running.popleft().result()
-        running.append(_thread(device).submit(call, device, argument))
-    while running:
-        yield running.popleft().result()
+    finally:
+        for thread in threads:
+            thread.shutdown(wait=False)
 
 
-@functools.cache
-def _thread(device: str) -> concurrent.futures.Executor:
-    return concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=device)
+def _on_a_replica(classifier: Classifier, device: str) -> Classifier:
+    """Makes the classifier of one replica; the device only tells them apart."""
+    return Classifier(classifier.model, classifier.from_logits, classifier.normalize_logits)

@@ -7,21 +7,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier import stateless
-from fisher_keras.classifier.building import build
-from fisher_keras.classifier.logits import (
-    FromLogits,
-    as_logits,
-    check_options,
-    check_outputs,
-    distance_from_probabilities,
-    find_logits,
-)
-from fisher_keras.classifier.model_functions import for_batches, function_of
+from fisher_keras.arguments import whole_number
+from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
+from fisher_keras.classifier.logits import FromLogits
+from fisher_keras.classifier.tracing import for_batches
 
 
 def robustness(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     x: Any,
     from_logits: FromLogits = "auto",
     batch_size: int = 100,
@@ -33,8 +26,8 @@ def robustness(
     Exact for any number of classes K: each batch costs K backward passes.
 
     Args:
-        model: A Keras classifier, evaluated in inference mode. Its outputs for one example must
-            not depend on the others.
+        model: A Keras classifier, or a `Classifier` of one, evaluated in inference mode. Its
+            outputs for one example must not depend on the others.
         x: Inputs of N examples, an array or a structure of arrays. The Jacobian is that with
             respect to all inputs of floats.
         from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
@@ -49,9 +42,10 @@ def robustness(
         ValueError: If no input can be differentiated by, or the outputs are NaN, or are not what
             `from_logits` and `normalize_logits` need.
     """
-    check_options(from_logits, normalize_logits)
-    build(model, x)
-    norms = function_of(model, squared_jacobian_norms, from_logits, normalize_logits)
+    classifier = as_classifier(model, from_logits, normalize_logits)
+    batch_size = whole_number("batch_size", batch_size, least=1)
+    classifier.build(x)
+    norms = classifier.function(squared_jacobian_norms)
     size = len(keras.tree.flatten(x)[0])
     batches = [
         norms(keras.tree.map_structure(lambda leaf: leaf[begin : begin + batch_size], x))  # noqa: B023
@@ -60,11 +54,7 @@ def robustness(
     return float(np.mean(np.concatenate(batches)))
 
 
-def squared_jacobian_norms(
-    model: keras.Model,
-    from_logits: FromLogits = "auto",
-    normalize_logits: float | None = None,
-) -> Callable[[Any], np.ndarray]:
+def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any], np.ndarray]:
     r"""Makes a function of a batch x that returns each example's $\|J_x[f_w(x)]\|_2^2$.
 
     The Jacobian of the probabilities is $S J_z$, with that of the logits and the derivative
@@ -74,43 +64,37 @@ def squared_jacobian_norms(
     softmax saturates.
 
     Args:
-        model: A built Keras classifier.
-        from_logits: As for `robustness`.
-        normalize_logits: As for `robustness`.
+        classifier: A built classifier.
 
     Returns:
         The function; it traces TensorFlow code once and serves for many batches. Its result has
         shape (B,), float64.
     """
-
-    @tf.function(autograph=False)
-    def logits(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        outputs = stateless.apply(model, x, False)
-        tensor, are_logits = find_logits(outputs, from_logits, normalize_logits)
-        return as_logits(tensor, are_logits), are_logits, distance_from_probabilities(tensor)
+    logits = logits_function(classifier)
+    c = classifier.normalize_logits
 
     @for_batches
     def jacobian_products(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         differentiable = [leaf for leaf in keras.tree.flatten(x) if leaf.dtype.is_floating]
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(differentiable)
-            z, *about_outputs = logits(x)
-            if normalize_logits is not None:
-                z /= normalize_logits * tf.norm(z, axis=-1, keepdims=True)
+            z, *to_check = logits(x)
+            if c is not None:
+                z /= c * tf.norm(z, axis=-1, keepdims=True)
         jacobian = _relative_jacobian(tape, z, differentiable)
         derivative = _softmax_derivative(tf.nn.softmax(z))
         gram = tf.matmul(jacobian, jacobian, transpose_b=True)
-        return derivative @ gram @ derivative, *about_outputs
+        return derivative @ gram @ derivative, *to_check
 
     def norms(x: Any) -> np.ndarray:
         _check_differentiable(x)
-        products, *about_outputs = (result.numpy() for result in jacobian_products(x))
-        check_outputs(*about_outputs, normalize_logits)
+        products, *to_check = (result.numpy() for result in jacobian_products(x))
+        classifier.check_values(*to_check)
         finite = np.isfinite(products).all(axis=(1, 2))
         if not finite.all():
             raise ValueError(
-                f"The outputs of the model {model.name!r} or their derivatives are NaN or "
-                f"infinite for {np.sum(~finite)} of {len(finite)} examples, the "
+                f"The outputs of the model {classifier.model.name!r} or their derivatives are NaN "
+                f"or infinite for {np.sum(~finite)} of {len(finite)} examples, the "
                 f"first is {np.argmin(finite)}. Robustness needs finite ones; check "
                 "the weights and the inputs."
             )

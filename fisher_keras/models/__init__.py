@@ -1,13 +1,11 @@
 """The networks of the paper's Section 7.2 (Appendix E), as plain Keras models."""
 
-import math
 from collections.abc import Sequence
-from numbers import Real
 
 import keras
 
+from fisher_keras.arguments import real_number, whole_number
 from fisher_keras.models import cnn, densenet, resnet, wide_resnet
-from fisher_keras.models.arguments import whole_number
 
 _BUILDERS = {
     "cnn": cnn.build,
@@ -54,14 +52,12 @@ def build_model(
     """
     if arch not in ARCHITECTURES:
         raise ValueError(f"Unknown architecture {arch!r}: use one of {', '.join(ARCHITECTURES)}.")
-    num_classes = whole_number("num_classes", num_classes, minimum=2)
+    num_classes = whole_number("num_classes", num_classes, least=2)
     input_shape = _image_shape(input_shape)
     if arch == "cnn" and depth is not None:
         raise ValueError(f"cnn always has 6 convolutions: leave out depth, got {depth!r}.")
-    if l2_penalty is not None and not (
-        isinstance(l2_penalty, Real) and 0 <= l2_penalty < math.inf
-    ):
-        raise ValueError(f"l2_penalty must be a number of at least 0, got {l2_penalty!r}.")
+    if l2_penalty is not None:
+        l2_penalty = real_number("l2_penalty", l2_penalty, least=0)
     options = {"depth": depth, "width": width, "l2_penalty": l2_penalty}
     given = {name: value for name, value in options.items() if value is not None}
     return _BUILDERS[arch](num_classes, input_shape, **given)

@@ -4,11 +4,9 @@ Chen-Yu Lee, Patrick Gallagher, Zhuowen Tu: Generalizing Pooling Functions in Co
 Networks: Mixed, Gated, and Tree. AISTATS 2016.
 """
 
-import math
-from numbers import Real
-
 import keras
 
+from fisher_keras.arguments import real_number
 from fisher_keras.models import layers
 
 FILTERS = (64, 64, 128, 128, 192, 192)
@@ -40,8 +38,7 @@ def build(
     Raises:
         ValueError: if the width is not a positive number.
     """
-    if isinstance(width, bool) or not isinstance(width, Real) or not 0 < width < math.inf:
-        raise ValueError(f"The width of cnn is a factor on its filters above 0, got {width!r}.")
+    width = real_number("The width of cnn (factor on its filters)", width, above=0)
     inputs = keras.Input(input_shape)
     x = inputs
     for index, filters in enumerate(FILTERS, start=1):

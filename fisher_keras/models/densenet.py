@@ -6,8 +6,8 @@ Convolutional Networks. CVPR 2017.
 
 import keras
 
-from fisher_keras.models.arguments import blocks_per_stage, whole_number
-from fisher_keras.models.layers import batch_norm_relu, classifier, conv
+from fisher_keras.arguments import whole_number
+from fisher_keras.models.layers import batch_norm_relu, blocks_per_stage, classifier, conv
 
 # Half the weight decay of the paper, 1e-4, whose gradient is decay * w.
 L2_PENALTY = 1e-4 / 2
@@ -37,7 +37,7 @@ def build(
         ValueError: if depth or width cannot be built.
     """
     layers = blocks_per_stage("densenet", depth, remainder=4)
-    growth = whole_number("The width of densenet (growth rate k)", width, minimum=1)
+    growth = whole_number("The width of densenet (growth rate k)", width, least=1)
     inputs = keras.Input(input_shape)
     x = conv(inputs, 2 * growth, 3, l2_penalty)
     x = _dense_block(x, layers, growth, l2_penalty)

@@ -1,6 +1,33 @@
-"""The blocks that the networks with batch normalization share, as their authors' code has them."""
+"""What the networks with batch normalization share, as their authors' code has it."""
 
 import keras
+
+from fisher_keras.arguments import whole_number
+
+
+def blocks_per_stage(arch: str, depth: int, remainder: int) -> int:
+    """Returns n of a network of three stages whose depth is 6n + `remainder`.
+
+    Args:
+        arch: the architecture's name, for the message.
+        depth: number of layers with weights, counted as in the architecture's paper.
+        remainder: the layers outside the three stages.
+
+    Returns:
+        The number n of two-layer blocks in each stage.
+
+    Raises:
+        ValueError: if no n >= 1 gives this depth; the message names the nearest depths.
+    """
+    depth = whole_number(f"The depth of {arch}", depth, least=1)
+    blocks, rest = divmod(depth - remainder, 6)
+    if blocks < 1 or rest:
+        below = 6 * max(blocks, 1) + remainder
+        raise ValueError(
+            f"The depth of {arch} must be 6n+{remainder} with n >= 1, got {depth}; "
+            f"use {below} or {below + 6}, for example."
+        )
+    return blocks
 
 
 def l2(l2_penalty: float) -> keras.regularizers.Regularizer | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from fisher_keras.arguments import real_number, whole_number
 from fisher_keras.atomic import replacing
 from fisher_keras.models import ARCHITECTURES, cnn, densenet, resnet, wide_resnet
 
@@ -143,8 +144,7 @@ def learning_rate_at(
         ValueError: if epoch is negative, or epochs or learning_rate is not positive.
     """
     epochs = recipe.epochs if epochs is None else epochs
-    if epoch < 0 or epochs < 1:
-        raise ValueError(f"epoch must be at least 0 and epochs at least 1, got {epoch}, {epochs}.")
+    epoch, epochs = whole_number("epoch", epoch, 0), whole_number("epochs", epochs, 1)
     # In whole numbers: a quotient of floats could miss the boundary.
     passed = [
         factor for start, factor in recipe.schedule if epoch * recipe.epochs >= start * epochs
@@ -179,9 +179,7 @@ def _initial_learning_rate(recipe: Recipe, learning_rate: float | None) -> float
     """Returns the learning rate given, or the recipe's."""
     if learning_rate is None:
         return recipe.learning_rate
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate must be a number above 0, got {learning_rate!r}.")
-    return float(learning_rate)
+    return real_number("learning_rate", learning_rate, above=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ CVPR 2016 (a). Identity Mappings in Deep Residual Networks. ECCV 2016 (b).
 
 import keras
 
-from fisher_keras.models.arguments import blocks_per_stage, whole_number
-from fisher_keras.models.layers import batch_norm_relu, classifier, conv
+from fisher_keras.arguments import whole_number
+from fisher_keras.models.layers import batch_norm_relu, blocks_per_stage, classifier, conv
 
 # Half the weight decay of He et al. (2016a), 1e-4, whose gradient is decay * w.
 L2_PENALTY = 1e-4 / 2
@@ -37,7 +37,7 @@ def build(
         ValueError: if depth or width cannot be built.
     """
     blocks = blocks_per_stage("resnet", depth, remainder=2)
-    width = whole_number("The width of resnet (filters of its first stage)", width, minimum=1)
+    width = whole_number("The width of resnet (filters of its first stage)", width, least=1)
     inputs = keras.Input(input_shape)
     x = conv(inputs, width, 3, l2_penalty)
     # He et al. (2016b), Appendix: the first unit's activation comes before the two paths split.

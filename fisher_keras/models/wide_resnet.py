@@ -5,8 +5,8 @@ Sergey Zagoruyko, Nikos Komodakis: Wide Residual Networks. BMVC 2016.
 
 import keras
 
-from fisher_keras.models.arguments import blocks_per_stage, whole_number
-from fisher_keras.models.layers import batch_norm_relu, classifier, conv
+from fisher_keras.arguments import whole_number
+from fisher_keras.models.layers import batch_norm_relu, blocks_per_stage, classifier, conv
 
 # Half the weight decay of the paper, 5e-4, whose gradient is decay * w.
 L2_PENALTY = 5e-4 / 2
@@ -36,7 +36,7 @@ def build(
         ValueError: if depth or width cannot be built.
     """
     blocks = blocks_per_stage("wide_resnet", depth, remainder=4)
-    width = whole_number("The width of wide_resnet (widening factor k)", width, minimum=1)
+    width = whole_number("The width of wide_resnet (widening factor k)", width, least=1)
     inputs = keras.Input(input_shape)
     x = conv(inputs, 16, 3, l2_penalty)
     for filters, strides in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):

@@ -59,6 +59,10 @@ class SubBatches:
             sums = self._sum_range(terms, sums, first, end, size_of)
         return sums
 
+    def mean(self, sums: Any) -> Any:
+        """Returns a structure of sums over the sub-batches divided by M."""
+        return tf.nest.map_structure(lambda total: _divide(total, self.count), sums)
+
     def _sum_range(
         self, terms: Callable, sums: Any, first: Any, end: Any, size_of: Callable
     ) -> Any:
@@ -95,3 +99,10 @@ def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor) ->
     )
     permutation = tf.argsort(keys)
     return SubBatches(permutation, count, batch_size // count, batch_size % count)
+
+
+def _divide(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Divides a sum by M; counters, which all move alike, stay whole."""
+    if total.dtype.is_floating:
+        return total / tf.cast(count, total.dtype)
+    return total // tf.cast(count, total.dtype)

@@ -248,8 +248,8 @@ def test_channel_statistics_are_numpys():
     ("arguments", "message"),
     [
         ({"augmentation": "8-crop"}, "no-aug, flip-only, 1-crop-f, 4-crop-f, got '8-crop'"),
-        ({"batch_size": 0}, "batch_size must be 1 or larger, got 0"),
-        ({"first_epoch": -1}, "first_epoch must be 0 or larger, got -1"),
+        ({"batch_size": 0}, "batch_size must be a whole number, 1 or greater"),
+        ({"first_epoch": -1}, "first_epoch must be a whole number, 0 or greater"),
         ({"mean": np.zeros(3)}, r"mean and std must be of shape \(1,\)"),
         ({"num_classes": 5}, r"labels must be in 0\.\.4, got 5 for image 5"),
     ],

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from fisher_keras.classifier import model_functions
-from fisher_keras.fisher import loss_gradient_gram
+from fisher_keras.classifier import Classifier
+from fisher_keras.fisher import FisherGram, gram, loss_gradient_gram
+from fisher_keras.fisher.gram_function import GramFunction
 from fisher_keras.fisher.rules import RULES, Use
 from fisher_keras.models import build_model
 
@@ -164,25 +165,29 @@ EINSUMS_WITHOUT_RULE = {
 }
 
 
-@pytest.mark.parametrize("name", [*STRUCTURED, *OTHERS])
-def test_gram_is_that_of_the_slow_jacobian(name):
-    model = network(*(STRUCTURED | OTHERS)[name]())
+@pytest.fixture(scope="module")
+def case(request):
+    """A network with the layers of that name, traced, with its examples and their Gram matrix."""
+    classifier = Classifier(network(*(STRUCTURED | OTHERS)[request.param]()))
     x, y = images()
-    j = jacobian(model, x, y)
-    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=2e-4, atol=1e-5)
+    return classifier, x, y, loss_gradient_gram(classifier, x, y)
 
 
-@pytest.mark.parametrize("name", STRUCTURED)
-def test_structured_and_general_gradients_agree(name):
-    model = network(*STRUCTURED[name]())
-    x, y = images()
-    structured = loss_gradient_gram(model, x, y)
-    (function,) = model_functions._FUNCTIONS[model].values()
-    assert not function.general_weights
-    function.take_general_way(range(len(model.trainable_variables)))
-    general = loss_gradient_gram(model, x, y)
-    assert len(function.general_weights) == len(model.trainable_variables)
-    np.testing.assert_allclose(xi(structured), xi(general), rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("case", [*STRUCTURED, *OTHERS], indirect=True)
+def test_gram_is_that_of_the_slow_jacobian(case):
+    classifier, x, y, found = case
+    j = jacobian(classifier.model, x, y)
+    np.testing.assert_allclose(xi(found), j @ j.T, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", STRUCTURED, indirect=True)
+def test_structured_gradients_agree_with_the_fallback(case):
+    classifier, x, y, structured = case
+    assert not classifier.function(GramFunction, False).fallback_weights
+    other = Classifier(classifier.model)
+    other.function(GramFunction, False).take_fallback(range(len(other.model.trainable_variables)))
+    found = loss_gradient_gram(other, x, y)
+    np.testing.assert_allclose(xi(structured), xi(found), rtol=1e-4, atol=1e-6)
 
 
 def einsum(equation, x, weight):
@@ -220,7 +225,7 @@ def test_rule_for_einsum(equation):
         if found is None:
             return
         with tf.compat.v1.Session() as session:
-            found = session.run(found.whole())
+            found = session.run(found.explicit())
     for place in np.ndindex(shape):
         unit = np.zeros(shape)
         unit[place] = 1
@@ -230,7 +235,7 @@ def test_rule_for_einsum(equation):
 
 
 @pytest.mark.parametrize("arch", ["cnn", "resnet", "wide_resnet", "densenet"])
-def test_the_networks_need_no_general_way(arch):
+def test_the_networks_need_no_fallback(arch):
     sizes = {
         "cnn": {"width": 0.1},
         "resnet": {"depth": 8, "width": 4},
@@ -240,11 +245,11 @@ def test_the_networks_need_no_general_way(arch):
     model = shake(build_model(arch, 10, (16, 16, 3), **sizes[arch]))
     x, y = images(6, (16, 16, 3), 10)
     j = jacobian(model, x, y)
+    classifier = Classifier(model)
     np.testing.assert_allclose(
-        xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=1e-3, atol=1e-5 * np.max(j @ j.T)
+        xi(loss_gradient_gram(classifier, x, y)), j @ j.T, rtol=1e-3, atol=1e-5 * np.max(j @ j.T)
     )
-    (function,) = model_functions._FUNCTIONS[model].values()
-    assert not function.general_weights
+    assert not classifier.function(GramFunction, False).fallback_weights
 
 
 def test_text_with_embedding_and_attention():
@@ -287,9 +292,9 @@ def test_examples_on_another_axis_are_noticed():
     model(x)
     shake(model)
     j = jacobian(model, x, y)
-    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=1e-4)
-    (function,) = model_functions._FUNCTIONS[model].values()
-    assert function.general_weights == {0}
+    classifier = Classifier(model)
+    np.testing.assert_allclose(xi(loss_gradient_gram(classifier, x, y)), j @ j.T, rtol=1e-4)
+    assert classifier.function(GramFunction, False).fallback_weights == {0}
 
 
 def saturated(scale):
@@ -387,12 +392,18 @@ def test_training_mode_takes_the_moments_of_chunks():
         np.testing.assert_array_equal(v, value)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_chunks_change_nothing(size):
+@pytest.fixture(scope="module")
+def seven():
+    """A network, seven examples and their Gram matrix."""
     model = network(layers.Conv2D(3, 3), layers.BatchNormalization())
     x, y = images(7)
+    return model, x, y, loss_gradient_gram(model, x, y)
+
+
+@pytest.mark.parametrize("size", [1, 2.0, np.int64(3), 7])
+def test_chunks_change_nothing(seven, size):
+    model, x, y, expected = seven
     found = loss_gradient_gram(model, x, y, chunk_size=size)
-    expected = loss_gradient_gram(model, x, y)
     np.testing.assert_allclose(xi(found), xi(expected), rtol=1e-5)
 
 
@@ -430,6 +441,56 @@ def test_almost_dependent_gradients_are_multiplied_in_float64():
     assert found == pytest.approx(smallest, rel=0.05)
 
 
+def test_a_result_depends_on_its_examples_alone():
+    """Whatever came before, and whether that needed products in float64."""
+    model = network(layers.Conv2D(3, 3))
+    samples = [images(seed=seed) for seed in range(4)]
+    for x, y in samples[::2]:
+        x[3], y[3] = x[1] + 1e-4, y[1]
+    alone = [loss_gradient_gram(model, *sample) for sample in samples]
+    smallest = [np.linalg.eigvalsh(found.matrix.numpy())[0] for found in alone]
+    assert [value < 1e-3 for value in smallest] == [True, False, True, False]
+    classifier = Classifier(model)
+    for index in (0, 2, 1, 3, 0, 1, 2, 2, 3, 3):
+        found = loss_gradient_gram(classifier, *samples[index])
+        np.testing.assert_array_equal(found.matrix, alone[index].matrix)
+        np.testing.assert_array_equal(found.log_scale, alone[index].log_scale)
+
+
+class Remembering:
+    """Stands for a GramFunction."""
+
+    def __init__(self, exact_was_needed):
+        self.exact_was_needed = exact_was_needed
+
+
+@pytest.mark.parametrize(
+    ("fast", "exact", "is_exact", "calls_after_fast", "calls_after_exact"),
+    [
+        (2e-3, 2.001e-3, False, "f", "ef"),
+        (1e-3, 0.999e-3, False, "f", "ef"),
+        (0.999e-3, 1e-3, True, "fe", "ef"),
+        (0.6e-3, 0.599e-3, True, "fe", "ef"),
+        (0.4e-3, 0.401e-3, True, "fe", "e"),
+    ],
+)
+def test_exact_products_where_they_are_needed(
+    fast, exact, is_exact, calls_after_fast, calls_after_exact
+):
+    """What the last examples needed is tried first, and decides nothing."""
+    for exact_was_needed, expected_calls in ((False, calls_after_fast), (True, calls_after_exact)):
+        calls = []
+
+        def make(wants_exact, calls=calls):
+            calls.append("e" if wants_exact else "f")
+            return FisherGram(tf.linalg.diag([1.0, exact if wants_exact else fast]), wants_exact)
+
+        function = Remembering(exact_was_needed)
+        assert gram._exact_where_needed(function, make).log_scale == is_exact
+        assert "".join(calls) == expected_calls
+        assert function.exact_was_needed == is_exact
+
+
 def test_float64_and_half_precision():
     x, y = images()
     policy = keras.config.dtype_policy()
@@ -447,7 +508,7 @@ def test_float64_and_half_precision():
 
 
 def test_labels_come_in_every_form():
-    model = network(layers.Conv2D(3, 3))
+    model = Classifier(network(layers.Conv2D(3, 3)))
     x, y = images()
     expected = xi(loss_gradient_gram(model, x, y))
     soft = 0.9 * np.eye(3)[y] + 0.1 / 3
@@ -457,13 +518,14 @@ def test_labels_come_in_every_form():
 
 def test_weights_of_the_moment_count_and_frozen_ones_do_not():
     model = network(layers.Conv2D(3, 3, name="conv"))
+    classifier = Classifier(model)
     x, y = images()
-    before = xi(loss_gradient_gram(model, x, y))
+    before = xi(loss_gradient_gram(classifier, x, y))
     shake(model, seed=1)
-    assert not np.allclose(xi(loss_gradient_gram(model, x, y)), before)
+    assert not np.allclose(xi(loss_gradient_gram(classifier, x, y)), before)
     model.get_layer("conv").trainable = False
     j = jacobian(model, x, y)
-    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=1e-4)
+    np.testing.assert_allclose(xi(loss_gradient_gram(classifier, x, y)), j @ j.T, rtol=1e-4)
 
 
 def test_models_are_not_kept_alive():

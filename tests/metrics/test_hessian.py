@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from scipy.special import softmax
 
+from fisher_keras.classifier import Classifier
 from fisher_keras.metrics import hessian, hessian_log_determinant
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -87,9 +88,10 @@ def test_softmax_regression_in_closed_form():
     features = np.column_stack([x, np.ones(9)])
     expected = (features * (p * (1 - p))[:, None]).T @ features / 9
     labels = np.arange(9) % 2
-    np.testing.assert_allclose(hessian(model, x, labels), expected, rtol=1e-12)
+    classifier = Classifier(model)
+    np.testing.assert_allclose(hessian(classifier, x, labels), expected, rtol=1e-12)
     np.testing.assert_allclose(
-        hessian_log_determinant(model, x, labels), np.log(np.linalg.det(expected)), rtol=1e-10
+        hessian_log_determinant(classifier, x, labels), np.log(np.linalg.det(expected)), rtol=1e-10
     )
 
 
@@ -118,9 +120,24 @@ def test_finite_differences_of_the_gradient(probabilities):
             ends.append(loss_gradient(log_probabilities()[1].numpy(), smoothed(labels)))
         columns.append((ends[0] - ends[1]) / 2e-5)
     set_flat_weights(model, flat)
-    result = hessian(given, x, labels, label_smoothing=0.1)
+    classifier = Classifier(given)
+    result = hessian(classifier, x, labels, label_smoothing=0.1)
     np.testing.assert_allclose(result, np.stack(columns, axis=1), atol=1e-8)
-    np.testing.assert_array_equal(hessian(given, x, smoothed(labels)), result)
+    np.testing.assert_array_equal(hessian(classifier, x, smoothed(labels)), result)
+
+
+def test_the_hessian_of_a_classifier_whose_logits_were_traced_before():
+    """Its own trace has moments that can be differentiated twice."""
+    keras.utils.set_random_seed(2)
+    layers = [keras.layers.Dense(3), keras.layers.LayerNormalization(), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    x, labels = np.random.default_rng(0).normal(size=(6, 2)), np.arange(6) % 3
+    classifier = Classifier(model)
+    classifier.logits(x)
+    of_other_labels = hessian(classifier, x, np.zeros(6))
+    found = hessian(classifier, x, labels, label_smoothing=0.1)
+    np.testing.assert_array_equal(found, hessian(model, x, labels, label_smoothing=0.1))
+    assert not np.allclose(found, of_other_labels)
 
 
 def test_equation_1_for_softmax_regression():
@@ -130,24 +147,26 @@ def test_equation_1_for_softmax_regression():
     x, y = random.normal(size=(4, 3)), smoothed(np.array([0, 1, 2, 1]))
     excess_loss, information = train_to_convergence(model, x, y)
     assert excess_loss < 1e-14
-    np.testing.assert_allclose(hessian(model, x, y), information, rtol=1e-6, atol=1e-9)
+    classifier = Classifier(model)
+    np.testing.assert_allclose(hessian(classifier, x, y), information, rtol=1e-6, atol=1e-9)
     sign, expected = np.linalg.slogdet(information)
     assert sign == 1
-    np.testing.assert_allclose(hessian_log_determinant(model, x, y), expected, rtol=1e-6)
+    np.testing.assert_allclose(hessian_log_determinant(classifier, x, y), expected, rtol=1e-6)
 
 
 def test_equation_1_for_a_network_with_a_hidden_layer():
     """More parameters than N (K - 1): both are singular, and the same matrix."""
     model = network(2, hidden=(4,))
+    classifier = Classifier(model)
     random = np.random.default_rng(4)
     x, y = random.normal(size=(6, 2)), smoothed(np.array([0, 1, 2, 1, 0, 2]))
     gradients = LogProbabilities(model, x)()[1].numpy()
-    assert np.abs(hessian(model, x, y) - full_fisher(gradients, y)).max() > 1e-2
+    assert np.abs(hessian(classifier, x, y) - full_fisher(gradients, y)).max() > 1e-2
     excess_loss, information = train_to_convergence(model, x, y)
     assert excess_loss < 1e-14
-    np.testing.assert_allclose(hessian(model, x, y), information, atol=1e-6)
+    np.testing.assert_allclose(hessian(classifier, x, y), information, atol=1e-6)
     # The log-determinant on the part of rank N (K - 1) that is not zero.
-    eigenvalues = np.linalg.eigvalsh(hessian(model, x, y))[-12:]
+    eigenvalues = np.linalg.eigvalsh(hessian(classifier, x, y))[-12:]
     expected = np.linalg.eigvalsh(information)[-12:]
     np.testing.assert_allclose(np.log(eigenvalues).sum(), np.log(expected).sum(), rtol=1e-5)
 
@@ -181,5 +200,7 @@ def test_labels_that_do_not_fit():
     x = np.zeros((2, 3))
     with pytest.raises(ValueError, match=r"0\.\.2.* Given: label 3 for example 1"):
         hessian(network(3), x, np.array([0, 3]))
+    with pytest.raises(ValueError, match="same number of examples"):
+        hessian(network(3), x, np.array([0, 1, 2]))
     with pytest.raises(ValueError, match=r"\(N, 3\)\. Given: shape \(2, 2\)"):
         hessian(network(3), x, np.array([[0.5, 0.5], [0.5, 0.5]]))

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fisher_keras import FisherRegularizedModel
+from fisher_keras import FisherRegularizedModel, metrics
+from fisher_keras.classifier import Classifier
+from fisher_keras.fisher import loss_gradient_gram
 from fisher_keras.metrics import (
     METRICS,
     LocalMinimumReport,
@@ -49,6 +51,12 @@ def classifier(units=4):
 def model():
     """A classifier for all tests that do not ask for more; none changes it."""
     return classifier()
+
+
+@pytest.fixture(scope="module")
+def traced(model):
+    """The same one, for tests that need not trace it themselves."""
+    return Classifier(model)
 
 
 def perfect_classifier():
@@ -127,14 +135,17 @@ def test_the_example_runs():
     assert doctest.testmod(local_minimum).failed == 0
 
 
-def test_all_forms_of_model_and_data_give_the_same(model, tmp_path):
+def test_all_forms_of_model_and_data_give_the_same(model, traced, tmp_path):
     x, y = examples()
     expected = evaluate(model, (x, y))
     dataset = tf.data.Dataset.from_tensor_slices((x, np.eye(NUM_CLASSES)[y])).batch(7)
-    assert evaluate(model, dataset).trials == expected.trials
+    assert evaluate(traced, dataset).trials == expected.trials
     wrapped = FisherRegularizedModel(model)
     assert evaluate(wrapped, (x, y)).trials == expected.trials
-    assert evaluate(model, (x, y), seed=1).trials != expected.trials
+    assert evaluate(traced, (x, y)).trials == expected.trials
+    numbers = {"num_samples": np.int64(6), "num_trials": 3.0, "seed": np.uint8(0)}
+    assert evaluate(traced, (x, y), **numbers).trials == expected.trials
+    assert evaluate(traced, (x, y), seed=1).trials != expected.trials
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert evaluate(loaded, (x, y)).evaluation == expected.evaluation
@@ -167,10 +178,27 @@ def test_a_stopped_evaluation_goes_on(tmp_path, monkeypatch):
         evaluate(model, data, **arguments)
 
 
-def test_stratified_samples(model):
+def test_a_trial_depends_on_its_sample_alone(model, traced, tmp_path):
+    """Some samples hold an example twice, but for rounding, and need products in float64."""
+    (x, y), path = examples(), tmp_path / "trials.jsonl"
+    x[20:], y[20:] = x[:20] + 1e-4, y[:20]
+    options = {"seed": 17, "num_trials": 6}
+    expected = evaluate(traced, (x, y), **options).trials
+    samples = [draw_sample(y, 6, 17, trial, stratified=False) for trial in range(6)]
+    twice = [len(set(rows % 20)) < 6 for rows in samples]
+    assert twice == [False, False, True, False, True, False]
+    for rows, trial in list(zip(samples, expected, strict=True))[2:4]:
+        alone = loss_gradient_gram(model, x[rows], y[rows])
+        assert trial.log_spectrum == tuple(metrics.log_spectrum(alone))
+    evaluate(model, (x, y), **options | {"num_trials": 3}, trials_path=path)
+    assert evaluate(model, (x, y), **options, trials_path=path).trials == expected
+    assert evaluate(traced, (x, y), **options).trials == expected
+
+
+def test_stratified_samples(model, traced):
     x, y = examples()
     y = np.sort(y)
-    report = evaluate(model, (x, y), stratified=True)
+    report = evaluate(traced, (x, y), stratified=True)
     rows = draw_sample(y, 6, 0, 0, stratified=True)
     J = jacobian(model, x[rows], y[rows])
     np.testing.assert_allclose(report.trials[0].metrics["trace"], np.sum(J**2) / 6, rtol=1e-4)
@@ -217,9 +245,9 @@ def test_a_sigmoid_unit_is_a_softmax_of_two():
     )
 
 
-def test_assumptions_that_do_not_hold_are_noted(model):
+def test_assumptions_that_do_not_hold_are_noted(model, traced):
     x, y = examples()
-    report = evaluate(model, (x, y))
+    report = evaluate(traced, (x, y))
     loss, error = cross_entropy(model, x, y)
     assert f"the training loss is {loss:.3g} above the least" in report.notes[0]
     assert f"({round(error * N)} of {N} examples are misclassified)" in report.notes[1]
@@ -289,8 +317,8 @@ def test_more_samples_than_parameters():
         evaluate(model, examples(), num_samples=20)
 
 
-def test_the_report(model):
-    report = evaluate(model, examples(), test_data=examples(10), metrics=METRICS)
+def test_the_report(traced):
+    report = evaluate(traced, examples(), test_data=examples(10), metrics=METRICS)
     text = str(report)
     assert "3 trials of 6 examples, seed 0" in text
     for name, summary in report.metrics.items():
@@ -304,31 +332,31 @@ def test_the_report(model):
     assert record["evaluation"]["num_samples"] == 6
 
 
-def test_the_spectrum_plot(model, tmp_path):
-    report = evaluate(model, examples())
+def test_the_spectrum_plot(traced, tmp_path):
+    report = evaluate(traced, examples())
     axes = report.plot_spectrum()
     (line,) = axes.get_lines()
     expected = np.mean([trial.log_spectrum for trial in report.trials], axis=0) / math.log(10)
     np.testing.assert_allclose(line.get_ydata(), expected)
     axes.figure.savefig(tmp_path / "spectrum.png")
     assert report.plot_spectrum(axes) is axes
-    without = evaluate(model, examples(), metrics=["robustness"])
+    without = evaluate(traced, examples(), metrics=["robustness"])
     assert without.trials[0].log_spectrum == ()
     with pytest.raises(ValueError, match="no spectrum"):
         without.plot_spectrum()
 
 
-def test_one_trial_has_no_deviation(model):
-    report = evaluate(model, examples(), num_trials=1, metrics=["trace"])
+def test_one_trial_has_no_deviation(traced):
+    report = evaluate(traced, examples(), num_trials=1, metrics=["trace"])
     assert isinstance(report, LocalMinimumReport)
     assert isinstance(report.metrics["trace"], MetricSummary)
     assert math.isnan(report.metrics["trace"].std)
 
 
-def test_the_progress_bar(model, capfd):
-    evaluate(model, examples(), progress=True)
+def test_the_progress_bar(traced, capfd):
+    evaluate(traced, examples(), progress=True)
     assert "3/3" in capfd.readouterr().err
-    evaluate(model, examples())
+    evaluate(traced, examples())
     assert "3/3" not in capfd.readouterr().err
 
 
@@ -337,13 +365,13 @@ def test_a_model_that_is_not_built_yet():
     assert math.isfinite(evaluate(model, examples()).metrics["log_determinant"].mean)
 
 
-def test_nan_outputs_are_one_error(model):
+def test_nan_outputs_are_one_error(traced):
     x, y = examples()
     x[30, 2] = np.nan
     with pytest.raises(ValueError, match=r"for 1 of .* examples of data .* the first is 30"):
-        evaluate(model, (x, y))
+        evaluate(traced, (x, y))
     with pytest.raises(ValueError, match="examples of test_data"):
-        evaluate(model, examples(), test_data=(x, y))
+        evaluate(traced, examples(), test_data=(x, y))
 
 
 def test_logits_are_no_probabilities(model):
@@ -356,7 +384,7 @@ def test_logits_are_no_probabilities(model):
     [
         ({"num_samples": 41}, "num_samples=41 .* data of 40"),
         ({"num_samples": 0}, "num_samples must be"),
-        ({"num_trials": 2.0}, "num_trials must be"),
+        ({"num_trials": 2.5}, "num_trials must be"),
         ({"seed": -1}, "seed must be"),
         ({"metrics": ("flatness",)}, "metrics must be names out of"),
         ({"metrics": "trace"}, "metrics must be names out of"),
@@ -371,6 +399,6 @@ def test_bad_arguments(model, arguments, message):
         evaluate(model, examples(), **arguments)
 
 
-def test_labels_of_more_classes_than_the_model_has(model):
+def test_labels_of_more_classes_than_the_model_has(traced):
     with pytest.raises(ValueError, match=r"0\.\.2.* Given: label 5"):
-        evaluate(model, (examples()[0], np.full(N, 5)))
+        evaluate(traced, (examples()[0], np.full(N, 5)))

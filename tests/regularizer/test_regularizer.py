@@ -1,9 +1,12 @@
 """FisherRegularizedModel against closed forms, finite differences and a slow implementation."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from closed_forms import algorithm_1, softmax_regression
 
 from fisher_keras import FisherRegularizedModel
 from fisher_keras.regularizer.sub_batches import split_batch
@@ -77,38 +80,6 @@ def sub_batches_of(model, batch_size):
 
 
 # ------------------------------------------------------------- closed form: softmax regression
-
-
-def softmax_regression(x, labels, weights, sample_weight=None):
-    """Mean loss of softmax(x W + b) and its gradient, from the textbook, in NumPy."""
-    kernel, bias = weights
-    sample_weight = np.ones(len(x)) if sample_weight is None else sample_weight
-    logits = x @ kernel + bias
-    logits = logits - logits.max(axis=1, keepdims=True)
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    losses = -np.log(probabilities[np.arange(len(x)), labels])
-    delta = (probabilities - np.eye(NUM_CLASSES)[labels]) * sample_weight[:, None] / len(x)
-    return np.mean(losses * sample_weight), [x.T @ delta, delta.sum(axis=0)]
-
-
-def algorithm_1(x, labels, weights, parts, alpha, beta, sample_weight=None, shared=False):
-    """Lines 2 to 8 of Algorithm 1 in NumPy for softmax regression."""
-    sample_weight = np.ones(len(x)) if sample_weight is None else sample_weight
-    loss, gradient = softmax_regression(x, labels, weights, sample_weight)
-    regularizer, total, loss_sum = 0.0, [np.zeros_like(w) for w in weights], 0.0
-    shared_gradient = [np.zeros_like(w) for w in weights]
-    for part in parts:
-        batch = (x[part], labels[part])
-        here, g = softmax_regression(*batch, weights, sample_weight[part])
-        moved = [w - alpha * d for w, d in zip(weights, g, strict=True)]
-        there, g_there = softmax_regression(*batch, moved, sample_weight[part])
-        regularizer += (here - there) / len(parts)
-        total = [t + (a - b) / len(parts) for t, a, b in zip(total, g, g_there, strict=True)]
-        loss_sum += here / len(parts)
-        shared_gradient = [s + a / len(parts) for s, a in zip(shared_gradient, g, strict=True)]
-    if shared:
-        loss, gradient = loss_sum, shared_gradient
-    return loss, regularizer, [g + beta * t for g, t in zip(gradient, total, strict=True)]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -759,6 +730,11 @@ def test_embeddings_and_variables_that_the_loss_does_not_reach():
         model = compiled(Text(), beta=beta)
         with pytest.warns(UserWarning, match="Gradients do not exist"):
             model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+        model = compiled(Text(), beta=beta, share_gradients=True)
+        model(x)
+        unused = [v.numpy() for v in model.model.unused.variables]
+        model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+        assert_equal(unused, [v.numpy() for v in model.model.unused.variables])
 
 
 # --------------------------------------------------------------- Keras' ways to train and save
@@ -861,36 +837,6 @@ def test_the_plain_model_is_saved_alone(tmp_path):
     assert_equal([loaded.predict(x, verbose=0)], [model.predict(x, verbose=0)])
 
 
-# ---------------------------------------------------------------------------------- the split
-
-
-@pytest.mark.parametrize(("size", "count"), [(12, 4), (11, 4), (128, 8), (3, 8), (1, 1)])
-def test_the_split_is_even_random_and_complete(size, count):
-    def parts(seed):
-        split = split_batch(tf.constant(size), count, tf.constant([seed, 0]))
-        collected = []
-
-        def terms(index, where):
-            collected.append(where.numpy())
-            return tf.constant(0)
-
-        split.sum_over(terms, tf.constant(0), static_sizes=False)
-        dynamic = list(collected)
-        collected.clear()
-        split.sum_over(terms, tf.constant(0), static_sizes=True)
-        assert_equal(dynamic, collected)
-        return dynamic
-
-    first = parts(1)
-    sizes = sorted(len(part) for part in first)
-    assert len(first) == min(size, count)
-    assert sizes[-1] - sizes[0] <= 1
-    assert sorted(np.concatenate(first)) == list(range(size))
-    assert_equal(first, parts(1))
-    if size > 3:
-        assert np.any(np.concatenate(first) != np.concatenate(parts(2)))
-
-
 # ---------------------------------------------------------------------------------- bad input
 
 
@@ -906,12 +852,32 @@ def test_the_split_is_even_random_and_complete(size, count):
         {"clip_norm": 0.0},
         {"gradient": "exact"},
         {"seed": "one"},
+        {"seed": -1},
     ],
 )
 def test_arguments_out_of_range(arguments):
     (name, value), *_ = arguments.items()
-    with pytest.raises(ValueError, match=f"{name}.*Given: {name}={value!r}"):
+    with pytest.raises(ValueError, match=rf"{name}.* must be .*Given: .*{value!r}\."):
         FisherRegularizedModel(conv_net(), **arguments)
+
+
+def test_numbers_of_numpy_are_numbers():
+    arguments = {
+        "alpha": np.float32(0.5),
+        "beta": np.int64(3),
+        "num_sub_batches": np.int32(4),
+        "clip_norm": np.float64(2.0),
+        "seed": np.uint8(7),
+    }
+    model = FisherRegularizedModel(conv_net(), **arguments)
+    config = json.loads(json.dumps(model.get_config()))
+    assert {name: config[name] for name in arguments} == {
+        "alpha": 0.5,
+        "beta": 3.0,
+        "num_sub_batches": 4,
+        "clip_norm": 2.0,
+        "seed": 7,
+    }
 
 
 def test_not_a_classifier():

@@ -27,7 +27,7 @@ class ExperimentOptions(EngineOptions):
         None, "Folder of the runs; by default results/<name>_<preset>.", group="experiment"
     )
     data_dir: str | None = option(None, "As for train_cifar.", group="experiment")
-    download: bool = option(True, "Download data that are not there.", group="experiment")
+    download: bool = option(True, "As for train_cifar.", group="experiment")
     dry_run: bool = option(
         False, "Only list the runs and estimate their time.", group="experiment"
     )

@@ -34,6 +34,15 @@ def markdown_table(rows: Rows, num_names: int = 1) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *body))
 
 
+def aligned_table(rows: Rows) -> str:
+    """Returns a table for the terminal: the first column aligned to the left, others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
+        for name, *cells in rows
+    )
+
+
 def latex_table(rows: Rows) -> str:
     """Returns a LaTeX tabular, for the package booktabs."""
     header, *body = (

@@ -79,18 +79,22 @@ class Progress(keras.callbacks.Callback):
     callbacks that write them.
     """
 
-    def __init__(self, epochs: int, steps_per_epoch: int, first_epoch: int = 0) -> None:
+    def __init__(
+        self, epochs: int, steps_per_epoch: int, first_epoch: int = 0, quiet: bool = False
+    ) -> None:
         """Makes the callback.
 
         Args:
             epochs: of the whole run.
             steps_per_epoch: training steps an epoch.
             first_epoch: epochs that were finished before.
+            quiet: whether it prints nothing.
         """
         super().__init__()
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
         self._first_epoch = first_epoch
+        self._quiet = quiet
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Starts the bar."""
@@ -102,7 +106,7 @@ class Progress(keras.callbacks.Callback):
             smoothing=0,  # The mean speed: validation makes the present one jump.
             leave=False,
             dynamic_ncols=True,
-            disable=None,  # Where there is no terminal.
+            disable=self._quiet or None,  # None: where there is no terminal.
         )
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -118,6 +122,8 @@ class Progress(keras.callbacks.Callback):
         """Adds the seconds to the logs and prints the epoch's line."""
         now = time.monotonic()
         logs["seconds"] = now - self._epoch_start
+        if self._quiet:
+            return
         done = epoch + 1 - self._first_epoch
         left = (now - self._start) / done * (self._epochs - epoch - 1)
         values = "  ".join(f"{name} {logs[name]:.4f}" for name in _PROGRESS_VALUES if name in logs)
@@ -130,6 +136,40 @@ class Progress(keras.callbacks.Callback):
     def on_train_end(self, logs: dict | None = None) -> None:
         """Removes the bar."""
         self._bar.close()
+
+
+class Every(keras.callbacks.Callback):
+    """Calls another callback at the end of every n-th epoch and of the last one only."""
+
+    def __init__(self, interval: int, callback: keras.callbacks.Callback) -> None:
+        """Makes the callback.
+
+        Args:
+            interval: n.
+            callback: the other one, of which the beginning of the training, the end of an epoch
+                and the end of the training are called.
+        """
+        super().__init__()
+        self._interval = interval
+        self._callback = callback
+
+    def set_model(self, model: keras.Model) -> None:
+        """Hands on the model."""
+        self._callback.set_model(model)
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Hands on the beginning."""
+        self._callback.on_train_begin(logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Hands on the end of an epoch that is due."""
+        done = epoch + 1
+        if done % self._interval == 0 or done == self.params["epochs"]:
+            self._callback.on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Hands on the end."""
+        self._callback.on_train_end(logs)
 
 
 class PlainModelCheckpoint(keras.callbacks.ModelCheckpoint):

@@ -86,7 +86,8 @@ class TrainingConfig:
     )
     clip_norm: float | None = option(
         None,
-        "Largest norm of a gradient, tau; 0 for no clipping.",
+        "Largest norm of a gradient, tau; 0 for no clipping. Also without --regularize: plain "
+        "training with the same clipping, to tell apart what the regularizer does.",
         group="regularizer",
         least=0,
     )
@@ -128,7 +129,8 @@ class TrainingConfig:
 
     output_dir: str | None = option(
         None,
-        "Folder of the run; by default runs/<dataset>_<arch>_<plain or regularized>_seed<seed>.",
+        "Folder of the run; by default "
+        "runs/<dataset>_<arch>_<plain, clipped or regularized>_seed<seed>.",
         group="output",
     )
     resume: bool = option(
@@ -148,6 +150,7 @@ class TrainingConfig:
             raise ValueError(f"--label_smoothing must be below 1, got {self.label_smoothing}")
         if not self.regularize:
             given = [name for name in REGULARIZER_OPTIONS if getattr(self, name) is not None]
+            given = [name for name in given if name != "clip_norm"]
             if given:
                 raise ValueError(f"--{given[0]} has no effect without --regularize: add it")
 
@@ -160,11 +163,12 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
 
     Returns:
         The configuration that is trained. None is left where the architecture or the data decide
-        (`depth`, `width`, `train_size`, `data_dir`) and, without `regularize`, for the
-        regularizer's options.
+        (`depth`, `width`, `train_size`, `data_dir`) and, without `regularize`, for those of the
+        regularizer's options that are not given.
     """
     recipe = RECIPES[config.arch]
-    method = "regularized" if config.regularize else "plain"
+    unregularized = "clipped" if config.clip_norm else "plain"
+    method = "regularized" if config.regularize else unregularized
     defaults = {
         "augmentation": recipe.augmentation,
         "epochs": recipe.epochs,

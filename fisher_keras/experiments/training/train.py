@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from fisher_keras.experiments.training.callbacks import (
     AtomicBackup,
+    Every,
     PlainModelCheckpoint,
     PlateauSchedule,
     Progress,
@@ -32,6 +33,9 @@ def train(
     config: TrainingConfig,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     data: TrainingData | None = None,
+    *,
+    quiet: bool = False,
+    save_every: int = 1,
 ) -> dict:
     """Trains one network and keeps everything about it in `config.output_dir`.
 
@@ -51,6 +55,10 @@ def train(
         callbacks: called at each epoch's end before it counts as finished: an epoch whose
             callbacks have not all returned is trained again after a resume.
         data: what `load_training_data` returns for the configuration, if it was called already.
+        quiet: whether nothing is printed.
+        save_every: epochs from one backup and saving of models to the next, if to do so at each
+            epoch would take longer than to train. The last epoch's are always saved, and
+            `best.keras` is the best of those that are.
 
     Returns:
         A dict for JSON: `status`; `flags`, the configuration with the recipe's values; `seed`;
@@ -71,14 +79,15 @@ def train(
     files = RunFiles(config.output_dir)
     record = files.open(dataclasses.asdict(config), config.resume)
     if record and record["status"] == "finished":
-        print(f"{files.directory} holds the finished run: nothing is left to do.")
+        if not quiet:
+            print(f"{files.directory} holds the finished run: nothing is left to do.")
         return record
     data = load_training_data(config) if data is None else data
     policy = keras.config.dtype_policy()
     if config.mixed_precision != "none":
         keras.config.set_dtype_policy(config.mixed_precision)
     try:
-        return _train(config, files, record, data, callbacks)
+        return _train(config, files, record, data, callbacks, quiet, save_every)
     finally:
         keras.config.set_dtype_policy(policy)
 
@@ -89,6 +98,8 @@ def _train(
     record: dict | None,
     data: TrainingData,
     callbacks: Sequence[keras.callbacks.Callback],
+    quiet: bool,
+    save_every: int,
 ) -> dict:
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
@@ -109,7 +120,9 @@ def _train(
         record["resumed"].append({"after_epochs": first_epoch, **provenance()})
     files.write_record(record)
     files.trim_history(first_epoch)
-    _print_start(record, files, first_epoch)
+    if not quiet:
+        _print_start(record, files, first_epoch)
+    progress = Progress(config.epochs, data.steps_per_epoch, first_epoch, quiet)
     model.fit(
         data.training_batches(config.augmentation, first_epoch),
         validation_data=data.evaluation_batches("validation"),
@@ -118,9 +131,10 @@ def _train(
         steps_per_epoch=data.steps_per_epoch,
         shuffle=False,  # The batches are shuffled.
         callbacks=[
-            *_callbacks(config, files, plain_model, data.steps_per_epoch, first_epoch),
+            *_callbacks(config, files, plain_model, progress, first_epoch, save_every),
             *callbacks,
-            AtomicBackup(files.backup),  # Last, when the others have seen the epoch.
+            # Last, when the others have seen the epoch.
+            Every(save_every, AtomicBackup(files.backup)),
         ],
         verbose=0,
     )
@@ -135,7 +149,8 @@ def _train(
         "history": history,
     }
     files.write_record(record)
-    _print_end(record, files)
+    if not quiet:
+        _print_end(record, files)
     return record
 
 
@@ -158,8 +173,11 @@ def _build(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, ker
     else:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         cross_entropy = keras.metrics.SparseCategoricalCrossentropy
+    optimizer = build_optimizer(RECIPES[config.arch], config.learning_rate)
+    if config.clip_norm and not config.regularize:  # The regularized model clips by itself.
+        optimizer.global_clipnorm = config.clip_norm
     model.compile(
-        optimizer=build_optimizer(RECIPES[config.arch], config.learning_rate),
+        optimizer=optimizer,
         loss=loss,
         metrics=["accuracy", cross_entropy(name="cross_entropy", from_logits=True)],
         jit_compile=config.jit_compile,
@@ -177,31 +195,35 @@ def _callbacks(
     config: TrainingConfig,
     files: RunFiles,
     plain_model: keras.Model,
-    steps_per_epoch: int,
+    progress: Progress,
     first_epoch: int,
+    save_every: int,
 ) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that every run has.
 
     What they write of an epoch without a backup is written again, the same, after a resume.
     """
     monitor, mode = ("val_accuracy", "max") if config.validation_size else ("loss", "min")
-    best_so_far = None
-    if first_epoch:
-        best_so_far = {"max": max, "min": min}[mode](files.read_history()[monitor])
+    past = files.read_history() if first_epoch else {}
+    saved = past.get(monitor, [])[save_every - 1 :: save_every]
+    best_so_far = {"max": max, "min": min}[mode](saved, default=None)
     return [
         StopWhenDiverged(),
-        _schedule(config, files.read_history()["loss"] if first_epoch else []),
-        Progress(config.epochs, steps_per_epoch, first_epoch),
+        _schedule(config, past.get("loss", [])),
+        progress,
         keras.callbacks.TensorBoard(str(files.tensorboard), write_graph=False),
         keras.callbacks.CSVLogger(str(files.history), append=True),
-        PlainModelCheckpoint(plain_model, files.last),
-        PlainModelCheckpoint(
-            plain_model,
-            files.best,
-            save_best_only=True,
-            monitor=monitor,
-            mode=mode,
-            initial_value_threshold=best_so_far,
+        Every(save_every, PlainModelCheckpoint(plain_model, files.last)),
+        Every(
+            save_every,
+            PlainModelCheckpoint(
+                plain_model,
+                files.best,
+                save_best_only=True,
+                monitor=monitor,
+                mode=mode,
+                initial_value_threshold=best_so_far,
+            ),
         ),
     ]
 

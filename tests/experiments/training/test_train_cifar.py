@@ -1,7 +1,6 @@
 """bin/train_cifar as a user runs it, from the shell."""
 
 import csv
-import errno
 import json
 import os
 import pathlib
@@ -13,10 +12,8 @@ import sys
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from processes import finish, wait_for
 
-from fisher_keras.experiments import command_line
 from fisher_keras.experiments.training.train import TrainingConfig, train
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -123,69 +120,3 @@ def test_prepared_data_need_neither_network_nor_a_home(tmp_path, cifar10_dir):
 def test_a_folder_of_images_leaves_nothing_on_stderr(tmp_path, image_folder):
     flags = ["--dataset=folder", f"--data_dir={image_folder}", "--width=0.05", "--epochs=1"]
     assert finish(start(*flags, f"--output_dir={tmp_path / 'run'}"))[::2] == (0, "")
-
-
-def test_help_groups_the_flags():
-    status, stdout, stderr = finish(start("--help"))
-    assert (status, stderr) == (0, "")
-    headings = re.findall(r"^(\w+):$", stdout, flags=re.MULTILINE)
-    assert headings == ["model", "data", "regularizer", "training", "output"]
-    for flag in TrainingConfig.__dataclass_fields__:
-        assert re.search(rf"^  --(\[no\])?{flag}:", stdout, flags=re.MULTILINE), flag
-    # And in its own group.
-    assert stdout.index("\nregularizer:") < stdout.index("--beta:") < stdout.index("\ntraining:")
-
-
-def test_every_mistake_gets_one_clear_line(tmp_path):
-    run, file = tmp_path / "run", tmp_path / "file"
-    run.mkdir()
-    (run / "run.json").write_text(json.dumps({"flags": {}, "status": "running"}))
-    file.touch()
-    mistakes = {
-        ("--ach=cnn",): (2, "Unknown command line flag 'ach'"),
-        ("--arch=vgg",): (2, "value should be one of <cnn|resnet|wide_resnet|densenet>"),
-        ("resnet",): (2, "unexpected argument 'resnet'"),
-        ("--beta=3",): (1, "--beta has no effect without --regularize"),
-        (f"--output_dir={file}/run",): (1, "Not a directory"),
-        (f"--output_dir={run}",): (1, f"{run} already holds a run"),
-        (f"--data_dir={tmp_path}", "--nodownload", f"--output_dir={tmp_path}/new"): (
-            1,
-            "--dataset=digits",
-        ),
-    }
-    items = list(mistakes.items())
-    for index in range(0, len(items), 3):  # Three at a time: starting TensorFlow takes seconds.
-        processes = [(start(*flags), expected) for flags, expected in items[index : index + 3]]
-        for process, (expected_status, message) in processes:
-            status, _, stderr = finish(process)
-            assert status == expected_status, stderr
-            assert message in stderr
-            assert stderr.startswith("train_cifar: ")
-            assert stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (ValueError("2 of 9 images hold NaN"), "2 of 9 images hold NaN"),
-        (ArithmeticError("the loss became nan"), "the loss became nan"),
-        (PermissionError(errno.EACCES, "Permission denied", "x"), "Permission denied: 'x'"),
-        (tf.errors.ResourceExhaustedError(None, None, "OOM when"), "smaller --batch_size"),
-        (OSError(errno.ENOSPC, "No space left on device"), "make room and go on with --resume"),
-    ],
-)
-def test_an_error_is_one_line(capsys, error, message):
-    def fail():
-        raise error
-
-    with pytest.raises(SystemExit) as exit_:
-        command_line.guarded(fail)
-    assert exit_.value.code == 1
-    stderr = capsys.readouterr().err
-    assert message in stderr
-    assert stderr.count("\n") == 1
-
-
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(TypeError):
-        command_line.guarded(lambda: len(3))

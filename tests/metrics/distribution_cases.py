@@ -9,6 +9,8 @@ import pytest
 import tensorflow as tf
 
 from fisher_keras.callbacks import FisherMetrics
+from fisher_keras.classifier import Classifier
+from fisher_keras.fisher.gram_function import GramFunction
 from fisher_keras.metrics import METRICS, evaluate_local_minimum, local_minimum
 
 DEVICES = ("CPU:0", "CPU:1")
@@ -106,6 +108,21 @@ def test_replicas_use_their_own_copies_of_the_weights(mirrored, expected):
         for trial, other in zip(evaluate(mirrored).trials, expected.trials, strict=True)
     ]
     assert differs == [False, True, False, True, False]
+
+
+def test_each_replica_traces_once_for_a_classifier(mirrored, expected, monkeypatch):
+    made = []
+    original = GramFunction.__init__
+
+    def recording(self, *arguments):
+        made.append(arguments)
+        original(self, *arguments)
+
+    monkeypatch.setattr(GramFunction, "__init__", recording)
+    classifier = Classifier(mirrored)
+    for _ in range(2):
+        assert_equal_trials(evaluate(classifier), expected)
+    assert len(made) == len(DEVICES)
 
 
 def test_trials_run_at_the_same_time(mirrored, monkeypatch):

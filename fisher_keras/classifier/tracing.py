@@ -1,49 +1,20 @@
-"""Traced functions of a model, made once and kept as long as the model is."""
+"""Traced functions: one trace at a time, and one for batches of every size."""
 
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-_FUNCTIONS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _TRACING = threading.RLock()
-
-
-def function_of(model: keras.Model, make: Callable[..., Callable], *options: Any) -> Callable:
-    """Returns what `make(model, *options)` made, for as long as the model's variables stay.
-
-    Freezing or unfreezing some makes the function anew. Each thread gets its own, as what is made
-    may hold a state.
-
-    Args:
-        model: A built Keras model. `make` gets a weak proxy of it: kept here, its function must
-            not keep the model.
-        make: Makes the function.
-        *options: Further arguments, hashable.
-
-    Returns:
-        The function.
-    """
-    functions = _FUNCTIONS.setdefault(model, {})
-    variables = map(_identities, (model.variables, model.trainable_variables))
-    key = (threading.get_ident(), make, options, *variables)
-    if key not in functions:
-        functions[key] = make(weakref.proxy(model), *options)
-    return functions[key]
-
-
-def _identities(variables: list[keras.Variable]) -> tuple[int, ...]:
-    return tuple(map(id, variables))
 
 
 def concrete_function(function: Any, *arguments: Any) -> Callable:
     """Returns the graph of a `tf.function`, tracing it if needed.
 
     Only one is traced at a time, for a layer may keep a tensor from one line of its `call` to the
-    next.
+    next. What is returned is a graph even where the user asked for eager functions.
 
     Args:
         function: The `tf.function`.
@@ -54,6 +25,11 @@ def concrete_function(function: Any, *arguments: Any) -> Callable:
     """
     with _TRACING:
         return function.get_concrete_function(*arguments)
+
+
+def specs(structure: Any) -> Any:
+    """Returns the `tf.TensorSpec` of each tensor of a structure."""
+    return keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), structure)
 
 
 def for_batches(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -69,10 +45,10 @@ def for_batches(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def call(x: Any) -> Any:
         x = keras.tree.map_structure(tf.convert_to_tensor, x)
-        specs = keras.tree.map_structure(
+        of_any_size = keras.tree.map_structure(
             lambda leaf: tf.TensorSpec([None, *leaf.shape[1:]], leaf.dtype), x
         )
         # Asked for it so, TensorFlow does not warn that several models mean several traces.
-        return concrete_function(traced, specs)(x)
+        return concrete_function(traced, of_any_size)(x)
 
     return call

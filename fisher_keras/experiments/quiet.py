@@ -1,7 +1,6 @@
-"""Imports TensorFlow without what its C++ prints as it starts, for the scripts in `bin/`.
+"""Imports TensorFlow without what its C++ prints as it starts, for commands.
 
-It lies beside the package, because importing anything of that imports TensorFlow. Set
-TF_CPP_MIN_LOG_LEVEL to see the notices.
+To be imported before anything that imports TensorFlow. Set TF_CPP_MIN_LOG_LEVEL to see them.
 """
 
 import contextlib

@@ -1,0 +1,202 @@
+"""A Keras classifier, how its logits are found, and what was traced of it."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from fisher_keras.arguments import real_number
+from fisher_keras.classifier import stateless
+from fisher_keras.classifier.logits import FromLogits, Logits, check_values, find_logits
+from fisher_keras.classifier.tracing import for_batches
+from fisher_keras.classifier.wrapper import plain_classifier
+
+
+class Classifier:
+    r"""A Keras classifier $f_w$ with all that was found out about it: made once for many calls.
+
+    Every metric takes one in place of a model. To trace a large network takes seconds, which a
+    `Classifier` spends once, where a call that is given the model spends them each time. The
+    model's weights may change in between, and layers may be frozen or not: that is noticed. After
+    any other change to the model make a new `Classifier`.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> classifier = Classifier(model)
+    >>> classifier.logits(tf.zeros((2, 4))).shape
+    TensorShape([2, 3])
+
+    Attributes:
+        model: The Keras model; of a `FisherRegularizedModel`, the one that it trains.
+        from_logits: Whether it gives logits: True, False or "auto".
+        normalize_logits: c, where the metrics are those of the logits z / (c ||z||); else None.
+        num_classes: K, 2 for a single sigmoid unit; None before the first trace.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        from_logits: FromLogits = "auto",
+        normalize_logits: float | None = None,
+    ) -> None:
+        """Takes a model, without calling it.
+
+        Args:
+            model: A Keras classifier with one output of shape (N, K), or (N, 1) for a single
+                sigmoid unit.
+            from_logits: Whether it gives logits rather than probabilities. "auto" finds out: by
+                the softmax or sigmoid that it ends in, else by the values.
+            normalize_logits: A number c divides each logit vector by its norm times c, which makes
+                minima of different training loss comparable (Table 2); None does not.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        if from_logits not in (True, False, "auto"):
+            raise ValueError(f"from_logits must be True, False or 'auto'. Given: {from_logits!r}.")
+        self.model = plain_classifier(model)
+        self.from_logits = from_logits if from_logits == "auto" else bool(from_logits)
+        self.normalize_logits = None
+        if normalize_logits is not None:
+            self.normalize_logits = real_number("normalize_logits", normalize_logits, above=0)
+        self.num_classes: int | None = None
+        self._functions: dict[tuple, Callable] = {}
+        self._state: tuple[list, ...] = ()
+        self._making = threading.RLock()
+
+    def build(self, x: Any) -> None:
+        """Makes the model's variables if it has none yet.
+
+        Args:
+            x: Inputs, an array or a structure of arrays.
+        """
+        stateless.build(self.model, x)
+
+    def logits(self, x: Any) -> tf.Tensor:
+        """Evaluates the model as it is, in inference mode.
+
+        Args:
+            x: Inputs of N examples, an array or a structure of arrays.
+
+        Returns:
+            The logits, shape (N, K), float64, never normalized; for a single sigmoid unit (0, log
+            odds), and for a model that gives only probabilities their logarithms.
+
+        Raises:
+            ValueError: If outputs are not what `from_logits` and `normalize_logits` need.
+        """
+        logits, *to_check = self.function(_logits_of_batches)(x)
+        self.check_values(*to_check)
+        return logits
+
+    def find_logits(self, x: Any, training: bool = False) -> Logits:
+        """Calls the model in the graph that is being traced.
+
+        Args:
+            x: Inputs of N examples, a structure of tensors.
+            training: Whether in training mode.
+
+        Returns:
+            What to differentiate at, see `fisher_keras.classifier.logits.find_logits`.
+        """
+        outputs = stateless.apply(self.model, x, training)
+        found = find_logits(outputs, self.from_logits, self.normalize_logits)
+        self.num_classes = max(2, found.values.shape[-1])
+        return found
+
+    def check_values(self, are_logits: tf.Tensor, distance: tf.Tensor) -> None:
+        """Raises a ValueError if outputs are not what `from_logits` and `normalize_logits` need.
+
+        Args:
+            are_logits: The value of `Logits.are_logits`.
+            distance: The value of `Logits.distance_from_probabilities`.
+        """
+        check_values(bool(are_logits), float(distance), self.normalize_logits)
+
+    def function(self, make: Callable[..., Callable], *options: Any) -> Any:
+        """Returns what `make(self, *options)` makes, once.
+
+        It is made anew when layers were frozen or unfrozen, or variables replaced.
+
+        Args:
+            make: Makes a function that traces what it needs.
+            *options: Further arguments, hashable.
+
+        Returns:
+            The function.
+        """
+        with self._making:
+            state = _state(self.model)
+            if not _same(state, self._state):
+                self._functions.clear()
+                self._state = state
+            key = (make, *options)
+            if key not in self._functions:
+                self._functions[key] = make(self, *options)
+            return self._functions[key]
+
+
+def as_classifier(
+    model: keras.Model | Classifier,
+    from_logits: FromLogits = "auto",
+    normalize_logits: float | None = None,
+) -> Classifier:
+    """Returns a `Classifier` as it is, and makes one of a Keras model.
+
+    Args:
+        model: One of the two.
+        from_logits: For a Keras model, see `Classifier`.
+        normalize_logits: For a Keras model, see `Classifier`.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        ValueError: If options are out of range, or given beside a `Classifier`, which has its own.
+    """
+    if not isinstance(model, Classifier):
+        return Classifier(model, from_logits, normalize_logits)
+    if from_logits != "auto" or normalize_logits is not None:
+        raise ValueError(
+            f"A Classifier has from_logits and normalize_logits of its own: give them to "
+            f"Classifier(...). Given: from_logits={from_logits!r}, "
+            f"normalize_logits={normalize_logits!r}."
+        )
+    return model
+
+
+def logits_function(classifier: Classifier) -> Any:
+    """Makes a function of logits in inference mode, at the weights of the moment.
+
+    Args:
+        classifier: A built classifier.
+
+    Returns:
+        A `tf.function` from inputs to the logits in float64, and the arguments of `check_values`.
+    """
+
+    @tf.function(autograph=False)
+    def logits(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        found = classifier.find_logits(x)
+        return found.in_float64(), found.are_logits, found.distance_from_probabilities()
+
+    return logits
+
+
+def _logits_of_batches(classifier: Classifier) -> Callable[[Any], tuple]:
+    return for_batches(logits_function(classifier))
+
+
+def _state(model: keras.Model) -> tuple[list, ...]:
+    """Returns what a trace takes for granted: variables, and which layers are trainable."""
+    flags = [layer.trainable for layer in stateless.all_layers(model)]
+    return model.variables, model.trainable_variables, flags
+
+
+def _same(these: tuple[list, ...], those: tuple[list, ...]) -> bool:
+    """Returns whether lists hold the same objects."""
+    return [[id(item) for item in part] for part in these] == [
+        [id(item) for item in part] for part in those
+    ]

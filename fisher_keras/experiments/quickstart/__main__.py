@@ -1,0 +1,8 @@
+"""`python -m fisher_keras.experiments.quickstart`: the same as `fisher-keras quickstart`."""
+
+import sys
+
+from fisher_keras.experiments.main import main
+
+if __name__ == "__main__":
+    main(["quickstart", *sys.argv[1:]])

@@ -1,0 +1,139 @@
+"""Per-example gradients of the filter of a two-dimensional convolution."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from fisher_keras.fisher.gradients import Factored
+
+# Stands for a row or column outside of an image.
+_NOWHERE = -1
+
+
+def filter_gradients(op: tf.Operation, x: tf.Tensor, delta: tf.Tensor) -> Factored:
+    """Returns the gradients of the filter, factored over the positions of the images.
+
+    Args:
+        op: A `Conv2D` of one group, in any data format.
+        x: Its images, shape (N, H, W, A).
+        delta: The gradient at its output, shape (N, H', W', B).
+
+    Returns:
+        The gradients of N examples.
+    """
+    kernel = op.inputs[1].shape
+    rows, columns = _window_axes(op, x.shape, delta.shape)
+    if rows.stride == columns.stride == 1:
+        return _dense_convolution(x, delta, kernel, rows, columns)
+    height, width, inputs, outputs = kernel
+    length = rows.outputs * columns.outputs
+
+    def make_factors() -> tuple[tf.Tensor, tf.Tensor]:
+        windows = _gather_pixels(x, rows.inputs_of_outputs(), columns.inputs_of_outputs())
+        return windows, tf.reshape(delta, [x.shape[0], length, outputs])
+
+    return Factored(
+        (x.shape[0], length, height * width * inputs, outputs),
+        make_factors,
+        lambda gradients: tf.reshape(gradients, [-1, *kernel]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _WindowAxis:
+    """How the windows of a convolution lie along one axis of its images."""
+
+    inputs: int
+    kernel: int
+    stride: int
+    dilation: int
+    padding: int
+    outputs: int
+
+    def inputs_of_outputs(self) -> np.ndarray:
+        """Returns where each output meets each of the kernel's entries, (outputs, kernel)."""
+        first = np.arange(self.outputs)[:, np.newaxis] * self.stride - self.padding
+        return _inside(first + np.arange(self.kernel) * self.dilation, self.inputs)
+
+    def outputs_of_inputs(self) -> np.ndarray:
+        """Returns which output meets each input with each entry, (inputs, kernel); stride 1."""
+        last = np.arange(self.inputs)[:, np.newaxis] + self.padding
+        return _inside(last - np.arange(self.kernel) * self.dilation, self.outputs)
+
+
+def _inside(places: np.ndarray, size: int) -> np.ndarray:
+    """Marks places that are not of the image."""
+    return np.where((places >= 0) & (places < size), places, _NOWHERE)
+
+
+def _window_axes(
+    op: tf.Operation, inputs: tf.TensorShape, outputs: tf.TensorShape
+) -> list[_WindowAxis]:
+    channels_first = op.get_attr("data_format") == b"NCHW"
+    kernel = op.inputs[1].shape
+    axes = []
+    for axis in (1, 2):
+        place = axis + 1 if channels_first else axis
+        stride, dilation = op.get_attr("strides")[place], op.get_attr("dilations")[place]
+        size, entries, count = inputs[axis], kernel[axis - 1], outputs[axis]
+        padding = op.get_attr("padding")
+        before = 0
+        if padding == b"EXPLICIT":
+            before = op.get_attr("explicit_paddings")[2 * place]
+        elif padding == b"SAME":
+            before = max((count - 1) * stride + (entries - 1) * dilation + 1 - size, 0) // 2
+        axes.append(_WindowAxis(size, entries, stride, dilation, before, count))
+    return axes
+
+
+def _dense_convolution(
+    x: tf.Tensor, delta: tf.Tensor, kernel: tf.TensorShape, rows: _WindowAxis, columns: _WindowAxis
+) -> Factored:
+    """Takes the kernel's columns from shifts of X, and its rows from shifts of Delta.
+
+    One product over the pixels of X's rows and Delta's columns then gives all pairs, and each is
+    copied k times instead of k^2 times one of them.
+    """
+    height, width, inputs, outputs = kernel
+
+    def make_factors() -> tuple[tf.Tensor, tf.Tensor]:
+        rows_of_x, columns_of_delta = np.arange(rows.inputs), np.arange(columns.outputs)
+        return (
+            _gather_pixels(x, rows_of_x[:, np.newaxis], columns.inputs_of_outputs()),
+            _gather_pixels(delta, rows.outputs_of_inputs(), columns_of_delta[:, np.newaxis]),
+        )
+
+    def restore(gradients: tf.Tensor) -> tf.Tensor:
+        gradients = tf.reshape(gradients, [-1, width, inputs, height, outputs])
+        return tf.transpose(gradients, [0, 3, 1, 2, 4])
+
+    size = (x.shape[0], rows.inputs * columns.outputs, width * inputs, height * outputs)
+    return Factored(size, make_factors, restore)
+
+
+def _gather_pixels(images: tf.Tensor, rows: np.ndarray, columns: np.ndarray) -> tf.Tensor:
+    """Collects, for each position, the pixels that meet there.
+
+    Args:
+        images: Shape (N, H, W, C).
+        rows: For each position along the height, rows of images, shape (P, S).
+        columns: For each position along the width, columns of images, shape (Q, T).
+
+    Returns:
+        Shape (N, P Q, S T C); zero where a row or column is `_NOWHERE`.
+    """
+    count, height, width, channels = images.shape
+    rows, columns = rows[:, np.newaxis, :, np.newaxis], columns[np.newaxis, :, np.newaxis, :]
+    outside = (rows == _NOWHERE) | (columns == _NOWHERE)
+    # A pixel of zeros behind the last one stands for all that are outside.
+    pixels = np.where(outside, height * width, rows * width + columns)
+    pixels = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
+    images = tf.reshape(images, [count, height * width, channels])
+    if np.array_equal(pixels[:, 0], np.arange(height * width)) and pixels.shape[1] == 1:
+        return images
+    if outside.any():
+        # Faster than `tf.pad`, which does not copy whole images at once.
+        images = tf.concat([images, tf.zeros([count, 1, channels], images.dtype)], axis=1)
+    gathered = tf.gather(images, pixels.astype(np.int32), axis=1)
+    return tf.reshape(gathered, [count, len(pixels), pixels.shape[1] * channels])

@@ -1,0 +1,72 @@
+r"""The gradient $p - \tilde y$ of the hard-label loss at the logits: direction and size apart."""
+
+import math
+
+import tensorflow as tf
+
+from fisher_keras.classifier.logits import Logits
+
+
+def unit_cotangents(logits: Logits, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    r"""Splits the gradient of each hard-label loss at the model's outputs into direction and size.
+
+    At logits z, $\partial \ell / \partial z = p - \tilde y$. Where the model is sure, this is too
+    small for float32 (or for any format): it is computed in logarithms, with
+    $p_c - 1 = -\sum_{k \neq c} p_k$, and only its direction is ever a number.
+
+    Args:
+        logits: What the model gives for N examples.
+        labels: The labels c, int32, shape (N,); 0 or 1 for a single unit.
+
+    Returns:
+        The directions, unit vectors in the shape of `logits.values`, and the logarithms of the
+        lengths, shape (N,); both float64. They are not finite where there is no such gradient.
+    """
+    values = tf.cast(logits.values, tf.float64)
+    if values.shape[-1] == 1:
+        at_logits, at_probabilities = _single_unit(values, labels)
+    else:
+        if logits.normalize is None:
+            at_logits = _logit_cotangents(values, labels)
+        else:
+            at_logits = _normalized_logit_cotangents(values, labels, logits.normalize)
+        chosen = tf.one_hot(labels, values.shape[-1], dtype=tf.float64)
+        at_probabilities = -chosen, -tf.math.log(tf.reduce_sum(chosen * values, -1))
+    return tuple(
+        tf.where(logits.are_logits, a, b) for a, b in zip(at_logits, at_probabilities, strict=True)
+    )
+
+
+def _logit_cotangents(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    others = tf.one_hot(labels, logits.shape[-1], dtype=tf.float64) == 0
+    log_p = tf.where(others, tf.nn.log_softmax(logits), -math.inf)
+    largest = tf.reduce_max(log_p, axis=-1, keepdims=True)
+    relative = tf.exp(log_p - largest)
+    cotangents = tf.where(others, relative, -tf.reduce_sum(relative, axis=-1, keepdims=True))
+    length = tf.norm(cotangents, axis=-1, keepdims=True)
+    return cotangents / length, tf.squeeze(largest + tf.math.log(length), -1)
+
+
+def _normalized_logit_cotangents(
+    logits: tf.Tensor, labels: tf.Tensor, c: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Takes the gradient at z / (c ||z||) back to z: its part across z, by c ||z||."""
+    norms = tf.norm(logits, axis=-1, keepdims=True)
+    along = logits / norms
+    cotangents, log_scale = _logit_cotangents(along / c, labels)
+    across = cotangents - along * tf.reduce_sum(along * cotangents, axis=-1, keepdims=True)
+    length = tf.norm(across, axis=-1)
+    log_scale += tf.math.log(length) - tf.math.log(c * tf.squeeze(norms, -1))
+    return across / length[:, tf.newaxis], log_scale
+
+
+def _single_unit(values: tf.Tensor, labels: tf.Tensor) -> tuple[tuple, tuple]:
+    """Returns direction and logarithm for the logit of class 1, and for its probability."""
+    sign = 2 * tf.cast(labels, tf.float64) - 1
+    values = tf.squeeze(values, -1)
+    directions = -sign[:, tf.newaxis]
+    probability = tf.where(sign > 0, values, 1 - values)
+    return (directions, tf.math.log_sigmoid(-sign * values)), (
+        directions,
+        -tf.math.log(probability),
+    )

@@ -1,0 +1,165 @@
+r"""Algorithm 1: one step of regularized learning at weights w, on a mini-batch B.
+
+    2   {B_i} <- B, at random                                          split_batch
+    3   for i <- 1 to M                                                SubBatches.sum_over
+    4       g_i <- gradient of L~(B_i, w)                              an Equation6
+    5       g_i <- copy(g_i)                                           an Equation6
+    7   R(w) <- 1/M sum_i [L~(B_i, w) - L~(B_i, w - alpha g_i)]        an Equation6, and their mean
+    8   gradient of L(B, w) + beta R(w)                                regularized_step
+    9   clip it to the global norm tau                                 regularized_step
+    10  update w with it                                               FisherRegularizedModel
+
+Line 7 is Equation 6. A sub-batch's part of it, and of its gradient, can be taken in two ways:
+`finite_difference`, the paper's, and `hessian_vector_product`, its limit for small alpha. In both,
+g_i may be known already: so it is with shared gradients, where L(B, w) is the mean of the
+L(B_i, w), and one pass over a sub-batch gives the gradients of L and L~. The paper takes L(B, w)
+from another pass, over the whole mini-batch.
+
+L and L~ come from an `Objective`, as functions of any weights.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from fisher_keras.classifier.moments import exact_moments
+from fisher_keras.regularizer.objective import Objective, SubBatch
+from fisher_keras.regularizer.structures import BatchLoss, LossAndGradient, Step, Terms
+from fisher_keras.regularizer.sub_batches import split_batch
+
+LossFunction = Callable[[list[tf.Tensor]], LossAndGradient]
+Equation6 = Callable[
+    [LossFunction, list[tf.Tensor], float, LossAndGradient | None], LossAndGradient
+]
+
+
+def finite_difference(
+    loss: LossFunction,
+    weights: list[tf.Tensor],
+    alpha: float,
+    here: LossAndGradient | None = None,
+) -> LossAndGradient:
+    r"""Takes Equation 6 of a sub-batch as the paper does.
+
+    $$\tilde L(B_i, w) - \tilde L(B_i, w - \alpha g_i), \qquad
+      g_i - \nabla_w \tilde L(B_i, w - \alpha g_i)$$
+
+    Args:
+        loss: Gives L~(B_i, .) and its gradient at any weights.
+        weights: w.
+        alpha: Length of the step along g_i.
+        here: What `loss` gives at w, if that is known already.
+
+    Returns:
+        The sub-batch's part of R_alpha(w), and its gradient with g_i held constant.
+    """
+    if here is None:
+        loss = _traced_once(loss)  # One trace for w and w - alpha g_i.
+        here = loss(weights)  # Line 4
+    g = [tf.stop_gradient(derivative) for derivative in here.gradient]  # Line 5
+    there = loss([w - d * alpha for w, d in zip(weights, g, strict=True)])
+    return LossAndGradient(  # Line 7
+        here.loss - there.loss,
+        [h - t for h, t in zip(here.gradient, there.gradient, strict=True)],
+    )
+
+
+def hessian_vector_product(
+    loss: LossFunction,
+    weights: list[tf.Tensor],
+    alpha: float,
+    here: LossAndGradient | None = None,
+) -> LossAndGradient:
+    r"""Takes Equation 6 of a sub-batch to first order in alpha.
+
+    $$\alpha \|g_i\|^2, \qquad \alpha H_i g_i, \quad H_i = \nabla_w^2 \tilde L(B_i, w)$$
+
+    Arguments and result are those of `finite_difference`.
+    """
+    here = loss(weights) if here is None else here  # Line 4
+    norm = tf.linalg.global_norm(here.gradient)
+    # Line 5. A unit direction keeps tangents inside the range of half precision.
+    unit = [tf.stop_gradient(tf.math.divide_no_nan(d, norm)) for d in here.gradient]
+    with exact_moments(), tf.autodiff.ForwardAccumulator(weights, unit) as accumulator:
+        gradient = loss(weights).gradient
+    products = [accumulator.jvp(d, tf.UnconnectedGradients.ZERO) for d in gradient]
+    return LossAndGradient(  # Line 7
+        alpha * norm**2, [alpha * norm * product for product in products]
+    )
+
+
+EQUATION_6: dict[str, Equation6] = {
+    "finite_difference": finite_difference,
+    "hessian_vector_product": hessian_vector_product,
+}
+
+
+def regularized_step(
+    objective: Objective,
+    weights: list[tf.Tensor],
+    state: list[tf.Tensor],
+    loss: BatchLoss | None,
+    *,
+    alpha: float,
+    beta: float | tf.Tensor,
+    num_sub_batches: int,
+    clip_norm: float | None,
+    equation_6: Equation6,
+    seed: tf.Tensor,
+    static_sizes: bool = False,
+) -> Step:
+    """Does all of Algorithm 1 but the update.
+
+    Args:
+        objective: L and L~ on the mini-batch.
+        weights: w.
+        state: What else the losses depend on: the model's moving statistics and seeds.
+        loss: L(B, w) and its gradient; None shares gradients.
+        alpha: Length of the steps along g_i.
+        beta: Weight of the regularizer.
+        num_sub_batches: M.
+        clip_norm: tau; None does not clip.
+        equation_6: One of `EQUATION_6`.
+        seed: Of the split, shape (2,), integers.
+        static_sizes: See `SubBatches.sum_over`.
+
+    Returns:
+        The step. Its changes are None unless gradients are shared.
+    """
+    share_gradients = loss is None
+
+    def terms(sub_batch: SubBatch) -> Terms:
+        hard_label_loss = functools.partial(objective.hard_label_loss, sub_batch)
+        if not share_gradients:
+            return Terms(equation_6(hard_label_loss, weights, alpha, None))  # Lines 4 to 7
+        here, there = objective.both_losses(sub_batch, weights)  # Line 4
+        return Terms(equation_6(hard_label_loss, weights, alpha, here), there)  # Lines 5 to 7
+
+    terms = _traced_once(terms, reduce_retracing=True)  # One trace for sub-batches of every size.
+    sub_batches = split_batch(objective.batch_size, num_sub_batches, seed)  # Line 2
+    total = sub_batches.sum_over(  # Line 3
+        lambda index, rows: terms(objective.sub_batch(index, rows, state)),
+        objective.zero_terms(weights, state, share_gradients),
+        static_sizes,
+    )
+    mean = sub_batches.mean(total)  # Line 7
+    if share_gradients:
+        loss = dataclasses.replace(mean.loss, outputs=total.loss.outputs)
+    gradient = [  # Line 8
+        None if g is None else g + beta * r
+        for g, r in zip(loss.gradient, mean.regularizer.gradient, strict=True)
+    ]
+    norm = tf.linalg.global_norm(gradient)
+    if clip_norm is not None:
+        gradient, _ = tf.clip_by_global_norm(gradient, clip_norm, use_norm=norm)  # Line 9
+    return Step(loss.loss, gradient, mean.regularizer.loss, norm, loss.outputs, loss.changes)
+
+
+def _traced_once(function: Callable, **options: Any) -> Callable:
+    """Makes a function a piece of the graph that is traced once; in eager mode it stays."""
+    if tf.executing_eagerly():
+        return function
+    return tf.function(function, autograph=False, **options)

@@ -1,0 +1,170 @@
+"""What every command does alike: help, one line an error, Ctrl-C."""
+
+import errno
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from fisher_keras import extras
+from fisher_keras.experiments import main as main_module
+from fisher_keras.experiments.command_line import one_line_errors
+from fisher_keras.experiments.commands import train_cifar
+from fisher_keras.experiments.training.train import TrainingConfig
+
+COMMANDS = sorted(
+    path.stem for path in pathlib.Path(main_module.__file__).parent.glob("commands/[!_]*.py")
+)
+
+
+def test_commands_are_listed_without_loading_tensorflow():
+    code = (
+        "import sys; from fisher_keras.experiments.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as error: print(error.code, 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == ""
+    *lines, last = done.stdout.splitlines()
+    assert last == "0 False"
+    assert [line.split()[0] for line in lines[2:]] == COMMANDS
+    assert all(len(line) < 120 for line in lines)
+
+
+def test_no_command_lists_them(run_command):
+    status, output, _ = run_command()
+    assert status == 2
+    assert "  train_cifar  " in output
+
+
+@pytest.mark.parametrize("name", ["train-cifr", "train_cifr"])
+def test_a_wrong_name_is_guessed(run_command, name):
+    status, _, errors = run_command(name, "--help")
+    assert status == 1
+    assert errors == (
+        f"fisher-keras: no command {name!r} (did you mean train_cifar?); fisher-keras --help "
+        "lists them\n"
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(run_command, name):
+    status, output, errors = run_command(name, "--help")
+    assert (status, errors) == (0, "")
+    assert "--output" in output
+
+
+def test_dashes_are_as_good_as_underscores(run_command):
+    assert run_command("train-cifar", "--help") == run_command("train_cifar", "--help")
+
+
+def test_help_groups_the_flags(run_command):
+    _, output, _ = run_command("train_cifar", "--help")
+    headings = re.findall(r"^(\w+):$", output, flags=re.MULTILINE)
+    assert headings == ["model", "data", "regularizer", "training", "output"]
+    for flag in TrainingConfig.__dataclass_fields__:
+        assert re.search(rf"^  --(\[no\])?{flag}:", output, flags=re.MULTILINE), flag
+    # And in its own group.
+    assert output.index("\nregularizer:") < output.index("--beta:") < output.index("\ntraining:")
+
+
+def test_a_missing_extra_is_one_line(run_command, monkeypatch):
+    """As after `pip install .`, with the extra's packages away."""
+    find_spec = extras.importlib.util.find_spec
+    monkeypatch.setattr(
+        extras.importlib.util,
+        "find_spec",
+        lambda name: None if name == "optuna" else find_spec(name),
+    )
+    for name in [name for name in sys.modules if name.startswith("fisher_keras.experiments.comm")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert run_command("train_cifar") == (
+        1,
+        "",
+        "train_cifar: no package optuna: run pip install 'fisher_keras[experiments]'\n",
+    )
+
+
+def test_every_mistake_gets_one_clear_line(run_command, tmp_path):
+    run, file = tmp_path / "run", tmp_path / "file"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"flags": {}, "status": "running"}))
+    file.touch()
+    mistakes = {
+        ("--ach=cnn",): (2, "Unknown command line flag 'ach'"),
+        ("--arch=vgg",): (2, "value should be one of <cnn|resnet|wide_resnet|densenet>"),
+        ("resnet",): (2, "unexpected argument 'resnet'"),
+        ("--beta=3",): (1, "--beta has no effect without --regularize"),
+        (f"--output_dir={file}/run",): (1, "Not a directory"),
+        (f"--output_dir={run}",): (1, f"{run} already holds a run"),
+        (f"--data_dir={tmp_path}", "--nodownload", f"--output_dir={tmp_path}/new"): (
+            1,
+            "--dataset=digits",
+        ),
+    }
+    for given, (expected_status, message) in mistakes.items():
+        status, _, errors = run_command("train_cifar", *given)
+        assert status == expected_status, errors
+        assert message in errors
+        assert errors.startswith("train_cifar: ")
+        assert errors.count("\n") == 1
+
+
+def errors_of(capsys, error, program="train_cifar", arguments=(), resume_flag="--resume"):
+    with pytest.raises(SystemExit) as exit_, one_line_errors(program, arguments, resume_flag):
+        raise error
+    return exit_.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("2 of 9 images hold NaN"), "2 of 9 images hold NaN"),
+        (ArithmeticError("the loss became nan"), "the loss became nan"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "Permission denied: 'x'"),
+        (tf.errors.ResourceExhaustedError(None, None, "OOM when"), "smaller --batch_size"),
+        (OSError(errno.ENOSPC, "No space left on device"), "make room and go on with --resume"),
+    ],
+)
+def test_an_error_is_one_line(capsys, error, message):
+    status, errors = errors_of(capsys, error)
+    assert status == 1
+    assert message in errors
+    assert errors.startswith("train_cifar: ")
+    assert errors.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(TypeError), one_line_errors("train_cifar"):
+        len(3)
+
+
+@pytest.mark.parametrize(
+    ("program", "name", "resume_flag", "added"),
+    [
+        ("'/a b/bin/train_cifar'", "train_cifar", "--resume", " --resume"),
+        ("fisher-keras table1", "table1", None, ""),
+    ],
+)
+def test_ctrl_c_names_the_command_that_goes_on(capsys, program, name, resume_flag, added):
+    arguments = ["--output_dir=my run", *([resume_flag] if resume_flag else [])]
+    status, errors = errors_of(capsys, KeyboardInterrupt(), program, arguments, resume_flag)
+    assert status == 130
+    assert errors == f"{name}: stopped; go on with: {program} '--output_dir=my run'{added}\n"
+
+
+def test_a_script_is_named_as_it_was_started(run_command, monkeypatch):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_cifar, "run", stopped)
+    monkeypatch.setenv("FISHER_KERAS_PROGRAM", "/a b/bin/train_cifar")
+    status, _, errors = run_command("train_cifar", "--epochs=3")
+    assert status == 130
+    assert errors == (
+        "train_cifar: stopped; go on with: '/a b/bin/train_cifar' --epochs=3 --resume\n"
+    )

@@ -1,0 +1,39 @@
+"""The random split of a mini-batch."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fisher_keras.regularizer.sub_batches import split_batch
+
+
+def assert_equal(first, second):
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("size", "count"), [(12, 4), (11, 4), (128, 8), (3, 8), (1, 1)])
+def test_the_split_is_even_random_and_complete(size, count):
+    def parts(seed):
+        split = split_batch(tf.constant(size), count, tf.constant([seed, 0]))
+        collected = []
+
+        def terms(index, where):
+            collected.append(where.numpy())
+            return tf.constant(0)
+
+        split.sum_over(terms, tf.constant(0), static_sizes=False)
+        dynamic = list(collected)
+        collected.clear()
+        split.sum_over(terms, tf.constant(0), static_sizes=True)
+        assert_equal(dynamic, collected)
+        return dynamic
+
+    first = parts(1)
+    sizes = sorted(len(part) for part in first)
+    assert len(first) == min(size, count)
+    assert sizes[-1] - sizes[0] <= 1
+    assert sorted(np.concatenate(first)) == list(range(size))
+    assert_equal(first, parts(1))
+    if size > 3:
+        assert np.any(np.concatenate(first) != np.concatenate(parts(2)))

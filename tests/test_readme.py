@@ -1,0 +1,109 @@
+"""The README's commands and examples work as they stand there."""
+
+import importlib
+import pathlib
+import re
+import shlex
+
+import keras
+import numpy as np
+import pytest
+
+import fisher_keras
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What a command does once its flags are read, which takes too long here.
+LONG_PARTS = {
+    "evaluate_metrics": "evaluate",
+    "plot_results": "plot_results",
+    "quickstart": "main",
+    "scenario_augmentation": "run_scenario",
+    "scenario_batch_size": "run_scenario",
+    "scenario_confusion": "run_scenario",
+    "table1": "make_table_1",
+    "table2": "make_table_2",
+    "train_cifar": "train",
+    "tune_regularizer": "tune",
+}
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def command_lines():
+    """Returns the words of each command of the shell blocks, continued lines joined."""
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+SCRIPTS = [words for words in command_lines() if words[0].startswith("bin/")]
+
+
+def test_readme_is_a_page():
+    assert len(README.splitlines()) <= 120
+
+
+def test_shell_blocks_hold_scripts_and_installations():
+    assert len(SCRIPTS) >= 8
+    assert [w for w in command_lines() if w not in SCRIPTS and w[:2] != ["pip", "install"]] == []
+
+
+@pytest.mark.parametrize("words", SCRIPTS, ids=" ".join)
+def test_command_is_understood(words, run_command, monkeypatch):
+    name = words[0].removeprefix("bin/")
+    assert (ROOT / "bin" / name).is_file()
+    command = importlib.import_module(f"fisher_keras.experiments.commands.{name}")
+    done = []
+    monkeypatch.setattr(command, LONG_PARTS[name], lambda *config: done.append(config))
+    assert run_command(name, *words[1:])[0::2] == (0, "")
+    assert len(done) == 1
+
+
+def test_installations_name_extras_that_exist():
+    extras = set(re.findall(r"\.\[(\w+)\]", README))
+    metadata = (ROOT / "setup.cfg").read_text()
+    assert all(re.search(rf"^{extra} =$", metadata, flags=re.MULTILINE) for extra in extras)
+
+
+def test_python_example_runs(tmp_path, monkeypatch, capsys):
+    """With a classifier and data of the test's own, for two epochs and few trials."""
+    monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(0)
+    (example,) = blocks("python")
+    example = example.replace("epochs=200", "epochs=2, verbose=0")
+    rng = np.random.default_rng(0)
+    names = {
+        "classifier": keras.Sequential(
+            [keras.Input((20,)), keras.layers.Dense(50, "relu"), keras.layers.Dense(3)]
+        ),
+        **{
+            f"x_{part}": rng.normal(size=(256, 20)).astype("float32") for part in ("train", "test")
+        },
+        **{f"y_{part}": rng.integers(3, size=256) for part in ("train", "test")},
+    }
+    exec(example, names)
+    assert np.isfinite(names["gamma_hat"])
+    assert "log_determinant" in capsys.readouterr().out
+    loaded = keras.saving.load_model("classifier.keras")
+    assert not isinstance(loaded, fisher_keras.FisherRegularizedModel)
+    outputs = [m.predict(names["x_test"], verbose=0) for m in (loaded, names["classifier"])]
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_names_of_the_table_exist():
+    table = README[README.index("## Where each formula lives") : README.index("## Reproduce")]
+    for name in re.findall(r"`(fisher_keras\.[\w.]+)`", table):
+        module, _, attribute = name.rpartition(".")
+        if not hasattr(importlib.import_module(module), attribute):
+            importlib.import_module(name)
+    for name in re.findall(r"`bin/(\w+)`", table):
+        assert (ROOT / "bin" / name).is_file()
+
+
+def test_links_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "results" / "README.md", ROOT / "CONTRIBUTING.md"]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (page.parent / target).exists(), target
