@@ -187,7 +187,9 @@ def open_engine(options: EngineOptions, gpus: Sequence[str] = ()) -> Iterator[En
                     threads_per_worker=1,
                     processes=False,
                     memory_limit=0,
-                    dashboard_address="127.0.0.1:8787" if options.dashboard else None,
+                    # Else their pages are there for the whole network.
+                    dashboard_address=f"127.0.0.1:{8787 if options.dashboard else 0}",
+                    worker_dashboard_address="127.0.0.1:0",
                     silence_logs=logging.CRITICAL,
                 )
             )
@@ -198,7 +200,11 @@ def open_engine(options: EngineOptions, gpus: Sequence[str] = ()) -> Iterator[En
                 f"there is no Dask scheduler at --scheduler={address}: {error}"
             ) from error
         if options.dashboard:
-            print(f"Dask's page: {client.dashboard_link}", flush=True)
+            link = client.dashboard_link
+            if not options.scheduler:
+                port = client.scheduler_info()["services"]["dashboard"]
+                link = f"http://127.0.0.1:{port}/status"
+            print(f"Dask's page: {link}", flush=True)
         if not client.nthreads():
             print(f"Waiting for workers of {address}.", flush=True)
         try:
