@@ -135,8 +135,8 @@ def regularized_step(
         hard_label_loss = functools.partial(objective.hard_label_loss, sub_batch)
         if not share_gradients:
             return Terms(equation_6(hard_label_loss, weights, alpha, None))  # Lines 4 to 7
-        here, there = objective.both_losses(sub_batch, weights)  # Line 4
-        return Terms(equation_6(hard_label_loss, weights, alpha, here), there)  # Lines 5 to 7
+        here, plain = objective.both_losses(sub_batch, weights)  # Line 4
+        return Terms(equation_6(hard_label_loss, weights, alpha, here), plain)  # Lines 5 to 7
 
     terms = _traced_once(terms, reduce_retracing=True)  # One trace for sub-batches of every size.
     sub_batches = split_batch(objective.batch_size, num_sub_batches, seed)  # Line 2

@@ -92,7 +92,7 @@ class FisherRegularizedModel(ClassifierWrapper):
                 moments too), so that the g_i serve for L as well: a step costs two gradients
                 instead of three. The moving statistics move by the mean over the sub-batches.
                 Labels that may be soft (one-hot or smoothed) cost one more backward pass.
-            seed: Seed of the random splits, an int; None draws one.
+            seed: Seed of the random splits, an int, 0 or greater; None draws one.
             name: Name of the model.
 
         Raises:
