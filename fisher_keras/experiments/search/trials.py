@@ -121,18 +121,24 @@ class Trials:
         self._run_of = run_of
         self._after_trial = after_trial
         self._records = {record["key"]: record for record in store.records()}
-        running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-        self._ready = deque((optuna.Trial(study, trial._trial_id), 0) for trial in running)
+        self._ready: deque[tuple[optuna.Trial, int]] = deque()
         self._under_way: dict[str, tuple[optuna.Trial, int]] = {}
         self._paused: list[list[optuna.Trial]] = [[] for _ in rungs]
         for values in self._combinations:
             if self._is_grid or run_of(values, rungs[0]).key in self._records:
                 study.enqueue_trial(values, skip_if_exists=True)
+        for running in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            trial = optuna.Trial(study, running._trial_id)
+            for name in candidates:  # The command may have been killed as it asked for them.
+                trial.suggest_categorical(name, candidates[name])
+            self._begin(trial)
 
     def next_run(self) -> Run | None:
         """Returns the run that comes next; None if there is none before another has ended."""
         while self._ready or self._has_more():
-            trial, rung = self._ready.popleft() if self._ready else (self._propose(), 0)
+            if not self._ready:
+                self._propose()
+            trial, rung = self._ready.popleft()
             run = self._run_of(trial.params, self._rungs[rung])
             self._under_way[run.key] = trial, rung
             if run.key not in self._records:
@@ -198,26 +204,34 @@ class Trials:
         begun = len(states) - states.count(TrialState.FAIL)
         return TrialState.WAITING in states or begun < self._num_trials
 
-    def _propose(self) -> optuna.Trial:
-        """Returns a trial of a new combination: the next of a grid, or what the TPE chooses.
+    def _propose(self) -> None:
+        """Begins a trial of a new combination: the next of a grid, or what the TPE chooses.
 
         The TPE soon returns to the best combination that it knows. Where trainings are
         deterministic that teaches nothing: such a trial fails at once, and after many of them a
         random combination is tried.
         """
-        tried = [
-            trial.params
-            for trial in self._study.get_trials(deepcopy=False)
-            if trial.state not in (TrialState.FAIL, TrialState.WAITING)
-        ]
         for _ in range(_ATTEMPTS):
             trial = self._study.ask(self._space)
-            if trial.params not in tried:
-                return trial
-            self._study.tell(trial, state=TrialState.FAIL)
+            if self._begin(trial):
+                return
+        tried = [trial.params for trial in self._study.get_trials(deepcopy=False)]
         new = [values for values in self._combinations if values not in tried]
         self._study.enqueue_trial(random.Random(len(tried)).choice(new))
-        return self._study.ask(self._space)
+        self._begin(self._study.ask(self._space))
+
+    def _begin(self, trial: optuna.Trial) -> bool:
+        """Returns whether a trial is the first of its combination; if not, it has failed."""
+        others = [
+            other.params
+            for other in self._study.get_trials(deepcopy=False)
+            if other.number != trial.number and other.state != TrialState.FAIL
+        ]
+        if trial.params in others:
+            self._study.tell(trial, state=TrialState.FAIL)
+            return False
+        self._ready.append((trial, 0))
+        return True
 
 
 def _journal_storage(journal: pathlib.Path) -> optuna.storages.JournalStorage:

@@ -132,6 +132,18 @@ def test_the_tpe_prunes_against_those_that_came_before(store):
     assert 6 <= states.count(PRUNED) < 12
 
 
+def test_a_command_that_was_killed_as_it_asked_goes_on(store):
+    search(store, most=3)
+    open_search(store).ask()  # It is a trial already, but has no values.
+    assert told(search(store)) == WHOLE_GRID
+
+
+def test_so_does_that_of_a_tpe(store):
+    search(store, num_trials=5, most=3)
+    open_search(store).ask()
+    assert len(told(search(store, num_trials=12))) == 12
+
+
 def test_a_lost_study_is_told_again_from_the_records(store):
     before = told(search(store, num_trials=5))
     (store.directory / "study.journal").unlink()
