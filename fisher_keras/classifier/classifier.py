@@ -87,6 +87,7 @@ class Classifier:
         Raises:
             ValueError: If outputs are not what `from_logits` and `normalize_logits` need.
         """
+        self.build(x)
         logits, *to_check = self.function(_logits_of_batches)(x)
         self.check_values(*to_check)
         return logits

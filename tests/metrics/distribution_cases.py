@@ -88,9 +88,23 @@ def test_a_strategy_in_scope_changes_no_result(strategy, expected, calls):
     assert sorted(calls) == ["CPU:0", "CPU:0", "CPU:0", "CPU:1", "CPU:1"]
 
 
-def test_a_model_made_in_a_scope_is_evaluated_on_its_replicas(mirrored, expected, calls):
-    assert_equal_trials(evaluate(mirrored), expected)
+def test_a_model_made_in_a_scope_is_evaluated_on_its_replicas(
+    mirrored, expected, calls, monkeypatch
+):
+    """Each of them traces once for a classifier."""
+    made = []
+    original = GramFunction.__init__
+
+    def recording(self, *arguments):
+        made.append(arguments)
+        original(self, *arguments)
+
+    monkeypatch.setattr(GramFunction, "__init__", recording)
+    traced = Classifier(mirrored)
+    for _ in range(2):
+        assert_equal_trials(evaluate(traced), expected)
     assert set(calls) == set(DEVICES)
+    assert len(made) == len(DEVICES)
 
 
 def test_a_model_made_outside_of_the_scope_it_is_evaluated_in(strategy, expected, calls):
@@ -108,21 +122,6 @@ def test_replicas_use_their_own_copies_of_the_weights(mirrored, expected):
         for trial, other in zip(evaluate(mirrored).trials, expected.trials, strict=True)
     ]
     assert differs == [False, True, False, True, False]
-
-
-def test_each_replica_traces_once_for_a_classifier(mirrored, expected, monkeypatch):
-    made = []
-    original = GramFunction.__init__
-
-    def recording(self, *arguments):
-        made.append(arguments)
-        original(self, *arguments)
-
-    monkeypatch.setattr(GramFunction, "__init__", recording)
-    classifier = Classifier(mirrored)
-    for _ in range(2):
-        assert_equal_trials(evaluate(classifier), expected)
-    assert len(made) == len(DEVICES)
 
 
 def test_trials_run_at_the_same_time(mirrored, monkeypatch):
