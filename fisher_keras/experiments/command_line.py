@@ -6,22 +6,25 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 from typing import NoReturn
 
 import tensorflow as tf
 from absl import app, flags
 
+from fisher_keras.experiments.command import Command
 from fisher_keras.experiments.runs.runner import FailedRunsError
 
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
 
 
-def run_command(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn:
+def run_command(
+    command: Command, description: str, program: str, arguments: Sequence[str]
+) -> NoReturn:
     """Parses the flags, runs the command and exits.
 
     Args:
-        command: A module of `fisher_keras.experiments.commands`.
+        command: The command.
+        description: Of it, for --help.
         program: How it was started, without its flags and ready for a shell.
         arguments: Its flags.
     """
@@ -29,7 +32,7 @@ def run_command(command: ModuleType, program: str, arguments: Sequence[str]) -> 
     def parse(_: list[str]) -> list[str]:
         if _HELP.intersection(arguments):
             help_of = flags.FLAGS.module_help
-            print(command.__doc__.strip(), *map(help_of, command.FLAG_GROUPS), sep="\n")
+            print(description.strip(), *map(help_of, command.flag_groups), sep="\n")
             sys.exit(0)
         with one_line_errors(program, status=2):
             try:
@@ -43,8 +46,8 @@ def run_command(command: ModuleType, program: str, arguments: Sequence[str]) -> 
         return rest
 
     def run(_: list[str]) -> None:
-        with one_line_errors(program, arguments, command.RESUME_FLAG):
-            command.run()
+        with one_line_errors(program, arguments, command.resume_flag):
+            command.run(command.read_flags())
 
     command.define_flags()
     app.run(run, argv=[program, *arguments], flags_parser=parse)

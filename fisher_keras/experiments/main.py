@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # isort: split
         from fisher_keras.experiments.command_line import run_command
 
-        command = importlib.import_module(f"fisher_keras.experiments.commands.{name}")
+        module = importlib.import_module(f"fisher_keras.experiments.commands.{name}")
     except ImportError as error:
         if error.name is not None:  # No check of ours, but a bug.
             raise
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     script = os.environ.pop("FISHER_KERAS_PROGRAM", None)
     program = shlex.quote(script) if script else f"fisher-keras {name}"
-    run_command(command, program, arguments[1:])
+    run_command(module.COMMAND, module.__doc__, program, arguments[1:])
 
 
 def _names() -> list[str]:

@@ -1,5 +1,6 @@
 """What every command does alike: help, one line an error, Ctrl-C."""
 
+import dataclasses
 import errno
 import json
 import pathlib
@@ -158,10 +159,11 @@ def test_ctrl_c_names_the_command_that_goes_on(capsys, program, name, resume_fla
 
 
 def test_a_script_is_named_as_it_was_started(run_command, monkeypatch):
-    def stopped():
+    def stopped(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_cifar, "run", stopped)
+    command = dataclasses.replace(train_cifar.COMMAND, run=stopped)
+    monkeypatch.setattr(train_cifar, "COMMAND", command)
     monkeypatch.setenv("FISHER_KERAS_PROGRAM", "/a b/bin/train_cifar")
     status, _, errors = run_command("train_cifar", "--epochs=3")
     assert status == 130

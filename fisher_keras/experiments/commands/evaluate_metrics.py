@@ -6,18 +6,7 @@ For example
     --train_size=10000 --output=runs/comparison
 """
 
-from fisher_keras.experiments import flags
+from fisher_keras.experiments.command import Command
 from fisher_keras.experiments.evaluate import EvaluationConfig, evaluate
 
-FLAG_GROUPS = flags.flag_groups(EvaluationConfig)
-RESUME_FLAG = None
-
-
-def define_flags() -> None:
-    """Defines the flags of a `EvaluationConfig`."""
-    flags.define_flags(EvaluationConfig)
-
-
-def run() -> None:
-    """Evaluates the models that the flags name."""
-    evaluate(flags.from_flags(EvaluationConfig))
+COMMAND = Command.of(EvaluationConfig, evaluate)

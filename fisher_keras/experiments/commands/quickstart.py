@@ -6,19 +6,8 @@ that it ends in is compared with their test errors. Stopped, the same command go
 flags train only the networks that they concern.
 """
 
-from fisher_keras.experiments import flags
+from fisher_keras.experiments.command import Command
 from fisher_keras.experiments.quickstart.networks import Settings
 from fisher_keras.experiments.quickstart.report import report
 
-FLAG_GROUPS = flags.flag_groups(Settings)
-RESUME_FLAG = None
-
-
-def define_flags() -> None:
-    """Defines the flags of `Settings`."""
-    flags.define_flags(Settings)
-
-
-def run() -> None:
-    """Trains what is not trained yet, and reports."""
-    report(flags.from_flags(Settings))
+COMMAND = Command.of(Settings, report)

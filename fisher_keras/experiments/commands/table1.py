@@ -7,18 +7,8 @@ For example
 Stopped, the same command goes on. table1 and table2 read the same runs.
 """
 
-from fisher_keras.experiments import flags
-from fisher_keras.experiments.tables import TableOptions, make_table_1
+from fisher_keras.experiments.command import Command
+from fisher_keras.experiments.runs.experiment import ExperimentOptions
+from fisher_keras.experiments.tables import make_table_1
 
-FLAG_GROUPS = flags.flag_groups(TableOptions)
-RESUME_FLAG = None
-
-
-def define_flags() -> None:
-    """Defines the flags of `TableOptions`."""
-    flags.define_flags(TableOptions)
-
-
-def run() -> None:
-    """Carries out what is missing, and makes the table."""
-    make_table_1(flags.from_flags(TableOptions))
+COMMAND = Command.of(ExperimentOptions, make_table_1)

@@ -7,18 +7,7 @@ For example
 Stopped, the same command goes on. table1 and table2 read the same runs.
 """
 
-from fisher_keras.experiments import flags
+from fisher_keras.experiments.command import Command
 from fisher_keras.experiments.tables import Table2Options, make_table_2
 
-FLAG_GROUPS = flags.flag_groups(Table2Options)
-RESUME_FLAG = None
-
-
-def define_flags() -> None:
-    """Defines the flags of `Table2Options`."""
-    flags.define_flags(Table2Options)
-
-
-def run() -> None:
-    """Carries out what is missing, and makes the table."""
-    make_table_2(flags.from_flags(Table2Options))
+COMMAND = Command.of(Table2Options, make_table_2)

@@ -8,15 +8,8 @@ Stopped or killed, the same command goes on. Started several times at once, on o
 --storage on many, the processes share the trials.
 """
 
+from fisher_keras.experiments.command import Command
 from fisher_keras.experiments.search.flags import GROUPS, define_flags, tuning_config
 from fisher_keras.experiments.search.tuning import tune
 
-__all__ = ["FLAG_GROUPS", "RESUME_FLAG", "define_flags", "run"]
-
-FLAG_GROUPS = GROUPS
-RESUME_FLAG = None
-
-
-def run() -> None:
-    """Carries out the search that the flags ask for."""
-    tune(tuning_config())
+COMMAND = Command(define_flags, tuning_config, tune, GROUPS)
