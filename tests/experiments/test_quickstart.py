@@ -32,7 +32,13 @@ from fisher_keras.experiments.quickstart.results import (
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = Settings(
-    seeds=1, train_size=20, epochs=2, confusion_sizes=(0, 10), num_samples=5, num_trials=2
+    seeds=1,
+    minima_seeds=1,
+    train_size=20,
+    epochs=2,
+    confusion_sizes=(0, 10),
+    num_samples=5,
+    num_trials=2,
 )
 METHODS_ONLY = dataclasses.replace(TINY, seeds=2, confusion_sizes=())
 
@@ -41,12 +47,12 @@ METHODS_ONLY = dataclasses.replace(TINY, seeds=2, confusion_sizes=())
 
 
 def test_networks_are_those_of_a_seed_before_the_next():
-    wanted = networks(Settings(seeds=2, confusion_sizes=(0, 50)))
-    groups = [*METHODS, 0, 50]
+    wanted = networks(Settings(seeds=3, minima_seeds=2, confusion_sizes=(0, 50)))
+    groups = [(0, [*METHODS, 0, 50]), (1, [*METHODS, 0, 50]), (2, METHODS)]
     assert [(network.training.seed, network.group) for network in wanted] == [
-        (seed, group) for seed in (0, 1) for group in groups
+        (seed, group) for seed, of_seed in groups for group in of_seed
     ]
-    assert len({network.name for network in wanted}) == 10
+    assert len({network.name for network in wanted}) == 13
 
 
 def test_networks_of_a_half_differ_in_nothing_else():
@@ -73,7 +79,8 @@ def test_only_networks_whose_settings_changed_get_another_folder():
         return {network.name for network in networks(dataclasses.replace(TINY, **changes))}
 
     assert names(num_trials=3) == names()
-    assert names() < names(seeds=2)
+    assert len(names(seeds=2) - names()) == 3
+    assert names() < names(seeds=2, minima_seeds=2)
     assert len(names() - names(confusion_sizes=(0, 11))) == 1
     assert not names() & names(epochs=3)
 
@@ -473,7 +480,7 @@ def test_ctrl_c_ends_with_the_command_that_goes_on(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not process.stdout.readline().startswith("[ 1/24] seed 0, baseline: test error "):
+    while not process.stdout.readline().startswith("[ 1/21] seed 0, baseline: test error "):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     status, _, errors = finish(process)

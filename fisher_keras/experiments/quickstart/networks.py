@@ -30,10 +30,10 @@ class Settings:
     """
 
     seeds: int = option(
-        4,
-        "Networks of each method, and of each number of random labels.",
-        group="quickstart",
-        least=2,
+        4, "Networks of each method, for the regularizer.", group="quickstart", least=2
+    )
+    minima_seeds: int = option(
+        3, "Networks of each number of random labels, for the metric.", group="quickstart", least=2
     )
     train_size: int = option(
         400, "Training images, drawn at random for each seed.", group="quickstart", least=1
@@ -86,14 +86,13 @@ def networks(settings: Settings) -> list[Network]:
     Returns:
         For each seed one of each method, then one of each size of the confusion set.
     """
-    return [
-        network
-        for seed in range(settings.seeds)
-        for network in (
-            *(_of_method(settings, method, seed) for method in METHODS),
-            *(_with_confusion(settings, size, seed) for size in settings.confusion_sizes),
-        )
-    ]
+    wanted = []
+    for seed in range(max(settings.seeds, settings.minima_seeds)):
+        if seed < settings.seeds:
+            wanted += [_of_method(settings, method, seed) for method in METHODS]
+        if seed < settings.minima_seeds:
+            wanted += [_with_confusion(settings, size, seed) for size in settings.confusion_sizes]
+    return wanted
 
 
 def _of_method(settings: Settings, method: str, seed: int) -> Network:

@@ -31,15 +31,16 @@ def summary(settings: Settings, runs: Sequence[MethodRun], minima: Sequence[Mini
     """
     about = (
         f"All networks: {settings.train_size} handwritten digits, {settings.epochs} epochs, no "
-        f"augmentation; mean ± standard deviation of {settings.seeds} seeds."
+        "augmentation. All tables: mean ± standard deviation over the seeds."
     )
     first = (
-        f"A narrow CNN of {runs[0].parameters:,} parameters. clipped: with the regularized "
-        "method's gradient clipping alone. Training loss: cross-entropy."
+        f"A narrow CNN of {runs[0].parameters:,} parameters from {settings.seeds} seeds. clipped: "
+        "with the regularized method's gradient clipping alone. Training loss: cross-entropy."
     )
     second = (
-        f"A ResNet-8 of {minima[0].parameters:,} parameters, trained on further digits with "
-        f"random labels, too; label smoothing {LABEL_SMOOTHING:g}. gamma-hat: of "
+        f"A ResNet-8 of {minima[0].parameters:,} parameters from {settings.minima_seeds} seeds, "
+        "trained on further digits with random labels, too; label smoothing "
+        f"{LABEL_SMOOTHING:g}. gamma-hat: of "
         f"{settings.num_trials} samples of {settings.num_samples} digits with their own labels; "
         "lower is better. Excess loss: of all of these, the cross-entropy over the least that "
         "smoothed labels allow. Training error: of all digits trained on, random labels too."
