@@ -8,7 +8,6 @@ Stopped, the same command goes on. table1 and table2 read the same runs.
 """
 
 from fisher_keras.experiments.command import Command
-from fisher_keras.experiments.runs.experiment import ExperimentOptions
-from fisher_keras.experiments.tables import make_table_1
+from fisher_keras.experiments.tables import TableOptions, make_table_1
 
-COMMAND = Command.of(ExperimentOptions, make_table_1)
+COMMAND = Command.of(TableOptions, make_table_1)
