@@ -155,6 +155,7 @@ def regularized_step(
     norm = tf.linalg.global_norm(gradient)
     if clip_norm is not None:
         gradient, _ = tf.clip_by_global_norm(gradient, clip_norm, use_norm=norm)  # Line 9
+    # Line 10, the update, is the optimizer's.
     return Step(loss.loss, gradient, mean.regularizer.loss, norm, loss.outputs, loss.changes)
 
 
