@@ -8,31 +8,16 @@ gives them, the same work in each. Ideal is what the runs themselves take, share
 import functools
 import os
 import pathlib
+import statistics
 import tempfile
 import time
 
-import numpy as np
+import engine_work
 from absl import app, flags
 
 from fisher_keras.experiments.runs.engine import EngineOptions
 from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
-
-_SIZE = 1000  # Of the matrices.
-
-
-def sleep(run: Run, directory: pathlib.Path, amount: float) -> dict:
-    """Sleeps for so many seconds."""
-    time.sleep(amount)
-    return {}
-
-
-def compute(run: Run, directory: pathlib.Path, amount: float) -> dict:
-    """Multiplies matrices so many times."""
-    matrix = np.random.default_rng(0).normal(size=(_SIZE, _SIZE)) / _SIZE
-    for _ in range(int(amount)):
-        matrix @ matrix
-    return {}
 
 
 def measure(work: functools.partial, num_runs: int, num_workers: int) -> tuple[float, float]:
@@ -51,20 +36,15 @@ def measure(work: functools.partial, num_runs: int, num_workers: int) -> tuple[f
         store, start = ExperimentStore(directory), time.monotonic()
         records = run_experiment(runs, work, store, EngineOptions(num_workers=num_workers))
         wall = time.monotonic() - start
-    return wall, float(np.mean([record["wall_time_s"] for record in records]))
+    return wall, statistics.fmean(record["wall_time_s"] for record in records)
 
 
 def _main(_: list[str]) -> None:
-    # The processes of the runs import these functions: not from __main__.
-    paths = [
-        str(pathlib.Path(__file__).parent),
-        *os.environ.get("PYTHONPATH", "").split(os.pathsep),
-    ]
+    # So that the processes of the runs find engine_work.
+    paths = (str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH"))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    import engine
-
     values = flags.FLAGS
-    work = functools.partial(getattr(engine, values.work), amount=values.amount)
+    work = functools.partial(getattr(engine_work, values.work), amount=values.amount)
     _, alone = measure(work, 1, 1)
     wall, beside = measure(work, values.num_runs, values.num_workers)
     ideal = beside * values.num_runs / values.num_workers
