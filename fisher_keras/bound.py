@@ -51,7 +51,7 @@ def neighborhood_height(
             information, gives 0.
         num_parameters: W, 1 or greater.
         volume: V, greater than 0. Give either this or `log_volume`.
-        log_volume: ln V, for a volume beyond the range of float64.
+        log_volume: The logarithm ln V, for a volume beyond the range of float64.
         gamma_function: "stirling" or "exact", as above.
 
     Returns:
@@ -121,7 +121,7 @@ def generalization_bound(
         delta: The probability at which the bound may fail, in (0, 1].
         volume: V, the volume of the neighborhood, greater than 0. Give either this or
             `log_volume`.
-        log_volume: ln V, for a volume beyond the range of float64.
+        log_volume: The logarithm ln V, for a volume beyond the range of float64.
         gamma_function: "stirling", for Theorem 1 as printed, or "exact".
 
     Returns:
@@ -220,7 +220,7 @@ def fisher_information_approximation(
         num_samples: N, the size of the training set, 1 or greater.
         volume: V, the volume of the neighborhood, greater than 0. Give either this or
             `log_volume`.
-        log_volume: ln V, for a volume beyond the range of float64.
+        log_volume: The logarithm ln V, for a volume beyond the range of float64.
 
     Returns:
         The criterion, in nats.

@@ -4,7 +4,6 @@ from fisher_keras.datasets.checks import check_images_and_labels
 from fisher_keras.datasets.loading import DATASETS, ImageDataset, load_dataset
 from fisher_keras.datasets.pipelines import (
     AUGMENTATIONS,
-    augment,
     channel_statistics,
     evaluation_pipeline,
     training_pipeline,
@@ -15,7 +14,6 @@ __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "ImageDataset",
-    "augment",
     "channel_statistics",
     "check_images_and_labels",
     "confusion_set",

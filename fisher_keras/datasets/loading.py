@@ -35,10 +35,10 @@ class ImageDataset:
 
     Attributes:
         name: The name it was loaded by.
-        train_images: uint8 `(N, H, W, C)`.
-        train_labels: int32 `(N,)`, in `0..num_classes - 1`.
-        test_images: uint8 `(N_test, H, W, C)`.
-        test_labels: int32 `(N_test,)`.
+        train_images: Pixels, uint8 `(N, H, W, C)`.
+        train_labels: Classes in `0..num_classes - 1`, int32 `(N,)`.
+        test_images: Pixels, uint8 `(N_test, H, W, C)`.
+        test_labels: Classes, int32 `(N_test,)`.
         num_classes: K.
         class_names: K names, in the order of the labels.
     """

@@ -45,25 +45,6 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(np.mean(variances, axis=0))
 
 
-def augment(image: tf.Tensor, scheme: str, seed: tf.Tensor) -> tf.Tensor:
-    """Crops and flips one image at random.
-
-    Args:
-        image: `(H, W, C)`, normalized (padding is with zeros).
-        scheme: One of `AUGMENTATIONS`: no change, a flip, or a crop out of the image padded by 1
-            or 4 pixels on each side and a flip.
-        seed: Integer tensor of shape `(2,)`; the result is a pure function of it.
-
-    Returns:
-        The image, of unchanged shape and dtype.
-
-    Raises:
-        ValueError: If there is no such scheme.
-    """
-    offsets, flips = _draw(scheme, 1, seed)
-    return _crop_and_flip(tf.convert_to_tensor(image)[tf.newaxis], scheme, offsets, flips)[0]
-
-
 def training_pipeline(
     images: np.ndarray,
     labels: np.ndarray,

@@ -73,14 +73,14 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
     Stopped and started again with the same output directory, it goes on at the next trial.
 
     Args:
-        config: what is evaluated.
+        config: What is evaluated.
 
     Returns:
         The reports by the models' names, in order of their log-determinant if it was asked for.
 
     Raises:
-        ValueError: if a model or the data cannot be used.
-        OSError: if the output cannot be written.
+        ValueError: If a model or the data cannot be used.
+        OSError: If the output cannot be written.
     """
     output = None if config.output is None else pathlib.Path(config.output)
     if output is not None:

@@ -103,8 +103,8 @@ def regularization_runs(preset: Preset, settings_file: str | None = None) -> lis
     """Returns the runs of both tables, a seed of all networks before the next seed.
 
     Args:
-        preset: its values are pairs of an architecture and a data set.
-        settings_file: see `regularizer_settings`.
+        preset: The size; its values are pairs of an architecture and a data set.
+        settings_file: A table of the regularizer's values, see `regularizer_settings`.
 
     Returns:
         For each of them and each seed a run without and one with the regularizer, whose settings
@@ -138,12 +138,12 @@ def make_table_1(options: TableOptions) -> None:
     """Trains the networks of Table 1 that are not there yet, prints and writes it.
 
     Args:
-        options: how and where.
+        options: How and where the runs are done.
 
     Raises:
-        ValueError: if an option or the data cannot be used.
-        OSError: if the data or the store cannot be read or written.
-        FailedRunsError: if runs failed; all others are finished.
+        ValueError: If an option or the data cannot be used.
+        OSError: If the data or the store cannot be read or written.
+        FailedRunsError: If runs failed; all others are finished.
     """
     preset = preset_of(PRESETS, options)
     _make_table("table1", table_1, preset, options)
@@ -156,9 +156,9 @@ def make_table_2(options: Table2Options) -> None:
         options: How and where, and of which gamma-hat.
 
     Raises:
-        ValueError: if an option or the data cannot be used.
-        OSError: if the data or the store cannot be read or written.
-        FailedRunsError: if runs failed; all others are finished.
+        ValueError: If an option or the data cannot be used.
+        OSError: If the data or the store cannot be read or written.
+        FailedRunsError: If runs failed; all others are finished.
     """
     preset = preset_of(PRESETS, options)
     values = tuple(value for value in preset.values if value[1] != "cifar100")
@@ -172,7 +172,7 @@ def table_1(records: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Returns the test errors in percent, with the paper's beside.
 
     Args:
-        records: of `regularization_runs`.
+        records: The finished runs of `regularization_runs`.
 
     Returns:
         Rows of cells, the header first; the last column counts the runs with `convergence_flags`.
@@ -197,8 +197,8 @@ def table_2(records: Sequence[dict[str, Any]], normalize_logits: bool) -> list[l
     """Returns gamma-hat of the minima, with their training losses and the paper's gamma-hat.
 
     Args:
-        records: of `regularization_runs`.
-        normalize_logits: which gamma-hat.
+        records: The finished runs of `regularization_runs`.
+        normalize_logits: Whether gamma-hat is that of normalized logits.
 
     Returns:
         Rows of cells, the header first; the last column counts the runs with `convergence_flags`.

@@ -1,4 +1,4 @@
-"""The networks of the paper's Section 7.2 (Appendix E) by name: built, and their recipes."""
+"""The networks of Section 7.2 (Appendix E) and their recipes, by name."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,9 @@ import keras
 from fisher_keras.arguments import real_number, whole_number
 from fisher_keras.models import cnn, densenet, resnet, wide_resnet
 
-_BUILDERS = {
-    "cnn": cnn.build,
-    "resnet": resnet.build,
-    "wide_resnet": wide_resnet.build,
-    "densenet": densenet.build,
-}
-ARCHITECTURES = tuple(_BUILDERS)
-RECIPES = {
-    "cnn": cnn.RECIPE,
-    "resnet": resnet.RECIPE,
-    "wide_resnet": wide_resnet.RECIPE,
-    "densenet": densenet.RECIPE,
-}
+_NETWORKS = {"cnn": cnn, "resnet": resnet, "wide_resnet": wide_resnet, "densenet": densenet}
+ARCHITECTURES = tuple(_NETWORKS)
+RECIPES = {arch: network.RECIPE for arch, network in _NETWORKS.items()}
 
 # Every architecture halves height and width twice.
 _MIN_SIZE = 4
@@ -39,13 +29,13 @@ def build_model(
     Args:
         arch: "cnn", "resnet" (ResNet-20), "wide_resnet" (WRN-28-2) or "densenet" (DenseNet-BC,
             L=100, k=12).
-        num_classes: the number of classes K, at least 2.
+        num_classes: The number of classes K, at least 2.
         input_shape: (H, W, channels) of an image, H and W at least 4.
-        depth: number of layers: resnet 6n+2 (20), wide_resnet 6n+4 (28), densenet 6n+4 (100). The
+        depth: Number of layers: resnet 6n+2 (20), wide_resnet 6n+4 (28), densenet 6n+4 (100). The
             cnn has none.
-        width: cnn: factor on the numbers of filters (1.0); resnet: filters of the first stage
-            (16); wide_resnet: widening factor k (2); densenet: growth rate k (12).
-        l2_penalty: coefficient of the sum of squares, in `model.losses`, of all kernels of the
+        width: For the cnn a factor on the numbers of filters (1.0); resnet: filters of the first
+            stage (16); wide_resnet: widening factor k (2); densenet: growth rate k (12).
+        l2_penalty: Coefficient of the sum of squares, in `model.losses`, of all kernels of the
             cnn (1e-4) and of all trainable variables of the others (half their papers' weight
             decay: 5e-5, wide_resnet 2.5e-4). 0 for none.
 
@@ -54,7 +44,7 @@ def build_model(
         (batch, num_classes), made of Keras' own layers: a saved one loads without this package.
 
     Raises:
-        ValueError: if an argument cannot be built; the message says what can.
+        ValueError: If an argument cannot be built; the message says what can.
     """
     check_architecture(arch)
     num_classes = whole_number("num_classes", num_classes, least=2)
@@ -65,7 +55,7 @@ def build_model(
         l2_penalty = real_number("l2_penalty", l2_penalty, least=0)
     options = {"depth": depth, "width": width, "l2_penalty": l2_penalty}
     given = {name: value for name, value in options.items() if value is not None}
-    return _BUILDERS[arch](num_classes, input_shape, **given)
+    return _NETWORKS[arch].build(num_classes, input_shape, **given)
 
 
 def check_architecture(arch: str) -> None:

@@ -10,10 +10,8 @@ from fisher_keras.arguments import real_number
 from fisher_keras.models import layers
 from fisher_keras.models.recipe import Recipe
 
-FILTERS = (64, 64, 128, 128, 192, 192)
-# Appendix E: "l2 regularization of a coefficient 0.0001".
-L2_PENALTY = 1e-4
-# "We initialize the weights according to the scheme in He et al. (2016a) and apply l2
+_FILTERS = (64, 64, 128, 128, 192, 192)
+# Appendix E: "We initialize the weights according to the scheme in He et al. (2016a) and apply l2
 # regularization of a coefficient 0.0001. [...] stochastic gradient descent with Nesterov
 # momentum set to 0.9 and a batch size of 128. We train 200 epochs in total with the learning
 # rate initially set to 0.01 and then divided by 10 at epoch 100 and 150."
@@ -24,10 +22,8 @@ RECIPE = Recipe(
     schedule=((100, 0.1), (150, 0.1)),
     epochs=200,
     batch_size=128,
-    l2_penalty=L2_PENALTY,
+    l2_penalty=1e-4,
     augmentation="4-crop-f",
-    initialization="He normal, fan-in",
-    source="Information-Theoretic Local Minima Characterization and Regularization, Appendix E",
 )
 
 
@@ -36,7 +32,7 @@ def build(
     input_shape: tuple[int, int, int],
     *,
     width: float = 1.0,
-    l2_penalty: float = L2_PENALTY,
+    l2_penalty: float = RECIPE.l2_penalty,
 ) -> keras.Model:
     """Builds the plain CNN.
 
@@ -44,21 +40,21 @@ def build(
     average pooling and a linear layer. All kernels, and no biases, are penalized.
 
     Args:
-        num_classes: the number of classes K.
+        num_classes: The number of classes K.
         input_shape: (H, W, channels) of an image.
-        width: factor on the numbers of filters 64, 64, 128, 128, 192, 192.
-        l2_penalty: coefficient of the sum of squares of all kernels.
+        width: Factor on the numbers of filters 64, 64, 128, 128, 192, 192.
+        l2_penalty: Coefficient of the sum of squares of all kernels.
 
     Returns:
         A functional model with logits of shape (batch, num_classes).
 
     Raises:
-        ValueError: if the width is not a positive number.
+        ValueError: If the width is not a positive number.
     """
     width = real_number("The width of cnn (factor on its filters)", width, above=0)
     inputs = keras.Input(input_shape)
     x = inputs
-    for index, filters in enumerate(FILTERS, start=1):
+    for index, filters in enumerate(_FILTERS, start=1):
         x = keras.layers.Conv2D(
             max(1, round(width * filters)),
             3,

@@ -10,10 +10,8 @@ from fisher_keras.arguments import whole_number
 from fisher_keras.models.layers import batch_norm_relu, blocks_per_stage, classifier, conv
 from fisher_keras.models.recipe import Recipe
 
-# Half the weight decay of the paper, 1e-4, whose gradient is decay * w.
-L2_PENALTY = 1e-4 / 2
-# Nesterov momentum 0.9 without dampening, weight decay 1e-4, batches of 64, learning rate 0.1,
-# divided by 10 at 50% and 75% of 300 epochs; no dropout with augmentation.
+# Section 4.2 of the paper: Nesterov momentum 0.9 without dampening, weight decay 1e-4, batches of
+# 64, learning rate 0.1, divided by 10 at 50% and 75% of 300 epochs; no dropout with augmentation.
 RECIPE = Recipe(
     momentum=0.9,
     nesterov=True,
@@ -21,10 +19,8 @@ RECIPE = Recipe(
     schedule=((150, 0.1), (225, 0.1)),
     epochs=300,
     batch_size=64,
-    l2_penalty=L2_PENALTY,
+    l2_penalty=1e-4 / 2,
     augmentation="4-crop-f",
-    initialization="He normal, fan-out",
-    source="Huang et al., Densely Connected Convolutional Networks, CVPR 2017, Section 4.2",
 )
 
 
@@ -34,22 +30,22 @@ def build(
     *,
     depth: int = 100,
     width: int = 12,
-    l2_penalty: float = L2_PENALTY,
+    l2_penalty: float = RECIPE.l2_penalty,
 ) -> keras.Model:
     """Builds a DenseNet-BC without dropout, as the paper has it for augmented images.
 
     Args:
-        num_classes: the number of classes K.
+        num_classes: The number of classes K.
         input_shape: (H, W, channels) of an image.
-        depth: number of layers with weights L, 6n+4.
-        width: the growth rate k, the channels that each layer adds.
-        l2_penalty: coefficient of the sum of squares of all trainable variables.
+        depth: Number of layers with weights L, 6n+4.
+        width: The growth rate k, the channels that each layer adds.
+        l2_penalty: Coefficient of the sum of squares of all trainable variables.
 
     Returns:
         A functional model with logits of shape (batch, num_classes).
 
     Raises:
-        ValueError: if depth or width cannot be built.
+        ValueError: If depth or width cannot be built.
     """
     layers = blocks_per_stage("densenet", depth, remainder=4)
     growth = whole_number("The width of densenet (growth rate k)", width, least=1)

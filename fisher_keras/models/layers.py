@@ -9,15 +9,15 @@ def blocks_per_stage(arch: str, depth: int, remainder: int) -> int:
     """Returns n of a network of three stages whose depth is 6n + `remainder`.
 
     Args:
-        arch: the architecture's name, for the message.
-        depth: number of layers with weights, counted as in the architecture's paper.
-        remainder: the layers outside the three stages.
+        arch: The architecture's name, for the message.
+        depth: Number of layers with weights, counted as in the architecture's paper.
+        remainder: The layers outside the three stages.
 
     Returns:
         The number n of two-layer blocks in each stage.
 
     Raises:
-        ValueError: if no n >= 1 gives this depth; the message names the nearest depths.
+        ValueError: If no n >= 1 gives this depth; the message names the nearest depths.
     """
     depth = whole_number(f"The depth of {arch}", depth, least=1)
     blocks, rest = divmod(depth - remainder, 6)
@@ -45,10 +45,10 @@ def conv(
     a shortcut that keeps the pixels of even coordinates.
 
     Args:
-        x: images of shape (batch, H, W, channels).
-        filters: channels of the output.
+        x: Images of shape (batch, H, W, channels).
+        filters: Channels of the output.
         kernel_size: 1 or 3.
-        l2_penalty: coefficient of the kernel's sum of squares.
+        l2_penalty: Coefficient of the kernel's sum of squares.
         strides: 1, or 2 to halve H and W (rounded up).
 
     Returns:
@@ -91,9 +91,9 @@ def classifier(x: keras.KerasTensor, num_classes: int, l2_penalty: float) -> ker
     """Applies batch normalization, ReLU, global average pooling and a linear layer.
 
     Args:
-        x: images of shape (batch, H, W, channels).
-        num_classes: the number of classes K.
-        l2_penalty: coefficient of every parameter's sum of squares.
+        x: Images of shape (batch, H, W, channels).
+        num_classes: The number of classes K.
+        l2_penalty: Coefficient of every parameter's sum of squares.
 
     Returns:
         Logits of shape (batch, num_classes).

@@ -13,18 +13,16 @@ class Recipe:
     """A training recipe of stochastic gradient descent.
 
     Attributes:
-        momentum: of stochastic gradient descent.
-        nesterov: whether the momentum is Nesterov's.
-        learning_rate: the initial learning rate.
-        schedule: pairs (epoch, factor) by rising epoch: after so many epochs of `epochs` the
+        momentum: The factor on the velocity.
+        nesterov: Whether the momentum is Nesterov's.
+        learning_rate: The initial learning rate.
+        schedule: Pairs (epoch, factor) by rising epoch: after so many epochs of `epochs` the
             learning rate is multiplied by the factor.
-        epochs: passes over the training images.
-        batch_size: images a step, |B|.
-        l2_penalty: coefficient of the sum of squares of the weights; what
-            `fisher_keras.models.build_model` applies by default.
-        augmentation: the scheme's name in the paper's Section 7.1.
-        initialization: of the convolutions; what `fisher_keras.models.build_model` applies.
-        source: where the recipe is from.
+        epochs: Passes over the training images.
+        batch_size: Images a step, |B|.
+        l2_penalty: Coefficient of the sum of squares of the weights, which the network has by
+            default. It is half the weight decay of a paper whose gradient is decay * w.
+        augmentation: The scheme's name in the paper's Section 7.1.
     """
 
     momentum: float
@@ -35,8 +33,6 @@ class Recipe:
     batch_size: int
     l2_penalty: float
     augmentation: str
-    initialization: str
-    source: str
 
 
 def learning_rate_at(
@@ -45,17 +41,17 @@ def learning_rate_at(
     """Returns the learning rate of one epoch, for `keras.callbacks.LearningRateScheduler`.
 
     Args:
-        recipe: the recipe whose schedule applies.
-        epoch: the epoch, counted from 0.
-        epochs: length of the training, if not the recipe's: the schedule's epochs are scaled in
+        recipe: The recipe whose schedule applies.
+        epoch: The epoch, counted from 0.
+        epochs: Length of the training, if not the recipe's: the schedule's epochs are scaled in
             proportion.
-        learning_rate: the initial learning rate, if not the recipe's.
+        learning_rate: The initial learning rate, if not the recipe's.
 
     Returns:
         The learning rate.
 
     Raises:
-        ValueError: if epoch is negative, or epochs or learning_rate is not positive.
+        ValueError: If epoch is negative, or epochs or learning_rate is not positive.
     """
     epochs = recipe.epochs if epochs is None else epochs
     epoch, epochs = whole_number("epoch", epoch, 0), whole_number("epochs", epochs, 1)
@@ -72,14 +68,14 @@ def build_optimizer(
     """Builds the recipe's optimizer. Weight decay is not in it, but in the model's L2 penalties.
 
     Args:
-        recipe: the recipe.
-        learning_rate: the initial learning rate, if not the recipe's.
+        recipe: The recipe.
+        learning_rate: The initial learning rate, if not the recipe's.
 
     Returns:
         A new Keras optimizer.
 
     Raises:
-        ValueError: if learning_rate is not positive.
+        ValueError: If learning_rate is not positive.
     """
     return keras.optimizers.SGD(
         _initial_learning_rate(recipe, learning_rate),

@@ -10,11 +10,9 @@ from fisher_keras.arguments import whole_number
 from fisher_keras.models.layers import batch_norm_relu, blocks_per_stage, classifier, conv
 from fisher_keras.models.recipe import Recipe
 
-# Half the weight decay of He et al. (2016a), 1e-4, whose gradient is decay * w.
-L2_PENALTY = 1e-4 / 2
-# Weight decay 1e-4 and momentum 0.9 (not Nesterov's) as in their Section 3.4, batches of 128,
-# learning rate 0.1, divided by 10 at 32k and 48k of 64k iterations: at 391 iterations an epoch
-# epochs 82 and 123 of 164. Their warm-up is for depth 110 alone.
+# He et al. (2016a), Section 4.2: weight decay 1e-4 and momentum 0.9 (not Nesterov's) as in their
+# Section 3.4, batches of 128, learning rate 0.1, divided by 10 at 32k and 48k of 64k iterations:
+# at 391 iterations an epoch epochs 82 and 123 of 164. Their warm-up is for depth 110 alone.
 RECIPE = Recipe(
     momentum=0.9,
     nesterov=False,
@@ -22,10 +20,8 @@ RECIPE = Recipe(
     schedule=((82, 0.1), (123, 0.1)),
     epochs=164,
     batch_size=128,
-    l2_penalty=L2_PENALTY,
+    l2_penalty=1e-4 / 2,
     augmentation="4-crop-f",
-    initialization="He normal, fan-out",
-    source="He et al., Deep Residual Learning for Image Recognition, CVPR 2016, Section 4.2",
 )
 
 
@@ -35,22 +31,22 @@ def build(
     *,
     depth: int = 20,
     width: int = 16,
-    l2_penalty: float = L2_PENALTY,
+    l2_penalty: float = RECIPE.l2_penalty,
 ) -> keras.Model:
     """Builds a pre-activation ResNet with shortcuts without parameters.
 
     Args:
-        num_classes: the number of classes K.
+        num_classes: The number of classes K.
         input_shape: (H, W, channels) of an image.
-        depth: number of layers with weights, 6n+2.
-        width: filters of the first stage; the second and third have twice and four times as many.
-        l2_penalty: coefficient of the sum of squares of all trainable variables.
+        depth: Number of layers with weights, 6n+2.
+        width: Filters of the first stage; the second and third have twice and four times as many.
+        l2_penalty: Coefficient of the sum of squares of all trainable variables.
 
     Returns:
         A functional model with logits of shape (batch, num_classes).
 
     Raises:
-        ValueError: if depth or width cannot be built.
+        ValueError: If depth or width cannot be built.
     """
     blocks = blocks_per_stage("resnet", depth, remainder=2)
     width = whole_number("The width of resnet (filters of its first stage)", width, least=1)
@@ -73,7 +69,7 @@ def halving_shortcut(x: keras.KerasTensor) -> keras.KerasTensor:
     """Applies the shortcut "A" of He et al. (2016a), which has no parameters.
 
     Args:
-        x: images of shape (batch, H, W, channels).
+        x: Images of shape (batch, H, W, channels).
 
     Returns:
         Every second pixel, followed by as many channels of zeros: a tensor of shape

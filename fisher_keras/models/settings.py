@@ -21,10 +21,10 @@ class RegularizerSettings:
     """The hyper-parameters of Algorithm 1; the defaults are `FisherRegularizedModel`'s.
 
     Attributes:
-        alpha: length of the step along a sub-batch's gradient, alpha.
-        beta: strength of the regularizer, beta.
-        num_sub_batches: sub-batches of a batch, M.
-        clip_norm: largest global norm of the gradient, tau; None for no clipping.
+        alpha: Length of the step along a sub-batch's gradient.
+        beta: Strength of the regularizer.
+        num_sub_batches: Sub-batches of a batch, M.
+        clip_norm: Largest global norm of the gradient, tau; None for no clipping.
     """
 
     alpha: float = 1e-4

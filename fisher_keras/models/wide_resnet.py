@@ -9,10 +9,9 @@ from fisher_keras.arguments import whole_number
 from fisher_keras.models.layers import batch_norm_relu, blocks_per_stage, classifier, conv
 from fisher_keras.models.recipe import Recipe
 
-# Half the weight decay of the paper, 5e-4, whose gradient is decay * w.
-L2_PENALTY = 5e-4 / 2
-# Nesterov momentum 0.9, weight decay 5e-4, batches of 128, learning rate 0.1, multiplied by
-# 0.2 at 60, 120 and 160 of 200 epochs. Their crops fill the 4 padded pixels with reflections.
+# Section 3 of the paper: Nesterov momentum 0.9, weight decay 5e-4, batches of 128, learning rate
+# 0.1, multiplied by 0.2 at 60, 120 and 160 of 200 epochs. Their crops fill the 4 padded pixels
+# with reflections.
 RECIPE = Recipe(
     momentum=0.9,
     nesterov=True,
@@ -20,10 +19,8 @@ RECIPE = Recipe(
     schedule=((60, 0.2), (120, 0.2), (160, 0.2)),
     epochs=200,
     batch_size=128,
-    l2_penalty=L2_PENALTY,
+    l2_penalty=5e-4 / 2,
     augmentation="4-crop-f",
-    initialization="He normal, fan-out",
-    source="Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, Section 3",
 )
 
 
@@ -33,22 +30,22 @@ def build(
     *,
     depth: int = 28,
     width: int = 2,
-    l2_penalty: float = L2_PENALTY,
+    l2_penalty: float = RECIPE.l2_penalty,
 ) -> keras.Model:
     """Builds a wide ResNet without dropout.
 
     Args:
-        num_classes: the number of classes K.
+        num_classes: The number of classes K.
         input_shape: (H, W, channels) of an image.
-        depth: number of 3x3 and 1x1 convolutions d, 6n+4.
-        width: the widening factor k; the stages have 16k, 32k and 64k filters.
-        l2_penalty: coefficient of the sum of squares of all trainable variables.
+        depth: Number of 3x3 and 1x1 convolutions d, 6n+4.
+        width: The widening factor k; the stages have 16k, 32k and 64k filters.
+        l2_penalty: Coefficient of the sum of squares of all trainable variables.
 
     Returns:
         A functional model with logits of shape (batch, num_classes).
 
     Raises:
-        ValueError: if depth or width cannot be built.
+        ValueError: If depth or width cannot be built.
     """
     blocks = blocks_per_stage("wide_resnet", depth, remainder=4)
     width = whole_number("The width of wide_resnet (widening factor k)", width, least=1)

@@ -18,7 +18,6 @@ from fisher_keras import extras
 from fisher_keras.datasets import (
     AUGMENTATIONS,
     ImageDataset,
-    augment,
     channel_statistics,
     check_images_and_labels,
     confusion_set,
@@ -133,22 +132,6 @@ def test_no_augmentation_is_plain_normalization():
     assert batch.dtype == np.float32
     assert labels.dtype == np.int32
     np.testing.assert_allclose(batch, ((images - mean) / std)[labels], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("scheme", AUGMENTATIONS)
-def test_augment_of_one_image_is_a_function_of_its_seed(scheme):
-    padding = {"4-crop-f": 4, "1-crop-f": 1}.get(scheme, 0)
-    original = ((coded_images(1)[0] - MEAN) / STD).astype(np.float32)
-    transforms = set()
-    for number in range(40):
-        image = augment(original, scheme, (1, number)).numpy()
-        np.testing.assert_array_equal(image, augment(original, scheme, (1, number)))
-        transform = recover_transform(image, padding)
-        np.testing.assert_array_equal(image, crop_and_flip_slowly(original, padding, *transform))
-        transforms.add(transform)
-    least = {"no-aug": 1, "flip-only": 2, "1-crop-f": 10, "4-crop-f": 25}
-    assert len(transforms) >= least[scheme]
-    assert scheme != "no-aug" or transforms == {(0, 0, False)}
 
 
 # --- the training pipeline

@@ -35,7 +35,7 @@ def scenario_figure(scenario: Scenario) -> Figure:
     values count in neither and are marked at the edge. A standard deviation needs two runs.
 
     Args:
-        scenario: its runs.
+        scenario: The runs to draw.
 
     Returns:
         The figure.

@@ -32,11 +32,11 @@ def plot_results(config: PlotConfig) -> None:
     `summary.json`.
 
     Args:
-        config: which runs.
+        config: Which runs are drawn, and where to.
 
     Raises:
-        ValueError: if there are no runs, or they are not of one recipe a scenario.
-        OSError: if a file cannot be read or written.
+        ValueError: If there are no runs, or they are not of one recipe a scenario.
+        OSError: If a file cannot be read or written.
     """
     if config.output is None and len(config.stores) > 1:
         raise ValueError("--output: give the folder for the summary of several stores")

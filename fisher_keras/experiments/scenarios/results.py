@@ -27,15 +27,15 @@ class ScenarioRun:
     """One network.
 
     Attributes:
-        key: of the run in its store.
-        training: what defines the training, the same text for the same network.
-        value: of the scenario's variable.
-        seed: of the run.
-        test_error: in percent.
-        train_loss: in nats.
-        train_error: in percent.
-        metrics: mean over the trials of each metric, by its name; may be infinite or NaN.
-        flags: why the run is not at a minimum such as the others', see `convergence_flags`.
+        key: The run's key in its store.
+        training: What defines the training, as text: the same for the same network.
+        value: The value of the scenario's variable.
+        seed: The run's seed.
+        test_error: The test error in percent.
+        train_loss: The mean cross-entropy of the training images in nats.
+        train_error: The training error in percent.
+        metrics: The mean over the trials of each metric, by its name; may be infinite or NaN.
+        flags: Why the run is not at a minimum such as the others', see `convergence_flags`.
     """
 
     key: str
@@ -54,8 +54,8 @@ class Scenario:
     """The runs of a scenario.
 
     Attributes:
-        experiment: its name, one of `VARIABLES`.
-        runs: by value of the variable in the paper's order, then by seed.
+        experiment: The scenario's name, one of `VARIABLES`.
+        runs: Its runs, by value of the variable in the paper's order, then by seed.
     """
 
     experiment: str
@@ -91,15 +91,15 @@ def read_scenarios(stores: Sequence[str | pathlib.Path]) -> list[Scenario]:
     """Reads the scenarios whose runs are in some stores.
 
     Args:
-        stores: the folders; a scenario may be spread over several.
+        stores: Folders of runs; a scenario may be spread over several.
 
     Returns:
         The scenarios, in the paper's order.
 
     Raises:
-        ValueError: if a store has no runs, or runs of something else, or those of a scenario
+        ValueError: If a store has no runs, or runs of something else, or those of a scenario
             differ in more than its variable and the seed.
-        OSError: if a file cannot be read.
+        OSError: If a file cannot be read.
     """
     records: dict[str, dict[str, dict[str, Any]]] = {}
     for store in stores:

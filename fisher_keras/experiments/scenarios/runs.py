@@ -112,8 +112,8 @@ def scenario_runs(experiment: str, preset: Preset) -> list[Run]:
     A seed draws the training images, the confusion set, the initial weights and the batches.
 
     Args:
-        experiment: one of `SCENARIOS`.
-        preset: how large it is.
+        experiment: One of `SCENARIOS`.
+        preset: The size of the experiment.
 
     Returns:
         A run for each value and seed.
@@ -135,13 +135,13 @@ def run_scenario(experiment: str, options: ExperimentOptions) -> None:
     """Trains and evaluates the networks of a scenario; what is finished is not done again.
 
     Args:
-        experiment: one of `SCENARIOS`.
-        options: how and where.
+        experiment: One of `SCENARIOS`.
+        options: How and where the runs are done.
 
     Raises:
-        ValueError: if an option or the data cannot be used.
-        OSError: if the data or the store cannot be read or written.
-        FailedRunsError: if runs failed; all others are finished.
+        ValueError: If an option or the data cannot be used.
+        OSError: If the data or the store cannot be read or written.
+        FailedRunsError: If runs failed; all others are finished.
     """
     preset = preset_of(SCENARIOS[experiment], options)
     carry_out_runs(experiment, scenario_runs(experiment, preset), preset, options)

@@ -37,11 +37,11 @@ class Correlation:
     """A line of the table of rank correlations.
 
     Attributes:
-        scenario: name of the experiment, or that all are compared together.
+        scenario: Name of the experiment, or "all scenarios" where several are compared together.
         runs: `ALL_RUNS`, or `CONVERGED` for those without a flag.
-        measure: name of a metric, or `TRAIN_LOSS`.
+        measure: Name of a metric, or `TRAIN_LOSS`.
         rank: Kendall's tau-b and Spearman's rho with the test error.
-        granulated: the granulated coefficient.
+        granulated: The granulated coefficient, see `granulated_kendall`.
         with_train_loss: Kendall's tau-b with the training loss.
     """
 
@@ -57,7 +57,7 @@ def correlations(scenarios: Sequence[Scenario]) -> list[Correlation]:
     """Correlates each measure with the test error, for each scenario and over several.
 
     Args:
-        scenarios: read by `read_scenarios`.
+        scenarios: What `read_scenarios` returns.
 
     Returns:
         All lines of the table. Where runs are flagged, a second time without them. Over several
@@ -154,8 +154,8 @@ def summary(scenarios: Sequence[Scenario], lines: Sequence[Correlation]) -> str:
     """Formats everything as Markdown: tables, figures, flagged runs and rank correlations.
 
     Args:
-        scenarios: the runs.
-        lines: made by `correlations`.
+        scenarios: The runs.
+        lines: What `correlations` returns for them.
 
     Returns:
         The text; it shows `figures/<experiment>.png`.

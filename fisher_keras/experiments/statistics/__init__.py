@@ -1,1 +1,1 @@
-"""What the records of many networks tell."""
+"""Statistics over many trained networks."""

@@ -17,11 +17,11 @@ SMALL_LOSS = 0.01
 def convergence_flags(
     train_losses: Sequence[float], train_errors: Sequence[float]
 ) -> list[tuple[str, ...]]:
-    """Says of each run of a scenario why it is not at a minimum such as the others'.
+    """Returns why a run is not at a minimum such as the others', for each run of a scenario.
 
     Args:
-        train_losses: mean cross-entropy of each run's training images, in nats.
-        train_errors: in percent, likewise.
+        train_losses: Mean cross-entropy of each run's training images, in nats.
+        train_errors: Training error of each run, in percent.
 
     Returns:
         The reasons for each run, none for a run that is.

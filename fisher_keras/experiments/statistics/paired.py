@@ -1,4 +1,4 @@
-"""The mean of paired differences: of two methods from the same seeds, for example."""
+"""The mean of paired differences, as of two methods trained from the same seeds."""
 
 import dataclasses
 import math
@@ -13,8 +13,8 @@ class PairedDifference:
     """A mean difference with Student's t interval.
 
     Attributes:
-        num_pairs: n.
-        mean: Of the first less the second.
+        num_pairs: The number of pairs, n.
+        mean: The mean of first - second.
         low: Lower end of the interval.
         high: Upper end.
     """
@@ -36,9 +36,9 @@ def paired_difference(
     """Estimates the mean of the differences of pairs.
 
     Args:
-        first: Shape (n,), n of at least 2.
-        second: Shape (n,), in the order of the first.
-        level: How often such an interval covers the mean, if the differences are normal.
+        first: A value of each pair, shape (n,), n of at least 2.
+        second: The other value of each pair, shape (n,).
+        level: The probability that such an interval covers the mean of normal differences.
 
     Returns:
         The mean of first - second, with its interval.

@@ -20,9 +20,9 @@ class Estimate:
     """A coefficient with its bootstrap interval.
 
     Attributes:
-        value: the coefficient of the runs, in [-1, 1]; NaN if all are tied.
-        low: lower end of the interval.
-        high: upper end.
+        value: The coefficient of the runs, in [-1, 1]; NaN if all are tied.
+        low: Lower end of the interval.
+        high: Upper end.
     """
 
     value: float
@@ -35,7 +35,7 @@ class RankCorrelation:
     """How a metric orders runs.
 
     Attributes:
-        num_runs: how many runs were compared: those whose metric is a number, or infinite.
+        num_runs: The number of runs compared: those whose metric is a number, or infinite.
         kendall: Kendall's tau-b.
         spearman: Spearman's rho.
     """
@@ -58,8 +58,8 @@ def rank_correlation(metric: Sequence[float], error: Sequence[float]) -> RankCor
     order without an exception has an interval without width, however few the runs are.
 
     Args:
-        metric: of each run, shape (n,); runs with NaN are left out.
-        error: the test error of each, shape (n,).
+        metric: The metric of each run, shape (n,); runs with NaN are left out.
+        error: The test error of each run, shape (n,).
 
     Returns:
         The coefficients, with their intervals; NaN where all metrics or all errors are the same.
@@ -76,8 +76,8 @@ def kendall_correlation(metric: Sequence[float], other: Sequence[float]) -> Esti
     r"""Returns $\tau_b$ of two quantities of the same runs, as `rank_correlation` estimates it.
 
     Args:
-        metric: of each run, shape (n,); runs with NaN are left out.
-        other: of each run, shape (n,).
+        metric: One quantity of each run, shape (n,); runs with NaN are left out.
+        other: The other quantity of each run, shape (n,).
 
     Returns:
         The coefficient with its interval; NaN where all values of one of them are the same.
@@ -117,9 +117,9 @@ def granulated_kendall(
 
     Args:
         metric: $\mu$ of each run, shape (n,); runs with NaN are left out.
-        error: the test error g, shape (n,). Jiang et al. take the generalization gap, which is
+        error: The test error g, shape (n,). Jiang et al. take the generalization gap, which is
             the test error where the training error is 0.
-        seeds: of the runs, shape (n,); each seed has one run for each value of the variable.
+        seeds: The seed of each run, shape (n,); each has one run for each value of the variable.
 
     Returns:
         The coefficient, in [-1, 1], over the seeds that have two runs or more; NaN without any.
@@ -140,7 +140,7 @@ def resample_counts(num_runs: int) -> np.ndarray:
     """Draws the bootstrap's resamples, the same ones for each metric.
 
     Args:
-        num_runs: n.
+        num_runs: The number of runs, n.
 
     Returns:
         How often each run is in each resample, shape (`NUM_RESAMPLES`, n), float64.
@@ -153,9 +153,9 @@ def kendall_of_resamples(metric: np.ndarray, error: np.ndarray, counts: np.ndarr
     """Returns Kendall's tau-b of many resamples at once.
 
     Args:
-        metric: of each run, shape (n,).
-        error: of each run, shape (n,).
-        counts: how often each run is in each resample, shape (B, n).
+        metric: The metric of each run, shape (n,).
+        error: The test error of each run, shape (n,).
+        counts: How often each run is in each resample, shape (B, n).
 
     Returns:
         Shape (B,); NaN for resamples in which the metric or the error is the same in all runs.

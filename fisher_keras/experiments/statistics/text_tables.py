@@ -11,8 +11,8 @@ def mean_and_std(values: Sequence[float], digits: int) -> str:
     """Formats mean ± standard deviation (n - 1 in the denominator) of some runs.
 
     Args:
-        values: one a run.
-        digits: after the decimal point.
+        values: A value of each run.
+        digits: The number of digits after the decimal point.
 
     Returns:
         The mean alone for a single run or where it is infinite; "-" for none.

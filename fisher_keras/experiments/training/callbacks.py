@@ -48,24 +48,25 @@ class StopWhenDiverged(keras.callbacks.Callback):
 
 
 class PlateauSchedule(keras.callbacks.ReduceLROnPlateau):
-    """Keras' `ReduceLROnPlateau` of the training loss, also in a training that goes on.
+    """Section 7.1's learning rate: divided by 10 whenever the training loss plateaus.
 
-    The loss is on a plateau when it has not become lower by 1e-4 in 10 epochs.
+    Keras' `ReduceLROnPlateau`, which also goes on where a resumed training was. The loss is on a
+    plateau when it has not become lower by 1e-4 in 10 epochs.
     """
 
     def __init__(self, learning_rate: float, past_losses: Sequence[float] = ()) -> None:
         """Makes the callback.
 
         Args:
-            learning_rate: the initial one.
-            past_losses: training loss of each epoch that was finished before.
+            learning_rate: The initial learning rate.
+            past_losses: The training loss of each epoch that was finished before.
         """
         super().__init__(monitor="loss", factor=_PLATEAU_FACTOR, patience=_PLATEAU_PATIENCE)
         self._learning_rate = learning_rate
         self._past_losses = past_losses
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Goes through the epochs that were finished before; a rate restored is the same."""
+        """Repeats the decisions of the epochs that were finished before."""
         super().on_train_begin(logs)
         self.model.optimizer.learning_rate = self._learning_rate
         for epoch, loss in enumerate(self._past_losses):
@@ -85,10 +86,10 @@ class Progress(keras.callbacks.Callback):
         """Makes the callback.
 
         Args:
-            epochs: of the whole run.
-            steps_per_epoch: training steps an epoch.
-            first_epoch: epochs that were finished before.
-            quiet: whether it prints nothing.
+            epochs: Epochs of the whole run.
+            steps_per_epoch: Training steps an epoch.
+            first_epoch: Epochs that were finished before.
+            quiet: Whether it prints nothing.
         """
         super().__init__()
         self._epochs = epochs
@@ -145,9 +146,9 @@ class Every(keras.callbacks.Callback):
         """Makes the callback.
 
         Args:
-            interval: n.
-            callback: the other one, of which the beginning of the training, the end of an epoch
-                and the end of the training are called.
+            interval: The number of epochs n.
+            callback: The other callback; it is called at the beginning and the end of the training
+                and at the end of an epoch.
         """
         super().__init__()
         self._interval = interval
@@ -173,25 +174,24 @@ class Every(keras.callbacks.Callback):
 
 
 class PlainModelCheckpoint(keras.callbacks.ModelCheckpoint):
-    """Keras' `ModelCheckpoint` of another model than the one that is trained, written in one go.
+    """Keras' `ModelCheckpoint` of the plain classifier inside a `FisherRegularizedModel`.
 
-    What is saved is the plain classifier inside a `FisherRegularizedModel`, so that it is used and
-    evaluated without this package.
+    The file loads without this package. It is replaced in one go: a kill leaves the old one whole.
     """
 
     def __init__(self, plain_model: keras.Model, path: pathlib.Path, **options: Any) -> None:
         """Makes the callback.
 
         Args:
-            plain_model: the model to save.
-            path: the file, `*.keras`.
-            **options: of `keras.callbacks.ModelCheckpoint`.
+            plain_model: The model to save.
+            path: The file, `*.keras`.
+            **options: Arguments of `keras.callbacks.ModelCheckpoint`.
         """
         super().__init__(str(path), **options)
         self._atomic = _AtomicallySaved(plain_model)
 
     def set_model(self, model: keras.Model) -> None:
-        """Takes the plain model, whichever model is trained."""
+        """Saves the plain model, whichever model is trained."""
         super().set_model(self._atomic)
 
 
@@ -213,7 +213,7 @@ def finished_epochs(directory: pathlib.Path) -> int:
 
 
 class AtomicBackup(keras.callbacks.Callback):
-    """Keras' `BackupAndRestore`, safe against a kill at any moment and with random states.
+    """Keras' `BackupAndRestore`, with the states of seed generators and safe against kills.
 
     Keras overwrites its backup in place, the weights first and the epoch's number after them, and
     its weights files leave out the states of seed generators (dropout). Here each backup goes to
@@ -225,7 +225,7 @@ class AtomicBackup(keras.callbacks.Callback):
         """Makes the callback.
 
         Args:
-            directory: for the backups alone.
+            directory: A folder for the backups alone.
         """
         super().__init__()
         self._directory = directory

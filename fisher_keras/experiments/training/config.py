@@ -165,7 +165,7 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
     """Fills in what the recipe decides.
 
     Args:
-        config: with None where the recipe's value is wanted.
+        config: The configuration, with None where the recipe's value is wanted.
 
     Returns:
         The configuration that is trained. None is left where the architecture or the data decide

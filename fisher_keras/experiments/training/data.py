@@ -1,4 +1,4 @@
-"""The images of one training run: which are trained on, which validate, and their batches."""
+"""The training, confusion, validation and test images of a run, and their batches."""
 
 import dataclasses
 import math
@@ -25,16 +25,16 @@ class TrainingData:
     """The split of a data set that a run uses.
 
     Attributes:
-        dataset: what it was drawn from.
-        train: images and labels that are trained on, without the confusion set.
-        confusion: images with random labels that are trained on, too (Section 7.1).
-        validation: images and labels of the learning curves.
-        test: images and labels of the final evaluation.
-        mean: of each channel of the training images, in pixel units.
-        std: likewise.
-        batch_size: images a step.
+        dataset: The data set that the images were drawn from.
+        train: Images and labels that are trained on, without the confusion set.
+        confusion: Images with random labels that are trained on, too (Section 7.1).
+        validation: Images and labels of the learning curves.
+        test: Images and labels of the final evaluation.
+        mean: The mean of each channel of the training images, in pixel units.
+        std: The standard deviation of each channel, likewise.
+        batch_size: Images a step.
         num_classes: K for one-hot labels, None for integer ones.
-        seed: of the batches.
+        seed: The seed of the batches.
     """
 
     dataset: ImageDataset
@@ -97,14 +97,14 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
     """Returns the data of a run.
 
     Args:
-        config: of the run, see `resolve`.
+        config: The run's configuration, as `resolve` returns it.
 
     Returns:
         The data.
 
     Raises:
-        ValueError: if the images or labels cannot be used, or are too few.
-        OSError: if they cannot be read.
+        ValueError: If the images or labels cannot be used, or are too few.
+        OSError: If they cannot be read.
     """
     return split_dataset(
         load_dataset(config.dataset, config.data_dir, config.download),
@@ -130,20 +130,20 @@ def split_dataset(
     """Draws training, confusion and validation images from a data set's train split.
 
     Args:
-        dataset: to draw from.
-        train_size: training images; None for all that are not held out.
-        confusion_size: images that get random labels, of those that are then left over.
-        validation_size: images that are held out; 0 for none: the learning curves are then those
+        dataset: The data set to draw from.
+        train_size: Training images; None for all that are not held out.
+        confusion_size: Images that get random labels, of those that are then left over.
+        validation_size: Images that are held out; 0 for none: the learning curves are then those
             of the test images.
-        batch_size: images a step.
-        one_hot: whether labels are one-hot.
-        seed: of the draws and the batches.
+        batch_size: Images a step.
+        one_hot: Whether labels are one-hot.
+        seed: The seed of the draws and the batches.
 
     Returns:
         The data of the run.
 
     Raises:
-        ValueError: if the images or labels cannot be used, or are too few.
+        ValueError: If the images or labels cannot be used, or are too few.
     """
     parts = [
         (dataset.train_images, dataset.train_labels),

@@ -18,13 +18,13 @@ class RunFiles:
     """The files of one run.
 
     Attributes:
-        directory: the output directory.
+        directory: The output directory.
         record: `run.json`, what made the run and what came out of it.
         history: `history.csv`, one row an epoch.
         best: `best.keras`, the plain model of the best epoch.
         last: `last.keras`, the plain model of the last epoch.
-        backup: directory of the state that a killed run continues from.
-        tensorboard: directory of the TensorBoard logs.
+        backup: Directory of the state that a killed run continues from.
+        tensorboard: Directory of the TensorBoard logs.
     """
 
     def __init__(self, directory: str | os.PathLike) -> None:
@@ -40,16 +40,16 @@ class RunFiles:
         """Makes the directory ready for a run, or for the rest of one.
 
         Args:
-            flags: the run's configuration.
-            resume: whether to go on with the run that is in the directory, if one is.
+            flags: The run's configuration.
+            resume: Whether to go on with the run that is in the directory, if one is.
 
         Returns:
             The content of `run.json`, or None if the run starts from the beginning.
 
         Raises:
-            ValueError: if the directory holds a run and `resume` is not set, a run with other
+            ValueError: If the directory holds a run and `resume` is not set, a run with other
                 flags, or something else than a run.
-            OSError: if the directory cannot be made or written.
+            OSError: If the directory cannot be made or written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.directory):

@@ -32,7 +32,7 @@ def git_revision(package: pathlib.Path) -> str | None:
     """Returns the commit of the checkout that holds a package.
 
     Args:
-        package: the package's directory.
+        package: The package's directory.
 
     Returns:
         The commit's hash, with "-dirty" appended if files differ from it; None if the package is

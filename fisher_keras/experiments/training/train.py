@@ -50,12 +50,12 @@ def train(
     - `backup/`, the state to resume from.
 
     Args:
-        config: what to train, and how.
-        callbacks: called at each epoch's end before it counts as finished: an epoch whose
+        config: What to train, and how.
+        callbacks: Called at each epoch's end before it counts as finished: an epoch whose
             callbacks have not all returned is trained again after a resume.
-        data: what `load_training_data` returns for the configuration, if it was called already.
-        quiet: whether nothing is printed.
-        save_every: epochs from one backup and saving of models to the next, if to do so at each
+        data: What `load_training_data` returns for the configuration, if it was called already.
+        quiet: Whether nothing is printed.
+        save_every: Epochs from one backup and saving of models to the next, if to do so at each
             epoch would take longer than to train. The last epoch's are always saved, and
             `best.keras` is the best of those that are.
 
@@ -70,9 +70,9 @@ def train(
         `history`, the columns of the CSV.
 
     Raises:
-        ValueError: if a setting or the data cannot be used, or `output_dir` holds another run.
-        OSError: if data or output cannot be read or written.
-        TrainingDivergedError: if the loss becomes infinite or NaN.
+        ValueError: If a setting or the data cannot be used, or `output_dir` holds another run.
+        OSError: If data or output cannot be read or written.
+        TrainingDivergedError: If the loss becomes infinite or NaN.
     """
     config = resolve(config)
     files = RunFiles(config.output_dir)
