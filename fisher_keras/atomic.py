@@ -12,8 +12,8 @@ def replacing(path: pathlib.Path, shared: bool = False) -> Iterator[pathlib.Path
     """Gives a path to write to, which takes the place of `path` once it is written.
 
     Args:
-        path: the file to make or replace.
-        shared: whether several processes may write it at the same time. Each then has a hidden
+        path: The file to make or replace.
+        shared: Whether several processes may write it at the same time. Each then has a hidden
             file of its own; one that is killed leaves it behind.
 
     Yields:

@@ -35,6 +35,7 @@ fi
 """
 
 
+TESTS = "python -m pytest"
 QUICKSTART = "python -P -m fisher_keras.experiments.main quickstart"
 
 
@@ -284,7 +285,7 @@ def test_ci_lints_and_tests_in_a_new_environment(checkout):
         ["ruff", "check", "--no-cache"],
         ["ruff", "format", "--check"],
     ]
-    assert calls[-1] == "python -m pytest"
+    assert calls[-1] == f"{TESTS} -n 2 --dist loadfile"
     assert not list(checkout.parents[1].glob("tmp.*")), "its folder is still there"
 
 
@@ -292,4 +293,4 @@ def test_ci_lints_and_tests_in_a_new_environment(checkout):
 def test_ci_fails_if_any_part_fails(checkout, failure):
     code, calls = run_script(checkout, ".ci/run", FAKE_FAILURE=failure)
     assert code != 0
-    assert calls[-1] == "python -m pytest"
+    assert calls[-1].startswith(TESTS)

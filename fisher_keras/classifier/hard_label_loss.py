@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from fisher_keras.classifier import stateless
+from fisher_keras.classifier.logits import are_probabilities, gives_probabilities
 
 _KINDS = {
     "SparseCategoricalCrossentropy": "sparse",
@@ -76,12 +76,12 @@ class HardLabelCrossEntropy:
         half = outputs.dtype in (tf.float16, tf.bfloat16)
         # Logits of few examples may be positive and add up to nearly 1, but not to rounding.
         tolerance = 1e-5 if self.from_logits and not half else 1e-2
-        off = tf.abs(tf.reduce_sum(tf.cast(outputs, tf.float32), axis=-1) - 1.0) > tolerance
-        negative = tf.reduce_any(outputs < 0)
+        probabilities = are_probabilities(outputs, tolerance)
+        # NaN is another error. TensorFlow would make "not less" into "greater", also for NaN.
         if self.from_logits:
-            holds = tf.reduce_any(off) | negative | tf.reduce_any(outputs != outputs)
+            holds = tf.where(probabilities, False, True)
         else:
-            holds = ~(tf.reduce_any(off) | negative)
+            holds = probabilities | tf.reduce_any(tf.math.is_nan(outputs))
         return [tf.debugging.Assert(holds, [_mismatch(self.from_logits)])]
 
 
@@ -117,7 +117,7 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
             f"as an object. Given: loss={loss!r}. Pass one of these to compile()."
         )
     from_logits = bool(config.get("from_logits", False))
-    probabilities = _gives_probabilities(model)
+    probabilities = gives_probabilities(model)
     if probabilities is not None and probabilities == from_logits:
         raise ValueError(_mismatch(from_logits))
     is_the_loss = kind == "sparse" and config.get("reduction", "sum_over_batch_size") in (
@@ -129,7 +129,7 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
 
 def needs_check(model: keras.Model) -> bool:
     """Returns whether only the outputs' values can tell logits from probabilities."""
-    return _gives_probabilities(model) is None
+    return gives_probabilities(model) is None
 
 
 def _mismatch(from_logits: bool) -> str:
@@ -144,23 +144,3 @@ def _mismatch(from_logits: bool) -> str:
         "from_logits=True, e.g. keras.losses.SparseCategoricalCrossentropy(from_logits=True), "
         "or end the model in a softmax."
     )
-
-
-def _gives_probabilities(model: keras.Model) -> bool | None:
-    """Returns whether a model ends in softmax or sigmoid; None where its layers do not tell."""
-    layer: Any = model
-    while isinstance(layer, keras.Model):
-        if isinstance(layer, keras.Sequential):
-            layer = layer.layers[-1] if layer.layers else None
-        elif getattr(layer, "outputs", None):
-            layer = stateless.output_layer(layer)
-        else:
-            return None
-    if isinstance(layer, keras.layers.Softmax):
-        return True
-    if isinstance(layer, (keras.layers.Dense, keras.layers.Activation)):
-        if layer.activation in (keras.activations.softmax, keras.activations.sigmoid):
-            return True
-        if layer.activation is keras.activations.linear:
-            return False
-    return None

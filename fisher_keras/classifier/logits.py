@@ -1,9 +1,12 @@
 """Logits or probabilities: what a classifier gives, found out and checked."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
+import keras
 import tensorflow as tf
+
+from fisher_keras.classifier import stateless
 
 FromLogits = bool | Literal["auto"]
 # Between softmax and the model's output these change nothing.
@@ -100,16 +103,37 @@ def find_logits(
     return Logits(outputs, are_logits, normalize_logits)
 
 
-def are_probabilities(outputs: tf.Tensor) -> tf.Tensor:
+def gives_probabilities(model: keras.Model) -> bool | None:
+    """Returns whether a model ends in softmax or sigmoid; None where its layers do not tell."""
+    layer: Any = model
+    while isinstance(layer, keras.Model):
+        if isinstance(layer, keras.Sequential):
+            layer = layer.layers[-1] if layer.layers else None
+        elif getattr(layer, "outputs", None):
+            layer = stateless.output_layer(layer)
+        else:
+            return None
+    if isinstance(layer, keras.layers.Softmax):
+        return True
+    if isinstance(layer, (keras.layers.Dense, keras.layers.Activation)):
+        if layer.activation in (keras.activations.softmax, keras.activations.sigmoid):
+            return True
+        if layer.activation is keras.activations.linear:
+            return False
+    return None
+
+
+def are_probabilities(outputs: tf.Tensor, tolerance: float = _TOLERANCE) -> tf.Tensor:
     """Returns whether outputs, shape (N, K), can be probabilities; NaN is none.
 
     Args:
         outputs: Outputs of a model.
+        tolerance: How far below 0 they may be, or their sums from 1.
 
     Returns:
         A boolean scalar tensor.
     """
-    return _distance_from_probabilities(outputs) <= _TOLERANCE
+    return _distance_from_probabilities(outputs) <= tolerance
 
 
 def check_values(are_logits: bool, distance: float, normalize_logits: float | None = None) -> None:

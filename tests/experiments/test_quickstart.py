@@ -432,7 +432,10 @@ def test_results_are_printed_and_saved(tmp_path, monkeypatch, capsys):
     report.report(settings)
     printed = capsys.readouterr().out
     assert text.summary(settings, RUNS, MINIMA) in printed
-    assert printed.splitlines()[-4] == "Next, try"
+    *_, heading, train, _, evaluate_metrics = printed.splitlines()
+    assert heading.startswith("Next, try")
+    assert train.endswith("train_cifar --arch=densenet")
+    assert "evaluate_metrics --model=" in evaluate_metrics
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["settings"]["epochs"] == settings.epochs
     assert results["differences"]["clipped"]["mean"] == -1.5

@@ -47,5 +47,6 @@ def report(settings: Settings) -> None:
     print(
         f"\n{summary(settings, runs, minima)}\n\n"
         f"Figure and results are in {folder}.\n\n"
-        f"Next, try\n{commands}"
+        "Next, try (the first two download CIFAR-10, and take long without a GPU)\n"
+        f"{commands}"
     )

@@ -71,7 +71,7 @@ class EngineOptions:
         """Checks the options.
 
         Raises:
-            ValueError: if a value cannot be used.
+            ValueError: If a value cannot be used.
         """
         check_options(self)
         if self.scheduler is not None and self.num_workers is not None:
@@ -87,8 +87,8 @@ class Engine:
         """Wraps a connection to Dask.
 
         Args:
-            client: the connection.
-            environments: what the run of each local worker gets in its environment; None if the
+            client: The connection.
+            environments: What the run of each local worker gets in its environment; None if the
                 workers are elsewhere.
         """
         self._client = client
@@ -109,17 +109,17 @@ class Engine:
         """Carries out runs until there are none, as many at once as there are workers for.
 
         Args:
-            next_run: called when there is room for a run. None means that there is none now; it
+            next_run: Called when there is room for a run. None means that there is none now; it
                 is asked again when the caller has dealt with the end of another.
-            function: carries out a run, see `ExperimentStore.define`.
-            store: where the runs are.
-            tick: called each second with the number of runs that are being carried out.
+            function: Carries out a run, see `ExperimentStore.define`.
+            store: Where the runs are.
+            tick: Called each second with the number of runs that are being carried out.
 
         Yields:
             Each run that has ended, with its record, or with its error in one line.
 
         Raises:
-            OSError: if the store cannot be written, or a worker or the scheduler is out of reach.
+            OSError: If the store cannot be written, or a worker or the scheduler is out of reach.
         """
         # Dask has no queue of its own this way: the death of a worker is not put down to runs
         # that were not even begun.
@@ -157,15 +157,15 @@ def open_engine(options: EngineOptions, gpus: Sequence[str] = ()) -> Iterator[En
     """Starts Dask on this machine, or connects to where it runs.
 
     Args:
-        options: where, and how many runs at once.
-        gpus: this machine's, as `CUDA_VISIBLE_DEVICES` names them.
+        options: Where, and how many runs at once.
+        gpus: This machine's, as `CUDA_VISIBLE_DEVICES` names them.
 
     Yields:
         The engine. At the end of the block nothing of it is left, and runs are ended.
 
     Raises:
-        ValueError: if an option cannot be used.
-        OSError: if there is no scheduler at the address, or it is lost on the way.
+        ValueError: If an option cannot be used.
+        OSError: If there is no scheduler at the address, or it is lost on the way.
     """
     for name in ("distributed", "distributed.client"):  # Each has its own level.
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -220,14 +220,14 @@ def run_environments(options: EngineOptions, gpus: Sequence[str]) -> list[dict[s
     """Returns what each of the runs that are carried out at once gets in its environment.
 
     Args:
-        options: how many these are.
-        gpus: this machine's, as `CUDA_VISIBLE_DEVICES` names them.
+        options: How many these are.
+        gpus: This machine's, as `CUDA_VISIBLE_DEVICES` names them.
 
     Returns:
         For each run its GPU, and its share of the cores as the number of its threads.
 
     Raises:
-        ValueError: if there are more runs than the GPUs take.
+        ValueError: If there are more runs than the GPUs take.
     """
     room = len(gpus) * options.runs_per_gpu
     num_runs = options.num_workers or room or 1

@@ -60,18 +60,18 @@ def carry_out_runs(
     """Prints the preset and carries out the runs of an experiment.
 
     Args:
-        name: of the experiment.
-        runs: made by `trained_run`.
-        preset: that they follow.
-        options: how and where.
+        name: Of the experiment.
+        runs: Made by `trained_run`.
+        preset: That they follow.
+        options: How and where.
 
     Returns:
         The store.
 
     Raises:
-        ValueError: if an option or a data set cannot be used.
-        OSError: if a data set or the store cannot be read or written.
-        FailedRunsError: if runs failed; all others are finished.
+        ValueError: If an option or a data set cannot be used.
+        OSError: If a data set or the store cannot be read or written.
+        FailedRunsError: If runs failed; all others are finished.
     """
     print(f"{name}, preset {options.preset}: {preset}", flush=True)
     store = ExperimentStore(options.output_dir or f"results/{name}_{options.preset}")
@@ -97,7 +97,7 @@ def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Pres
     """Returns the preset that was asked for.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: If there is none of that name.
     """
     if options.preset not in presets:
         raise ValueError(f"--preset must be one of {', '.join(presets)}, got {options.preset!r}")

@@ -26,14 +26,14 @@ class Preset:
     """How large an experiment is.
 
     Attributes:
-        about: what it is, and what it gives up against the paper.
-        values: what the experiment varies, in order.
-        num_seeds: networks that are trained for each value.
-        training: fields of `TrainingConfig` that are the same in all trainings; the recipe of the
+        about: What it is, and what it gives up against the paper.
+        values: What the experiment varies, in order.
+        num_seeds: Networks that are trained for each value.
+        training: Fields of `TrainingConfig` that are the same in all trainings; the recipe of the
             architecture decides what is not here.
-        metrics: how the trained networks are evaluated.
-        networks: fields of `TrainingConfig` for single architectures; they go before `training`.
-        run_estimate_s: seconds that a run takes, until the first is there to tell; None if that
+        metrics: How the trained networks are evaluated.
+        networks: Fields of `TrainingConfig` for single architectures; they go before `training`.
+        run_estimate_s: Seconds that a run takes, until the first is there to tell; None if that
             depends on the machine too much.
     """
 

@@ -17,8 +17,8 @@ class ProgressLine:
         """Makes the line; it is shown inside a `with` block.
 
         Args:
-            total: number of things to do.
-            unit: what these are called.
+            total: Number of things to do.
+            unit: What these are called.
         """
         self._total, self._unit = total, unit
 
@@ -40,9 +40,9 @@ class ProgressLine:
         """Brings the line up to date.
 
         Args:
-            finished: how many things are done.
-            running: how many are being done.
-            left: the time left, in words.
+            finished: How many things are done.
+            running: How many are being done.
+            left: The time left, in words.
         """
         self._bar.n = finished
         self._bar.set_postfix_str(f"{running} running, {left}")
@@ -64,9 +64,9 @@ class RunProgress:
         """Looks at what there is.
 
         Args:
-            runs: what is to be carried out, in order.
-            records: of the finished runs, among them perhaps some of `runs`.
-            run_estimate_s: seconds that a run takes, as long as no record tells.
+            runs: What is to be carried out, in order.
+            records: Of the finished runs, among them perhaps some of `runs`.
+            run_estimate_s: Seconds that a run takes, as long as no record tells.
         """
         self._records = list(records)
         finished = {record["key"] for record in records}

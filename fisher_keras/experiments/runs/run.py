@@ -25,11 +25,11 @@ def carry_out(directory: pathlib.Path) -> None:
     """Carries out the run that is defined in a directory, unless its record is there.
 
     Args:
-        directory: of the run. While another process is at the run, this one waits.
+        directory: Of the run. While another process is at the run, this one waits.
 
     Raises:
-        OSError: if a file cannot be read or written.
-        Exception: what the run's function raises.
+        OSError: If a file cannot be read or written.
+        Exception: What the run's function raises.
     """
     definition = json.loads((directory / "definition.json").read_text(encoding="utf-8"))
     function = pkgutil.resolve_name(definition.pop("carry_out"))

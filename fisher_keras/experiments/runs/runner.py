@@ -27,27 +27,27 @@ def run_experiment(
     It can be killed and started again at any time: in the end each run has been carried out once.
 
     Args:
-        runs: the runs of the experiment, in the order to start them.
-        carry_out: called with a run and its directory, which holds what an earlier call left that
+        runs: The runs of the experiment, in the order to start them.
+        carry_out: Called with a run and its directory, which holds what an earlier call left that
             was cut; it goes on from there and returns the result, for JSON. A `wall_time_s` in it
             is the time of all the calls, in seconds; without it, that of the last one is recorded.
             Each run is carried out in a process of its own: see `ExperimentStore.define`. What it
             prints goes to `store.log(run)`.
-        store: where the runs are.
-        options: where the runs are carried out, and how many at once.
-        gpus: this machine's, as `CUDA_VISIBLE_DEVICES` names them.
-        dry_run: only print what would be done, and how long that takes.
-        run_estimate_s: seconds that a run takes, as long as the store has none to tell by.
+        store: Where the runs are.
+        options: Where the runs are carried out, and how many at once.
+        gpus: This machine's, as `CUDA_VISIBLE_DEVICES` names them.
+        dry_run: Only print what would be done, and how long that takes.
+        run_estimate_s: Seconds that a run takes, as long as the store has none to tell by.
 
     Returns:
         The records of the runs, in the order of `runs`; with `dry_run` of those that are finished.
 
     Raises:
-        ValueError: if an argument cannot be used, or another command works on the store.
-        OSError: if the store cannot be read or written, or Dask is out of reach.
-        FailedRunsError: if runs raised errors or their processes died. It names them. They are
+        ValueError: If an argument cannot be used, or another command works on the store.
+        OSError: If the store cannot be read or written, or Dask is out of reach.
+        FailedRunsError: If runs raised errors or their processes died. It names them. They are
             tried again when the experiment is started again.
-        KeyboardInterrupt: after Ctrl-C, with the runs stopped.
+        KeyboardInterrupt: After Ctrl-C, with the runs stopped.
     """
     if len({run.key for run in runs}) < len(runs):
         raise ValueError("the runs must differ in their settings or seeds, but one is there twice")

@@ -34,11 +34,11 @@ class Run:
     """What defines a run.
 
     Attributes:
-        experiment: name of the experiment.
-        config: all settings of the run, for JSON. 1 and 1.0 are different settings.
-        seed: of everything that is random in it.
-        recipe_version: to be raised when the same settings no longer give the same result.
-        label: how messages call the run; does not define it.
+        experiment: Name of the experiment.
+        config: All settings of the run, for JSON. 1 and 1.0 are different settings.
+        seed: Of everything that is random in it.
+        recipe_version: To be raised when the same settings no longer give the same result.
+        label: How messages call the run; does not define it.
     """
 
     experiment: str
@@ -51,7 +51,7 @@ class Run:
         """Finds the key now, so that a setting that cannot be stored is an error here.
 
         Raises:
-            ValueError: if the settings are not JSON.
+            ValueError: If the settings are not JSON.
         """
         try:
             self.key  # noqa: B018
@@ -85,7 +85,7 @@ class ExperimentStore:
         """Opens the store; it is made when there is something to write.
 
         Args:
-            directory: the folder.
+            directory: The folder.
         """
         self.directory = pathlib.Path(directory).expanduser().absolute()
         self.lines = self.directory / "runs.jsonl"
@@ -103,8 +103,8 @@ class ExperimentStore:
         """Keeps other commands out of the experiment.
 
         Raises:
-            ValueError: if another one is at work.
-            OSError: if the directory cannot be written.
+            ValueError: If another one is at work.
+            OSError: If the directory cannot be written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.directory / ".lock")
@@ -127,15 +127,15 @@ class ExperimentStore:
         """Makes a run's directory, ready for `python -m fisher_keras.experiments.runs.run`.
 
         Args:
-            run: the run.
-            carry_out: a function of a module, or a `functools.partial` of one with keyword
+            run: The run.
+            carry_out: A function of a module, or a `functools.partial` of one with keyword
                 arguments that are JSON: where a run is carried out, and not what it is.
 
         Returns:
             The directory.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: If it cannot be written.
         """
         function = getattr(carry_out, "func", carry_out)
         definition = dataclasses.asdict(run) | {
@@ -156,13 +156,13 @@ class ExperimentStore:
         """Writes a run's record.
 
         Args:
-            run: the run, whose `lock` is held.
-            result: what came out of it, for JSON.
-            wall_time_s: time that it took, in seconds.
+            run: The run, whose `lock` is held.
+            result: What came out of it, for JSON.
+            wall_time_s: Time that it took, in seconds.
 
         Raises:
-            ValueError: if the result is not JSON.
-            OSError: if the record cannot be written; the run is then not finished.
+            ValueError: If the result is not JSON.
+            OSError: If the record cannot be written; the run is then not finished.
         """
         record = {"key": run.key, **run.definition, "wall_time_s": wall_time_s, "result": result}
         try:
@@ -180,8 +180,8 @@ class ExperimentStore:
             `result`; the seeds of one configuration follow each other.
 
         Raises:
-            ValueError: if a record cannot be read as one.
-            OSError: if a file cannot be read.
+            ValueError: If a record cannot be read as one.
+            OSError: If a file cannot be read.
         """
         records = _read(self.lines)
         for path in self.directory.glob("runs/*/record.json"):
@@ -192,8 +192,8 @@ class ExperimentStore:
         """Brings `runs.jsonl` up to date.
 
         Raises:
-            ValueError: if a record cannot be read as one.
-            OSError: if a file cannot be read or written; the old `runs.jsonl` is then still there.
+            ValueError: If a record cannot be read as one.
+            OSError: If a file cannot be read or written; the old `runs.jsonl` is then still there.
         """
         records = self.records()
         if records != _read(self.lines):

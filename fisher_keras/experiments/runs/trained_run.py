@@ -29,10 +29,10 @@ class MetricSettings:
     """How the metrics of a trained network are computed.
 
     Attributes:
-        names: out of `fisher_keras.metrics.METRICS`.
+        names: Out of `fisher_keras.metrics.METRICS`.
         num_samples: N', images a trial.
         num_trials: T.
-        normalize_logits: if it is a number, the metrics are computed a second time, of logits
+        normalize_logits: If it is a number, the metrics are computed a second time, of logits
             divided by their norm times this number (see `evaluate_local_minimum`).
     """
 
@@ -48,10 +48,10 @@ def trained_run(
     """Returns the run that trains a network and evaluates it.
 
     Args:
-        experiment: its name.
-        training: how the network is trained; where the data and the output are does not count.
-        metrics: how the metrics are computed.
-        label: how messages call the run, its seed left out.
+        experiment: Its name.
+        training: How the network is trained; where the data and the output are does not count.
+        metrics: How the metrics are computed.
+        label: How messages call the run, its seed left out.
 
     Returns:
         The run.
@@ -67,7 +67,7 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
     """Returns the part of a run's configuration that defines its training.
 
     Args:
-        training: how a network is trained.
+        training: How a network is trained.
 
     Returns:
         What the recipe or the caller decides, and not the values of `TrainingConfig` that are the
@@ -88,10 +88,10 @@ def carry_out(
     """Trains the network of a run and evaluates it, from where an earlier call was cut.
 
     Args:
-        run: made by `trained_run`.
-        directory: of the run's files; those of the training are in `training/`.
-        data_dir: where the data set is, see `load_dataset`.
-        download: whether it may be downloaded.
+        run: Made by `trained_run`.
+        directory: Of the run's files; those of the training are in `training/`.
+        data_dir: Where the data set is, see `load_dataset`.
+        download: Whether it may be downloaded.
 
     Returns:
         The result for the store: `train` and `test`, each with `loss` (cross-entropy in nats),
@@ -100,9 +100,9 @@ def carry_out(
         `standard_error` over the trials; `notes` of the report; what made it.
 
     Raises:
-        ValueError: if the data or a setting cannot be used.
-        OSError: if data or output cannot be read or written.
-        TrainingDivergedError: if the training loss becomes infinite or NaN.
+        ValueError: If the data or a setting cannot be used.
+        OSError: If data or output cannot be read or written.
+        TrainingDivergedError: If the training loss becomes infinite or NaN.
     """
     training = TrainingConfig(
         **run.config["training"],

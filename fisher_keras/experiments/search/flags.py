@@ -27,10 +27,10 @@ class TuningPreset:
     """The size of a search; a flag that is given goes before it.
 
     Attributes:
-        candidates: the values of beta, M and tau.
-        training: fields of `TrainingConfig`.
-        num_trials: of the TPE.
-        networks: fields of `TrainingConfig` for single architectures; they go before `training`.
+        candidates: The values of beta, M and tau.
+        training: Fields of `TrainingConfig`.
+        num_trials: Of the TPE.
+        networks: Fields of `TrainingConfig` for single architectures; they go before `training`.
     """
 
     candidates: Mapping[str, tuple[float, ...]]
@@ -135,7 +135,7 @@ def tuning_config() -> TuningConfig:
     """Returns the search that the parsed flags ask for.
 
     Raises:
-        ValueError: if a value cannot be used.
+        ValueError: If a value cannot be used.
     """
     values = flags.FLAGS
     preset = TUNING_PRESETS[values.preset]

@@ -29,7 +29,7 @@ class TuningReport:
     """The files of a search and its lines on the terminal.
 
     Attributes:
-        directory: of the files.
+        directory: Of the files.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class TuningReport:
         """Makes the directory ready.
 
         Args:
-            directory: of the files.
-            settings: of the search, for JSON.
-            about: what else `tuning.json` tells of it.
-            searched: names of the parameters.
-            num_trials: of the whole search.
+            directory: Of the files.
+            settings: Of the search, for JSON.
+            about: What else `tuning.json` tells of it.
+            searched: Names of the parameters.
+            num_trials: Of the whole search.
 
         Raises:
-            ValueError: if the directory holds a search with other settings.
-            OSError: if it cannot be made or written.
+            ValueError: If the directory holds a search with other settings.
+            OSError: If it cannot be made or written.
         """
         self.directory = pathlib.Path(directory).expanduser()
         self._settings = settings

@@ -22,9 +22,9 @@ def trial_run(training: TrainingConfig, until_epoch: int, fingerprint: str) -> R
     """Returns the run that trains a network to an epoch.
 
     Args:
-        training: how the network is trained; where the data and the output are does not count.
-        until_epoch: epochs that are finished at the run's end.
-        fingerprint: of the data: others under the same name are refused.
+        training: How the network is trained; where the data and the output are does not count.
+        until_epoch: Epochs that are finished at the run's end.
+        fingerprint: Of the data: others under the same name are refused.
 
     Returns:
         The run.
@@ -47,19 +47,19 @@ def carry_out(
     """Trains the network of a run, from where an earlier call or run ended.
 
     Args:
-        run: made by `trial_run`.
-        directory: of the run, in a search's folder. The network's files are in
+        run: Made by `trial_run`.
+        directory: Of the run, in a search's folder. The network's files are in
             `trials/<combination>` there, for all runs that train it.
-        data_dir: where the data set is, see `load_dataset`.
-        download: whether it may be downloaded.
+        data_dir: Where the data set is, see `load_dataset`.
+        download: Whether it may be downloaded.
 
     Returns:
         The result for the store: `validation_error_percent` and `validation_cross_entropy` (nats)
         after each epoch, the `seconds` of all of them, and what `diverged` says if it did.
 
     Raises:
-        ValueError: if the data or a setting cannot be used.
-        OSError: if data or output cannot be read or written.
+        ValueError: If the data or a setting cannot be used.
+        OSError: If data or output cannot be read or written.
     """
     settings = run.config["training"]
     name = "beta{beta:g}_M{num_sub_batches}_tau{clip_norm:g}".format(**settings)

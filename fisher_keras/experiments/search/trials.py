@@ -34,16 +34,16 @@ def open_study(storage: str | None, journal: pathlib.Path, name: str, seed: int)
 
     Args:
         storage: URL of a database, as Optuna takes it; None for the journal.
-        journal: a file.
-        name: of the study.
-        seed: of the TPE.
+        journal: A file.
+        name: Of the study.
+        seed: Of the TPE.
 
     Returns:
         The study.
 
     Raises:
-        ValueError: if the storage cannot be used.
-        OSError: if the journal cannot be read or written.
+        ValueError: If the storage cannot be used.
+        OSError: If the journal cannot be read or written.
     """
     try:
         study = optuna.create_study(
@@ -99,15 +99,15 @@ class Trials:
         """Looks at what there is.
 
         Args:
-            study: from `open_study`.
-            candidates: the values of each parameter.
-            num_trials: of the whole search; None for a grid: all combinations, in order.
-            rungs: see `rungs_of`.
-            run_of: returns the run that trains a combination to an epoch. Its result has the
+            study: From `open_study`.
+            candidates: The values of each parameter.
+            num_trials: Of the whole search; None for a grid: all combinations, in order.
+            rungs: See `rungs_of`.
+            run_of: Returns the run that trains a combination to an epoch. Its result has the
                 `validation_error_percent` and `validation_cross_entropy` of each epoch, `seconds`,
                 and what `diverged` says if it did.
-            store: of the runs.
-            after_trial: called with the number of each trial that is finished.
+            store: Of the runs.
+            after_trial: Called with the number of each trial that is finished.
         """
         self._study = study
         self._space = {name: CategoricalDistribution(candidates[name]) for name in candidates}
@@ -150,8 +150,8 @@ class Trials:
         """Tells the study of a finished run, and has its trial go on or not.
 
         Args:
-            run: from `next_run`.
-            record: of the run.
+            run: From `next_run`.
+            record: Of the run.
         """
         trial, rung = self._under_way.pop(run.key)
         result = record["result"]

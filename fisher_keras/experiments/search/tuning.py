@@ -33,19 +33,19 @@ class TuningConfig:
     """A search.
 
     Attributes:
-        training: how each network is trained, `regularize` set and the `SEARCHED` fields None;
+        training: How each network is trained, `regularize` set and the `SEARCHED` fields None;
             its `output_dir` is the search's.
-        candidates: the values of each of `SEARCHED`: beta, M and tau.
+        candidates: The values of each of `SEARCHED`: beta, M and tau.
         sampler: "grid" for all combinations, "tpe" for those that a tree-structured Parzen
             estimator chooses.
-        prune: whether successive halving ends bad trials early.
-        num_trials: trials of the TPE; None for the grid.
+        prune: Whether successive halving ends bad trials early.
+        num_trials: Trials of the TPE; None for the grid.
         storage: URL of the study's database, see `open_study`; None for `study.journal` in the
             output directory.
-        engine: where the networks are trained, and how many at once.
-        settings_file: table that gets the best values, see `write_regularizer_settings`; None
+        engine: Where the networks are trained, and how many at once.
+        settings_file: Table that gets the best values, see `write_regularizer_settings`; None
             for none.
-        preset: name of what `training` and `candidates` were taken from.
+        preset: Name of what `training` and `candidates` were taken from.
     """
 
     training: TrainingConfig
@@ -62,7 +62,7 @@ class TuningConfig:
         """Checks the search.
 
         Raises:
-            ValueError: if a value cannot be used.
+            ValueError: If a value cannot be used.
         """
         if self.sampler not in SAMPLERS:
             raise ValueError(f"--sampler must be grid or tpe, got {self.sampler!r}")
@@ -124,7 +124,7 @@ def tune(config: TuningConfig) -> dict[str, Any]:
     its training run.
 
     Args:
-        config: the search.
+        config: The search.
 
     Returns:
         A dict for JSON: `settings`, `preset`, `versions`, `git_revision`, `device`; `trials`, the
@@ -132,11 +132,11 @@ def tune(config: TuningConfig) -> dict[str, Any]:
         trained to its end.
 
     Raises:
-        ValueError: if a setting, the data or the storage cannot be used, the output directory
+        ValueError: If a setting, the data or the storage cannot be used, the output directory
             holds another search, or another command works on it.
-        OSError: if data or output cannot be read or written, or Dask is out of reach.
-        FailedRunsError: if trainings failed; all others are finished.
-        ArithmeticError: if all trials have diverged.
+        OSError: If data or output cannot be read or written, or Dask is out of reach.
+        FailedRunsError: If trainings failed; all others are finished.
+        ArithmeticError: If all trials have diverged.
     """
     store = ExperimentStore(config.training.output_dir)
     with store.locked(), warnings.catch_warnings():
