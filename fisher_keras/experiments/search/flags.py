@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 
 from fisher_keras.experiments.flags import define_flags as define_flags_of
-from fisher_keras.experiments.flags import flag_groups, from_flags
+from fisher_keras.experiments.flags import flag_groups, from_flags, option
 from fisher_keras.experiments.runs.engine import EngineOptions
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, PRESETS
 from fisher_keras.experiments.search.tuning import SAMPLERS, SEARCHED, TuningConfig
@@ -86,49 +86,57 @@ TUNING_PRESETS = {
 }
 
 
-def define_flags() -> None:
-    """Defines the flags of the search, and those of the training that it leaves open."""
-    define_flags_of(TrainingConfig, leave_out=_LEFT_OUT)
-    define_flags_of(EngineOptions)
-    search, output = ({"module_name": name} for name in (GROUPS[0], GROUPS[-1]))
-    flags.DEFINE_enum(
-        "preset",
+@dataclasses.dataclass(frozen=True)
+class SearchOptions(EngineOptions):
+    """What a search is told beside its trainings; the fields' texts are those of --help."""
+
+    preset: str = option(
         PRESETS[0],
-        PRESETS,
         "paper: its 96 full trainings; laptop: 6 of a ResNet-8 or a narrow CNN, 5 to 10 "
         "minutes each on one core; smoke: seconds. A value given by its own flag goes before the "
         "preset's.",
-        **search,
+        group="search",
+        choices=PRESETS,
     )
-    flags.DEFINE_list("beta", None, "Strengths of the regularizer to try.", **search)
-    flags.DEFINE_list("num_sub_batches", None, "Sub-batches of a batch to try, M.", **search)
-    flags.DEFINE_list(
-        "clip_norm", None, "Largest norms of a gradient to try, tau; 0 for no clipping.", **search
+    beta: tuple[str, ...] | None = option(
+        None, "Strengths of the regularizer to try.", group="search"
     )
-    flags.DEFINE_enum(
-        "sampler", SAMPLERS[0], SAMPLERS, "All combinations, or chosen by Optuna's TPE.", **search
+    num_sub_batches: tuple[str, ...] | None = option(
+        None, "Sub-batches of a batch to try, M.", group="search"
     )
-    flags.DEFINE_boolean("prune", False, "End bad trials early, by successive halving.", **search)
-    flags.DEFINE_integer("num_trials", None, "Trials of --sampler=tpe.", **search)
-    flags.DEFINE_string(
-        "storage",
+    clip_norm: tuple[str, ...] | None = option(
+        None, "Largest norms of a gradient to try, tau; 0 for no clipping.", group="search"
+    )
+    sampler: str = option(
+        SAMPLERS[0],
+        "All combinations, or chosen by Optuna's TPE.",
+        group="search",
+        choices=SAMPLERS,
+    )
+    prune: bool = option(False, "End bad trials early, by successive halving.", group="search")
+    num_trials: int | None = option(None, "Trials of --sampler=tpe.", group="search")
+    storage: str | None = option(
         None,
         "The study's database, a URL as Optuna takes it; by default the file study.journal in "
         "--output_dir.",
-        **search,
+        group="search",
     )
-    flags.DEFINE_string(
-        "output_dir",
+    output_dir: str | None = option(
         None,
         "Folder of the search; by default runs/tune_<dataset>_<arch>_<preset>.",
-        **output,
+        group="output",
     )
-    flags.DEFINE_string(
-        "settings_file",
+    settings_file: str | None = option(
         None,
         "Table that gets the best values, for train_cifar --regularize --settings_file.",
-        **output,
+        group="output",
     )
+
+
+def define_flags() -> None:
+    """Defines the flags of the search, and those of the training that it leaves open."""
+    define_flags_of(SearchOptions)
+    define_flags_of(TrainingConfig, leave_out=_LEFT_OUT)
 
 
 def tuning_config() -> TuningConfig:
@@ -137,36 +145,40 @@ def tuning_config() -> TuningConfig:
     Raises:
         ValueError: If a value cannot be used.
     """
-    values = flags.FLAGS
-    preset = TUNING_PRESETS[values.preset]
+    options = from_flags(SearchOptions)
+    preset = TUNING_PRESETS[options.preset]
     numbers = {"beta": float, "num_sub_batches": int, "clip_norm": float}
-    num_trials = values.num_trials
-    if num_trials is None and values.sampler == "tpe":
+    num_trials = options.num_trials
+    if num_trials is None and options.sampler == "tpe":
         num_trials = preset.num_trials
-    training = _training(preset)
     return TuningConfig(
-        training=training,
-        candidates={name: _candidates(preset, name, numbers[name]) for name in SEARCHED},
+        training=_training(preset, options),
+        candidates={
+            name: _candidates(preset, name, getattr(options, name), numbers[name])
+            for name in SEARCHED
+        },
         num_trials=num_trials,
         engine=from_flags(EngineOptions),
         **{
-            name: values[name].value
+            name: getattr(options, name)
             for name in ("preset", "sampler", "prune", "storage", "settings_file")
         },
     )
 
 
-def _training(preset: TuningPreset) -> TrainingConfig:
+def _training(preset: TuningPreset, options: SearchOptions) -> TrainingConfig:
     usual = {**preset.training, **preset.networks.get(flags.FLAGS.arch, {})}
     training = from_flags(TrainingConfig, _LEFT_OUT, usual | {"regularize": True})
-    default = f"runs/tune_{training.dataset}_{training.arch}_{flags.FLAGS.preset}"
-    return dataclasses.replace(training, output_dir=flags.FLAGS.output_dir or default)
+    default = f"runs/tune_{training.dataset}_{training.arch}_{options.preset}"
+    return dataclasses.replace(training, output_dir=options.output_dir or default)
 
 
 def _candidates(
-    preset: TuningPreset, name: str, number: Callable[[str], float]
+    preset: TuningPreset,
+    name: str,
+    texts: tuple[str, ...] | None,
+    number: Callable[[str], float],
 ) -> tuple[float, ...]:
-    texts = flags.FLAGS[name].value
     if texts is None:
         return preset.candidates[name]
     try:
