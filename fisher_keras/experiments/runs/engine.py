@@ -96,8 +96,8 @@ class Engine:
         self._ended: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
 
     def num_at_once(self) -> int:
-        """Returns how many runs can be carried out at once now, and at least 1."""
-        return max(1, sum(self._client.nthreads().values()))
+        """Returns how many runs can be carried out at once now; 0 if no worker is there."""
+        return sum(self._client.nthreads().values())
 
     def carry_out(
         self,
@@ -126,7 +126,7 @@ class Engine:
         running: dict[str, tuple[Run, distributed.Future]] = {}
         while True:
             at_once = self.num_at_once()
-            while len(running) < at_once and (run := next_run()):
+            while len(running) < max(1, at_once) and (run := next_run()):
                 folder = store.define(run, function)
                 self._submit(run, folder, running)
             if not running:
@@ -257,18 +257,16 @@ def _carry_out(folder: str, environments: Sequence[dict] | None) -> dict[str, An
     worker = distributed.get_worker()
     key = worker.get_current_task()
     _wait_for_folder(folder, worker)
-    # A worker with several threads has several runs, which share the cores that it may use.
-    environment = (
-        environments[worker.name]
-        if environments
-        else _threads(cpu_count() // worker.state.nthreads)
-    )
+    if environments:
+        environment = environments[worker.name]
+    else:  # The threads of a worker are its runs at once, which share the cores that it may use.
+        environment = _threads(cpu_count() // worker.state.nthreads)
     with _process(folder, environment) as process:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_S)
             if not _is_wanted(worker, key):
-                return "it was cancelled"  # Nobody reads this.
+                raise distributed.Reschedule  # Where there is still somebody who waits for it.
         error = process.stderr.read().decode(errors="replace").strip()
     log = pathlib.Path(folder, "run.log")
     if process.returncode == -signal.SIGTERM:

@@ -1,5 +1,6 @@
 """What all experiments of trained networks share: their flags, and how their runs are started."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -36,10 +37,11 @@ class ExperimentOptions(EngineOptions):
 def free_gpus() -> list[str]:
     """Returns the GPUs that runs may use, as `CUDA_VISIBLE_DEVICES` names them.
 
-    This process leaves their memory to the runs.
+    This process leaves their memory to the runs, if it has not taken it yet.
     """
     number = len(tf.config.list_physical_devices("GPU"))
-    tf.config.set_visible_devices([], "GPU")
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",")[:number] if named else [str(index) for index in range(number)]
 

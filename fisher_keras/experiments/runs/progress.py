@@ -122,7 +122,7 @@ class RunProgress:
         if None in seconds:
             return "time left unknown"
         longest = max(seconds, default=0.0)
-        return f"{duration(max(sum(seconds) / num_at_once, longest))} left"
+        return f"{duration(max(sum(seconds) / max(1, num_at_once), longest))} left"
 
     def _seconds(self, run: Run) -> float | None:
         records = [r for r in self._records if r["experiment"] == run.experiment]

@@ -59,7 +59,6 @@ class TuningReport:
         self._searched = searched
         self._num_trials = num_trials
         self._running = 1
-        self._line = ProgressLine(num_trials, "trial")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._check_same_settings()
 
@@ -71,6 +70,8 @@ class TuningReport:
             "\n  ".join(["Search:", *(f"{key}: {self._settings[key]}" for key in self._settings)])
         )
         finished = len(self._rows())
+        self._num_trials = max(self._num_trials, finished)  # A TPE may have had more before.
+        self._line = ProgressLine(self._num_trials, "trial")
         print(f"{finished} of {self._num_trials} trials are finished.", flush=True)
         self.write()
         with self._line:
@@ -135,7 +136,7 @@ class TuningReport:
         if left and not rows:
             return "time left unknown"
         seconds = statistics.median(row["seconds"] for row in rows)
-        return f"{duration(seconds * left / self._running)} left"
+        return f"{duration(seconds * left / max(1, self._running))} left"
 
     def _check_same_settings(self) -> None:
         path = self.directory / "tuning.json"
