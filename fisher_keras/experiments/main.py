@@ -39,10 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from fisher_keras.experiments import quiet  # noqa: F401
 
-        # isort: split
-        from fisher_keras.experiments.command_line import run_command
-
+        # First, as it asks for the packages that all others take for granted.
         module = importlib.import_module(f"fisher_keras.experiments.commands.{name}")
+        from fisher_keras.experiments.command_line import run_command
     except ImportError as error:
         if error.name is not None:  # No check of ours, but a bug.
             raise
