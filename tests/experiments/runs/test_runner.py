@@ -1,5 +1,6 @@
 """Experiments of runs that only count, each in a process of its own, and what becomes of them."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -251,10 +252,17 @@ def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path, monkeypatch):
         list(opened.carry_out(lambda: fake_runs(1)[0], never, hidden, lambda running: None))
 
 
-def test_no_scheduler_at_the_address_is_one_error(store):
+def test_no_scheduler_at_the_address_is_one_error(store, monkeypatch):
+    monkeypatch.setattr(engine, "_CONNECT_S", 0.5)
     options = EngineOptions(scheduler="tcp://127.0.0.1:1")
     with pytest.raises(OSError, match=r"no Dask scheduler at --scheduler=tcp://127\.0\.0\.1:1"):
         run_experiment(fake_runs(1), never, store, options)
+
+
+def test_a_page_that_cannot_be_shown_is_one_error(store, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="--dashboard needs another package: pip install bokeh"):
+        run_experiment(fake_runs(1), never, store, EngineOptions(dashboard=True))
 
 
 # ------------------------------------------------------------------- cores, GPUs, plan, arguments

@@ -207,7 +207,7 @@ def start(*flags):
 
 
 def test_a_killed_search_goes_on_within_a_training(tmp_path):
-    flags = ["--preset=smoke", "--epochs=8", "--prune", "--num_workers=2"]
+    flags = ["--preset=smoke", "--epochs=4", "--prune", "--num_workers=2"]
     flags += [f"--output_dir={tmp_path}", "--beta=10,50", "--clip_norm=1"]
     names = [f"beta{beta}_M4_tau1" for beta in (10, 50)]
     victim = start(*flags)
@@ -232,7 +232,7 @@ def test_a_killed_search_goes_on_within_a_training(tmp_path):
         assert run["status"] == ("finished" if row["state"] == "complete" else "running")
         found.append((row["state"], row["epochs"], 1 - float(history[0]["val_accuracy"])))
     found.sort(key=lambda trial: trial[2])
-    assert [trial[:2] for trial in found] == [("complete", 8), ("pruned", 1)]
+    assert [trial[:2] for trial in found] == [("complete", 4), ("pruned", 1)]
     assert not processes.run_processes(tmp_path)
 
 
