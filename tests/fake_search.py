@@ -61,25 +61,26 @@ def main(directory, num_trials, prune, options):
     import fake_search
     import optuna
 
-    from fisher_keras.experiments.runs.engine import EngineOptions, open_engine
+    from fisher_keras.experiments.runs.engine import EngineOptions, work_through
     from fisher_keras.experiments.runs.store import ExperimentStore
     from fisher_keras.experiments.search.trials import Trials, open_study, rungs_of
 
     store = ExperimentStore(directory)
     rungs = rungs_of(EPOCHS, prune)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with store.locked(), open_engine(EngineOptions(**options)) as engine:
+    with store.locked():
         study = open_study(None, store.directory / "study.journal", "search", 0)
         trials = Trials(study, CANDIDATES, num_trials, rungs, run_of, store, lambda number: None)
-        failed = 0
-        for run, outcome in engine.carry_out(
-            trials.next_run, fake_search.carry_out, store, lambda running: None
+        for run, record in work_through(
+            trials.next_run,
+            fake_search.carry_out,
+            store,
+            EngineOptions(**options),
+            (),
+            lambda running: None,
         ):
-            if isinstance(outcome, str):
-                failed += 1
-            else:
-                trials.ended(run, outcome)
-    sys.exit(failed)
+            if record is not None:
+                trials.ended(run, record)
 
 
 if __name__ == "__main__":

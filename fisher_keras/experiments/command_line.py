@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import app, flags
 
 from fisher_keras.experiments.command import Command
-from fisher_keras.experiments.runs.runner import FailedRunsError
+from fisher_keras.experiments.runs.engine import FailedRunsError
 
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
 

@@ -4,8 +4,7 @@ For example
 
   tune_regularizer --preset=laptop --arch=resnet
 
-Stopped or killed, the same command goes on. Started several times at once, on one machine or with
---storage on many, the processes share the trials.
+Stopped or killed, the same command goes on.
 """
 
 from fisher_keras.experiments.command import Command

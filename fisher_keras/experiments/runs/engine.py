@@ -18,13 +18,15 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import dask
 import distributed
+import tqdm
 from dask.system import cpu_count
 
 from fisher_keras.experiments.flags import check_options, option
@@ -34,6 +36,7 @@ _POLL_S = 0.2  # Between two looks whether a run is still wanted.
 _TICK_S = 1.0
 _VISIBLE_S = 60.0  # That a network file system may take to show a new file.
 _CONNECT_S = 10.0
+_LOOPBACK = "127.0.0.1"
 _THREADS = (
     "TF_NUM_INTRAOP_THREADS",
     "TF_NUM_INTEROP_THREADS",
@@ -80,140 +83,134 @@ class EngineOptions:
             )
 
 
-class Engine:
-    """Carries out runs. Made by `open_engine`."""
+class FailedRunsError(RuntimeError):
+    """Some runs raised an error, or their processes died; all others are finished."""
 
-    def __init__(self, client: distributed.Client, environments: Sequence[dict] | None) -> None:
-        """Wraps a connection to Dask.
 
-        Args:
-            client: The connection.
-            environments: What the run of each local worker gets in its environment; None if the
-                workers are elsewhere.
-        """
-        self._client = client
-        self._environments = environments
-        self._ended: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
+def work_through(
+    next_run: Callable[[], Run | None],
+    function: CarryOut,
+    store: ExperimentStore,
+    options: EngineOptions,
+    gpus: Sequence[str],
+    tick: Callable[[int], object],
+) -> Generator[tuple[Run, dict[str, Any] | None]]:
+    """Carries out runs until there are none, as many at once as there are workers for.
 
-    def num_at_once(self) -> int:
-        """Returns how many runs can be carried out at once now; 0 if no worker is there."""
-        return sum(self._client.nthreads().values())
+    Args:
+        next_run: Called when there is room for a run. None means that there is none now; it is
+            asked again when the caller has dealt with the end of another.
+        function: Carries out a run, see `ExperimentStore.define`.
+        store: Where the runs are.
+        options: Where they are carried out, and how many at once.
+        gpus: This machine's, as `CUDA_VISIBLE_DEVICES` names them.
+        tick: Called each second with the number of runs that are being carried out.
 
-    def carry_out(
-        self,
-        next_run: Callable[[], Run | None],
-        function: CarryOut,
-        store: ExperimentStore,
-        tick: Callable[[int], object],
-    ) -> Iterator[tuple[Run, dict[str, Any] | str]]:
-        """Carries out runs until there are none, as many at once as there are workers for.
+    Yields:
+        Each run that has ended, with its record; None if it has failed.
 
-        Args:
-            next_run: Called when there is room for a run. None means that there is none now; it
-                is asked again when the caller has dealt with the end of another.
-            function: Carries out a run, see `ExperimentStore.define`.
-            store: Where the runs are.
-            tick: Called each second with the number of runs that are being carried out.
+    Raises:
+        ValueError: If an option cannot be used.
+        OSError: If the store cannot be written, or a worker or the scheduler is out of reach.
+        FailedRunsError: At the end, if runs failed. It names them.
+    """
+    running: dict[str, tuple[Run, distributed.Future]] = {}  # What is not referred to ends.
+    ended: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
+    failures: list[str] = []
+    with _connected(options, gpus) as (client, environments):
 
-        Yields:
-            Each run that has ended, with its record, or with its error in one line.
+        def submit(run: Run) -> None:
+            folder, key = str(store.run_directory(run)), f"{run.label}-{uuid.uuid4()}"
+            future = client.submit(_carry_out, folder, environments, key=key)
+            running[key] = run, future
+            future.add_done_callback(ended.put)
 
-        Raises:
-            OSError: If the store cannot be written, or a worker or the scheduler is out of reach.
-        """
-        # Dask has no queue of its own this way: the death of a worker is not put down to runs
-        # that were not even begun.
-        running: dict[str, tuple[Run, distributed.Future]] = {}
         while True:
-            at_once = self.num_at_once()
-            while len(running) < max(1, at_once) and (run := next_run()):
-                folder = store.define(run, function)
-                self._submit(run, folder, running)
+            # No more than the workers have room for: the death of one is then not put down to
+            # runs that were not even begun.
+            num_at_once = sum(client.nthreads().values())
+            while len(running) < max(1, num_at_once) and (run := next_run()):
+                store.define(run, function)
+                submit(run)
             if not running:
-                return
-            tick(min(len(running), at_once))
+                break
+            tick(min(len(running), num_at_once))
             with contextlib.suppress(queue.Empty):
-                future = self._ended.get(timeout=_TICK_S)
+                future = ended.get(timeout=_TICK_S)
                 run, _ = running.pop(future.key)
                 try:
                     outcome = future.result()
                 except distributed.KilledWorker:
-                    # Its workers died one after the other. That is never a run's own doing.
-                    self._submit(run, store.run_directory(run), running)
-                else:
-                    yield run, outcome
-
-    def _submit(self, run: Run, folder: pathlib.Path, running: dict) -> None:
-        key = f"{run.label}-{uuid.uuid4()}"
-        future = self._client.submit(
-            _carry_out, str(folder), self._environments, key=key, pure=False
-        )
-        running[key] = run, future
-        future.add_done_callback(self._ended.put)
+                    submit(run)  # One worker after the other died. That is never a run's doing.
+                    continue
+                if isinstance(outcome, str):
+                    failures.append(f"{run.label}: {outcome}")
+                    tqdm.tqdm.write(f"failed: {failures[-1]}")
+                    outcome = None
+                yield run, outcome
+    if failures:
+        raise FailedRunsError(f"{len(failures)} runs failed: {'; '.join(failures)}")
 
 
 @contextlib.contextmanager
-def open_engine(options: EngineOptions, gpus: Sequence[str] = ()) -> Iterator[Engine]:
+def _connected(
+    options: EngineOptions, gpus: Sequence[str]
+) -> Iterator[tuple[distributed.Client, list[dict[str, str]] | None]]:
     """Starts Dask on this machine, or connects to where it runs.
 
-    Args:
-        options: Where, and how many runs at once.
-        gpus: This machine's, as `CUDA_VISIBLE_DEVICES` names them.
-
     Yields:
-        The engine. At the end of the block nothing of it is left, and runs are ended.
-
-    Raises:
-        ValueError: If an option cannot be used.
-        OSError: If there is no scheduler at the address, or it is lost on the way.
+        The connection, and what the run of each local worker gets in its environment, or None. At
+        the end of the block nothing is left of both, and runs are ended.
     """
     for name in ("distributed", "distributed.client"):  # Each has its own level.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     environments = None if options.scheduler else run_environments(options, gpus)
-    if options.dashboard and not options.scheduler and not importlib.util.find_spec("bokeh"):
-        raise ValueError("--dashboard needs another package: pip install bokeh")
     with contextlib.ExitStack() as stack:
-        if options.scheduler:
-            address = options.scheduler
-        else:
-            stack.enter_context(dask.config.set(_LOCAL_CLUSTER))
-            stack.enter_context(warnings.catch_warnings())
-            # It happens on any busy machine.
-            warnings.filterwarnings("ignore", "Creating scratch directories is taking")
-            # Threads of this process, which only wait: nothing is left of them, however it ends.
-            address = stack.enter_context(
-                distributed.LocalCluster(
-                    n_workers=len(environments),
-                    threads_per_worker=1,
-                    processes=False,
-                    memory_limit=0,
-                    # Else their pages are there for the whole network.
-                    dashboard_address=f"127.0.0.1:{8787 if options.dashboard else 0}",
-                    worker_dashboard_address="127.0.0.1:0",
-                    silence_logs=logging.CRITICAL,
-                )
-            )
+        address = options.scheduler or stack.enter_context(
+            _local_cluster(len(environments), options.dashboard)
+        )
         try:
             client = stack.enter_context(distributed.Client(address, timeout=_CONNECT_S))
         except OSError as error:
-            raise OSError(
-                f"there is no Dask scheduler at --scheduler={address}: {error}"
-            ) from error
+            raise OSError(f"there is no Dask scheduler at --scheduler={address}") from error
         if options.dashboard:
-            link = client.dashboard_link
-            if not options.scheduler:
-                port = client.scheduler_info()["services"]["dashboard"]
-                link = f"http://127.0.0.1:{port}/status"
-            print(f"Dask's page: {link}", flush=True)
+            page = urllib.parse.urlsplit(client.dashboard_link)
+            host = page.hostname if options.scheduler else _LOOPBACK
+            print(f"Dask's page: http://{host}:{page.port}{page.path}", flush=True)
         if not client.nthreads():
             print(f"Waiting for workers of {address}.", flush=True)
         try:
-            yield Engine(client, environments)
+            yield client, environments
         except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
             raise ConnectionError(
-                f"the Dask scheduler at {options.scheduler} is gone; what is finished is kept: "
-                "start it again, and the same command goes on"
+                f"the Dask scheduler at {address} is gone; what is finished is kept: start it "
+                "again, and the same command goes on"
             ) from error
+
+
+@contextlib.contextmanager
+def _local_cluster(num_workers: int, dashboard: bool) -> Iterator[distributed.LocalCluster]:
+    """Starts a scheduler and workers in threads of this process.
+
+    As they only wait for the runs' processes, threads do, and nothing is left of them, however
+    this process ends.
+    """
+    if dashboard and not importlib.util.find_spec("bokeh"):
+        raise ValueError("--dashboard needs another package: pip install bokeh")
+    with dask.config.set(_LOCAL_CLUSTER), warnings.catch_warnings():
+        # It happens on any busy machine.
+        warnings.filterwarnings("ignore", "Creating scratch directories is taking")
+        with distributed.LocalCluster(
+            n_workers=num_workers,
+            threads_per_worker=1,
+            processes=False,
+            memory_limit=0,
+            # Else their pages are there for the whole network.
+            dashboard_address=f"{_LOOPBACK}:{8787 if dashboard else 0}",
+            worker_dashboard_address=f"{_LOOPBACK}:0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster:
+            yield cluster
 
 
 def run_environments(options: EngineOptions, gpus: Sequence[str]) -> list[dict[str, str]]:

@@ -10,46 +10,25 @@ import tqdm
 from fisher_keras.experiments.runs.store import Run
 
 
-class ProgressLine:
-    """A line over a whole experiment: on a terminal, and nowhere else."""
+def progress_line(total: int, unit: str) -> tqdm.tqdm:
+    """Returns a line over a whole experiment: on a terminal, and nowhere else.
 
-    def __init__(self, total: int, unit: str) -> None:
-        """Makes the line; it is shown inside a `with` block.
-
-        Args:
-            total: Number of things to do.
-            unit: What these are called.
-        """
-        self._total, self._unit = total, unit
-
-    def __enter__(self) -> Self:
-        self._bar = tqdm.tqdm(
-            total=self._total,
-            bar_format=f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} {self._unit}s, "
-            "{elapsed} so far{postfix}",
-            leave=False,
-            dynamic_ncols=True,
-            disable=None,  # Where there is no terminal.
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def show(self, finished: int, running: int, left: str) -> None:
-        """Brings the line up to date.
-
-        Args:
-            finished: How many things are done.
-            running: How many are being done.
-            left: The time left, in words.
-        """
-        self._bar.n = finished
-        self._bar.set_postfix_str(f"{running} running, {left}")
+    Args:
+        total: Number of things to do.
+        unit: What these are called.
+    """
+    return tqdm.tqdm(
+        total=total,
+        unit=unit,
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {unit}s, {elapsed} so far{postfix}",
+        leave=False,
+        dynamic_ncols=True,
+        disable=None,  # Where there is no terminal.
+    )
 
 
 class RunProgress:
-    """Prints a line a run with the time left, beside a `ProgressLine`.
+    """Prints a line a run with the time left, beside a `progress_line`.
 
     The time of a run is the median of its configuration's other seeds; where there are none, of
     all the experiment's runs.
@@ -74,15 +53,14 @@ class RunProgress:
         self._total = len(runs)
         self._finished = self._total - len(self._remaining)
         self._run_estimate_s = run_estimate_s
-        self._line = ProgressLine(self._total, "run")
+        self._running = 1
 
     def __enter__(self) -> Self:
-        print(f"{self.state()}.", flush=True)
-        self._line.__enter__()
+        self._line = progress_line(self._total, "run")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._line.__exit__()
+        self._line.close()
 
     def state(self) -> str:
         """Returns how many runs are finished, in words."""
@@ -101,28 +79,27 @@ class RunProgress:
 
     def show(self, running: int) -> None:
         """Brings the line up to date while so many runs are being carried out."""
-        self._line.show(self._finished, running, self._left(running))
+        self._running = max(1, running)
+        self._line.n = self._finished
+        self._line.set_postfix_str(f"{running} running, {self._left(self._running)}")
 
-    def finish(self, run: Run, record: dict[str, Any], num_at_once: int) -> None:
-        """Prints the line of a run that is finished."""
+    def end(self, run: Run, record: dict[str, Any] | None) -> None:
+        """Prints the line of a run that has ended, unless it has failed and has no record."""
         del self._remaining[run.key]
+        if record is None:
+            return
         self._records.append(record)
         self._finished += 1
         place = f"{self._finished:>{len(str(self._total))}}/{self._total}"
-        seconds, left = duration(record["wall_time_s"]), self._left(num_at_once)
+        seconds, left = duration(record["wall_time_s"]), self._left(self._running)
         tqdm.tqdm.write(f"run {place}  {run.label}  {seconds}, {left}")
-
-    def fail(self, run: Run, error: str) -> None:
-        """Prints the line of a run that has failed."""
-        del self._remaining[run.key]
-        tqdm.tqdm.write(f"failed: {run.label}: {error}")
 
     def _left(self, num_at_once: int) -> str:
         seconds = [self._seconds(run) for run in self._remaining.values()]
         if None in seconds:
             return "time left unknown"
         longest = max(seconds, default=0.0)
-        return f"{duration(max(sum(seconds) / max(1, num_at_once), longest))} left"
+        return f"{duration(max(sum(seconds) / num_at_once, longest))} left"
 
     def _seconds(self, run: Run) -> float | None:
         records = [r for r in self._records if r["experiment"] == run.experiment]

@@ -1,15 +1,12 @@
 """Carries out the runs of an experiment that are not finished."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from fisher_keras.experiments.runs.engine import EngineOptions, open_engine, run_environments
+from fisher_keras.experiments.runs.engine import EngineOptions, run_environments, work_through
 from fisher_keras.experiments.runs.progress import RunProgress
 from fisher_keras.experiments.runs.store import CarryOut, ExperimentStore, Run
-
-
-class FailedRunsError(RuntimeError):
-    """Some runs of an experiment raised an error; all others are finished."""
 
 
 def run_experiment(
@@ -54,45 +51,34 @@ def run_experiment(
     if dry_run:
         num_at_once = 1 if options.scheduler else len(run_environments(options, gpus))
         RunProgress(runs, store.records(), run_estimate_s).print_plan(num_at_once)
-        failures = {}
     else:
         with store.locked():
-            progress = RunProgress(runs, store.records(), run_estimate_s)
-            try:
-                failures = _carry_out_all(progress, carry_out, store, options, gpus)
-            except KeyboardInterrupt:
-                print(f"Stopped, {progress.state()}: the same command goes on.", flush=True)
-                raise
-            finally:
-                store.write_lines()
-    if failures:
-        errors = "; ".join(f"{label}: {error}" for label, error in failures.items())
-        raise FailedRunsError(f"{len(failures)} of {len(runs)} runs failed: {errors}")
+            _carry_out_missing(runs, carry_out, store, options, gpus, run_estimate_s)
     records = {record["key"]: record for record in store.records()}
     return [records[run.key] for run in runs if run.key in records]
 
 
-def _carry_out_all(
-    progress: RunProgress,
+def _carry_out_missing(
+    runs: Sequence[Run],
     carry_out: CarryOut,
     store: ExperimentStore,
     options: EngineOptions,
     gpus: Sequence[str],
-) -> dict[str, str]:
-    """Carries out what is missing; returns the errors of runs, by their labels."""
-    failures: dict[str, str] = {}
-    with progress:
-        remaining = iter(progress.remaining())
-        if not progress.remaining():
-            return failures
-        with open_engine(options, gpus) as engine:
-            outcomes = engine.carry_out(
-                lambda: next(remaining, None), carry_out, store, progress.show
+    run_estimate_s: float | None,
+) -> None:
+    progress = RunProgress(runs, store.records(), run_estimate_s)
+    print(f"{progress.state()}.", flush=True)
+    remaining = iter(progress.remaining())
+    try:
+        with progress:
+            ended = work_through(
+                lambda: next(remaining, None), carry_out, store, options, gpus, progress.show
             )
-            for run, outcome in outcomes:
-                if isinstance(outcome, str):
-                    failures[run.label] = outcome
-                    progress.fail(run, outcome)
-                else:
-                    progress.finish(run, outcome, engine.num_at_once())
-    return failures
+            with contextlib.closing(ended):
+                for run, record in ended if progress.remaining() else ():
+                    progress.end(run, record)
+    except KeyboardInterrupt:
+        print(f"Stopped, {progress.state()}: the same command goes on.", flush=True)
+        raise
+    finally:
+        store.write_lines()

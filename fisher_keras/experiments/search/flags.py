@@ -158,7 +158,7 @@ def tuning_config() -> TuningConfig:
             for name in SEARCHED
         },
         num_trials=num_trials,
-        engine=from_flags(EngineOptions),
+        engine=options,
         **{
             name: getattr(options, name)
             for name in ("preset", "sampler", "prune", "storage", "settings_file")

@@ -16,8 +16,7 @@ import tqdm
 from optuna.trial import FrozenTrial, TrialState
 
 from fisher_keras.atomic import replacing
-from fisher_keras.experiments.runs.progress import ProgressLine, duration
-from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.progress import duration, progress_line
 from fisher_keras.experiments.search.trials import finished_trials
 from fisher_keras.experiments.statistics.text_tables import markdown_table
 from fisher_keras.experiments.training.provenance import provenance
@@ -71,17 +70,17 @@ class TuningReport:
         )
         finished = len(self._rows())
         self._num_trials = max(self._num_trials, finished)  # A TPE may have had more before.
-        self._line = ProgressLine(self._num_trials, "trial")
         print(f"{finished} of {self._num_trials} trials are finished.", flush=True)
         self.write()
-        with self._line:
+        with progress_line(self._num_trials, "trial") as self._line:
             yield
 
     def show(self, running: int) -> None:
         """Brings the line up to date while so many trainings are being carried out."""
-        self._running = running
+        self._running = max(1, running)
         rows = self._rows()
-        self._line.show(len(rows), running, self._left(rows))
+        self._line.n = len(rows)
+        self._line.set_postfix_str(f"{running} running, {self._left(rows)}")
 
     def after_trial(self, number: int) -> None:
         """Prints a line for a finished trial, and brings the files up to date."""
@@ -93,10 +92,6 @@ class TuningReport:
             f"trial {len(rows)}/{self._num_trials}  {values}: {_result(row)}; best "
             f"{_result(rows[0])}  {duration(row['seconds'])}, {self._left(rows)}"
         )
-
-    def fail(self, run: Run, error: str) -> None:
-        """Prints the line of a training that has failed."""
-        tqdm.tqdm.write(f"failed: {run.label}: {error}")
 
     def write(self) -> dict[str, Any]:
         """Writes `tuning.json` and `trials.csv`.
@@ -136,7 +131,7 @@ class TuningReport:
         if left and not rows:
             return "time left unknown"
         seconds = statistics.median(row["seconds"] for row in rows)
-        return f"{duration(seconds * left / max(1, self._running))} left"
+        return f"{duration(seconds * left / self._running)} left"
 
     def _check_same_settings(self) -> None:
         path = self.directory / "tuning.json"

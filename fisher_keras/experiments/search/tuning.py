@@ -1,5 +1,6 @@
 """The choice of beta, M and tau on a validation split (Section 7.2): `bin/tune_regularizer`."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,9 +12,8 @@ from typing import Any
 
 import optuna
 
-from fisher_keras.experiments.runs.engine import EngineOptions, open_engine
+from fisher_keras.experiments.runs.engine import EngineOptions, work_through
 from fisher_keras.experiments.runs.experiment import absolute, free_gpus
-from fisher_keras.experiments.runs.runner import FailedRunsError
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.search.report import TuningReport
 from fisher_keras.experiments.search.trial_run import carry_out, trial_run
@@ -174,22 +174,16 @@ def _tune(config: TuningConfig, store: ExperimentStore) -> dict[str, Any]:
     function = functools.partial(
         carry_out, data_dir=absolute(config.training.data_dir), download=config.training.download
     )
-    failures = {}
     try:
-        with report.under_way(study), open_engine(config.engine, gpus) as engine:
-            for run, outcome in engine.carry_out(trials.next_run, function, store, report.show):
-                if isinstance(outcome, str):
-                    failures[run.label] = outcome
-                    report.fail(run, outcome)
-                else:
-                    trials.ended(run, outcome)
+        ended = work_through(trials.next_run, function, store, config.engine, gpus, report.show)
+        with report.under_way(study), contextlib.closing(ended):
+            for run, record in ended:
+                if record is not None:
+                    trials.ended(run, record)
     finally:
         store.write_lines()
     content = report.write()
     report.print_table()
-    if failures:
-        errors = "; ".join(f"{label}: {error}" for label, error in failures.items())
-        raise FailedRunsError(f"{len(failures)} trainings failed: {errors}")
     if content["best"] is None:
         raise ArithmeticError(
             "all trials have diverged: search at a lower --learning_rate or --beta"

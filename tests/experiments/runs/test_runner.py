@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import time
-import types
 
 import fake_experiment
 import pytest
@@ -16,7 +15,7 @@ from fake_experiment import STEPS, fake_runs
 from processes import Cluster, Processes, finish, run_processes, wait_until
 
 from fisher_keras.experiments.runs import engine
-from fisher_keras.experiments.runs.engine import EngineOptions, open_engine, run_environments
+from fisher_keras.experiments.runs.engine import EngineOptions, run_environments
 from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 
@@ -108,7 +107,7 @@ def test_a_killed_run_is_named_and_goes_on_with_the_next_command(store, start):
     code, stdout, stderr = finish(process)
     assert code == 1
     assert stdout.count("its process was ended by SIGKILL (see ") == 2
-    assert "FailedRunsError: 2 of 12 runs failed: size " in stderr
+    assert "FailedRunsError: 2 runs failed: size " in stderr
     assert len(store.records()) == 10
     assert finish(start(12, {"num_workers": 2}))[0] == 0
     assert_finished(store, 12)
@@ -184,7 +183,7 @@ def test_a_run_that_fails_is_named_and_stops_no_other(store, start, accident, er
     log = store.log(fake_runs(4)[1])
     failed = f"size 0 seed 1: {error} (see {log})"
     assert f"failed: {failed}\n" in stdout
-    assert f"FailedRunsError: 1 of 4 runs failed: {failed}" in stderr
+    assert f"FailedRunsError: 1 runs failed: {failed}" in stderr
     assert log.read_text().startswith("from step 0\n")
     assert [record["key"] for record in store.records()] == [
         run.key for run in fake_runs(4) if run.label != "size 0 seed 1"
@@ -197,7 +196,7 @@ def test_a_run_that_fails_is_named_and_stops_no_other(store, start, accident, er
 def test_a_disk_that_fills_loses_nothing(store, start):
     code, _, stderr = finish(start(4, accident="fill", victim="size 0 seed 1"))
     assert code == 1
-    assert "1 of 4 runs failed: size 0 seed 1: OSError: [Errno 27] File too large" in stderr
+    assert "1 runs failed: size 0 seed 1: OSError: [Errno 27] File too large" in stderr
     assert len(store.records()) == 3
     assert finish(start(4))[0] == 0
     assert_finished(store, 4)
@@ -244,12 +243,10 @@ def test_a_second_process_for_a_run_waits_and_finds_the_record(store, processes)
 
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_VISIBLE_S", 0.0)
-    hidden = types.SimpleNamespace(define=lambda run, function: tmp_path / "elsewhere")
-    with (
-        pytest.raises(FileNotFoundError, match=r"not see .*elsewhere: --output_dir must be on"),
-        open_engine(EngineOptions()) as opened,
-    ):
-        list(opened.carry_out(lambda: fake_runs(1)[0], never, hidden, lambda running: None))
+    monkeypatch.setattr(ExperimentStore, "run_directory", lambda *_: tmp_path / "elsewhere")
+    monkeypatch.setattr(ExperimentStore, "define", lambda *_: None)
+    with pytest.raises(FileNotFoundError, match=r"not see .*elsewhere: --output_dir must be on"):
+        run_experiment(fake_runs(1), never, ExperimentStore(tmp_path), EngineOptions())
 
 
 def test_no_scheduler_at_the_address_is_one_error(store, monkeypatch):

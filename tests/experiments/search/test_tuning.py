@@ -16,8 +16,7 @@ import processes
 import pytest
 from fake_search import CANDIDATES, EPOCHS, errors, trained_epochs
 
-from fisher_keras.experiments.runs.engine import EngineOptions
-from fisher_keras.experiments.runs.runner import FailedRunsError
+from fisher_keras.experiments.runs.engine import EngineOptions, FailedRunsError
 from fisher_keras.experiments.search import tuning
 from fisher_keras.experiments.search.flags import TUNING_PRESETS
 from fisher_keras.experiments.search.tuning import TuningConfig, tune
@@ -137,7 +136,7 @@ def test_there_is_no_best_if_all_diverge(config, formula):
 
 def test_trainings_that_fail_are_named_and_go_on_with_the_next_command(config, tmp_path, formula):
     formula(failing=[50.0])
-    message = r"4 trainings failed: beta 50, M \d, tau \d: ValueError: no luck \(see .*run\.log\)"
+    message = r"4 runs failed: beta 50, M \d, tau \d: ValueError: no luck \(see .*run\.log\)"
     with pytest.raises(FailedRunsError, match=message):
         tune(config)
     formula()
