@@ -457,8 +457,8 @@ def test_commands_can_be_typed_where_they_are_printed(tmp_path, monkeypatch):
         for minimum in MINIMA
     ]
     train, scenario, evaluate_metrics = commands.next_commands(Settings(), minima)
-    assert train == f"{ROOT}/bin/train_cifar --arch=densenet"
-    assert scenario == f"{ROOT}/bin/scenario_confusion --preset=laptop"
+    assert shlex.split(train) == [f"{ROOT}/bin/train_cifar", "--arch=densenet"]
+    assert shlex.split(scenario) == [f"{ROOT}/bin/scenario_confusion", "--preset=laptop"]
     script, *flags = shlex.split(evaluate_metrics)
     assert script == f"{ROOT}/bin/evaluate_metrics"
     assert flags[:2] == ["--model=a folder/runs/0.keras", "--model=a folder/runs/200.keras"]
@@ -466,7 +466,9 @@ def test_commands_can_be_typed_where_they_are_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert commands.next_commands(Settings(), minima)[0] == "bin/train_cifar --arch=densenet"
     monkeypatch.chdir(ROOT / "bin")  # Where a name alone would be looked for on PATH.
-    assert commands.next_commands(Settings(), minima)[0].startswith(f"{ROOT}/bin/train_cifar ")
+    assert commands.next_commands(Settings(), minima)[0].startswith(
+        shlex.quote(f"{ROOT}/bin/train_cifar")
+    )
     monkeypatch.setattr(commands, "_CHECKOUT", tmp_path)
     starts = [line.split()[:2] for line in commands.next_commands(Settings(), minima)]
     names = ("train_cifar", "scenario_confusion", "evaluate_metrics")
