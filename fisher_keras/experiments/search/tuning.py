@@ -12,8 +12,10 @@ from typing import Any
 
 import optuna
 
+from fisher_keras.experiments.flags import option
 from fisher_keras.experiments.runs.engine import EngineOptions, work_through
 from fisher_keras.experiments.runs.experiment import absolute, free_gpus
+from fisher_keras.experiments.runs.presets import PRESETS
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.search.report import TuningReport
 from fisher_keras.experiments.search.trial_run import carry_out, trial_run
@@ -22,41 +24,59 @@ from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.models import RegularizerSettings, write_regularizer_settings
 
-SEARCHED = ("beta", "num_sub_batches", "clip_norm")
-SAMPLERS = ("grid", "tpe")
+SEARCHED = {"beta": float, "num_sub_batches": int, "clip_norm": float}
 # Where a network is trained, but not how.
 _NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "settings_file"}
 
 
-@dataclasses.dataclass(frozen=True)
-class TuningConfig:
-    """A search.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuningConfig(EngineOptions):
+    """A search; the fields' texts are those of --help.
 
     Attributes:
-        training: How each network is trained, `regularize` set and the `SEARCHED` fields None;
-            its `output_dir` is the search's.
-        candidates: The values of each of `SEARCHED`: beta, M and tau.
-        sampler: "grid" for all combinations, "tpe" for those that a tree-structured Parzen
-            estimator chooses.
-        prune: Whether successive halving ends bad trials early.
-        num_trials: Trials of the TPE; None for the grid.
-        storage: URL of the study's database, see `open_study`; None for `study.journal` in the
-            output directory.
-        engine: Where the networks are trained, and how many at once.
-        settings_file: Table that gets the best values, see `write_regularizer_settings`; None
-            for none.
-        preset: Name of what `training` and `candidates` were taken from.
+        training: How each network is trained, `regularize` set and the `SEARCHED` fields None.
     """
 
     training: TrainingConfig
-    candidates: Mapping[str, tuple[float, ...]]
-    sampler: str = "grid"
-    prune: bool = False
-    num_trials: int | None = None
-    storage: str | None = None
-    engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
-    settings_file: str | None = None
-    preset: str | None = None
+    preset: str = option(
+        PRESETS[0],
+        "paper: its 96 full trainings; laptop: 6 of a ResNet-8 or a narrow CNN, 5 to 10 "
+        "minutes each on one core; smoke: seconds. A value given by its own flag goes before the "
+        "preset's.",
+        group="search",
+        choices=PRESETS,
+    )
+    beta: tuple[str, ...] = option((), "Strengths of the regularizer to try.", group="search")
+    num_sub_batches: tuple[str, ...] = option(
+        (), "Sub-batches of a batch to try, M.", group="search"
+    )
+    clip_norm: tuple[str, ...] = option(
+        (), "Largest norms of a gradient to try, tau; 0 for no clipping.", group="search"
+    )
+    sampler: str = option(
+        "grid",
+        "All combinations, or chosen by Optuna's TPE.",
+        group="search",
+        choices=("grid", "tpe"),
+    )
+    prune: bool = option(False, "End bad trials early, by successive halving.", group="search")
+    num_trials: int | None = option(None, "Trials of --sampler=tpe.", group="search")
+    storage: str | None = option(
+        None,
+        "The study's database, a URL as Optuna takes it; by default the file study.journal in "
+        "--output_dir.",
+        group="search",
+    )
+    output_dir: str | None = option(
+        None,
+        "Folder of the search; by default runs/tune_<dataset>_<arch>_<preset>.",
+        group="output",
+    )
+    settings_file: str | None = option(
+        None,
+        "Table that gets the best values, for train_cifar --regularize --settings_file.",
+        group="output",
+    )
 
     def __post_init__(self) -> None:
         """Checks the search.
@@ -64,8 +84,7 @@ class TuningConfig:
         Raises:
             ValueError: If a value cannot be used.
         """
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"--sampler must be grid or tpe, got {self.sampler!r}")
+        super().__post_init__()
         if self.sampler == "grid" and self.num_trials is not None:
             raise ValueError(
                 "--num_trials has no effect on a grid: leave it out, or add --sampler=tpe"
@@ -75,8 +94,7 @@ class TuningConfig:
                 "--validation_size must be at least 1: the error on these images decides"
             )
         batch_size = resolve(self.training).batch_size
-        for name in SEARCHED:
-            values = self.candidates[name]
+        for name, values in self.candidates.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name} must be one or several different values")
             for value in values:
@@ -86,12 +104,29 @@ class TuningConfig:
                         f"--num_sub_batches must be at most the {batch_size} images of a batch, "
                         f"got {value}"
                     )
-        num_combinations = math.prod(len(self.candidates[name]) for name in SEARCHED)
+        num_combinations = math.prod(map(len, self.candidates.values()))
         if self.sampler == "tpe" and not 1 <= (self.num_trials or 0) <= num_combinations:
             raise ValueError(
                 f"--num_trials must be from 1 to the {num_combinations} combinations of --beta, "
                 f"--num_sub_batches and --clip_norm, got {self.num_trials}"
             )
+
+    @functools.cached_property
+    def candidates(self) -> dict[str, list[float]]:
+        """The values of each of `SEARCHED`.
+
+        Raises:
+            ValueError: If one is no number.
+        """
+        candidates = {}
+        for name, number in SEARCHED.items():
+            try:
+                candidates[name] = list(map(number, getattr(self, name)))
+            except ValueError as error:
+                raise ValueError(
+                    f"--{name} must be numbers with commas between: {error}"
+                ) from error
+        return candidates
 
     def settings(self) -> dict[str, Any]:
         """Returns what decides a trial's result, for JSON.
@@ -101,7 +136,7 @@ class TuningConfig:
         training = dataclasses.asdict(resolve(self.training))
         return {
             **{key: training[key] for key in training if key not in {*_NOT_DECISIVE, *SEARCHED}},
-            **{name: list(self.candidates[name]) for name in SEARCHED},
+            **self.candidates,
             "sampler": self.sampler,
             "prune": self.prune,
         }
@@ -138,7 +173,9 @@ def tune(config: TuningConfig) -> dict[str, Any]:
         FailedRunsError: If trainings failed; all others are finished.
         ArithmeticError: If all trials have diverged.
     """
-    store = ExperimentStore(config.training.output_dir)
+    training = config.training
+    default = f"runs/tune_{training.dataset}_{training.arch}_{config.preset}"
+    store = ExperimentStore(config.output_dir or default)
     with store.locked(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -154,7 +191,7 @@ def _tune(config: TuningConfig, store: ExperimentStore) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     num_trials = config.num_trials or math.prod(map(len, config.candidates.values()))
     report = TuningReport(
-        store.directory, settings, {"preset": config.preset}, SEARCHED, num_trials
+        store.directory, settings, {"preset": config.preset}, list(SEARCHED), num_trials
     )
     study = open_study(
         config.storage,
@@ -175,7 +212,7 @@ def _tune(config: TuningConfig, store: ExperimentStore) -> dict[str, Any]:
         carry_out, data_dir=absolute(config.training.data_dir), download=config.training.download
     )
     try:
-        ended = work_through(trials.next_run, function, store, config.engine, gpus, report.show)
+        ended = work_through(trials.next_run, function, store, config, gpus, report.show)
         with report.under_way(study), contextlib.closing(ended):
             for run, record in ended:
                 if record is not None:

@@ -16,7 +16,7 @@ import processes
 import pytest
 from fake_search import CANDIDATES, EPOCHS, errors, trained_epochs
 
-from fisher_keras.experiments.runs.engine import EngineOptions, FailedRunsError
+from fisher_keras.experiments.runs.engine import FailedRunsError
 from fisher_keras.experiments.search import tuning
 from fisher_keras.experiments.search.flags import TUNING_PRESETS
 from fisher_keras.experiments.search.tuning import TuningConfig, tune
@@ -52,10 +52,14 @@ def config(tmp_path):
         batch_size=10,
         epochs=EPOCHS,
         regularize=True,
+    )
+    return TuningConfig(
+        training=training,
+        **CANDIDATES,
+        num_workers=2,
+        preset="smoke",
         output_dir=str(tmp_path / "search"),
     )
-    engine = EngineOptions(num_workers=2)
-    return TuningConfig(training, CANDIDATES, engine=engine, preset="smoke")
 
 
 def states(content):
@@ -114,8 +118,7 @@ def test_the_best_values_are_put_into_a_table(config, tmp_path, formula, capsys)
 
 def test_no_clipping_can_be_the_best(config, tmp_path, formula):
     path = tmp_path / "settings.json"
-    candidates = CANDIDATES | {"clip_norm": (0.0,)}
-    tune(dataclasses.replace(config, candidates=candidates, settings_file=str(path)))
+    tune(dataclasses.replace(config, clip_norm=(0.0,), settings_file=str(path)))
     assert regularizer_settings("cnn", "digits", path).clip_norm is None
 
 
@@ -155,19 +158,19 @@ def test_another_search_in_the_same_directory_is_refused(config, formula):
     ("change", "message"),
     [
         (
-            {"candidates": CANDIDATES | {"num_sub_batches": (4, 16)}},
+            {"num_sub_batches": (4, 16)},
             "at most the 10 images of a b",
         ),
-        ({"candidates": CANDIDATES | {"beta": (-1.0,)}}, "--beta must be a number, 0 or greater"),
-        ({"candidates": CANDIDATES | {"beta": ()}}, "--beta must be one or several different val"),
-        ({"candidates": CANDIDATES | {"clip_norm": (5.0, 5.0)}}, "--clip_norm must be one or sev"),
+        ({"beta": (-1.0,)}, "--beta must be a number, 0 or greater"),
+        ({"beta": ()}, "--beta must be one or several different val"),
+        ({"clip_norm": (5.0, 5.0)}, "--clip_norm must be one or sev"),
         ({"num_trials": 5}, "--num_trials has no effect on a grid"),
         ({"sampler": "tpe", "num_trials": 0}, "--num_trials must be from 1 to the 12 comb"),
         (
             {"sampler": "tpe", "num_trials": 13},
             "--num_trials must be from 1 to the 12 combinations",
         ),
-        ({"sampler": "cma"}, "--sampler must be grid or tpe, got 'cma'"),
+        ({"sampler": "cma"}, "--sampler must be one of grid, tpe, got 'cma'"),
     ],
 )
 def test_impossible_searches_are_refused(config, change, message):
