@@ -140,7 +140,7 @@ def test_a_killed_scheduler_ends_the_command_and_not_the_experiment(store, start
     assert message in stderr.splitlines()[-1]
     wait_until(lambda: not run_processes(store.directory), timeout=5)
     for worker in workers:
-        finish(worker)
+        worker.kill()  # One that has not met the scheduler yet waits for another.
     cluster.start_scheduler()
     cluster.start_worker()
     assert finish(start(6, {"scheduler": cluster.address}))[0] == 0
