@@ -27,7 +27,7 @@ def processes(tmp_path, light_package):
     processes = Processes((light_package, TESTS), tmp_path)
     yield processes
     processes.end()
-    assert not run_processes(tmp_path)
+    wait_until(lambda: not run_processes(tmp_path), timeout=5)
 
 
 @pytest.fixture
