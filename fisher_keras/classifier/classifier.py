@@ -1,5 +1,6 @@
 """A Keras classifier, how its logits are found, and what was traced of it."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ import tensorflow as tf
 
 from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
+from fisher_keras.classifier.call_graph import CallGraph, call_graph
 from fisher_keras.classifier.logits import FromLogits, Logits, check_values, find_logits
-from fisher_keras.classifier.tracing import for_batches
+from fisher_keras.classifier.tracing import for_batches, specs
 from fisher_keras.classifier.wrapper import plain_classifier
 
 
@@ -102,10 +104,36 @@ class Classifier:
         Returns:
             What to differentiate at, see `fisher_keras.classifier.logits.find_logits`.
         """
-        outputs = stateless.apply(self.model, x, training)
+        with self._dropping_changes(x, training):
+            outputs = stateless.apply(self.model, x, training)
         found = find_logits(outputs, self.from_logits, self.normalize_logits)
         self.num_classes = max(2, found.values.shape[-1])
         return found
+
+    def call_graph(self, x: Any, training: bool = False) -> CallGraph:
+        """Returns what the graph of the model's call tells, found out once for a kind of examples.
+
+        Args:
+            x: Inputs of N examples, a structure of tensors; N does not matter.
+            training: Whether in training mode.
+
+        Raises:
+            ValueError: If examples interact in inference mode, or if what the call changes cannot
+                be kept from changing.
+        """
+        described = specs(x)
+        key = (
+            training,
+            *((s.shape[1:].as_list(), s.dtype) for s in keras.tree.flatten(described)),
+        )
+        graphs = self.function(_call_graphs)
+        if repr(key) not in graphs:
+            graphs[repr(key)] = call_graph(self.model, described, training)
+        return graphs[repr(key)]
+
+    def _dropping_changes(self, x: Any, training: bool) -> contextlib.AbstractContextManager:
+        changes = self.call_graph(x, training).changes_variables
+        return stateless.dropping_changes() if changes else contextlib.nullcontext()
 
     def check_values(self, are_logits: tf.Tensor, distance: tf.Tensor) -> None:
         """Raises a ValueError if outputs are not what `from_logits` and `normalize_logits` need.
@@ -166,6 +194,10 @@ def as_classifier(
             f"normalize_logits={normalize_logits!r}."
         )
     return model
+
+
+def _call_graphs(classifier: Classifier) -> dict[str, CallGraph]:
+    return {}
 
 
 def logits_function(classifier: Classifier) -> Any:

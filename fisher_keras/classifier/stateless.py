@@ -40,6 +40,11 @@ def scope(
     return keras.StatelessScope(state_mapping=mapping, collect_losses=True)
 
 
+def dropping_changes() -> keras.StatelessScope:
+    """Makes the scope in which models have their own values, and what they assign is dropped."""
+    return keras.StatelessScope()
+
+
 def apply(model: keras.Model, x: Any, training: bool | None) -> Any:
     """Calls a model, telling it the mode if its `call` asks for one."""
     asks = "training" in inspect.signature(model.call).parameters

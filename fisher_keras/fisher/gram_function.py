@@ -9,21 +9,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier import Classifier, stateless
+from fisher_keras.classifier import Classifier
 from fisher_keras.classifier.labels import hard_labels
-from fisher_keras.classifier.logits import Logits
 from fisher_keras.classifier.tracing import concrete_function, specs
 from fisher_keras.fisher.gradients import Explicit, Gradients
 from fisher_keras.fisher.gram_product import sum_of_products
 from fisher_keras.fisher.per_example import Batch
-from fisher_keras.fisher.verification import relative_errors, wrong_weights
+from fisher_keras.fisher.verification import relative_errors, same_logits, wrong_weights
 
 
 class GramFunction:
     """Products of the per-example loss gradients of one classifier, traced once a shape of data.
 
-    The first call verifies the structured gradients (`verification`); weights for which they are
-    wrong take the fallback from then on: a backward pass for each example (`vectorized`).
+    The first call for each number and shape of examples verifies the gradients (`verification`).
+    Weights whose structured ones are wrong take the fallback from then on: a backward pass for
+    each example (`vectorized`). Where that is wrong, too, examples interact.
 
     Attributes:
         fallback_weights: Indices of the weights whose structured gradients failed.
@@ -40,7 +40,7 @@ class GramFunction:
         """
         self._classifier = classifier
         self._training = training
-        self._verified = False
+        self._verified: set[str] = set()
         self._traced: dict[bool, Any] = {}
         self.fallback_weights: set[int] = set()
         self.exact_was_needed = False
@@ -87,11 +87,8 @@ class GramFunction:
     def _pair(
         self, x: Any, y: Any, batches: Sequence[np.ndarray], exact: bool
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        # One example has no neighbour that its gradient could be mistaken for.
-        if not (self._verified or self._training) and sum(map(len, batches)) > 1:
-            errors = self._run(tf.function(self._errors, autograph=False), x, y, batches)
-            self.take_fallback(wrong_weights(errors.numpy()))
-            self._verified = True
+        if not self._training:
+            self._verify(x, y, batches)
         traced = self._traced.get(exact)
         if traced is None:
             products = functools.partial(self._products, exact)
@@ -99,6 +96,32 @@ class GramFunction:
         xi, log_scale, *to_check = self._run(traced, x, y, batches)
         self._classifier.check_values(*to_check)
         return xi, log_scale
+
+    def _verify(self, x: Any, y: Any, batches: Sequence[np.ndarray]) -> None:
+        """Makes sure of the gradients of this number of examples, or refuses to compute them."""
+        (rows,) = batches
+        kind = len(rows), *((leaf.shape[1:], leaf.dtype) for leaf in keras.tree.flatten(x))
+        if repr(kind) in self._verified:
+            return
+        self._check_alone(x, rows)
+        errors = tf.function(self._errors, autograph=False)
+        off, seen = (result.numpy() for result in self._run(errors, x, y, batches))
+        wrong = set(wrong_weights(off))
+        if wrong & self.fallback_weights:
+            raise ValueError(_interaction(self._classifier.model))
+        if wrong:
+            self.take_fallback(wrong)
+            self._verify(x, y, batches)
+        elif seen.all():  # What is zero everywhere agrees with everything.
+            self._verified.add(repr(kind))
+
+    def _check_alone(self, x: Any, rows: np.ndarray) -> None:
+        """Raises a ValueError if an example from the middle is something else without others."""
+        logits = self._classifier.logits
+        middle = len(rows) // 2
+        alone, together = logits(_rows(x, rows[[middle]])), logits(_rows(x, rows))[middle]
+        if not same_logits(alone[0].numpy(), together.numpy()):
+            raise ValueError(_interaction(self._classifier.model))
 
     def _run(self, function: Any, x: Any, y: Any, batches: Sequence[np.ndarray]) -> Any:
         chunks = [_rows(x, rows) for rows in batches]
@@ -115,20 +138,15 @@ class GramFunction:
         distance = tf.reduce_max(tf.stack([batch.distance for batch in batches]))
         return sum_of_products(gradients, exact), log_scale, are_logits, distance
 
-    def _errors(self, chunks: list, labels: list[tf.Tensor]) -> tf.Tensor:
+    def _errors(self, chunks: list, labels: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         (batch,) = self._batches(chunks, labels)
-        return relative_errors(batch, batch.structured())
+        return relative_errors(batch, self._gradients([batch]))
 
     def _batches(self, chunks: list, labels: list[tf.Tensor]) -> list[Batch]:
-        model = self._classifier.model
-        weights = stateless.values(model.trainable_variables)
-        state = stateless.values(model.non_trainable_variables)
-
-        def logits_of(x: Any, weights: list[tf.Tensor]) -> Logits:
-            with stateless.scope(model, weights, state):
-                return self._classifier.find_logits(x, self._training)
-
-        return [Batch(logits_of, x, y, weights) for x, y in zip(chunks, labels, strict=True)]
+        return [
+            Batch(self._classifier, self._training, x, y)
+            for x, y in zip(chunks, labels, strict=True)
+        ]
 
     def _gradients(self, batches: list[Batch]) -> list[Gradients]:
         if self._training:
@@ -144,6 +162,15 @@ class GramFunction:
         for index, found in zip(missing, batch.one_by_one(missing), strict=True):
             gradients[index] = Explicit(found)
         return gradients
+
+
+def _interaction(model: keras.Model) -> str:
+    return (
+        f"Examples of a batch interact in the model {model.name!r}, in inference mode, too, or it "
+        "is random there: evaluated alone, an example gives something else than among others. "
+        "Change the layer that does it, or use loss_gradient_gram(training=True), whose gradients "
+        "take the effect on the others into account."
+    )
 
 
 def _rows(x: Any, rows: np.ndarray) -> Any:

@@ -1,16 +1,17 @@
 """Per-example gradients of the hard-label loss, for one batch in a graph."""
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from fisher_keras.classifier.logits import Logits
+from fisher_keras.classifier import Classifier
 from fisher_keras.fisher.cotangents import unit_cotangents
 from fisher_keras.fisher.gradients import Gradients
 from fisher_keras.fisher.structured import structured_gradients
 from fisher_keras.fisher.vectorized import map_examples
+from fisher_keras.fisher.weights import weights_in_graph
 
 # Keeps half precision's gradients away from its smallest numbers; a power of two, so exact.
 _HALF_SCALE = 1024.0
@@ -22,30 +23,29 @@ class Batch:
     Attributes:
         size: N.
         logits: What is differentiated.
+        weights: The model's trainable variables in the graph.
         distance: How far that is from probabilities, a scalar.
         log_scale: ln of what the gradients below lack as a factor, shape (N,), float64.
     """
 
-    def __init__(
-        self,
-        logits_of: Callable[[Any, list[tf.Tensor]], Logits],
-        x: Any,
-        labels: tf.Tensor,
-        weights: list[tf.Tensor],
-    ) -> None:
+    def __init__(self, classifier: Classifier, training: bool, x: Any, labels: tf.Tensor) -> None:
         """Evaluates the model.
 
         Args:
-            logits_of: Takes inputs and weights to `logits`.
+            classifier: A built classifier.
+            training: Whether in training mode.
             x: The inputs, a structure of tensors of shape (N, ...).
             labels: Class indices, int32, shape (N,).
-            weights: The model's weights, at which everything is computed.
         """
-        self._logits_of = logits_of
+        self._logits_of = functools.partial(classifier.find_logits, training=training)
         self._x = x
-        self._weights = weights
         self.size = labels.shape[0]
-        self.logits = logits_of(x, weights)
+        graph = tf.compat.v1.get_default_graph()
+        before = len(graph.get_operations())
+        self.logits = self._logits_of(x)
+        operations = graph.get_operations()[before:]
+        self._leading = classifier.call_graph(x, training).leading_in(operations)
+        self.weights = weights_in_graph(classifier.model.trainable_variables, graph)
         self._outputs = self.logits.values
         self._outputs.set_shape([self.size, None])
         self.distance = self.logits.distance_from_probabilities()
@@ -57,7 +57,8 @@ class Batch:
     def structured(self) -> list[Gradients | None]:
         """Returns what `structured_gradients` finds. To be called before anything else."""
         inputs = keras.tree.flatten(self._x)
-        return structured_gradients(self._outputs, self._cotangents, inputs, self._weights)
+        leading = self._leading | {tensor.ref() for tensor in inputs}
+        return structured_gradients(self._outputs, self._cotangents, inputs, self.weights, leading)
 
     def one_by_one(self, indices: list[int]) -> list[tf.Tensor]:
         """Returns gradients of some of the weights, each example a batch of its own.
@@ -72,13 +73,13 @@ class Batch:
         """
         if not indices:
             return []
-        chosen = [self._weights[index] for index in indices]
+        chosen = [self.weights[index].variable for index in indices]
 
         def one_example(example: tuple) -> list[tf.Tensor]:
             x, cotangent = keras.tree.map_structure(lambda t: t[tf.newaxis], example)
             with tf.GradientTape() as tape:
                 tape.watch(chosen)
-                outputs = self._logits_of(x, self._weights).values
+                outputs = self._logits_of(x).values
             return _dense(
                 tape.gradient(
                     outputs,
@@ -104,13 +105,16 @@ class Batch:
             Of each weight the gradient.
         """
         coefficients = tf.cast(coefficients, self._outputs.dtype)
+        handles = [weight.handle for weight in self.weights if weight.handle is not None]
+        gradients = iter(
+            tf.gradients(self._outputs, handles, coefficients[:, tf.newaxis] * self._cotangents)
+        )
+        found = [None if weight.handle is None else next(gradients) for weight in self.weights]
         return _dense(
-            tf.gradients(
-                self._outputs,
-                self._weights,
-                coefficients[:, tf.newaxis] * self._cotangents,
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
+            [
+                tf.zeros_like(weight.variable) if gradient is None else gradient
+                for weight, gradient in zip(self.weights, found, strict=True)
+            ]
         )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import tensorflow as tf
 
@@ -12,10 +12,18 @@ from fisher_keras.fisher.gradients import Explicit, Factored, Gradients
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """An operation, and the place of its input that is a weight or computed from weights."""
+    """An operation that uses a weight.
+
+    Attributes:
+        op: The operation.
+        position: The place of its input that is a weight or computed from weights.
+        leading: References to the tensors with the examples on the leading axis, in order; each
+            may have several entries in a row there.
+    """
 
     op: tf.Operation
     position: int
+    leading: Set
 
     @property
     def tensor(self) -> tf.Tensor:
@@ -27,6 +35,10 @@ class Use:
         """The other input of an operation that has two."""
         return self.op.inputs[1 - self.position]
 
+    def leads(self, tensor: tf.Tensor, count: int) -> bool:
+        """Returns whether each entry along the leading axis of a tensor is one of N examples."""
+        return tensor.ref() in self.leading and tensor.shape[0] == count
+
 
 def _matrix_product(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
     """The weight is a matrix; its other factor (N, ..., A), or (N L, A) as layers flatten it."""
@@ -34,7 +46,7 @@ def _matrix_product(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
     other_transposed, transposed = map(use.op.get_attr, names)
     is_matrix = use.position == 1 and not other_transposed and use.tensor.shape.rank == 2
     shape = use.other.shape
-    if not is_matrix or not shape.is_fully_defined() or shape[0] % count:
+    if not is_matrix or not shape.is_fully_defined() or use.other.ref() not in use.leading:
         return None
     length = math.prod(shape[:-1]) // count
     factors = (delta, use.other) if transposed else (use.other, delta)
@@ -47,7 +59,7 @@ def _lookup(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
     """The weight is a table of which the examples take rows: a product with one-hot vectors."""
     indices = use.op.inputs[1]
     plain = use.op.get_attr("batch_dims") == 0 and tf.get_static_value(use.op.inputs[2]) == 0
-    if use.position != 0 or not plain or not _leads(indices, count):
+    if use.position != 0 or not plain or not use.leads(indices, count):
         return None
     rows, *entries = use.tensor.shape
     size = count, math.prod(indices.shape[1:]), rows, math.prod(entries)
@@ -62,11 +74,11 @@ def _lookup(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
 
 def _convolution(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
     """The weight is a filter of a two-dimensional convolution (of which 1D ones are made)."""
-    x = use.other
+    x, leading = use.other, use.leads(use.other, count)
     if use.op.get_attr("data_format") == b"NCHW":
         x, delta = (tf.transpose(t, [0, 2, 3, 1]) for t in (x, delta))
     grouped = x.shape[-1] != use.tensor.shape[2]
-    if use.position != 1 or grouped or not _leads(x, count) or None in x.shape[1:]:
+    if use.position != 1 or grouped or not leading or None in x.shape[1:]:
         return None
     return convolution.filter_gradients(use.op, _wide(x), _wide(delta))
 
@@ -81,7 +93,7 @@ def _einsum(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
     examples_lead = other[:1] == example and example not in mine
     summed_alone = set(mine) - set(other) - set(output)
     repeated = len(set(mine)) < len(mine)
-    if not examples_lead or summed_alone or repeated or not _leads(use.other, count):
+    if not (examples_lead and use.leads(use.other, count)) or summed_alone or repeated:
         return None
     equation = f"{other},{output}->{example}{mine}"
     return Explicit(tf.einsum(equation, _wide(use.other), _wide(delta)))
@@ -103,7 +115,7 @@ def _broadcast(use: Use, products: tf.Tensor, count: int) -> Gradients | None:
     """Sums over the axes along which the weight was repeated, but for the examples'."""
     shape, full = use.tensor.shape, products.shape
     missing = len(full) - len(shape)
-    if not _leads(use.other, count) or full[0] != count or (missing == 0 and shape[0] != 1):
+    if not use.leads(use.other, count) or full[0] != count or (missing == 0 and shape[0] != 1):
         return None
     repeated = [
         axis
@@ -114,17 +126,12 @@ def _broadcast(use: Use, products: tf.Tensor, count: int) -> Gradients | None:
 
 
 def _bias(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
-    if use.position != 1 or not _leads(delta, count):
+    if use.position != 1 or not use.leads(use.op.outputs[0], count):
         return None
     channels = 1 if use.op.get_attr("data_format") == b"NCHW" else len(delta.shape) - 1
     return Explicit(
         tf.reduce_sum(_wide(delta), [a for a in range(1, len(delta.shape)) if a != channels])
     )
-
-
-def _leads(values: tf.Tensor, count: int) -> bool:
-    """Returns whether the leading axis can be that of the examples."""
-    return bool(values.shape.rank) and values.shape[0] == count
 
 
 def _wide(values: tf.Tensor) -> tf.Tensor:

@@ -6,23 +6,23 @@ consists of: for a convolution or a matrix product, a product of the two over po
 broadcast sum or product, a sum. No example needs a pass of its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import tensorflow as tf
 
+from fisher_keras.classifier.call_graph import downstream
 from fisher_keras.fisher.gradients import Explicit, Gradients
 from fisher_keras.fisher.rules import RULES, Use
 from fisher_keras.fisher.vectorized import map_examples
-
-# Only tell the shape of a tensor: what depends on these alone does not depend on the examples.
-_SHAPE_OPS = ("Shape", "ShapeN", "Size", "Rank")
+from fisher_keras.fisher.weights import Weight
 
 
 def structured_gradients(
     outputs: tf.Tensor,
     cotangents: tf.Tensor,
     inputs: Sequence[tf.Tensor],
-    weights: list[tf.Tensor],
+    weights: Sequence[Weight],
+    leading: Set,
 ) -> list[Gradients | None]:
     """Finds the per-example gradients of those weights that only known operations use.
 
@@ -31,17 +31,20 @@ def structured_gradients(
             no gradients yet.
         cotangents: The gradient of each example's loss at `outputs`, of the same shape and dtype.
         inputs: What the examples come in by, each of shape (N, ...).
-        weights: Tensors that the model was evaluated at.
+        weights: What the model was evaluated at.
+        leading: References to the tensors with the examples on the leading axis, in order.
 
     Returns:
         For each weight its gradients, or None where an operation that uses it is not known, or
-        takes examples apart in a way that is not. Known operations are taken to have the examples
-        on their leading axis, in order; it is for the caller to verify the result.
+        takes examples apart in a way that is not. It is for the caller to verify the result.
     """
     count = outputs.shape[0]
-    with_examples = _downstream(inputs, avoiding={})
-    reached = [list(_uses(weight, with_examples)) for weight in weights]
-    known = [all(use.op.type in RULES for use in uses) for uses in reached]
+    with_examples = downstream(inputs)
+    reached = [list(_uses(weight, with_examples, leading)) for weight in weights]
+    known = [
+        weight.only_read and all(use.op.type in RULES for use in uses)
+        for weight, uses in zip(weights, reached, strict=True)
+    ]
     used = _unique(use for uses, ok in zip(reached, known, strict=True) if ok for use in uses)
     deltas = tf.gradients(
         outputs,
@@ -61,38 +64,24 @@ def structured_gradients(
         if not ok or any(combined[tensor] is None for tensor in tensors):
             continue
         if not tensors:
-            result[index] = Explicit(tf.zeros([count, *weight.shape], weight.dtype))
-        elif tensors == [weight.ref()]:
-            result[index] = combined[weight.ref()]
+            variable = weight.variable
+            result[index] = Explicit(tf.zeros([count, *variable.shape], variable.dtype))
+        elif set(tensors) <= {read.ref() for read in weight.reads}:
+            result[index] = _combined([combined[tensor] for tensor in tensors])
         else:
             indirect.append((index, tensors))
     _pull_back(result, indirect, combined, weights)
     return result
 
 
-def _downstream(tensors: Sequence[tf.Tensor], avoiding: dict) -> dict:
-    """Returns references to all that is computed from tensors without going through others."""
-    # A dictionary for a set that keeps its order: results are the same to the bit each time.
-    found = dict.fromkeys(tensor.ref() for tensor in tensors)
-    waiting = list(tensors)
-    while waiting:
-        for op in waiting.pop().consumers():
-            if op.type in _SHAPE_OPS:
-                continue
-            new = [t for t in op.outputs if t.ref() not in found and t.ref() not in avoiding]
-            found |= dict.fromkeys(t.ref() for t in new)
-            waiting += new
-    return found
-
-
-def _uses(weight: tf.Tensor, with_examples: dict) -> Iterator[Use]:
+def _uses(weight: Weight, with_examples: dict, leading: Set) -> Iterator[Use]:
     """Finds the operations where a weight, or what is computed from weights, meets examples."""
-    for tensor in _downstream([weight], avoiding=with_examples):
+    for tensor in downstream(weight.reads, avoiding=with_examples):
         for op in tensor.deref().consumers():
             if any(output.ref() in with_examples for output in op.outputs):
                 for position, value in enumerate(op.inputs):
                     if value is tensor.deref():
-                        yield Use(op, position)
+                        yield Use(op, position, leading)
 
 
 def _unique(uses: Iterator[Use]) -> list[Use]:
@@ -106,7 +95,7 @@ def _combined(parts: list[Gradients | None]) -> Gradients | None:
     return None if None in parts else Explicit(tf.add_n([part.explicit() for part in parts]))
 
 
-def _pull_back(result: list, indirect: list, combined: dict, weights: list[tf.Tensor]) -> None:
+def _pull_back(result: list, indirect: list, combined: dict, weights: Sequence[Weight]) -> None:
     """Completes the weights that reach the examples by way of other tensors, as gamma does.
 
     BatchNormalization multiplies by gamma / sqrt(variance + epsilon): gradients at such tensors
@@ -115,11 +104,12 @@ def _pull_back(result: list, indirect: list, combined: dict, weights: list[tf.Te
     if not indirect:
         return
     tensors = list(dict.fromkeys(tensor for _, between in indirect for tensor in between))
-    indices = [index for index, _ in indirect]
+    handles = [weights[index].handle for index, _ in indirect]
 
     def one_example(rows: list[tf.Tensor]) -> list[tf.Tensor]:
-        return tf.gradients([t.deref() for t in tensors], [weights[i] for i in indices], rows)
+        return tf.gradients([t.deref() for t in tensors], handles, rows)
 
     rows = [tf.cast(combined[t].explicit(), t.deref().dtype) for t in tensors]
-    for index, gradients in zip(indices, map_examples(one_example, rows), strict=True):
-        result[index] = Explicit(gradients)
+    gradients = map_examples(one_example, rows)
+    for (index, _), found in zip(indirect, gradients, strict=True):
+        result[index] = Explicit(found)

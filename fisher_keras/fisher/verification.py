@@ -14,16 +14,16 @@ _TOLERANCE = 0.05
 _NEGLIGIBLE = 1e-5
 
 
-def relative_errors(batch: Batch, gradients: list[Gradients | None]) -> tf.Tensor:
+def relative_errors(batch: Batch, gradients: list[Gradients]) -> tuple[tf.Tensor, tf.Tensor]:
     """Compares a random weighted sum of per-example gradients with that of reverse mode.
 
     Args:
         batch: The examples, in the graph in which the gradients were found.
-        gradients: Of each weight, None for one that has none.
+        gradients: Of each weight.
 
     Returns:
         The largest error of each weight's gradient relative to its largest entry, a vector in
-        float64; 0 for a weight that has none.
+        float64, and whether there is an entry that is not zero.
     """
     coefficients = tf.random.stateless_normal([batch.size], [0, 0])
     expected = batch.weighted_sum(coefficients)
@@ -32,20 +32,29 @@ def relative_errors(batch: Batch, gradients: list[Gradients | None]) -> tf.Tenso
     # are in memory at a time.
     for found, right in zip(reversed(gradients), reversed(expected), strict=True):
         largest.append(tf.cast(_largest(right), tf.float64))
-        if found is None:
-            off.append(tf.zeros([], tf.float64))
-            continue
         with tf.control_dependencies(off[-1:]):
             mine = found.weighted_sum(coefficients)
         off.append(tf.cast(_largest(mine - tf.cast(right, mine.dtype)), tf.float64))
     off, largest = tf.stack(off[::-1]), tf.stack(largest[::-1])
     floor = _NEGLIGIBLE * tf.reduce_max(largest)
-    return tf.math.divide_no_nan(off, tf.maximum(largest, floor))
+    return tf.math.divide_no_nan(off, tf.maximum(largest, floor)), largest > 0
 
 
 def wrong_weights(errors: np.ndarray) -> list[int]:
     """Returns the indices of the weights whose `relative_errors` are no rounding."""
     return np.flatnonzero(errors > _TOLERANCE).tolist()
+
+
+def same_logits(these: np.ndarray, those: np.ndarray) -> bool:
+    """Returns whether logits are the same to within rounding; NaN and infinity are another error.
+
+    Args:
+        these: Logits in float64.
+        those: Logits of the same examples.
+    """
+    finite = np.isfinite(these) & np.isfinite(those)
+    off = np.abs(these - those)[finite]
+    return bool(np.all(off <= _TOLERANCE * np.abs(those[finite]).max(initial=0)))
 
 
 def _largest(values: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,244 @@
+"""What the graph of a model's call tells: where its examples are, and what the call changes.
+
+A model is traced for a number of examples that divides no other size in it, so that an axis of
+that size is the examples', whatever sizes a user's data happen to have. Nothing is computed.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from fisher_keras.classifier import stateless
+from fisher_keras.classifier.tracing import concrete_function
+
+# Only tell the shape of a tensor: what depends on these alone does not depend on the examples.
+_SHAPE_OPS = ("Shape", "ShapeN", "Size", "Rank")
+# Larger than most sizes in a model, and small enough for loops over examples in Python.
+_LEAST_COUNT = 251
+# With these, rows stay what they are, also where a row is one of several of an example.
+_ROW_BY_ROW = ("Add", "AddV2", "BiasAdd", "Cast", "Identity", "MatMul", "Mul", "Relu", "Sub")
+
+
+@dataclasses.dataclass(frozen=True)
+class CallGraph:
+    """What was found out about the call of a model.
+
+    Attributes:
+        changes_variables: Whether it writes a variable, as moving statistics or a seed.
+        operations: The types of the call's operations, in order.
+        leading: The outputs of these that have the examples on the leading axis, in order: pairs
+            of the operation's place and the output's.
+    """
+
+    changes_variables: bool = True
+    operations: tuple[str, ...] = ()
+    leading: frozenset[tuple[int, int]] = frozenset()
+
+    def leading_in(self, operations: Sequence[tf.Operation]) -> frozenset:
+        """Returns references to the tensors with leading examples in another trace of the call.
+
+        Args:
+            operations: Those of the other trace. Where they begin to be of other types, nothing
+                is known any more.
+        """
+        pairs = zip(self.operations, operations, strict=False)
+        same = list(itertools.takewhile(lambda pair: pair[0] == pair[1].type, pairs))
+        return frozenset(
+            operations[place].outputs[output].ref()
+            for place, output in self.leading
+            if place < len(same)
+        )
+
+
+# Of a model that cannot be traced for another number of examples: nothing is taken for granted.
+_UNKNOWN = CallGraph()
+
+
+def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
+    """Traces a model's call, and looks at the graph.
+
+    Args:
+        model: A built Keras model.
+        specs: A `tf.TensorSpec` for each of its inputs, (N, ...), in a structure.
+        training: Whether in training mode.
+
+    Returns:
+        What was found out.
+
+    Raises:
+        ValueError: If examples interact in inference mode, so that there is no loss of one alone;
+            or if what the call changes cannot be kept from changing.
+    """
+    sizes = [*keras.tree.flatten(specs), *model.variables]
+    count = _prime({size for sized in sizes for size in sized.shape if size})
+    specs = keras.tree.map_structure(
+        lambda spec: tf.TensorSpec([count, *spec.shape[1:]], spec.dtype), specs
+    )
+    trace = _trace(model, specs, training)
+    if trace is None:
+        return _UNKNOWN
+    changes_variables = trace.writes()
+    if changes_variables:
+        trace.check_functions(model)
+        # What it would change is dropped, in this and in all traces.
+        with stateless.dropping_changes():
+            trace = _trace(model, specs, training)
+    if not training:
+        trace.check_interaction(model, count)
+    operations = tuple(op.type for op in trace.operations)
+    return CallGraph(changes_variables, operations, trace.leading(count))
+
+
+def downstream(tensors: Sequence[tf.Tensor], avoiding: Any = ()) -> dict:
+    """Returns references to all that is computed from tensors without going through others.
+
+    What depends on their shapes alone is left out.
+
+    Args:
+        tensors: The tensors, which are among those that are returned.
+        avoiding: References to the others.
+
+    Returns:
+        The references as the keys of a dictionary, a set that keeps its order: results are the
+        same to the bit each time.
+    """
+    found = dict.fromkeys(tensor.ref() for tensor in tensors)
+    waiting = list(tensors)
+    while waiting:
+        for op in waiting.pop().consumers():
+            if op.type in _SHAPE_OPS:
+                continue
+            new = [t for t in op.outputs if t.ref() not in found and t.ref() not in avoiding]
+            found |= dict.fromkeys(t.ref() for t in new)
+            waiting += new
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trace:
+    """The graph of a call."""
+
+    graph: tf.Graph
+    inputs: list[tf.Tensor]
+    outputs: list[tf.Tensor]
+    operations: list[tf.Operation]
+
+    def writes(self) -> bool:
+        definition = self.graph.as_graph_def()
+        nodes = itertools.chain(
+            definition.node, *(f.node_def for f in definition.library.function)
+        )
+        return any(node.op.startswith(("Assign", "ResourceScatter")) for node in nodes)
+
+    def check_functions(self, model: keras.Model) -> None:
+        """Refuses a `tf.function` that writes: it keeps its trace, with or without the writing."""
+        for op in self.operations:
+            if "PartitionedCall" in op.type and any(t.dtype == tf.resource for t in op.inputs):
+                raise ValueError(
+                    f"A tf.function inside of the model {model.name!r} ({op.name!r}) may change "
+                    "variables, which an evaluation must not. Remove tf.function there: Keras "
+                    "makes a graph of the whole model anyway."
+                )
+
+    def check_interaction(self, model: keras.Model, count: int) -> None:
+        """Raises a ValueError if something is computed of all examples that outputs depend on."""
+        upstream = _upstream(self.outputs)
+        for tensor in [ref.deref() for ref in downstream(self.inputs) if ref in upstream]:
+            op = tensor.op
+            normalizes = op.type.startswith("FusedBatchNorm") and op.get_attr("is_training")
+            if not normalizes and (_number_of_axes(tensor, count) == 1 or not _is_float(tensor)):
+                continue
+            if normalizes or self._depend_on(tensor):
+                raise ValueError(
+                    f"Examples of a batch interact in the model {model.name!r}, in inference "
+                    f"mode, too: {op.name!r} takes them together, as a normalization by the "
+                    "moments of the batch does, so that no loss is of one example. Change that "
+                    "layer, or use loss_gradient_gram(training=True), whose gradients take the "
+                    "effect on the others into account."
+                )
+
+    def _depend_on(self, tensor: tf.Tensor) -> bool:
+        """Returns whether the outputs have a derivative by a tensor."""
+        with self.graph.as_default():
+            return tf.gradients(self.outputs, [tensor])[0] is not None
+
+    def leading(self, count: int) -> frozenset[tuple[int, int]]:
+        """Returns which outputs of the operations have the examples in front."""
+        found = {tensor.ref() for tensor in self.inputs}
+        places = set()
+        for place, op in enumerate(self.operations):
+            for output, tensor in enumerate(op.outputs):
+                if _examples_lead(tensor, count, found):
+                    found.add(tensor.ref())
+                    places.add((place, output))
+        return frozenset(places)
+
+
+def _trace(model: keras.Model, specs: Any, training: bool) -> _Trace | None:
+    """Returns the trace, or None where there is none for this number of examples."""
+    traces = []
+
+    def call(x: Any) -> None:
+        graph = tf.compat.v1.get_default_graph()
+        before = len(graph.get_operations())
+        outputs = keras.tree.flatten(stateless.apply(model, x, training))
+        operations = graph.get_operations()[before:]
+        traces.append(_Trace(graph, keras.tree.flatten(x), outputs, operations))
+
+    try:
+        with tf.init_scope():
+            concrete_function(tf.function(call, autograph=False), specs)
+    except Exception:  # Of any kind. What is wrong with the model itself, its own trace raises.
+        return None
+    return traces[0]
+
+
+def _examples_lead(tensor: tf.Tensor, count: int, leading: set) -> bool:
+    shape, op = tensor.shape, tensor.op
+    if not shape.rank or not shape[0] or shape[0] % count or _number_of_axes(tensor, count) != 1:
+        return False
+    if op.type == "Reshape":  # Keeps the order, whatever it is.
+        return op.inputs[0].ref() in leading
+    if shape[0] == count:
+        return True
+    same = [t for t in op.inputs if t.shape.rank and t.shape[0] == shape[0]]
+    return op.type in _ROW_BY_ROW and bool(same) and all(t.ref() in leading for t in same)
+
+
+def _number_of_axes(tensor: tf.Tensor, count: int) -> int:
+    """Returns how many axes are the examples'; 1 where it is not known."""
+    if tensor.shape.rank is None or None in tensor.shape.as_list():
+        return 1
+    number = 0
+    for size in tensor.shape:
+        while size and size % count == 0:
+            size, number = size // count, number + 1
+    return number
+
+
+def _is_float(tensor: tf.Tensor) -> bool:
+    return tensor.dtype.is_floating or tensor.dtype.is_complex
+
+
+def _upstream(tensors: Sequence[tf.Tensor]) -> dict:
+    """Returns references to all that tensors are computed from, as the keys of a dictionary."""
+    found = dict.fromkeys(tensor.ref() for tensor in tensors)
+    waiting = list(tensors)
+    while waiting:
+        new = [t for t in waiting.pop().op.inputs if t.ref() not in found]
+        found |= dict.fromkeys(t.ref() for t in new)
+        waiting += new
+    return found
+
+
+def _prime(sizes: set[int]) -> int:
+    """Returns the least prime number from `_LEAST_COUNT` on that divides none of the sizes."""
+    for number in itertools.count(_LEAST_COUNT, 2):
+        is_prime = all(number % divisor for divisor in range(3, int(number**0.5) + 1, 2))
+        if is_prime and all(size % number for size in sizes):
+            return number
+    raise AssertionError
