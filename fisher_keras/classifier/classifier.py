@@ -15,14 +15,25 @@ from fisher_keras.classifier.logits import FromLogits, Logits, check_values, fin
 from fisher_keras.classifier.tracing import for_batches, specs
 from fisher_keras.classifier.wrapper import plain_classifier
 
+# Attributes of a model that Keras sets while it trains; none has a part in a call.
+_OF_TRAINING = {
+    "history",
+    "predict_function",
+    "stop_evaluating",
+    "stop_predicting",
+    "stop_training",
+    "test_function",
+    "train_function",
+}
+
 
 class Classifier:
     r"""A Keras classifier $f_w$ with all that was found out about it: made once for many calls.
 
     Every metric takes one in place of a model. To trace a large network takes seconds, which a
     `Classifier` spends once, where a call that is given the model spends them each time. The
-    model's weights may change in between, and layers may be frozen or not: that is noticed. After
-    any other change to the model make a new `Classifier`.
+    model's weights may change in between; that layers are frozen or not, or an attribute such as
+    an activation replaced, is noticed. After any other change make a new `Classifier`.
 
     Example:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -223,9 +234,20 @@ def _logits_of_batches(classifier: Classifier) -> Callable[[Any], tuple]:
 
 
 def _state(model: keras.Model) -> tuple[list, ...]:
-    """Returns what a trace takes for granted: variables, and which layers are trainable."""
-    flags = [layer.trainable for layer in stateless.all_layers(model)]
-    return model.variables, model.trainable_variables, flags
+    """Returns what a trace takes for granted: variables, layers and their attributes.
+
+    Of these the public ones, as an activation or a rate; they are compared by identity. What a
+    trace itself leaves behind, a tensor of its graph, is none.
+    """
+    layers = stateless.all_layers(model)
+    attributes = [
+        value
+        for layer in layers
+        for name, value in sorted(vars(layer).items())
+        if not (name.startswith("_") or name in _OF_TRAINING or tf.is_symbolic_tensor(value))
+    ]
+    flags = [layer.trainable for layer in layers]
+    return model.variables, model.trainable_variables, layers, flags, attributes
 
 
 def _same(these: tuple[list, ...], those: tuple[list, ...]) -> bool:

@@ -79,7 +79,62 @@ class Factored:
         return tf.matmul(x, delta[..., first:last], transpose_a=True)
 
 
-Gradients = Explicit | Factored
+@dataclasses.dataclass(frozen=True)
+class Looked:
+    """Gradients of a table of which N examples take L rows each: zero in all other rows.
+
+    Attributes:
+        shape: Of the table, (rows, ...).
+        indices: The rows that are taken, int, shape (N, L).
+        deltas: The gradients at what was taken, shape (N, L, B), B entries to a row.
+    """
+
+    shape: tuple[int, ...]
+    indices: tf.Tensor
+    deltas: tf.Tensor
+
+    def explicit(self) -> tf.Tensor:
+        """Returns the gradients, shape (N, *weight.shape)."""
+        table = self._tables(self.indices, self.shape[0], self.deltas)
+        return tf.reshape(table, [-1, *self.shape])
+
+    def weighted_sum(self, coefficients: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of the gradients, each times its coefficient, of the weight's shape."""
+        deltas = self.deltas * tf.cast(coefficients, self.deltas.dtype)[:, tf.newaxis, tf.newaxis]
+        rows = tf.reshape(deltas, [-1, deltas.shape[-1]])
+        table = tf.math.unsorted_segment_sum(rows, tf.reshape(self.indices, [-1]), self.shape[0])
+        return tf.reshape(table, self.shape)
+
+    def blocks(self) -> list[Callable[[], tf.Tensor]]:
+        """Returns functions that give columns of the matrix of gradients, but for those of zeros.
+
+        Of the table's rows these hold as many as the examples take at most, in any order.
+        """
+        count, length, entries = self.deltas.shape
+        rows = min(self.shape[0], count * length)
+        step = max(1, _BLOCK_ENTRIES // (count * rows))
+        _, indices = tf.unique(tf.reshape(self.indices, [-1]))
+        indices = tf.reshape(indices, [count, length])
+        return [
+            lambda first=first: _flat(
+                self._tables(indices, rows, self.deltas[..., first : first + step])
+            )
+            for first in range(0, entries, step)
+        ]
+
+    def _tables(self, indices: tf.Tensor, rows: int, deltas: tf.Tensor) -> tf.Tensor:
+        """Adds up each example's deltas in a table of its own, shape (N, rows, b)."""
+        count, length, entries = deltas.shape
+        places = tf.cast(indices, tf.int32) + rows * tf.range(count)[:, tf.newaxis]
+        tables = tf.math.unsorted_segment_sum(
+            tf.reshape(deltas, [count * length, entries]),
+            tf.reshape(places, [-1]),
+            count * rows,
+        )
+        return tf.reshape(tables, [count, rows, entries])
+
+
+Gradients = Explicit | Factored | Looked
 
 
 def _flat(gradients: tf.Tensor) -> tf.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Set
 import tensorflow as tf
 
 from fisher_keras.fisher import convolution
-from fisher_keras.fisher.gradients import Explicit, Factored, Gradients
+from fisher_keras.fisher.gradients import Explicit, Factored, Gradients, Looked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +56,17 @@ def _matrix_product(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
 
 
 def _lookup(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
-    """The weight is a table of which the examples take rows: a product with one-hot vectors."""
+    """The weight is a table of which the examples take rows."""
     indices = use.op.inputs[1]
     plain = use.op.get_attr("batch_dims") == 0 and tf.get_static_value(use.op.inputs[2]) == 0
     if use.position != 0 or not plain or not use.leads(indices, count):
         return None
-    rows, *entries = use.tensor.shape
-    size = count, math.prod(indices.shape[1:]), rows, math.prod(entries)
-
-    def make_factors() -> tuple[tf.Tensor, tf.Tensor]:
-        row_gradients = _wide(tf.reshape(delta, [*size[:2], size[3]]))
-        ones = tf.one_hot(tf.reshape(indices, size[:2]), rows, dtype=row_gradients.dtype)
-        return ones, row_gradients
-
-    return Factored(size, make_factors, lambda g: tf.reshape(g, [-1, rows, *entries]))
+    length, entries = math.prod(indices.shape[1:]), math.prod(use.tensor.shape[1:])
+    return Looked(
+        tuple(use.tensor.shape),
+        tf.reshape(indices, [count, length]),
+        _wide(tf.reshape(delta, [count, length, entries])),
+    )
 
 
 def _convolution(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:

@@ -14,6 +14,7 @@ from fisher_keras import FisherRegularizedModel
 from fisher_keras.classifier import Classifier
 from fisher_keras.classifier.classifier import as_classifier
 from fisher_keras.fisher import loss_gradient_gram
+from fisher_keras.fisher.gram_function import GramFunction
 from fisher_keras.metrics import evaluate_local_minimum, hessian, robustness
 
 
@@ -61,6 +62,28 @@ def test_functions_see_the_weights_of_the_moment():
     assert not np.array_equal(gram.log_scale, before[1].log_scale)
 
 
+class Scaled(keras.layers.Layer):
+    """Has an attribute that counts, and one that each call leaves behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = 2.0
+        self.last = None
+
+    def call(self, x):
+        self.last = self.scale * x
+        return self.last
+
+
+def test_what_a_call_leaves_behind_is_no_change():
+    model, (x, y) = network(Scaled()), examples()
+    classifier = Classifier(model)
+    loss_gradient_gram(classifier, x, y)
+    function = classifier.function(GramFunction, False)
+    loss_gradient_gram(classifier, x, y)
+    assert classifier.function(GramFunction, False) is function
+
+
 def frozen(model):
     model.layers[0].trainable = False
 
@@ -74,9 +97,19 @@ def with_another_head(model):
     model.add(keras.layers.Dense(5))
 
 
-@pytest.mark.parametrize("change", [frozen, with_lora, with_another_head])
+def with_another_activation(model):
+    model.layers[0].activation = keras.activations.sigmoid
+
+
+def with_a_scale(model):
+    model.layers[1].scale = 3.0
+
+
+@pytest.mark.parametrize(
+    "change", [frozen, with_lora, with_another_head, with_another_activation, with_a_scale]
+)
 def test_no_trace_is_stale(change):
-    model, (x, y) = network(keras.layers.Dense(6, "tanh")), examples()
+    model, (x, y) = network(keras.layers.Dense(6, "tanh"), Scaled()), examples()
     classifier = Classifier(model)
     before = loss_gradient_gram(classifier, x, y)
     change(model)

@@ -211,14 +211,17 @@ def test_the_networks_need_no_fallback(arch):
     assert not classifier.function(GramFunction, False).fallback_weights
 
 
-def test_text_with_embedding_and_attention():
+@pytest.mark.parametrize("vocabulary", [11, 200])  # Fewer and more than the examples' 35 tokens.
+def test_text_with_embedding_and_attention(vocabulary):
     inputs = keras.Input((7,), dtype="int32")
-    h = layers.Embedding(11, 6)(inputs)
+    h = layers.Embedding(vocabulary, 6)(inputs)
     h = h + layers.MultiHeadAttention(2, 3)(h, h)
     h = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(h))
     model = shake(keras.Model(inputs, layers.Dense(3)(h)))
     generator = np.random.default_rng(0)
-    x, y = generator.integers(0, 11, (5, 7)).astype(np.int32), generator.integers(0, 3, 5)
+    x = generator.integers(0, vocabulary, (5, 7)).astype(np.int32)
+    x[:, 1] = x[:, 0]  # A token that comes again in its sentence.
+    y = generator.integers(0, 3, 5)
     j = jacobian(model, x, y)
     np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=2e-4, atol=1e-5)
 
