@@ -20,7 +20,17 @@ _SHAPE_OPS = ("Shape", "ShapeN", "Size", "Rank")
 # Larger than most sizes in a model, and small enough for loops over examples in Python.
 _LEAST_COUNT = 251
 # With these, rows stay what they are, also where a row is one of several of an example.
-_ROW_BY_ROW = ("Add", "AddV2", "BiasAdd", "Cast", "Identity", "MatMul", "Mul", "Relu", "Sub")
+_ROW_BY_ROW = {
+    *("Add", "AddV2", "BiasAdd", "Cast", "Elu", "Erf", "Exp", "Identity", "LeakyRelu", "MatMul"),
+    *("Maximum", "Minimum", "Mul", "Neg", "Pow", "RealDiv", "Relu", "Relu6", "Rsqrt", "Selu"),
+    *("Sigmoid", "Softplus", "Sqrt", "Square", "SquaredDifference", "Sub", "Tanh"),
+}
+# And with these, where the examples are in front before and behind.
+_EXAMPLE_BY_EXAMPLE = _ROW_BY_ROW | {
+    *("AvgPool", "BatchMatMulV2", "ConcatV2", "Conv2D", "DepthwiseConv2dNative", "ExpandDims"),
+    *("FusedBatchNormV3", "Max", "MaxPool", "Mean", "Pack", "Pad", "PadV2", "Reshape", "Softmax"),
+    *("Squeeze", "StopGradient", "Sum"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +42,13 @@ class CallGraph:
         operations: The types of the call's operations, in order.
         leading: The outputs of these that have the examples on the leading axis, in order: pairs
             of the operation's place and the output's.
+        by_example: Whether no operation can let examples interact, or is random, by its type.
     """
 
     changes_variables: bool = True
     operations: tuple[str, ...] = ()
     leading: frozenset[tuple[int, int]] = frozenset()
+    by_example: bool = False
 
     def leading_in(self, operations: Sequence[tf.Operation]) -> frozenset:
         """Returns references to the tensors with leading examples in another trace of the call.
@@ -90,7 +102,8 @@ def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
     if not training:
         trace.check_interaction(model, count)
     operations = tuple(op.type for op in trace.operations)
-    return CallGraph(changes_variables, operations, trace.leading(count))
+    leading = trace.leading(count)
+    return CallGraph(changes_variables, operations, leading, trace.by_example(leading))
 
 
 def downstream(tensors: Sequence[tf.Tensor], avoiding: Any = ()) -> dict:
@@ -146,8 +159,7 @@ class _Trace:
 
     def check_interaction(self, model: keras.Model, count: int) -> None:
         """Raises a ValueError if something is computed of all examples that outputs depend on."""
-        upstream = _upstream(self.outputs)
-        for tensor in [ref.deref() for ref in downstream(self.inputs) if ref in upstream]:
+        for tensor in self.between():
             op = tensor.op
             normalizes = op.type.startswith("FusedBatchNorm") and op.get_attr("is_training")
             if not normalizes and (_number_of_axes(tensor, count) == 1 or not _is_float(tensor)):
@@ -160,6 +172,19 @@ class _Trace:
                     "layer, or use loss_gradient_gram(training=True), whose gradients take the "
                     "effect on the others into account."
                 )
+
+    def between(self) -> list[tf.Tensor]:
+        """Returns all that is computed from the inputs, and outputs from it."""
+        upstream = _upstream(self.outputs)
+        return [ref.deref() for ref in downstream(self.inputs) if ref in upstream]
+
+    def by_example(self, leading: frozenset[tuple[int, int]]) -> bool:
+        leads = {self.operations[place].outputs[output].ref() for place, output in leading}
+        leads |= {tensor.ref() for tensor in self.inputs}
+        between = [tensor for tensor in self.between() if tensor.op in set(self.operations)]
+        known = all(tensor.op.type in _EXAMPLE_BY_EXAMPLE for tensor in between)
+        known &= all(op.type == "ReadVariableOp" or not _is_stateful(op) for op in self.operations)
+        return known and all(tensor.ref() in leads for tensor in between)
 
     def _depend_on(self, tensor: tf.Tensor) -> bool:
         """Returns whether the outputs have a derivative by a tensor."""
@@ -218,6 +243,11 @@ def _number_of_axes(tensor: tf.Tensor, count: int) -> int:
         while size and size % count == 0:
             size, number = size // count, number + 1
     return number
+
+
+def _is_stateful(op: tf.Operation) -> bool:
+    """Returns whether an operation does anything but compute: draw, assert, call a function."""
+    return op.op_def.is_stateful
 
 
 def _is_float(tensor: tf.Tensor) -> bool:

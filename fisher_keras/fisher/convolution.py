@@ -1,11 +1,11 @@
-"""Per-example gradients of the filter of a two-dimensional convolution."""
+"""Per-example gradients of the filters of two-dimensional convolutions."""
 
 import dataclasses
 
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.fisher.gradients import Factored
+from fisher_keras.fisher.gradients import Explicit, Factored
 
 # Stands for a row or column outside of an image.
 _NOWHERE = -1
@@ -40,6 +40,30 @@ def filter_gradients(op: tf.Operation, x: tf.Tensor, delta: tf.Tensor) -> Factor
     )
 
 
+def depthwise_gradients(op: tf.Operation, x: tf.Tensor, delta: tf.Tensor) -> Explicit:
+    """Returns the gradients of the filters of a depthwise convolution.
+
+    Args:
+        op: A `DepthwiseConv2dNative`, in any data format.
+        x: Its images, shape (N, H, W, A).
+        delta: The gradient at its output, shape (N, H', W', A M), M outputs to a channel.
+
+    Returns:
+        The gradients of N examples.
+    """
+    height, width, channels, multiplier = op.inputs[1].shape
+    rows, columns = _window_axes(op, x.shape, delta.shape)
+    x = tf.pad(x, [[0, 0], rows.margins(), columns.margins(), [0, 0]])
+    delta = tf.reshape(delta, [*delta.shape[:3], channels, multiplier])
+    entries = [
+        tf.reduce_sum(x[:, rows.met_by(i), columns.met_by(j), :, tf.newaxis] * delta, [1, 2])
+        for i in range(height)
+        for j in range(width)
+    ]
+    gradients = tf.stack(entries, axis=1)
+    return Explicit(tf.reshape(gradients, [-1, height, width, channels, multiplier]))
+
+
 @dataclasses.dataclass(frozen=True)
 class _WindowAxis:
     """How the windows of a convolution lie along one axis of its images."""
@@ -50,6 +74,16 @@ class _WindowAxis:
     dilation: int
     padding: int
     outputs: int
+
+    def margins(self) -> list[int]:
+        """Returns how much has to be put around the images, so that no window leaves them."""
+        span = (self.outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
+        return [self.padding, max(span - self.inputs - self.padding, 0)]
+
+    def met_by(self, entry: int) -> slice:
+        """Returns where in images with margins the outputs meet an entry of the kernel."""
+        first = entry * self.dilation
+        return slice(first, first + (self.outputs - 1) * self.stride + 1, self.stride)
 
     def inputs_of_outputs(self) -> np.ndarray:
         """Returns where each output meets each of the kernel's entries, (outputs, kernel)."""

@@ -137,6 +137,11 @@ class Looked:
 Gradients = Explicit | Factored | Looked
 
 
+def fresh(gradients: list[Gradients]) -> list[Gradients]:
+    """Returns gradients for another graph inside of theirs, which makes factors of its own."""
+    return [dataclasses.replace(part) for part in gradients]
+
+
 def _flat(gradients: tf.Tensor) -> tf.Tensor:
     count, *shape = gradients.shape
     return tf.reshape(gradients, [count, math.prod(shape)])

@@ -1,6 +1,5 @@
 """The traced function behind the Gram matrix: per-example gradients, and their products."""
 
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,10 +11,15 @@ import tensorflow as tf
 from fisher_keras.classifier import Classifier
 from fisher_keras.classifier.labels import hard_labels
 from fisher_keras.classifier.tracing import concrete_function, specs
-from fisher_keras.fisher.gradients import Explicit, Gradients
+from fisher_keras.fisher.gradients import Explicit, Gradients, fresh
 from fisher_keras.fisher.gram_product import sum_of_products
 from fisher_keras.fisher.per_example import Batch
-from fisher_keras.fisher.verification import relative_errors, same_logits, wrong_weights
+from fisher_keras.fisher.verification import (
+    no_errors,
+    relative_errors,
+    same_logits,
+    wrong_weights,
+)
 
 
 class GramFunction:
@@ -41,14 +45,14 @@ class GramFunction:
         self._classifier = classifier
         self._training = training
         self._verified: set[str] = set()
-        self._traced: dict[bool, Any] = {}
+        self._traced = tf.function(self._evaluate, autograph=False)
         self.fallback_weights: set[int] = set()
         self.exact_was_needed = False
 
     def take_fallback(self, indices: Iterable[int]) -> None:
         """Takes the gradients of some weights, by their index, example by example."""
         self.fallback_weights |= set(indices)
-        self._traced = {}
+        self._traced = tf.function(self._evaluate, autograph=False)
 
     def __call__(
         self, x: Any, y: Any, chunk_size: int, exact: bool
@@ -87,60 +91,64 @@ class GramFunction:
     def _pair(
         self, x: Any, y: Any, batches: Sequence[np.ndarray], exact: bool
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        if not self._training:
-            self._verify(x, y, batches)
-        traced = self._traced.get(exact)
-        if traced is None:
-            products = functools.partial(self._products, exact)
-            traced = self._traced[exact] = tf.function(products, autograph=False)
-        xi, log_scale, *to_check = self._run(traced, x, y, batches)
-        self._classifier.check_values(*to_check)
+        kind = repr([(len(rows), *_shapes(x)) for rows in batches])
+        verify = not (self._training or kind in self._verified)
+        xi, log_scale, are_logits, distance, *errors = self._run(x, y, batches, exact, verify)
+        self._classifier.check_values(are_logits, distance)
+        if verify:
+            wrong = set(wrong_weights(errors[0].numpy()))
+            if wrong & self.fallback_weights or not self._same_alone(x, batches[0]):
+                raise ValueError(_interaction(self._classifier.model))
+            if wrong:
+                self.take_fallback(wrong)
+                return self._pair(x, y, batches, exact)
+            if errors[1].numpy().all():  # What is zero everywhere agrees with everything.
+                self._verified.add(kind)
         return xi, log_scale
 
-    def _verify(self, x: Any, y: Any, batches: Sequence[np.ndarray]) -> None:
-        """Makes sure of the gradients of this number of examples, or refuses to compute them."""
-        (rows,) = batches
-        kind = len(rows), *((leaf.shape[1:], leaf.dtype) for leaf in keras.tree.flatten(x))
-        if repr(kind) in self._verified:
-            return
-        self._check_alone(x, rows)
-        errors = tf.function(self._errors, autograph=False)
-        off, seen = (result.numpy() for result in self._run(errors, x, y, batches))
-        wrong = set(wrong_weights(off))
-        if wrong & self.fallback_weights:
-            raise ValueError(_interaction(self._classifier.model))
-        if wrong:
-            self.take_fallback(wrong)
-            self._verify(x, y, batches)
-        elif seen.all():  # What is zero everywhere agrees with everything.
-            self._verified.add(repr(kind))
-
-    def _check_alone(self, x: Any, rows: np.ndarray) -> None:
-        """Raises a ValueError if an example from the middle is something else without others."""
+    def _same_alone(self, x: Any, rows: np.ndarray) -> bool:
+        """Returns whether an example from the middle gives the same without the others."""
+        if self._classifier.call_graph(x).by_example:
+            return True
         logits = self._classifier.logits
         middle = len(rows) // 2
         alone, together = logits(_rows(x, rows[[middle]])), logits(_rows(x, rows))[middle]
-        if not same_logits(alone[0].numpy(), together.numpy()):
-            raise ValueError(_interaction(self._classifier.model))
+        return same_logits(alone[0].numpy(), together.numpy())
 
-    def _run(self, function: Any, x: Any, y: Any, batches: Sequence[np.ndarray]) -> Any:
+    def _run(self, x: Any, y: Any, batches: Sequence[np.ndarray], *options: bool) -> Any:
         chunks = [_rows(x, rows) for rows in batches]
         labels = [tf.TensorSpec([len(rows)], tf.int32) for rows in batches]
-        concrete = concrete_function(function, specs(chunks), labels)
+        flags = [tf.TensorSpec([], tf.bool)] * len(options)
+        concrete = concrete_function(self._traced, specs(chunks), labels, *flags)
         classes = hard_labels(y, self._classifier.num_classes)  # Which the trace has found out.
-        return concrete(chunks, [classes[rows] for rows in batches])
+        return concrete(chunks, [classes[rows] for rows in batches], *map(tf.constant, options))
 
-    def _products(self, exact: bool, chunks: list, labels: list[tf.Tensor]) -> tuple:
+    def _evaluate(
+        self, chunks: list, labels: list[tf.Tensor], exact: tf.Tensor, verify: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Computes the products and, where they are to be verified, the gradients' errors.
+
+        One trace serves for all: to trace a large network takes seconds.
+        """
         batches = self._batches(chunks, labels)
         gradients = self._gradients(batches)
-        log_scale = tf.concat([batch.log_scale for batch in batches], axis=0)
-        are_logits = tf.reduce_all(tf.stack([batch.logits.are_logits for batch in batches]))
-        distance = tf.reduce_max(tf.stack([batch.distance for batch in batches]))
-        return sum_of_products(gradients, exact), log_scale, are_logits, distance
-
-    def _errors(self, chunks: list, labels: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        (batch,) = self._batches(chunks, labels)
-        return relative_errors(batch, self._gradients([batch]))
+        results = [
+            tf.cond(
+                exact,
+                lambda: sum_of_products(fresh(gradients), exact=True),
+                lambda: sum_of_products(fresh(gradients), exact=False),
+            ),
+            tf.concat([batch.log_scale for batch in batches], axis=0),
+            tf.reduce_all(tf.stack([batch.logits.are_logits for batch in batches])),
+            tf.reduce_max(tf.stack([batch.distance for batch in batches])),
+        ]
+        if not self._training:
+            results += tf.cond(
+                verify,
+                lambda: relative_errors(batches[0], fresh(gradients)),
+                lambda: no_errors(len(gradients)),
+            )
+        return results
 
     def _batches(self, chunks: list, labels: list[tf.Tensor]) -> list[Batch]:
         return [
@@ -171,6 +179,10 @@ def _interaction(model: keras.Model) -> str:
         "Change the layer that does it, or use loss_gradient_gram(training=True), whose gradients "
         "take the effect on the others into account."
     )
+
+
+def _shapes(x: Any) -> list:
+    return [(leaf.shape[1:], leaf.dtype) for leaf in keras.tree.flatten(x)]
 
 
 def _rows(x: Any, rows: np.ndarray) -> Any:

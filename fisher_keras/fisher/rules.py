@@ -71,13 +71,26 @@ def _lookup(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
 
 def _convolution(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
     """The weight is a filter of a two-dimensional convolution (of which 1D ones are made)."""
-    x, leading = use.other, use.leads(use.other, count)
+    images = _images(use, delta, count)
+    if images is None or images[0].shape[-1] != use.tensor.shape[2]:  # Of groups.
+        return None
+    return convolution.filter_gradients(use.op, *images)
+
+
+def _depthwise(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
+    """The weight is a filter for each channel."""
+    images = _images(use, delta, count)
+    return None if images is None else convolution.depthwise_gradients(use.op, *images)
+
+
+def _images(use: Use, delta: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor] | None:
+    """Returns a convolution's images and the gradient at its output, channels last."""
+    x = use.other
     if use.op.get_attr("data_format") == b"NCHW":
         x, delta = (tf.transpose(t, [0, 2, 3, 1]) for t in (x, delta))
-    grouped = x.shape[-1] != use.tensor.shape[2]
-    if use.position != 1 or grouped or not leading or None in x.shape[1:]:
+    if use.position != 1 or not use.leads(use.other, count) or None in x.shape[1:]:
         return None
-    return convolution.filter_gradients(use.op, _wide(x), _wide(delta))
+    return _wide(x), _wide(delta)
 
 
 def _einsum(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
@@ -144,6 +157,7 @@ RULES: dict[str, Callable[[Use, tf.Tensor, int], Gradients | None]] = {
     "BatchMatMulV2": _matrix_product,
     "BiasAdd": _bias,
     "Conv2D": _convolution,
+    "DepthwiseConv2dNative": _depthwise,
     "Einsum": _einsum,
     "GatherV2": _lookup,
     "MatMul": _matrix_product,

@@ -69,6 +69,10 @@ STRUCTURED = {
     "dilated": lambda: [layers.Conv2D(5, 3, dilation_rate=2, padding="same")],
     "even kernel": lambda: [layers.Conv2D(5, (4, 2), padding="same")],
     "pointwise": lambda: [layers.Conv2D(5, 1)],
+    "depthwise": lambda: [layers.DepthwiseConv2D((3, 2), depth_multiplier=2, padding="same")],
+    "depthwise, strided": lambda: [layers.DepthwiseConv2D(3, strides=2, padding="same")],
+    "depthwise, dilated": lambda: [layers.DepthwiseConv2D(3, dilation_rate=2)],
+    "separable": lambda: [layers.SeparableConv2D(5, 3, strides=2, padding="valid")],
     "1D": lambda: [layers.Reshape((16, 16)), layers.Conv1D(5, 3, strides=2, padding="same")],
     "batch norm": lambda: [layers.BatchNormalization(), layers.ReLU()],
     "batch norm, no scale": lambda: [layers.BatchNormalization(scale=False), layers.ReLU()],
@@ -90,7 +94,6 @@ STRUCTURED = {
     ],
 }
 OTHERS = {
-    "depthwise": lambda: [layers.DepthwiseConv2D(3, strides=2, padding="same")],
     "grouped": lambda: [layers.Conv2D(6, 3, groups=2, padding="same")],
     "transposed": lambda: [layers.Conv2DTranspose(3, 3, strides=2)],
     "layer norm": lambda: [layers.LayerNormalization()],
