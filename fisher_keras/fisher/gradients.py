@@ -27,7 +27,8 @@ class Explicit:
 
     def weighted_sum(self, coefficients: tf.Tensor) -> tf.Tensor:
         """Returns the sum of the gradients, each times its coefficient, of the weight's shape."""
-        return tf.tensordot(tf.cast(coefficients, self.gradients.dtype), self.gradients, 1)
+        coefficients = tf.cast(coefficients, self.gradients.dtype)[tf.newaxis]
+        return tf.reshape(tf.matmul(coefficients, _flat(self.gradients)), self.gradients.shape[1:])
 
     def blocks(self) -> list[Callable[[], tf.Tensor]]:
         """Returns a function that gives the gradients as a matrix of shape (N, P)."""
