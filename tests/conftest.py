@@ -7,6 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+from hypothesis import HealthCheck, settings
+
+# Models are traced, which takes seconds. The suite draws the same ones each time; others, and
+# more: pytest --hypothesis-profile=long --hypothesis-seed=1 -k properties
+_SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("suite", max_examples=12, derandomize=True, database=None, **_SLOW)
+settings.register_profile("long", max_examples=1000, **_SLOW)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
