@@ -181,10 +181,12 @@ class _Trace:
     def by_example(self, leading: frozenset[tuple[int, int]]) -> bool:
         leads = {self.operations[place].outputs[output].ref() for place, output in leading}
         leads |= {tensor.ref() for tensor in self.inputs}
-        between = [tensor for tensor in self.between() if tensor.op in set(self.operations)]
-        known = all(tensor.op.type in _EXAMPLE_BY_EXAMPLE for tensor in between)
-        known &= all(op.type == "ReadVariableOp" or not _is_stateful(op) for op in self.operations)
-        return known and all(tensor.ref() in leads for tensor in between)
+        if any(_is_stateful(op) and op.type != "ReadVariableOp" for op in self.operations):
+            return False
+        return all(
+            tensor.ref() in leads and tensor.op.type in _EXAMPLE_BY_EXAMPLE | {"Placeholder"}
+            for tensor in self.between()
+        )
 
     def _depend_on(self, tensor: tf.Tensor) -> bool:
         """Returns whether the outputs have a derivative by a tensor."""
