@@ -7,7 +7,12 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from fisher_keras.classifier.logits import are_probabilities, gives_probabilities
+from fisher_keras.classifier.logits import (
+    are_probabilities,
+    check_head,
+    gives_probabilities,
+    rounding,
+)
 
 _KINDS = {
     "SparseCategoricalCrossentropy": "sparse",
@@ -70,12 +75,16 @@ class HardLabelCrossEntropy:
 
         Returns:
             The assertions. XLA leaves them out. Outputs that are NaN pass: that is another error.
+
+        Raises:
+            ValueError: If the graph tells that they are no distribution over classes.
         """
+        if not tf.executing_eagerly():
+            check_head(outputs)
         if self.kind == "binary":
             return []
-        half = outputs.dtype in (tf.float16, tf.bfloat16)
         # Logits of few examples may be positive and add up to nearly 1, but not to rounding.
-        tolerance = 1e-5 if self.from_logits and not half else 1e-2
+        tolerance = rounding(outputs.dtype if self.from_logits else tf.float16)
         probabilities = are_probabilities(outputs, tolerance)
         # NaN is another error. TensorFlow would make "not less" into "greater", also for NaN.
         if self.from_logits:

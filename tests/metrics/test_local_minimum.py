@@ -375,7 +375,7 @@ def test_nan_outputs_are_one_error(traced):
 
 
 def test_logits_are_no_probabilities(model):
-    with pytest.raises(ValueError, match=r"from_logits=False, but .* no probabilities"):
+    with pytest.raises(ValueError, match=r"no probabilities .* from_logits=False"):
         evaluate(model, examples(), from_logits=False)
 
 
