@@ -10,8 +10,13 @@ import tensorflow as tf
 from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
 from fisher_keras.classifier.labels import count_examples, label_distributions
 from fisher_keras.classifier.logits import FromLogits
-from fisher_keras.classifier.moments import exact_moments
+from fisher_keras.classifier.second_derivatives import (
+    check_second_derivatives,
+    exact_second_derivatives,
+)
 from fisher_keras.classifier.tracing import concrete_function, specs
+
+_WAY_OUT = "The Hessian is not to be had of this model: leave that layer out, or replace it."
 
 
 def hessian(
@@ -54,8 +59,9 @@ def hessian(
     classifier.build(x)
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
     function = classifier.function(_second_derivatives)
-    with exact_moments():
+    with exact_second_derivatives(_WAY_OUT):
         concrete = concrete_function(function, specs(x), tf.TensorSpec([count, None], tf.float64))
+    check_second_derivatives(concrete.graph, _WAY_OUT)
     target = label_distributions(y, classifier.num_classes, label_smoothing)
     matrix, *to_check = concrete(x, tf.constant(target))
     classifier.check_values(*to_check)
@@ -116,7 +122,7 @@ def hessian_log_determinant(
 
 
 def _second_derivatives(classifier: Classifier) -> Any:
-    """Makes the `tf.function` of inputs and labels; to be traced with `exact_moments`."""
+    """Makes the `tf.function` that `exact_second_derivatives` is to be the context of."""
     # Of its own: another's trace may have other moments.
     logits = logits_function(classifier)
     variables = [v.value for v in classifier.model.trainable_variables]
