@@ -136,6 +136,23 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
     return HardLabelCrossEntropy(kind, from_logits, is_the_loss)
 
 
+def from_logits_of(loss: Any) -> bool | None:
+    """Returns whether a compiled loss takes logits.
+
+    Args:
+        loss: What `compile(loss=...)` was given.
+
+    Returns:
+        None if it is no cross-entropy of Keras, and says nothing of logits.
+    """
+    parts = keras.tree.flatten(loss)
+    given = parts[0] if len(parts) == 1 else None
+    given = keras.losses.get(given) if isinstance(given, str) else given
+    if isinstance(given, keras.losses.Loss):
+        return getattr(given, "from_logits", None)
+    return False if callable(given) and given in _FUNCTION_KINDS else None
+
+
 def needs_check(model: keras.Model) -> bool:
     """Returns whether only the outputs' values can tell logits from probabilities."""
     return gives_probabilities(model) is None

@@ -7,8 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fisher_keras.arguments import real_number
+from fisher_keras.classifier.checks import check_trainable, count_examples
 from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
-from fisher_keras.classifier.labels import count_examples, label_distributions
+from fisher_keras.classifier.labels import label_distributions
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.second_derivatives import (
     check_second_derivatives,
@@ -39,7 +41,7 @@ def hessian(
         y: Labels: integers (N,) or (N, 1), or distributions over the classes (N, K).
         from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
         label_smoothing: Share of each label that is spread evenly over the K classes, as in
-            `keras.losses.CategoricalCrossentropy`.
+            `keras.losses.CategoricalCrossentropy`, from 0 to below 1.
 
     Returns:
         Shape (W, W), float64, symmetric; the parameters in the order of
@@ -47,7 +49,8 @@ def hessian(
 
     Raises:
         ValueError: If labels do not fit the model's classes, outputs are not what `from_logits`
-            says, derivatives are not finite, or a `Classifier` normalizes its logits.
+            says, nothing is trainable, an operation has no second derivative that TensorFlow knows
+            of, derivatives are not finite, or a `Classifier` normalizes its logits.
     """
     classifier = as_classifier(model, from_logits)
     if classifier.normalize_logits is not None:
@@ -55,8 +58,10 @@ def hessian(
             "The Hessian is that of the loss as the model is trained with it: give a Classifier "
             f"without normalize_logits. Given: normalize_logits={classifier.normalize_logits}."
         )
+    label_smoothing = real_number("label_smoothing", label_smoothing, least=0, below=1)
     count = count_examples(x, y)
     classifier.build(x)
+    check_trainable(classifier.model)
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
     function = classifier.function(_second_derivatives)
     with exact_second_derivatives(_WAY_OUT):
