@@ -514,7 +514,7 @@ def test_folder_of_images_of_any_shape(image_folder):
 
 
 def test_only_a_folder_is_resized():
-    with pytest.raises(ValueError, match="--image_size .* not of digits"):
+    with pytest.raises(ValueError, match=r"--image_size .* not of digits"):
         load_dataset("digits", image_size=8)
 
 
