@@ -52,8 +52,8 @@ def count_examples(x: Any, *labels: Any) -> int:
         listed = [f"x of {', '.join(map(str, shapes[:_MAX_LISTED]))}"]
         listed += ["..."] * (len(shapes) > _MAX_LISTED) + [f"y of {s}" for s in of_labels]
         raise ValueError(
-            "There must be at least one example, and the same number in all of x and y. Given: "
-            f"arrays of shapes {', '.join(listed)}."
+            "x and y must hold the same number of examples, at least one. Given: arrays of shapes "
+            f"{', '.join(listed)}."
         )
     return counts.pop()
 

@@ -7,20 +7,24 @@ that the derivative of its gradient is the resizing itself.
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
-# tf.RegisterGradient, the public side of it, tells nothing of what is registered, and refuses to
-# replace "not differentiable".
-from tensorflow.python.framework.ops import _gradient_registry
-
 from fisher_keras.classifier.moments import exact_moments
 
 _EXACT = contextvars.ContextVar("exact_second_derivatives", default=False)
-# What asks for zero, reckons with shapes, or is a place to add gradients up in.
-_NO_FIRST_DERIVATIVES = ("StopGradient", "BroadcastGradientArgs", "TensorArray")
+# First derivatives that TensorFlow registers as not differentiable, though they are. It has no
+# public list; tests/classifier/test_second_derivatives.py compares this one with its own.
+_TAKEN_FOR_CONSTANT = (
+    "FakeQuantWithMinMaxArgsGradient",
+    "FakeQuantWithMinMaxVarsGradient",
+    "FakeQuantWithMinMaxVarsPerChannelGradient",
+    "ResizeBilinearGrad",
+    "SparseAddGrad",
+)
 
 
 @contextlib.contextmanager
@@ -36,6 +40,7 @@ def exact_second_derivatives(way_out: str) -> Iterator[None]:
     Raises:
         ValueError: If an operation has no second derivative that TensorFlow knows of.
     """
+    _install()
     token = _EXACT.set(True)
     try:
         with exact_moments():
@@ -76,25 +81,43 @@ def vanishing_second_derivatives(graph: tf.Graph) -> list[str]:
     """
     definition = graph.as_graph_def()
     nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
-    found = (f"{node.op} ({node.name!r})" for node in nodes if _is_taken_for_constant(node.op))
+    found = (f"{node.op} ({node.name!r})" for node in nodes if node.op in _TAKEN_FOR_CONSTANT)
     return list(dict.fromkeys(found))
 
 
-def _is_taken_for_constant(op_type: str) -> bool:
-    if "Grad" not in op_type or op_type.startswith(_NO_FIRST_DERIVATIVES):
-        return False
-    try:
-        return _gradient_registry.lookup(op_type) is None
-    except LookupError:
-        return False
+def _install() -> None:
+    """Lets `tf.image.resize` ask for the context, as `exact_moments` does with `tf.nn.moments`."""
+    original = tf.image.resize
+    if hasattr(original, "asks_for_exact_second_derivatives"):
+        return
 
+    @functools.wraps(original)
+    def resize(
+        images: Any,
+        size: Any,
+        method: str = "bilinear",
+        preserve_aspect_ratio: bool = False,
+        antialias: bool = False,
+        name: str | None = None,
+    ) -> tf.Tensor:
+        if not _EXACT.get() or method != "bilinear" or antialias:
+            return original(images, size, method, preserve_aspect_ratio, antialias, name)
+        images = tf.convert_to_tensor(images)
+        resized = original(tf.stop_gradient(images), size, method, preserve_aspect_ratio)
 
-def _register(op_type: str, gradient: Any) -> None:
-    """Registers the gradient of an operation unless TensorFlow has one: it was an error before."""
-    try:
-        _gradient_registry.lookup(op_type)
-    except LookupError:
-        tf.RegisterGradient(op_type)(gradient)
+        def matrix(axis: int) -> tf.Tensor:
+            old, new = tf.shape(images)[axis], tf.shape(resized)[axis]
+            return original(tf.eye(old)[:, :, tf.newaxis], tf.stack([new, old]))[:, :, 0]
+
+        # The same as products, which can be differentiated as often as one likes.
+        product = tf.einsum("hi,...ijc->...hjc", matrix(-3), tf.cast(images, tf.float32))
+        product = tf.einsum("wj,...hjc->...hwc", matrix(-2), product)
+        product = tf.cast(product, resized.dtype)
+        product.set_shape(resized.shape)
+        return product
+
+    resize.asks_for_exact_second_derivatives = True
+    tf.image.resize = resize
 
 
 def _of_resizing(name: str, *attributes: str) -> Any:
@@ -118,43 +141,17 @@ def _of_softsign_grad(op: tf.Operation, cotangent: tf.Tensor) -> list[tf.Tensor]
     return [along, -2 * g * along * tf.sign(x) / (1 + tf.abs(x))]
 
 
-def _install_bilinear() -> None:
-    """Lets the gradient of ResizeBilinear ask for the context.
-
-    A gradient for ResizeBilinearGrad itself would not do: a tape keeps no inputs of an operation
-    that is registered as not differentiable, and with them the size is lost.
-    """
-    entry = _gradient_registry._registry["ResizeBilinear"]
-    original = entry["type"]
-
-    def gradient(op: tf.Operation, cotangent: tf.Tensor) -> list[tf.Tensor | None]:
-        if not _EXACT.get():
-            return original(op, cotangent)
-        image, options = op.inputs[0], _options(op, "align_corners", "half_pixel_centers")
-        rows, columns = (
-            _resizing_matrix(tf.shape(image)[axis], tf.shape(cotangent)[axis], options)
-            for axis in (1, 2)
-        )
-        # All of it is products, which can be differentiated as often as one likes.
-        transposed = tf.einsum("nhwc,hi->niwc", cotangent, rows)
-        transposed = tf.einsum("niwc,wj->nijc", transposed, columns)
-        return [tf.cast(transposed, image.dtype), None]
-
-    entry["type"] = gradient
-
-
-def _resizing_matrix(size: tf.Tensor, new_size: tf.Tensor, options: dict) -> tf.Tensor:
-    """Returns the matrix of a bilinear resizing along one axis, shape (new_size, size)."""
-    image = tf.eye(size)[tf.newaxis, :, :, tf.newaxis]
-    resized = tf.raw_ops.ResizeBilinear(images=image, size=tf.stack([new_size, size]), **options)
-    return resized[0, :, :, 0]
-
-
 def _options(op: tf.Operation, *attributes: str) -> dict[str, Any]:
     return {attribute: op.get_attr(attribute) for attribute in attributes}
 
 
-_install_bilinear()
+def _register(op_type: str, gradient: Any) -> None:
+    """Registers the gradient of an operation, which was an error to ask for before."""
+    # TensorFlow may have one by now.
+    with contextlib.suppress(KeyError):
+        tf.RegisterGradient(op_type)(gradient)
+
+
 for _name in ("ResizeBicubic", "ResizeNearestNeighbor"):
     _register(f"{_name}Grad", _of_resizing(_name, "align_corners", "half_pixel_centers"))
 _register("ScaleAndTranslateGrad", _of_resizing("ScaleAndTranslate", "kernel_type", "antialias"))

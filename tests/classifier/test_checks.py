@@ -44,8 +44,8 @@ def test_what_is_no_model(name, model):
     [
         (X.tolist(), r"np\.asarray"),
         (np.float32(3), r"np\.asarray"),
-        (X[:0], "at least one example"),
-        ([X, X[:3]], "at least one example"),
+        (X[:0], "at least one"),
+        ([X, X[:3]], "at least one"),
     ],
 )
 def test_what_is_no_array_of_examples(name, x, message):

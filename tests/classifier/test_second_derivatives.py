@@ -41,6 +41,9 @@ RESIZING = {
     "smaller": lambda method: layers.Lambda(
         lambda x: tf.image.resize(x, (2, 2), method, antialias=True)
     ),
+    "kept aspect ratio": lambda method: layers.Lambda(
+        lambda x: tf.image.resize(x, (5, 3), method, preserve_aspect_ratio=True)
+    ),
     "align_corners": lambda method: layers.Lambda(
         lambda x: tf.compat.v1.image.resize(x, (3, 4), method, align_corners=True)
     ),
@@ -57,7 +60,8 @@ RESIZING = {
         ("Resizing", "bilinear"),
         ("Resizing", "nearest"),
         ("smaller", "bilinear"),
-        ("align_corners", "bilinear"),
+        ("kept aspect ratio", "bilinear"),
+        ("align_corners", "bicubic"),
     ],
 )
 def test_resized_images(kind, method):
@@ -102,18 +106,22 @@ def test_forward_mode_over_reverse_mode(method, eager):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_first_derivatives_are_tensorflows_own():
-    x = tf.constant(X)
+@pytest.mark.parametrize("size", [(5, 4), (3, 3), (2, 7)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "uint8"])
+@pytest.mark.parametrize("dimensions", [3, 4])
+def test_values_and_first_derivatives_are_tensorflows_own(size, dtype, dimensions):
+    x = tf.cast(50 * np.abs(X), dtype)[0 if dimensions == 3 else slice(None)]
+    results = []
     for context in (exact_second_derivatives(""), contextlib.nullcontext()):
         with context, tf.GradientTape() as tape:
             tape.watch(x)
-            loss = tf.reduce_sum(tf.image.resize(x, (5, 4)) ** 3)
-            gradient = tape.gradient(loss, x)
-        resized = tf.image.resize(x, (5, 4))
-        expected = tf.raw_ops.ResizeBilinearGrad(
-            grads=3 * resized**2, original_image=x, half_pixel_centers=True
-        )
-        np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+            resized = tf.image.resize(x, size)
+            loss = tf.reduce_sum(tf.cast(resized, tf.float32) ** 2)
+        results.append([resized, *([tape.gradient(loss, x)] if x.dtype.is_floating else [])])
+    for found, expected in zip(*results, strict=True):
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        tolerance = 1e-3 if dtype == "float16" else 1e-5
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_outside_of_the_context_nothing_is_changed():
@@ -155,6 +163,10 @@ def in_a_function(x):
         (in_a_branch, "FakeQuantWithMinMaxArgsGradient"),
         (in_a_loop, "FakeQuantWithMinMaxArgsGradient"),
         (in_a_function, "FakeQuantWithMinMaxArgsGradient"),
+        (
+            lambda x: tf.compat.v1.image.resize(x, (3, 4), "bilinear", align_corners=True),
+            "ResizeBilinearGrad",
+        ),
         (tf.nn.lrn, "LRNGrad"),
         (lambda x: tf.nn.max_pool_with_argmax(x, 2, 1, "SAME")[0], "MaxPoolGradWithArgmax"),
     ],
@@ -192,10 +204,22 @@ def test_nothing_vanishes_in_an_ordinary_network(shape, middle):
     assert vanishing_second_derivatives(graph) == []
 
 
-def test_what_is_private_in_tensorflow():
-    """A TensorFlow that moves its registry, or knows a derivative by itself, fails here."""
-    assert second_derivatives._gradient_registry is ops._gradient_registry
-    assert ops._gradient_registry.lookup("ResizeBilinearGrad") is None
-    for op in ("ResizeBilinear", "ResizeBicubicGrad", "SoftsignGrad"):
-        gradient = ops._gradient_registry.lookup(op)
-        assert gradient.__module__ == second_derivatives.__name__
+def test_what_tensorflow_takes_for_constant():
+    """A TensorFlow that takes other first derivatives for constant fails here."""
+    registered = ops._gradient_registry._registry
+    others = ("StopGradient", "BroadcastGradientArgs", "TensorArrayGrad")
+    constant = {
+        name
+        for name, entry in registered.items()
+        if entry["type"] is None and "Grad" in name and not name.startswith(others)
+    }
+    assert constant == set(second_derivatives._TAKEN_FOR_CONSTANT)
+
+
+@pytest.mark.parametrize(
+    "op",
+    ["ResizeBicubicGrad", "ResizeNearestNeighborGrad", "ScaleAndTranslateGrad", "SoftsignGrad"],
+)
+def test_what_tensorflow_does_not_know(op):
+    """A TensorFlow that has a gradient of its own fails here: ours is then to go."""
+    assert ops._gradient_registry.lookup(op).__module__ == second_derivatives.__name__
