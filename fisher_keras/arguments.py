@@ -25,7 +25,12 @@ def whole_number(name: str, value: Any, least: int) -> int:
 
 
 def real_number(
-    name: str, value: Any, *, least: float | None = None, above: float | None = None
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> float:
     """Returns a finite number as Python's float.
 
@@ -34,21 +39,24 @@ def real_number(
         value: The number to check; booleans are none.
         least: The smallest number allowed, if there is one.
         above: The largest number that is too small, if there is one.
+        below: The smallest number that is too large, if there is one.
 
     Returns:
         The number.
 
     Raises:
-        ValueError: If it is no finite number, or too small.
+        ValueError: If it is no finite number, too small or too large.
     """
     inside = (
         _is_number(value)
         and (least is None or value >= least)
         and (above is None or value > above)
+        and (below is None or value < below)
     )
     if not inside:
         bounds = [f", {least} or greater"] if least is not None else []
         bounds += [f" greater than {above}"] if above is not None else []
+        bounds += [f", less than {below}"] if below is not None else []
         raise ValueError(f"{name} must be a number{''.join(bounds)}. Given: {value!r}.")
     return float(value)
 

@@ -1,5 +1,6 @@
 """The metrics of local minima during `model.fit`."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -11,7 +12,15 @@ import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import Classifier
-from fisher_keras.metrics.local_minimum import GRAM_METRICS, METRICS, evaluate_local_minimum
+from fisher_keras.classifier.hard_label_loss import from_logits_of
+from fisher_keras.classifier.labels import labelled_data
+from fisher_keras.classifier.logits import FromLogits, gives_probabilities
+from fisher_keras.classifier.wrapper import plain_classifier
+from fisher_keras.metrics.local_minimum import (
+    GRAM_METRICS,
+    EvaluationOptions,
+    evaluate_local_minimum,
+)
 
 
 class FisherMetrics(keras.callbacks.Callback):
@@ -40,49 +49,69 @@ class FisherMetrics(keras.callbacks.Callback):
         num_samples: int = 100,
         num_trials: int = 1,
         seed: int = 0,
+        from_logits: FromLogits = "auto",
+        normalize_logits: float | None = None,
+        stratified: bool = False,
+        chunk_size: int | None = None,
         log_dir: str | os.PathLike | None = None,
     ) -> None:
         """Prepares the evaluations.
 
         Args:
-            data: Training data without augmentation, as `evaluate_local_minimum` takes it. Each
-                evaluation also computes its loss and error, for which a part of the data will do.
+            data: Training data without augmentation, as `evaluate_local_minimum` takes it; read
+                into memory once. Each evaluation also computes its loss and error, for which a
+                part of the data will do.
             every: Epochs from one evaluation to the next.
             metrics: Names out of `fisher_keras.metrics.METRICS`.
             num_samples: N', examples a trial.
             num_trials: T, trials an evaluation; all evaluations sample the same examples.
             seed: Seed of the samples.
+            from_logits: Whether the model's outputs are logits, True or False. "auto" finds out:
+                by the softmax or sigmoid that it ends in, else by the loss it is compiled with.
+            normalize_logits: As for `evaluate_local_minimum`.
+            stratified: As for `evaluate_local_minimum`.
+            chunk_size: As for `evaluate_local_minimum`.
             log_dir: Where to write histograms of the spectrum's decimal logarithms for
                 TensorBoard; None for none.
 
         Raises:
-            ValueError: If `every` is not a positive whole number, or a metric is not known.
+            ValueError: If an argument is out of range, or the data are too few or have labels of
+                no kind. `fit` raises it before the first step if the model does not fit them.
         """
         super().__init__()
-        unknown = [name for name in metrics if name not in METRICS]
-        if unknown:
-            raise ValueError(f"metrics must be some of {METRICS}. Given: {unknown}.")
-        self._data = data
         self._every = whole_number("every", every, least=1)
-        self._metrics = tuple(metrics)
+        self._options = EvaluationOptions(
+            num_samples, num_trials, seed, metrics, stratified, chunk_size
+        )
+        self._from_logits = from_logits
+        self._normalize_logits = normalize_logits
+        self._data = labelled_data(data)
+        self._options.check_count(self._data)
         self._classifier: Classifier | None = None
-        self._options = {"num_samples": num_samples, "num_trials": num_trials, "seed": seed}
         self._writer = None if log_dir is None else tf.summary.create_file_writer(str(log_dir))
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Takes the model, for all evaluations of this training."""
-        self._classifier = Classifier(self.model)
+        """Takes the model, for all evaluations of this training, and checks that it can."""
+        from_logits = self._from_logits
+        if from_logits == "auto" and not gives_probabilities(plain_classifier(self.model)):
+            known = from_logits_of(self.model.loss)
+            from_logits = from_logits if known is None else known
+        self._classifier = Classifier(self.model, from_logits, self._normalize_logits)
+        self._options.check(self._classifier, self._data)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Evaluates the model if it is its turn."""
         logs = {} if logs is None else logs
         if (epoch + 1) % self._every:
-            logs.update(dict.fromkeys(self._metrics, math.nan))
+            logs.update(dict.fromkeys(self._options.metrics, math.nan))
             return
         report = evaluate_local_minimum(
-            self._classifier, self._data, metrics=self._metrics, progress=False, **self._options
+            self._classifier,
+            (self._data.x, self._data.y),
+            progress=False,
+            **dataclasses.asdict(self._options),
         )
-        logs.update({name: report.metrics[name].mean for name in self._metrics})
+        logs.update({name: summary.mean for name, summary in report.metrics.items()})
         if self._writer is not None:
             self._write_spectrum(np.concatenate([t.log_spectrum for t in report.trials]), epoch)
 

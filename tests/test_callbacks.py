@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from fisher_keras import FisherRegularizedModel
 from fisher_keras.callbacks import FisherMetrics
+from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.fisher.gram_function import GramFunction
 from fisher_keras.metrics import evaluate_local_minimum
 
@@ -106,8 +107,101 @@ def test_one_trace_for_all_epochs_but_none_that_is_stale(monkeypatch):
         ({"every": 0}, "every must be"),
         ({"every": 1.5}, "every must be"),
         ({"metrics": ["gamma"]}, "gamma"),
+        ({"metrics": ()}, "metrics must be"),
+        ({"num_samples": 0}, "num_samples must be"),
+        ({"num_samples": 41}, "num_samples=41 .* data of 40"),
+        ({"num_trials": 0}, "num_trials must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"chunk_size": 0}, "chunk_size must be"),
+        ({"data": None}, "data must be"),
+        ({"data": (data()[0], -data()[1])}, "labels of data"),
     ],
 )
 def test_bad_arguments(change, message):
     with pytest.raises(ValueError, match=message):
-        FisherMetrics(data(), **change)
+        FisherMetrics(**{"data": data()} | change)
+
+
+class Steps(keras.callbacks.Callback):
+    """Counts steps."""
+
+    taken = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.taken += 1
+
+
+def no_change(model):
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (no_change, {"data": (data()[0], data()[1] + 1)}, "Given: label 3 for example 2"),
+        (no_change, {"from_logits": "maybe"}, "from_logits must be"),
+        (no_change, {"from_logits": False}, "no probabilities"),
+        (no_change, {"normalize_logits": -1}, "normalize_logits must be"),
+        (lambda m: setattr(m, "trainable", False), {}, "no trainable variables"),
+        (lambda m: m.add(keras.layers.Activation("sigmoid")), {}, "sigmoid of 3 outputs"),
+    ],
+)
+def test_what_does_not_fit_the_model_ends_fit_before_the_first_step(change, options, message):
+    model, steps = classifier(), Steps()
+    change(model)
+    fisher = FisherMetrics(**{"data": data(), "num_samples": 8} | options)
+    with pytest.raises(ValueError, match=message):
+        fit(model, [fisher, steps], epochs=1)
+    assert steps.taken == 0
+
+
+def probabilities_by_hand(z):
+    return keras.ops.exp(z) / keras.ops.sum(keras.ops.exp(z), axis=-1, keepdims=True)
+
+
+BINARY = keras.losses.BinaryCrossentropy
+SPARSE = keras.losses.SparseCategoricalCrossentropy
+
+
+@pytest.mark.parametrize(
+    ("units", "activation", "loss", "from_logits"),
+    [
+        (1, None, BINARY(from_logits=True), True),
+        (1, keras.activations.hard_sigmoid, BINARY(), False),
+        (1, keras.activations.hard_sigmoid, "binary_crossentropy", False),
+        (1, "sigmoid", keras.losses.binary_crossentropy, "auto"),
+        (1, "sigmoid", BINARY(from_logits=True), "auto"),
+        (2, probabilities_by_hand, [SPARSE(from_logits=True)], True),
+        (2, probabilities_by_hand, "sparse_categorical_crossentropy", False),
+        (2, probabilities_by_hand, lambda y, p: 0 * p[:, 0], "auto"),
+    ],
+)
+@pytest.mark.parametrize("regularized", [False, True])
+def test_the_compiled_loss_tells_logits(units, activation, loss, from_logits, regularized):
+    x, y = data()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(units, activation)])
+    fisher = FisherMetrics((x, y % 2), metrics=("trace",), num_samples=5)
+    fitted = ClassifierWrapper(model) if regularized else model
+    fitted.compile(keras.optimizers.SGD(0.0), loss)
+    history = fitted.fit(x, y % 2, verbose=0, callbacks=[fisher]).history
+    report = evaluate_local_minimum(
+        model,
+        (x, y % 2),
+        5,
+        1,
+        metrics=("trace",),
+        from_logits=from_logits,
+        progress=False,
+    )
+    assert history["trace"] == [pytest.approx(report.metrics["trace"].mean, rel=1e-6)]
+
+
+def test_options_are_those_of_the_evaluation():
+    options = {"normalize_logits": 0.1, "stratified": True, "num_samples": 9, "num_trials": 2}
+    model = classifier()
+    fisher = FisherMetrics(data(), from_logits=True, chunk_size=4, **options)
+    history = fit(model, [fisher], epochs=1)
+    report = evaluate_local_minimum(model, data(), progress=False, **options)
+    for name, summary in report.metrics.items():
+        assert history[name] == [pytest.approx(summary.mean, rel=1e-4)]

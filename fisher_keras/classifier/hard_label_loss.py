@@ -7,7 +7,12 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from fisher_keras.classifier.logits import are_probabilities, gives_probabilities
+from fisher_keras.classifier.logits import (
+    are_probabilities,
+    check_head,
+    gives_probabilities,
+    rounding,
+)
 
 _KINDS = {
     "SparseCategoricalCrossentropy": "sparse",
@@ -70,12 +75,16 @@ class HardLabelCrossEntropy:
 
         Returns:
             The assertions. XLA leaves them out. Outputs that are NaN pass: that is another error.
+
+        Raises:
+            ValueError: If the graph tells that they are no distribution over classes.
         """
+        if not tf.executing_eagerly():
+            check_head(outputs)
         if self.kind == "binary":
             return []
-        half = outputs.dtype in (tf.float16, tf.bfloat16)
         # Logits of few examples may be positive and add up to nearly 1, but not to rounding.
-        tolerance = 1e-5 if self.from_logits and not half else 1e-2
+        tolerance = rounding(outputs.dtype if self.from_logits else tf.float16)
         probabilities = are_probabilities(outputs, tolerance)
         # NaN is another error. TensorFlow would make "not less" into "greater", also for NaN.
         if self.from_logits:
@@ -125,6 +134,23 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
         "mean",
     )
     return HardLabelCrossEntropy(kind, from_logits, is_the_loss)
+
+
+def from_logits_of(loss: Any) -> bool | None:
+    """Returns whether a compiled loss takes logits.
+
+    Args:
+        loss: What `compile(loss=...)` was given.
+
+    Returns:
+        None if it is no cross-entropy of Keras, and says nothing of logits.
+    """
+    parts = keras.tree.flatten(loss)
+    given = parts[0] if len(parts) == 1 else None
+    given = keras.losses.get(given) if isinstance(given, str) else given
+    if isinstance(given, keras.losses.Loss):
+        return getattr(given, "from_logits", None)
+    return False if callable(given) and given in _FUNCTION_KINDS else None
 
 
 def needs_check(model: keras.Model) -> bool:

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fisher_keras.classifier.checks import count_examples
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledData:
@@ -66,13 +68,22 @@ def labelled_data(data: Any, name: str = "data") -> LabelledData:
             f"{name} must be a pair (x, y) of arrays or a tf.data.Dataset of batches (x, y). "
             f"Given: {type(data).__name__}."
         )
-    lengths = [len(leaf) if leaf.ndim else 0 for leaf in [*keras.tree.flatten(x), y]]
-    if len(set(lengths)) != 1 or lengths[0] == 0:
-        raise ValueError(
-            f"{name} must hold one label an example, and one example at least. Given: arrays of "
-            f"{', '.join(map(str, lengths[:-1]))} examples and {lengths[-1]} labels."
-        )
+    try:
+        count_examples(x, y)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a pair (x, y) of arrays. {error}") from error
     return LabelledData(x, _checked_labels(y, what=f"The labels of {name}"))
+
+
+def check_labels(y: Any, num_classes: int, name: str = "data") -> None:
+    """Raises a ValueError unless labels fit K classes.
+
+    Args:
+        y: Classes, shape (N,) or (N, 1), or distributions, shape (N, K).
+        num_classes: K.
+        name: What to call the data in errors.
+    """
+    _checked_labels(y, num_classes, f"The labels of {name}")
 
 
 def label_distributions(y: Any, num_classes: int, label_smoothing: float = 0.0) -> np.ndarray:
@@ -111,35 +122,18 @@ def hard_labels(y: Any, num_classes: int) -> np.ndarray:
     return _most_probable(_checked_labels(y, num_classes)).astype(np.int32)
 
 
-def count_examples(x: Any, y: Any) -> int:
-    """Returns the number N of examples.
-
-    Args:
-        x: Inputs, an array or a structure of arrays.
-        y: Labels.
-
-    Returns:
-        N.
-
-    Raises:
-        ValueError: If there are none, or x and y differ in length.
-    """
-    shapes = [tuple(np.shape(leaf)) for leaf in keras.tree.flatten(x)]
-    counts = {shape[0] if shape else None for shape in shapes} | {len(y)}
-    if len(counts) != 1 or counts == {0}:
-        raise ValueError(
-            f"x and y must hold the same number of examples, at least one. Given: x of shapes "
-            f"{shapes}, y of {len(y)} labels."
-        )
-    return counts.pop()
-
-
 def fingerprint(arrays: list[np.ndarray]) -> str:
     """Returns the first 16 hexadecimal digits of the SHA-256 of arrays, dtypes and shapes."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
+        if array.dtype.kind not in "OT":
+            digest.update(np.ascontiguousarray(array))
+            continue
+        # Such an array holds pointers, to strings mostly.
+        for item in array.astype(object).ravel():
+            text = item if isinstance(item, bytes) else str(item).encode()
+            digest.update(f"{len(text)}:".encode() + text)
     return digest.hexdigest()[:16]
 
 

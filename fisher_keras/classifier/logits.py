@@ -9,10 +9,13 @@ import tensorflow as tf
 from fisher_keras.classifier import stateless
 
 FromLogits = bool | Literal["auto"]
+_ACTIVATIONS = ("softmax", "sigmoid")
 # Between softmax and the model's output these change nothing.
 _TRANSPARENT = ("Identity", "Cast")
-# Row sums of probabilities in half precision are off by about this much.
-_TOLERANCE = 1e-2
+# Row sums of probabilities are off by about this much in half precision ...
+_HALF_ROUNDING = 1e-2
+# ... and by less than this in float32.
+_ROUNDING = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +27,18 @@ class Logits:
             shape (N, K); (N, 1) for a single sigmoid unit.
         are_logits: Which of the two, a boolean scalar tensor.
         normalize: c, where the losses are those of the logits z / (c ||z||); None if of z.
+        tolerance: How far from probabilities the values may be by rounding.
     """
 
     values: tf.Tensor
     are_logits: tf.Tensor
     normalize: float | None
+    tolerance: float = _HALF_ROUNDING
 
     def distance_from_probabilities(self) -> tf.Tensor:
-        """Returns how far the values are from probabilities, a float64 scalar."""
-        return _distance_from_probabilities(self.values)
+        """Returns how far the values are from probabilities, a float64 scalar; 0 if rounding."""
+        distance = _distance_from_probabilities(self.values)
+        return tf.where(distance <= self.tolerance, tf.zeros_like(distance), distance)
 
     def in_float64(self) -> tf.Tensor:
         """Returns logits of shape (N, K), K > 1, float64, not normalized.
@@ -60,7 +66,9 @@ def find_logits(
     Args:
         outputs: The model's outputs, shape (N, K), a tensor of a graph.
         from_logits: Whether they are logits; "auto" finds out from the graph or, where a layer of
-            one's own gives the outputs, from their values.
+            one's own gives the outputs, from their values: those that add up to 1 to rounding are
+            probabilities, and those that are in 0..1 without adding up to 1 may be either and are
+            refused.
         normalize_logits: `Logits.normalize`.
 
     Returns:
@@ -81,16 +89,16 @@ def find_logits(
             f"normalize_logits={normalize_logits} needs a logit for each class. The model has one "
             "output, of which only the sign would be left. Pass normalize_logits=None."
         )
-    op = outputs.op
-    while op.type in _TRANSPARENT:
-        op = op.inputs[0].op
-    if op.type in ("Softmax", "Sigmoid"):
+    check_head(outputs)
+    last = _behind(outputs, _TRANSPARENT)
+    activation = last.op.type.lower()
+    if activation in _ACTIVATIONS:
         if from_logits is True:
             raise ValueError(
                 f"from_logits=True, but the model's outputs are probabilities: they end in "
-                f"{op.type.lower()}. Pass from_logits='auto' or False."
+                f"{activation}. Pass from_logits='auto' or False."
             )
-        return Logits(op.inputs[0], tf.constant(True), normalize_logits)
+        return Logits(last.op.inputs[0], tf.constant(True), normalize_logits)
     if from_logits != "auto":
         return Logits(outputs, tf.constant(from_logits), normalize_logits)
     if outputs.shape[-1] == 1:
@@ -98,32 +106,55 @@ def find_logits(
             "The model has a single output that does not end in a sigmoid, so that logits and "
             "probabilities cannot be told apart. Pass from_logits=True or False."
         )
+    # What a layer gives that adds a bias in the end is not bounded, whatever its values are.
+    if _behind(last, (*_TRANSPARENT, "Reshape")).op.type == "BiasAdd":
+        return Logits(outputs, tf.constant(True), normalize_logits)
+    tolerance = rounding(last.dtype)
+    may_be = are_probabilities(outputs, tolerance) | _are_positive_up_to_one(outputs)
     # TensorFlow would make "not less" into "greater", also for NaN.
-    are_logits = tf.where(are_probabilities(outputs), False, True)
-    return Logits(outputs, are_logits, normalize_logits)
+    return Logits(outputs, tf.where(may_be, False, True), normalize_logits, tolerance)
+
+
+def check_head(outputs: tf.Tensor) -> None:
+    """Raises a ValueError if outputs end in an activation that is no distribution over classes.
+
+    Args:
+        outputs: The model's outputs, shape (N, K), a tensor of a graph.
+    """
+    _check_activation(_behind(outputs, _TRANSPARENT).op.type.lower(), outputs.shape[-1])
 
 
 def gives_probabilities(model: keras.Model) -> bool | None:
-    """Returns whether a model ends in softmax or sigmoid; None where its layers do not tell."""
+    """Returns whether a model ends in softmax or sigmoid; None where its layers do not tell.
+
+    Raises:
+        ValueError: If that gives no distribution over classes.
+    """
     layer: Any = model
+    units = None
     while isinstance(layer, keras.Model):
+        if getattr(layer, "outputs", None):
+            units = layer.outputs[0].shape[-1]
         if isinstance(layer, keras.Sequential):
             layer = layer.layers[-1] if layer.layers else None
         elif getattr(layer, "outputs", None):
             layer = stateless.output_layer(layer)
         else:
             return None
-    if isinstance(layer, keras.layers.Softmax):
+    units = getattr(layer, "units", units)  # Of a model that is not built yet.
+    activation = _activation(layer)
+    if activation in _ACTIVATIONS:
+        _check_activation(activation, units)
         return True
-    if isinstance(layer, (keras.layers.Dense, keras.layers.Activation)):
-        if layer.activation in (keras.activations.softmax, keras.activations.sigmoid):
-            return True
-        if layer.activation is keras.activations.linear:
-            return False
-    return None
+    return False if activation == "linear" else None
 
 
-def are_probabilities(outputs: tf.Tensor, tolerance: float = _TOLERANCE) -> tf.Tensor:
+def rounding(dtype: tf.DType) -> float:
+    """Returns how far sums of probabilities of a dtype are from 1 by rounding."""
+    return _HALF_ROUNDING if dtype.size == 2 else _ROUNDING
+
+
+def are_probabilities(outputs: tf.Tensor, tolerance: float) -> tf.Tensor:
     """Returns whether outputs, shape (N, K), can be probabilities; NaN is none.
 
     Args:
@@ -146,17 +177,58 @@ def check_values(are_logits: bool, distance: float, normalize_logits: float | No
     """
     if are_logits:
         return
-    if distance > _TOLERANCE:
+    if distance > 0:
         raise ValueError(
-            "from_logits=False, but the model's outputs are no probabilities: they are negative, "
-            f"or their sum over the classes is not 1, by up to {distance:.3g}. Pass "
-            "from_logits=True for logits, or 'auto' to find out."
+            "The model's outputs are no probabilities of classes, as from_logits=False (or "
+            "'auto', where all are in 0..1) takes them: they are negative, or their sum over the "
+            f"classes is not 1, by up to {distance:.3g}. If they are logits, pass "
+            "from_logits=True; a sigmoid for each of several labels is no classifier."
         )
     if normalize_logits is not None:
         raise ValueError(
             f"normalize_logits={normalize_logits} needs logits, and the model gives only "
             "probabilities. Evaluate a model that ends in its logits, or in softmax."
         )
+
+
+def _behind(tensor: tf.Tensor, transparent: tuple[str, ...]) -> tf.Tensor:
+    """Returns the tensor that operations of some types only pass on."""
+    while tensor.op.type in transparent:
+        tensor = tensor.op.inputs[0]
+    return tensor
+
+
+def _activation(layer: Any) -> str | None:
+    """Returns the name of the activation that a layer or an operation of Keras ends in."""
+    if isinstance(layer, (keras.layers.Dense, keras.layers.Activation)):
+        for name in (*_ACTIVATIONS, "linear"):
+            if layer.activation is getattr(keras.activations, name):
+                return name
+        return None
+    # A layer for it, or the operation of a function such as keras.ops.softmax in a functional
+    # model, whose class has no public name.
+    name = type(layer).__name__.lower()
+    of_keras = type(layer).__module__.split(".")[0] == "keras"
+    return name if of_keras and name in _ACTIVATIONS else None
+
+
+def _check_activation(activation: str, units: int | None) -> None:
+    """Raises a ValueError if an activation of so many outputs is no distribution over classes."""
+    if activation == "sigmoid" and units is not None and units > 1:
+        raise ValueError(
+            f"The model ends in a sigmoid of {units} outputs: {units} labels, each of them yes or "
+            f"no, and no distribution over {units} classes. End it in a softmax, or in logits."
+        )
+    if activation == "softmax" and units == 1:
+        raise ValueError(
+            "The model ends in a softmax of one output, which is always 1. End it in a sigmoid, "
+            "or in a softmax of two outputs."
+        )
+
+
+def _are_positive_up_to_one(outputs: tf.Tensor) -> tf.Tensor:
+    """Returns whether outputs are all in (0, 1], as those of sigmoids are."""
+    return tf.reduce_all((outputs > 0) & (outputs <= 1))
 
 
 def _distance_from_probabilities(outputs: tf.Tensor) -> tf.Tensor:

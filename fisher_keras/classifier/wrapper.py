@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
+from fisher_keras.classifier.checks import check_model
 
 
 class ClassifierWrapper(keras.Model):
@@ -58,7 +59,12 @@ class ClassifierWrapper(keras.Model):
 
 
 def plain_classifier(model: keras.Model) -> keras.Model:
-    """Returns the classifier inside a `ClassifierWrapper`, and any other model as it is."""
+    """Returns the classifier inside a `ClassifierWrapper`, and any other model as it is.
+
+    Raises:
+        ValueError: If it is no Keras model.
+    """
+    check_model(model)
     while isinstance(model, ClassifierWrapper):
         model = model.model
     return model

@@ -79,7 +79,12 @@ def _only_errors_logged() -> Iterator[None]:
 
 
 @_only_errors_logged()
-def load_dataset(name: str, data_dir: str | None = None, download: bool = True) -> ImageDataset:
+def load_dataset(
+    name: str,
+    data_dir: str | None = None,
+    download: bool = True,
+    image_size: int | None = None,
+) -> ImageDataset:
     """Loads a data set into memory.
 
     Args:
@@ -89,9 +94,11 @@ def load_dataset(name: str, data_dir: str | None = None, download: bool = True) 
         data_dir: For CIFAR, the folder of prepared data sets, None for TensorFlow Datasets' own
             default. For "folder", the folder, laid out as `tfds.ImageFolder` has it:
             `train/CLASS/*.png` and `test/CLASS/*.png` (or .jpg), RGB or converted to it, all of
-            one size. "digits" reads no folder.
+            one size unless image_size is given. "digits" reads no folder.
         download: Whether CIFAR is downloaded and prepared in `data_dir` if it is not there. Data
             that are there are only read, and without `download` nothing touches the network.
+        image_size: For "folder", the height and width that images are resized to; their shapes may
+            then differ. None leaves them as they are.
 
     Returns:
         The data set.
@@ -99,14 +106,19 @@ def load_dataset(name: str, data_dir: str | None = None, download: bool = True) 
     Raises:
         FileNotFoundError: If CIFAR is not there and cannot be, or should not be, downloaded.
         ImportError: If "digits" is asked for and scikit-learn is not installed.
-        ValueError: If there is no such data set, or the folder is not as described.
+        ValueError: If there is no such data set, or the folder is not as described, or only the
+            test images have some class, or image_size is given for another data set.
     """
+    if image_size is not None and name != "folder":
+        raise ValueError(
+            f"--image_size resizes the images of --dataset=folder, not of {name}: leave it out"
+        )
     if name in ("cifar10", "cifar100"):
         dataset = _load_tfds(name, data_dir, download)
     elif name == "digits":
         dataset = _load_digits()
     elif name == "folder":
-        dataset = _load_folder(data_dir)
+        dataset = _load_folder(data_dir, image_size)
     else:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {name!r}")
     check_images_and_labels(dataset.train_images, dataset.train_labels, dataset.num_classes)
@@ -216,7 +228,7 @@ def _load_digits() -> ImageDataset:
     )
 
 
-def _load_folder(folder: str | None) -> ImageDataset:
+def _load_folder(folder: str | None, image_size: int | None) -> ImageDataset:
     if folder is None or not os.path.isdir(os.path.expanduser(folder)):
         raise ValueError(
             f"--dataset=folder needs --data_dir=PATH to an existing folder, got {folder}"
@@ -228,17 +240,27 @@ def _load_folder(folder: str | None) -> ImageDataset:
                 f"no images found for the split {split!r} in {folder}: "
                 f"expected {split}/CLASS/*.png or *.jpg"
             )
-    train_images, train_labels = _read_folder_split(builder, "train", image_shape=None)
+    train_images, train_labels = _read_folder_split(builder, "train", image_size, None)
     test_images, test_labels = _read_folder_split(
-        builder, "test", image_shape=train_images.shape[1:]
+        builder, "test", image_size, train_images.shape[1:]
     )
-    return _with_classes_of(
+    dataset = _with_classes_of(
         builder, "folder", train_images, train_labels, test_images, test_labels
     )
+    untrained = [dataset.class_names[c] for c in np.setdiff1d(test_labels, train_labels)]
+    if untrained:
+        raise ValueError(
+            f"there are test images but no training images of the class {untrained[0]!r} in "
+            f"{folder}: add {folder}/train/{untrained[0]}, or remove {folder}/test/{untrained[0]}"
+        )
+    return dataset
 
 
 def _read_folder_split(
-    builder: "tfds.core.DatasetBuilder", split: str, image_shape: tuple[int, ...] | None
+    builder: "tfds.core.DatasetBuilder",
+    split: str,
+    image_size: int | None,
+    image_shape: tuple[int, ...] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     # Decoded here and not by TFDS, whose error does not name the file.
     skip = _tensorflow_datasets().decode.SkipDecoding()
@@ -247,15 +269,22 @@ def _read_folder_split(
     for example in examples.as_numpy_iterator():
         path = example["image/filename"].decode()
         image = _decode_image(example["image"], path)
+        if image_size is not None:
+            image = _resized(image, image_size)
         image_shape = image_shape or image.shape
         if image.shape != image_shape:
             raise ValueError(
                 f"all images must be of one shape: {path} is {image.shape}, "
-                f"those before it {image_shape} (H, W, C); resize them to one size"
+                f"those before it {image_shape} (H, W, C); give --image_size"
             )
         images.append(image)
         labels.append(example["label"])
     return np.stack(images), np.array(labels, np.int32)
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+    resized = tf.image.resize(image, (size, size), antialias=True)
+    return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
 
 
 def _decode_image(encoded: bytes, path: str) -> np.ndarray:

@@ -80,7 +80,7 @@ def one_line_errors(
         _fail(program, f"stopped; go on with: {command}", status=130)
     except OSError as error:
         how = resume_flag or "the same command"
-        _fail(program, _full_disk(error, how) or str(error), status)
+        _fail(program, _full_disk(error, how) or _no_folder(error) or str(error), status)
     except tf.errors.ResourceExhaustedError:
         _fail(program, "out of memory: give a smaller --batch_size", status)
     except (ArithmeticError, FailedRunsError, ImportError, ValueError) as error:
@@ -91,6 +91,14 @@ def _full_disk(error: OSError, how: str) -> str | None:
     if error.errno != errno.ENOSPC:
         return None
     return f"{error}; what is finished is kept: make room and go on with {how}"
+
+
+def _no_folder(error: OSError) -> str | None:
+    if error.errno == errno.EEXIST and error.filename:
+        return f"{error.filename} is a file and cannot be a folder: give another path"
+    if error.errno == errno.ENOTDIR and error.filename:
+        return f"{error.filename} would lie in what is a file and no folder: give another path"
+    return None
 
 
 def _fail(program: str, message: str, status: int) -> NoReturn:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import zipfile
+import zlib
 
 import keras
 import numpy as np
@@ -30,6 +32,9 @@ class EvaluationConfig:
     )
     data_dir: str | None = option(None, "As for train_cifar.", group="models and data")
     download: bool = option(True, "As for train_cifar.", group="models and data")
+    image_size: int | None = option(
+        None, "--image_size of the training runs.", group="models and data", least=1
+    )
     train_size: int | None = option(
         None,
         "--train_size of the training runs; the metrics are of these images.",
@@ -88,7 +93,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
     names = _names(config.models)
     models = {name: _load(path) for name, path in names.items()}
     data = split_dataset(
-        load_dataset(config.dataset, config.data_dir, config.download),
+        load_dataset(config.dataset, config.data_dir, config.download, config.image_size),
         train_size=config.train_size,
         validation_size=config.validation_size,
         batch_size=256,
@@ -175,7 +180,16 @@ def _names(paths: tuple[str, ...]) -> dict[str, pathlib.Path]:
 def _load(path: pathlib.Path) -> keras.Model:
     if not path.is_file():
         raise ValueError(f"--model={path}: there is no such file; expected a .keras file")
-    return keras.models.load_model(path, compile=False)
+    damaged = ValueError(
+        f"--model={path} is no .keras file, or only a part of one (a copy that was stopped?)"
+    )
+    # Keras says of such a file that it was not found.
+    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
+        raise damaged
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
+        raise damaged from error
 
 
 def _write_report(report: LocalMinimumReport, output: pathlib.Path, name: str) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
+from fisher_keras.classifier.checks import ExamplesError, check_trainable, count_examples
 from fisher_keras.classifier.classifier import Classifier, as_classifier
-from fisher_keras.classifier.labels import count_examples
 from fisher_keras.classifier.logits import FromLogits
+from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gram_function import GramFunction
 
 # Where the cosines' smallest eigenvalue is less, the last digits of their products matter.
@@ -35,10 +36,13 @@ class FisherGram:
             diagonal is 1; a zero gradient's row is 0 off the diagonal.
         log_scale: s, the logarithm of each gradient's Euclidean norm, shape (N',), float64; -inf
             for a zero gradient.
+        epsilon: Relative rounding of the gradients: that of float32 or, where the model computes
+            in half precision, of that.
     """
 
     matrix: tf.Tensor
     log_scale: tf.Tensor
+    epsilon: float = 2.0**-23
 
 
 def loss_gradient_gram(
@@ -94,13 +98,14 @@ def loss_gradient_gram(
     TensorShape([5, 5])
     """
     classifier = as_classifier(model, from_logits, normalize_logits)
-    x = keras.tree.map_structure(tf.convert_to_tensor, x)
     count = count_examples(x, y)
+    x = keras.tree.map_structure(tf.convert_to_tensor, x)
     size = count if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
     classifier.build(x)
-    _check_trainable(classifier.model)
+    check_trainable(classifier.model)
     function = classifier.function(GramFunction, bool(training))
-    return _exact_where_needed(function, lambda exact: _normalized(*function(x, y, size, exact)))
+    gram = _exact_where_needed(function, lambda exact: _normalized(*function(x, y, size, exact)))
+    return dataclasses.replace(gram, epsilon=rounding_of(classifier.model))
 
 
 def _exact_where_needed(function: GramFunction, gram: Callable[[bool], FisherGram]) -> FisherGram:
@@ -130,10 +135,11 @@ def _normalized(products: np.ndarray, log_scale: np.ndarray) -> FisherGram:
     squares = np.diagonal(products)
     bad = np.flatnonzero(~(np.isfinite(log_scale) & np.isfinite(squares)))
     if bad.size:
-        raise ValueError(
+        raise ExamplesError(
             f"The losses of {bad.size} of {len(log_scale)} examples have no finite gradient, the "
-            f"first at {bad[:5].tolist()}. Look for NaN in those inputs, in the weights "
-            "(a diverged training), and for labels of probability 0."
+            "first at {rows}. Look for NaN in those inputs, in the weights (a diverged training), "
+            "and for labels of probability 0.",
+            bad,
         )
     zero = squares == 0
     lengths = np.sqrt(np.where(zero, 1, squares))
@@ -142,11 +148,3 @@ def _normalized(products: np.ndarray, log_scale: np.ndarray) -> FisherGram:
     with np.errstate(divide="ignore"):
         log_scale = log_scale + np.where(zero, -np.inf, np.log(lengths))
     return FisherGram(tf.constant(matrix), tf.constant(log_scale))
-
-
-def _check_trainable(model: keras.Model) -> None:
-    if not model.trainable_variables:
-        raise ValueError(
-            f"The model {model.name!r} has no trainable variables, so that its losses have no "
-            "gradient. Set layer.trainable = True for some layer."
-        )

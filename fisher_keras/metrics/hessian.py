@@ -7,11 +7,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fisher_keras.arguments import real_number
+from fisher_keras.classifier.checks import check_trainable, count_examples
 from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
-from fisher_keras.classifier.labels import count_examples, label_distributions
+from fisher_keras.classifier.labels import label_distributions
 from fisher_keras.classifier.logits import FromLogits
-from fisher_keras.classifier.moments import exact_moments
+from fisher_keras.classifier.second_derivatives import (
+    check_second_derivatives,
+    exact_second_derivatives,
+)
 from fisher_keras.classifier.tracing import concrete_function, specs
+
+_WAY_OUT = "The Hessian is not to be had of this model: leave that layer out, or replace it."
 
 
 def hessian(
@@ -34,7 +41,7 @@ def hessian(
         y: Labels: integers (N,) or (N, 1), or distributions over the classes (N, K).
         from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
         label_smoothing: Share of each label that is spread evenly over the K classes, as in
-            `keras.losses.CategoricalCrossentropy`.
+            `keras.losses.CategoricalCrossentropy`, from 0 to below 1.
 
     Returns:
         Shape (W, W), float64, symmetric; the parameters in the order of
@@ -42,7 +49,8 @@ def hessian(
 
     Raises:
         ValueError: If labels do not fit the model's classes, outputs are not what `from_logits`
-            says, derivatives are not finite, or a `Classifier` normalizes its logits.
+            says, nothing is trainable, an operation has no second derivative that TensorFlow knows
+            of, derivatives are not finite, or a `Classifier` normalizes its logits.
     """
     classifier = as_classifier(model, from_logits)
     if classifier.normalize_logits is not None:
@@ -50,12 +58,15 @@ def hessian(
             "The Hessian is that of the loss as the model is trained with it: give a Classifier "
             f"without normalize_logits. Given: normalize_logits={classifier.normalize_logits}."
         )
+    label_smoothing = real_number("label_smoothing", label_smoothing, least=0, below=1)
     count = count_examples(x, y)
     classifier.build(x)
+    check_trainable(classifier.model)
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
     function = classifier.function(_second_derivatives)
-    with exact_moments():
+    with exact_second_derivatives(_WAY_OUT):
         concrete = concrete_function(function, specs(x), tf.TensorSpec([count, None], tf.float64))
+    check_second_derivatives(concrete.graph, _WAY_OUT)
     target = label_distributions(y, classifier.num_classes, label_smoothing)
     matrix, *to_check = concrete(x, tf.constant(target))
     classifier.check_values(*to_check)
@@ -116,7 +127,7 @@ def hessian_log_determinant(
 
 
 def _second_derivatives(classifier: Classifier) -> Any:
-    """Makes the `tf.function` of inputs and labels; to be traced with `exact_moments`."""
+    """Makes the `tf.function` that `exact_second_derivatives` is to be the context of."""
     # Of its own: another's trace may have other moments.
     logits = logits_function(classifier)
     variables = [v.value for v in classifier.model.trainable_variables]

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,9 +13,11 @@ import tensorflow as tf
 import tqdm.auto
 
 from fisher_keras.arguments import whole_number
+from fisher_keras.classifier.checks import ExamplesError, check_trainable
 from fisher_keras.classifier.classifier import Classifier, as_classifier
 from fisher_keras.classifier.labels import (
     LabelledData,
+    check_labels,
     fingerprint,
     label_distributions,
     labelled_data,
@@ -42,6 +44,68 @@ METRICS = (*GRAM_METRICS, "robustness")
 # classes have a probability of 95 % in the (geometric) mean.
 MAX_TRAIN_LOSS = 0.05
 _BATCH_SIZE = 256  # Of the forward passes for losses and errors.
+_CHECKED_EXAMPLES = 256
+
+
+@dataclasses.dataclass
+class EvaluationOptions:
+    """What an evaluation samples and computes, checked; see `evaluate_local_minimum`."""
+
+    num_samples: int = 100
+    num_trials: int = 100
+    seed: int = 0
+    metrics: Sequence[str] = tuple(GRAM_METRICS)
+    stratified: bool = False
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what does not depend on the data.
+
+        Raises:
+            ValueError: If a value cannot be used.
+        """
+        self.num_samples = whole_number("num_samples", self.num_samples, least=1)
+        self.num_trials = whole_number("num_trials", self.num_trials, least=1)
+        self.seed = whole_number("seed", self.seed, least=0)
+        self.stratified = bool(self.stratified)
+        if self.chunk_size is not None:
+            self.chunk_size = whole_number("chunk_size", self.chunk_size, least=1)
+        given = self.metrics
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        self.metrics = tuple(map(str, given)) if several else ()
+        if not self.metrics or any(name not in METRICS for name in self.metrics):
+            raise ValueError(f"metrics must be names out of {METRICS}. Given: metrics={given!r}.")
+
+    @property
+    def need_gram(self) -> bool:
+        """Whether any metric is one of the Gram matrix."""
+        return any(name in GRAM_METRICS for name in self.metrics)
+
+    def check_count(self, data: LabelledData) -> None:
+        """Raises a ValueError if data are too few for a sample."""
+        if self.num_samples > len(data):
+            raise ValueError(
+                f"num_samples={self.num_samples} examples cannot be sampled without replacement "
+                f"from data of {len(data)}. Lower num_samples or give more data."
+            )
+
+    def check(self, classifier: Classifier, data: LabelledData) -> None:
+        """Checks what can be checked before the first trial, and builds the model.
+
+        Args:
+            classifier: Of the model.
+            data: The training data.
+
+        Raises:
+            ValueError: If the data are too few, or the model does not take them, or their labels
+                are not its classes, or nothing of it is trainable.
+        """
+        self.check_count(data)
+        classifier.build(data.x)
+        if self.need_gram:
+            check_trainable(classifier.model)
+        classifier.logits(data.take(slice(_CHECKED_EXAMPLES)).x)
+        check_labels(data.y, classifier.num_classes)
 
 
 def evaluate_local_minimum(
@@ -56,6 +120,7 @@ def evaluate_local_minimum(
     test_data: Any = None,
     stratified: bool = False,
     from_logits: FromLogits = "auto",
+    chunk_size: int | None = None,
     trials_path: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> LocalMinimumReport:
@@ -89,6 +154,8 @@ def evaluate_local_minimum(
         test_data: As data, to also give test loss and error; None for none.
         stratified: Whether each class gets its share of every sample.
         from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
+        chunk_size: How many examples at a time: takes less memory, and more time. None takes all
+            N' of a trial at once.
         trials_path: A file to keep the trials in, one JSON line each. An evaluation that finds
             trials of its own there goes on after them, also to a larger num_trials.
         progress: Whether to show a progress bar.
@@ -110,53 +177,45 @@ def evaluate_local_minimum(
     >>> gamma_hat = report.metrics["log_determinant"].mean
     >>> figure = report.plot_spectrum().figure
     """
-    num_samples = whole_number("num_samples", num_samples, least=1)
-    num_trials = whole_number("num_trials", num_trials, least=1)
-    seed = whole_number("seed", seed, least=0)
-    _check_metrics(metrics)
+    options = EvaluationOptions(num_samples, num_trials, seed, metrics, stratified, chunk_size)
     classifier = as_classifier(model, from_logits, normalize_logits)
     model = classifier.model
     strategy = replica_strategy(model)
     train = labelled_data(data)
-    if num_samples > len(train):
-        raise ValueError(
-            f"num_samples={num_samples} examples cannot be sampled without replacement from data "
-            f"of {len(train)}. Lower num_samples or give more data."
-        )
+    options.check(classifier, train)
     test = None if test_data is None else labelled_data(test_data, "test_data")
-    classifier.build(train.x)
     train_fit = _fit(classifier, train, "data")
     test_fit = None if test is None else _fit(classifier, test, "test_data")
     evaluation = {
-        "num_samples": num_samples,
-        "seed": seed,
-        "metrics": list(metrics),
+        "num_samples": options.num_samples,
+        "seed": options.seed,
+        "metrics": list(options.metrics),
         "normalize_logits": classifier.normalize_logits,
-        "stratified": stratified,
+        "stratified": options.stratified,
         "model": fingerprint([variable.numpy() for variable in model.weights]),
         "data": train.fingerprint,
     }
     file = None if trials_path is None else TrialFile(trials_path, evaluation)
     finished = {} if file is None else file.finished
-    missing = [index for index in range(num_trials) if index not in finished]
-    evaluate = _sample_function(train, evaluation)
+    missing = [index for index in range(options.num_trials) if index not in finished]
+    evaluate = _sample_function(train, options)
     evaluated = over_replicas(strategy, classifier, evaluate, missing)
     start = time.monotonic()
     trials = []
-    for index in tqdm.auto.trange(num_trials, desc="trials", disable=not progress):
+    for index in tqdm.auto.trange(options.num_trials, desc="trials", disable=not progress):
         trial = finished.get(index)
         if trial is None:
-            trial = _trial(index, next(evaluated), metrics)
+            trial = _trial(index, next(evaluated), options.metrics)
             if file is not None:
                 file.add(trial)
         trials.append(trial)
     seconds = time.monotonic() - start
     num_parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    singular = _singular_note(trials, num_samples, num_parameters)
+    singular = _singular_note(trials, options.num_samples, num_parameters)
     if singular:
         warnings.warn(singular, SingularGramWarning, stacklevel=2)
     return LocalMinimumReport(
-        metrics={name: summarize([trial.metrics[name] for trial in trials]) for name in metrics},
+        metrics={name: summarize([t.metrics[name] for t in trials]) for name in options.metrics},
         train=train_fit,
         test=test_fit,
         notes=(*_assumption_notes(train_fit), *([singular] if singular else [])),
@@ -183,25 +242,25 @@ class _Sample:
 
 
 def _sample_function(
-    data: LabelledData, evaluation: dict[str, Any]
+    data: LabelledData, options: EvaluationOptions
 ) -> Callable[[Classifier, int], _Sample]:
     """Makes the function that evaluates a classifier for a trial, from the trial's index."""
-    names = evaluation["metrics"]
 
     def evaluate(classifier: Classifier, index: int) -> _Sample:
         rows = draw_sample(
-            data.hard_labels,
-            evaluation["num_samples"],
-            evaluation["seed"],
-            index,
-            evaluation["stratified"],
+            data.hard_labels, options.num_samples, options.seed, index, options.stratified
         )
         examples = data.take(rows)
+        size = options.chunk_size
         gram = jacobian_norms = None
-        if GRAM_METRICS.keys() & set(names):
-            gram = loss_gradient_gram(classifier, examples.x, examples.y)
-        if "robustness" in names:
-            jacobian_norms = classifier.function(squared_jacobian_norms)(examples.x)
+        try:
+            if options.need_gram:
+                gram = loss_gradient_gram(classifier, examples.x, examples.y, chunk_size=size)
+            if "robustness" in options.metrics:
+                norms = classifier.function(squared_jacobian_norms)
+                jacobian_norms = norms(examples.x, size or len(rows))
+        except ExamplesError as error:
+            raise error.renamed(rows) from error
         return _Sample(rows, gram, jacobian_norms)
 
     return evaluate
@@ -278,8 +337,3 @@ def _singular_note(trials: Sequence[Trial], num_samples: int, num_parameters: in
             "trainable parameters: lower num_samples."
         )
     return note
-
-
-def _check_metrics(metrics: Any) -> None:
-    if isinstance(metrics, str) or not metrics or set(metrics) - set(METRICS):
-        raise ValueError(f"metrics must be names out of {METRICS}. Given: metrics={metrics!r}.")

@@ -1,5 +1,6 @@
 """The robustness metric of Section 7.1 (Sokolić et al., 2017): how far inputs move outputs."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +9,13 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
+from fisher_keras.classifier.checks import ExamplesError, count_examples
 from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.tracing import for_batches
+
+# Of the Jacobians that are there at once: a quarter of a gigabyte in float64.
+_MAX_ENTRIES = 2**25
 
 
 def robustness(
@@ -23,7 +28,8 @@ def robustness(
 ) -> float:
     r"""Returns $\frac{1}{N} \sum_x \|J_x[f_w(x)]\|_2^2$, f being the softmax probabilities.
 
-    Exact for any number of classes K: each batch costs K backward passes.
+    Exact for any number of classes K: each batch costs K backward passes. Batches are made smaller
+    where the Jacobians of many classes by many inputs would not fit into a quarter of a gigabyte.
 
     Args:
         model: A Keras classifier, or a `Classifier` of one, evaluated in inference mode. Its
@@ -31,31 +37,25 @@ def robustness(
         x: Inputs of N examples, an array or a structure of arrays. The Jacobian is that with
             respect to all inputs of floats.
         from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
-        batch_size: How many examples at once. Memory grows by 8 K bytes for each number in their
-            inputs.
+        batch_size: How many examples at once, at most.
         normalize_logits: A number c divides each logit vector by its norm times c; None does not.
 
     Returns:
         The mean; 0.0 below 5e-324.
 
     Raises:
-        ValueError: If no input can be differentiated by, or the outputs are NaN, or are not what
-            `from_logits` and `normalize_logits` need.
+        ValueError: If there are no examples, or no input can be differentiated by, or the outputs
+            are NaN, or are not what `from_logits` and `normalize_logits` need.
     """
     classifier = as_classifier(model, from_logits, normalize_logits)
     batch_size = whole_number("batch_size", batch_size, least=1)
+    count_examples(x)
     classifier.build(x)
-    norms = classifier.function(squared_jacobian_norms)
-    size = len(keras.tree.flatten(x)[0])
-    batches = [
-        norms(keras.tree.map_structure(lambda leaf: leaf[begin : begin + batch_size], x))  # noqa: B023
-        for begin in range(0, size, batch_size)
-    ]
-    return float(np.mean(np.concatenate(batches)))
+    return float(np.mean(classifier.function(squared_jacobian_norms)(x, batch_size)))
 
 
-def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any], np.ndarray]:
-    r"""Makes a function of a batch x that returns each example's $\|J_x[f_w(x)]\|_2^2$.
+def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any, int], np.ndarray]:
+    r"""Makes a function of examples x that returns each one's $\|J_x[f_w(x)]\|_2^2$.
 
     The Jacobian of the probabilities is $S J_z$, with that of the logits and the derivative
     $S = \mathrm{diag}(p) - p p^T$ of the softmax. Only the K x K matrix $S J_z J_z^T S$, of which
@@ -67,8 +67,8 @@ def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any], np.ndarray
         classifier: A built classifier.
 
     Returns:
-        The function; it traces TensorFlow code once and serves for many batches. Its result has
-        shape (B,), float64.
+        The function, of x and how many examples to take at once, at most; it traces TensorFlow
+        code once. Its result has shape (N,), float64.
     """
     logits = logits_function(classifier)
     c = classifier.normalize_logits
@@ -86,22 +86,41 @@ def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any], np.ndarray
         gram = tf.matmul(jacobian, jacobian, transpose_b=True)
         return derivative @ gram @ derivative, *to_check
 
-    def norms(x: Any) -> np.ndarray:
-        _check_differentiable(x)
+    def norms_of_batch(x: Any) -> np.ndarray:
         products, *to_check = (result.numpy() for result in jacobian_products(x))
         classifier.check_values(*to_check)
         finite = np.isfinite(products).all(axis=(1, 2))
-        if not finite.all():
-            raise ValueError(
-                f"The outputs of the model {classifier.model.name!r} or their derivatives are NaN "
-                f"or infinite for {np.sum(~finite)} of {len(finite)} examples, the "
-                f"first is {np.argmin(finite)}. Robustness needs finite ones; check "
-                "the weights and the inputs."
-            )
         # Rounding may leave the eigenvalue of a zero matrix below zero.
-        return np.maximum(np.linalg.eigvalsh(products)[:, -1], 0.0)
+        result = np.full(len(products), np.nan)
+        result[finite] = np.maximum(np.linalg.eigvalsh(products[finite])[:, -1], 0.0)
+        return result
+
+    def norms(x: Any, batch_size: int) -> np.ndarray:
+        _check_differentiable(x)
+        if classifier.num_classes is None:
+            classifier.logits(_slice(x, 0, 1))
+        numbers = sum(math.prod(leaf.shape[1:]) for leaf in keras.tree.flatten(x))
+        entries = classifier.num_classes * max(numbers, classifier.num_classes)
+        size = min(batch_size, max(1, _MAX_ENTRIES // entries))
+        firsts = range(0, count_examples(x), size)
+        result = np.concatenate([norms_of_batch(_slice(x, i, i + size)) for i in firsts])
+        if np.isnan(result).any() and size > 1:
+            return norms(x, 1)  # One example's NaN may spoil a whole batch.
+        bad = np.flatnonzero(np.isnan(result))
+        if bad.size:
+            raise ExamplesError(
+                f"The outputs of the model {classifier.model.name!r} or their derivatives are NaN "
+                f"or infinite for {bad.size} of {len(result)} examples, the first at {{rows}}. "
+                "Robustness needs finite ones; check the weights and the inputs.",
+                bad,
+            )
+        return result
 
     return norms
+
+
+def _slice(x: Any, begin: int, end: int) -> Any:
+    return keras.tree.map_structure(lambda leaf: leaf[begin:end], x)
 
 
 def _relative_jacobian(

@@ -8,9 +8,6 @@ import numpy as np
 
 from fisher_keras.fisher.gram import FisherGram
 
-# Gradients are computed in float32. (In float64 the Gram matrix is no more precise than N' times
-# 2.2e-16, two decades below what this allows for.)
-_GRADIENT_EPSILON = float(np.finfo(np.float32).eps)
 # An example takes part in a linear dependence from this share of the largest coefficient on.
 _PARTICIPATION = 1e-2
 _MAX_LISTED = 10
@@ -66,9 +63,9 @@ class Dependence:
 def rank_tolerance(gram: FisherGram) -> float:
     """Returns the largest eigenvalue of the unit matrix that may be rounding: N' eps^2.
 
-    eps is that of float32, in which gradients are computed; see `log_determinant`.
+    eps is that of the gradients; see `log_determinant`.
     """
-    return len(gram.log_scale) * _GRADIENT_EPSILON**2
+    return len(gram.log_scale) * gram.epsilon**2
 
 
 def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Dependence:

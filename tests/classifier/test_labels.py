@@ -51,8 +51,8 @@ def test_label_distributions():
     ("data", "message"),
     [
         (np.zeros((3, 2)), "data must be a pair .* Given: ndarray"),
-        ((np.zeros((3, 2)), np.zeros(4)), "arrays of 3 examples and 4 labels"),
-        ((np.zeros((0, 2)), np.zeros(0)), "one example at least"),
+        ((np.zeros((3, 2)), np.zeros(4)), r"x of \(3, 2\), y of \(4,\)"),
+        ((np.zeros((0, 2)), np.zeros(0)), "at least one"),
         (
             (np.zeros((2, 2)), np.array([-1, 0])),
             "The labels of data .* Given: label -1 for example 0",

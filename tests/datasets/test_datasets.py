@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
 from conftest import write_png
 
 from fisher_keras import extras
@@ -500,6 +501,44 @@ def test_folder_with_an_image_of_another_shape(image_folder, split, offender):
     write_png(image_folder / split / "dog" / "odd.png", np.zeros((8, 7, 3)))
     with pytest.raises(ValueError, match=f"all images must be of one shape: .*{offender}"):
         load_dataset("folder", data_dir=str(image_folder))
+
+
+def test_folder_of_images_of_any_shape(image_folder):
+    write_png(image_folder / "train" / "dog" / "large.png", np.full((31, 17, 3), 200))
+    dataset = load_dataset("folder", data_dir=str(image_folder), image_size=5)
+    assert dataset.train_images.shape == (7, 5, 5, 3)
+    assert dataset.train_images.dtype == np.uint8
+    assert sorted(dataset.train_images.max(axis=(1, 2, 3))) == [0, 1, 2, 3, 4, 5, 200]
+    # Of one colour each, as before.
+    np.testing.assert_array_equal(dataset.train_images.std(axis=(1, 2, 3)), 0)
+
+
+def test_only_a_folder_is_resized():
+    with pytest.raises(ValueError, match=r"--image_size .* not of digits"):
+        load_dataset("digits", image_size=8)
+
+
+def test_folder_with_a_class_to_test_that_is_not_trained(image_folder):
+    write_png(image_folder / "test" / "bird" / "0.png", np.zeros((8, 6, 3)))
+    with pytest.raises(ValueError, match="no training images of the class 'bird'"):
+        load_dataset("folder", data_dir=str(image_folder))
+    write_png(image_folder / "train" / "bird" / "0.png", np.zeros((8, 6, 3)))
+    assert load_dataset("folder", data_dir=str(image_folder)).num_classes == 3
+    # A class that is trained need not be tested.
+    write_png(image_folder / "train" / "fish" / "0.png", np.zeros((8, 6, 3)))
+    assert load_dataset("folder", data_dir=str(image_folder)).num_classes == 4
+
+
+def test_loading_logs_nothing_and_leaves_logging_as_it_was(image_folder, caplog):
+    """TFDS tells of each data set that it constructs, and absl's programs show that."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.INFO)
+    try:
+        load_dataset("folder", data_dir=str(image_folder))
+        assert logging.get_verbosity() == logging.INFO
+    finally:
+        logging.set_verbosity(before)
+    assert not caplog.records
 
 
 def test_folder_with_an_unreadable_image(image_folder):

@@ -128,6 +128,8 @@ def errors_of(capsys, error, program="train_cifar", arguments=(), resume_flag="-
         (ArithmeticError("the loss became nan"), "the loss became nan"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), "Permission denied: 'x'"),
         (tf.errors.ResourceExhaustedError(None, None, "OOM when"), "smaller --batch_size"),
+        (FileExistsError(errno.EEXIST, "File exists", "x"), "x is a file and cannot be a folder"),
+        (NotADirectoryError(errno.ENOTDIR, "Not", "x/y"), "x/y would lie in what is a file"),
         (OSError(errno.ENOSPC, "No space left on device"), "make room and go on with --resume"),
     ],
 )

@@ -65,6 +65,18 @@ def test_script_tells_in_one_line_what_is_wrong(tmp_path):
     )
 
 
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
+def test_a_damaged_model_is_one_line(models, tmp_path, damage):
+    content = bytearray(pathlib.Path(models[0]).read_bytes())
+    if damage == "changed":
+        middle = len(content) // 2
+        content[middle : middle + 200] = bytes(200)
+    path = tmp_path / "model.keras"
+    path.write_bytes({"cut": content[:-100], "changed": content, "empty": b""}[damage])
+    with pytest.raises(ValueError, match=rf"--model={path} is no \.keras file, or only a part"):
+        evaluate(config((str(path),), None))
+
+
 def test_script_evaluates(models, tmp_path):
     command = [sys.executable, SCRIPT, f"--model={models[0]}", "--dataset=digits"]
     command += ["--num_samples=5", "--num_trials=2", "--metrics=log_determinant,robustness"]

@@ -2,13 +2,14 @@
 
 import warnings
 
+import keras
 import mpmath
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from fisher_keras import metrics
-from fisher_keras.fisher import FisherGram
+from fisher_keras.fisher import FisherGram, loss_gradient_gram
 
 
 def random_jacobian(examples=7, parameters=30, seed=0):
@@ -175,6 +176,36 @@ def test_more_examples_than_parameters():
     with pytest.warns(metrics.SingularGramWarning, match="dependent for examples .* 10 more"):
         assert metrics.log_determinant(gram) == -np.inf
     assert np.isfinite(metrics.log_spectrum(gram)).sum() == 5
+
+
+@pytest.mark.parametrize(
+    "policy", ["float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"]
+)
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_the_rank_tolerance_follows_the_precision(policy, num_layers):
+    """W = 28 gradients of a linear softmax classifier are of rank 21; a wide network's of full."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Dense(40, "tanh"), keras.layers.Dense(4)][-num_layers:]
+        model = keras.Sequential([keras.Input((6,)), *layers])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x = np.random.default_rng(0).normal(size=(24, 6)).astype("float32")
+    gram = loss_gradient_gram(model, x, np.arange(24) % 4)
+    if num_layers == 2:
+        assert np.isfinite(metrics.log_determinant(gram))
+        return
+    with pytest.warns(metrics.SingularGramWarning):
+        assert metrics.log_determinant(gram) == -np.inf
+    assert np.isinf(metrics.log_spectrum(gram)).sum() == 3
+
+
+def test_one_layer_in_half_precision_is_enough():
+    half = keras.layers.Dense(40, "tanh", dtype="mixed_bfloat16")
+    model = keras.Sequential([keras.Input((6,)), half, keras.layers.Dense(4)])
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
+    assert loss_gradient_gram(model, x, np.arange(5) % 4).epsilon == 2.0**-7
 
 
 def test_nan_is_an_error():

@@ -375,7 +375,7 @@ def test_nan_outputs_are_one_error(traced):
 
 
 def test_logits_are_no_probabilities(model):
-    with pytest.raises(ValueError, match=r"from_logits=False, but .* no probabilities"):
+    with pytest.raises(ValueError, match=r"no probabilities .* from_logits=False"):
         evaluate(model, examples(), from_logits=False)
 
 
@@ -386,6 +386,8 @@ def test_logits_are_no_probabilities(model):
         ({"num_samples": 0}, "num_samples must be"),
         ({"num_trials": 2.5}, "num_trials must be"),
         ({"seed": -1}, "seed must be"),
+        ({"chunk_size": 0}, "chunk_size must be"),
+        ({"metrics": 5}, "metrics must be names out of"),
         ({"metrics": ("flatness",)}, "metrics must be names out of"),
         ({"metrics": "trace"}, "metrics must be names out of"),
         ({"metrics": ()}, "metrics must be names out of"),
@@ -402,3 +404,31 @@ def test_bad_arguments(model, arguments, message):
 def test_labels_of_more_classes_than_the_model_has(traced):
     with pytest.raises(ValueError, match=r"0\.\.2.* Given: label 5"):
         evaluate(traced, (examples()[0], np.full(N, 5)))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4])
+def test_chunks_change_nothing(model, chunk_size):
+    names = ("log_determinant", "trace", "robustness")
+    found = evaluate(model, examples(), metrics=names, chunk_size=chunk_size)
+    expected = evaluate(model, examples(), metrics=names)
+    for name in names:
+        assert found.metrics[name].mean == pytest.approx(expected.metrics[name].mean, rel=1e-5)
+    assert found.evaluation == expected.evaluation
+
+
+class WithoutDerivative(keras.layers.Layer):
+    """Its derivative is NaN where its input is large, and nothing else."""
+
+    def call(self, x):
+        far = keras.ops.abs(x) > 1e3
+        return keras.ops.where(far, 0.0, x) + keras.ops.sqrt(keras.ops.where(far, 0 * x, 1.0))
+
+
+@pytest.mark.parametrize("name", ["trace", "robustness"])
+def test_examples_without_a_derivative_are_named_by_their_rows_in_the_data(name):
+    layers = [keras.layers.Dense(3), WithoutDerivative(), keras.layers.Dense(NUM_CLASSES)]
+    model = keras.Sequential([keras.Input((5,)), *layers])
+    x, y = examples()
+    x[37] = 1e6
+    with pytest.raises(ValueError, match=r"1 of 20 examples.* first at \[37\]"):
+        evaluate(model, (x, y), num_samples=20, num_trials=9, metrics=(name,))

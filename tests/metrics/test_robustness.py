@@ -1,11 +1,16 @@
 """The robustness metric against Jacobians by finite differences and in closed form."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
 from scipy.special import softmax
 
 from fisher_keras.metrics import robustness
+
+# The module has the name of its function.
+robustness_module = sys.modules["fisher_keras.metrics.robustness"]
 
 
 def mean_squared_norm(probabilities, x, step=1e-6):
@@ -117,6 +122,24 @@ def test_several_inputs_are_one_vector(float64):
     np.testing.assert_allclose(result, robustness(inner, x), rtol=1e-12)
 
 
+@pytest.mark.parametrize("max_entries", [1, 3 * 4 * 50, 2**25])
+def test_pieces_of_any_size(monkeypatch, max_entries):
+    """As many examples at once as their Jacobians fit into the memory allowed."""
+    x = np.random.default_rng(0).normal(size=(7, 5, 5, 2)).astype("float32")
+    model, sizes = conv_net(), []
+    expected = robustness(model, x, batch_size=7)
+    original = robustness_module.for_batches
+
+    def recording(function):
+        traced = original(function)
+        return lambda x: sizes.append(len(x)) or traced(x)
+
+    monkeypatch.setattr(robustness_module, "for_batches", recording)
+    monkeypatch.setattr(robustness_module, "_MAX_ENTRIES", max_entries)
+    assert robustness(model, x, batch_size=7) == pytest.approx(expected, rel=1e-6)
+    assert sizes == {1: [1] * 7, 600: [3, 3, 1], 2**25: [7]}[max_entries]
+
+
 def test_a_model_that_is_not_built_yet():
     model = keras.Sequential([keras.layers.Dense(3)])
     assert robustness(model, np.ones((2, 4), "float32")) > 0
@@ -136,6 +159,10 @@ def test_nan_is_an_error():
     weights = np.array([[1.0, np.nan], [0.0, 1.0]])
     with pytest.raises(ValueError, match="NaN or infinite for 2 of 2 examples"):
         robustness(linear(weights), np.ones((2, 2), "float32"))
+    x = np.random.default_rng(0).normal(size=(9, 5, 5, 2)).astype("float32")
+    x[[4, 7], 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"for 2 of 9 examples, the first at \[4, 7\]"):
+        robustness(conv_net(), x, batch_size=3)
 
 
 def test_outputs_that_are_not_what_was_said():
@@ -152,7 +179,7 @@ def test_outputs_that_are_not_what_was_said():
     with pytest.raises(ValueError, match="a logit for each class"):
         robustness(single, x, normalize_logits=0.3)
     for outputs in (z, exponentials):
-        with pytest.raises(ValueError, match=r"from_logits=False, but .* no probabilities"):
+        with pytest.raises(ValueError, match=r"no probabilities .* from_logits=False"):
             robustness(keras.Model(model.inputs, outputs), x, from_logits=False)
     with pytest.raises(ValueError, match="from_logits must be"):
         robustness(model, x, from_logits="maybe")

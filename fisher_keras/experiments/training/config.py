@@ -52,6 +52,13 @@ class TrainingConfig:
     download: bool = option(
         True, "Download CIFAR unless it is in --data_dir, or TFDS's default folder.", group="data"
     )
+    image_size: int | None = option(
+        None,
+        "Height and width that the images of --dataset=folder are resized to; by default they "
+        "have to be of one size.",
+        group="data",
+        least=1,
+    )
     train_size: int | None = option(
         None, "Training images, drawn at random; all by default.", group="data", least=1
     )

@@ -107,7 +107,7 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
         OSError: If they cannot be read.
     """
     return split_dataset(
-        load_dataset(config.dataset, config.data_dir, config.download),
+        load_dataset(config.dataset, config.data_dir, config.download, config.image_size),
         train_size=config.train_size,
         confusion_size=config.confusion_size,
         validation_size=config.validation_size,

@@ -1,0 +1,81 @@
+"""What the metrics need of a model and of inputs, checked before anything is computed."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+_MAX_LISTED = 4
+
+
+def check_model(model: Any) -> None:
+    """Raises a ValueError unless it is given a Keras model."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "model must be a keras.Model (functional, Sequential or subclassed) or a "
+            f"fisher_keras.classifier.Classifier of one. Given: {type(model).__name__}."
+        )
+
+
+def check_trainable(model: keras.Model) -> None:
+    """Raises a ValueError if nothing of a built model is trainable."""
+    if not model.trainable_variables:
+        raise ValueError(
+            f"The model {model.name!r} has no trainable variables, so that its losses have no "
+            "gradient. Set layer.trainable = True for some layer."
+        )
+
+
+def count_examples(x: Any, *labels: Any) -> int:
+    """Returns the number N of examples.
+
+    Args:
+        x: Inputs, an array or a structure of arrays.
+        *labels: y, if there are labels.
+
+    Returns:
+        N.
+
+    Raises:
+        ValueError: If there are none, or x and y differ in length, or x holds no arrays.
+    """
+    shapes = [tuple(np.shape(leaf)) for leaf in keras.tree.flatten(x)]
+    if () in shapes:
+        raise ValueError(
+            "x must be an array with a row for each example, or a structure of such arrays: give "
+            "np.asarray(x). Given: single numbers or strings, as in lists of lists."
+        )
+    counts = {shape[0] for shape in shapes}
+    of_labels = [tuple(np.shape(y)) for y in labels]
+    counts |= {shape[0] if shape else None for shape in of_labels}
+    if len(counts) != 1 or counts == {0}:
+        listed = [f"x of {', '.join(map(str, shapes[:_MAX_LISTED]))}"]
+        listed += ["..."] * (len(shapes) > _MAX_LISTED) + [f"y of {s}" for s in of_labels]
+        raise ValueError(
+            "x and y must hold the same number of examples, at least one. Given: arrays of shapes "
+            f"{', '.join(listed)}."
+        )
+    return counts.pop()
+
+
+class ExamplesError(ValueError):
+    """What is wrong with some examples, who are called by their rows.
+
+    Attributes:
+        rows: The rows.
+    """
+
+    def __init__(self, message: str, rows: np.ndarray) -> None:
+        """Fills in the first rows.
+
+        Args:
+            message: What is wrong; {rows} stands for the first rows.
+            rows: The rows, shape (n,), integers.
+        """
+        super().__init__(message.replace("{rows}", str(np.asarray(rows[:5]).tolist())))
+        self._message = message
+        self.rows = rows
+
+    def renamed(self, names: np.ndarray) -> "ExamplesError":
+        """Returns the error for examples that have other names than their rows."""
+        return ExamplesError(self._message, names[self.rows])

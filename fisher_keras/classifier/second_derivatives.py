@@ -1,0 +1,158 @@
+"""Second derivatives that TensorFlow lacks: made up for where they are simple, else refused.
+
+A gradient that TensorFlow registers as not differentiable has a derivative of zero in a Hessian,
+without a word; one that it does not register at all is an error. Resizing an image is linear, so
+that the derivative of its gradient is the resizing itself.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from fisher_keras.classifier.moments import exact_moments
+
+_EXACT = contextvars.ContextVar("exact_second_derivatives", default=False)
+# First derivatives that TensorFlow registers as not differentiable, though they are. It has no
+# public list; tests/classifier/test_second_derivatives.py compares this one with its own.
+_TAKEN_FOR_CONSTANT = (
+    "FakeQuantWithMinMaxArgsGradient",
+    "FakeQuantWithMinMaxVarsGradient",
+    "FakeQuantWithMinMaxVarsPerChannelGradient",
+    "ResizeBilinearGrad",
+    "SparseAddGrad",
+)
+
+
+@contextlib.contextmanager
+def exact_second_derivatives(way_out: str) -> Iterator[None]:
+    """The context in which a function is traced that takes second derivatives.
+
+    It has `exact_moments` and a bilinear resizing that can be differentiated twice, and its error
+    for what has no second derivative is one of a line.
+
+    Args:
+        way_out: What to do without them, a sentence that ends the error.
+
+    Raises:
+        ValueError: If an operation has no second derivative that TensorFlow knows of.
+    """
+    _install()
+    token = _EXACT.set(True)
+    try:
+        with exact_moments():
+            yield
+    except LookupError as error:
+        if type(error) is not LookupError:  # A KeyError is something else.
+            raise
+        # TensorFlow's message has the name and the type of the operation at its beginning.
+        what = str(error).split(").", maxsplit=1)[0]
+        raise ValueError(f"There is no second derivative here. {what}). {way_out}") from error
+    finally:
+        _EXACT.reset(token)
+
+
+def check_second_derivatives(graph: tf.Graph, way_out: str) -> None:
+    """Raises a ValueError if second derivatives vanish in a graph that should not.
+
+    Args:
+        graph: The graph of a function that takes them.
+        way_out: What to do without them, a sentence that ends the error.
+    """
+    vanishing = vanishing_second_derivatives(graph)
+    if vanishing:
+        raise ValueError(
+            f"TensorFlow takes the derivative of {', '.join(vanishing[:3])} for zero, which it is "
+            f"not: second derivatives would be wrong. {way_out}"
+        )
+
+
+def vanishing_second_derivatives(graph: tf.Graph) -> list[str]:
+    """Finds first derivatives that TensorFlow registers as not differentiable.
+
+    Args:
+        graph: A graph. The bodies of its loops, branches and functions are looked at, too.
+
+    Returns:
+        The operations, each by its type and name.
+    """
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    found = (f"{node.op} ({node.name!r})" for node in nodes if node.op in _TAKEN_FOR_CONSTANT)
+    return list(dict.fromkeys(found))
+
+
+def _install() -> None:
+    """Lets `tf.image.resize` ask for the context, as `exact_moments` does with `tf.nn.moments`."""
+    original = tf.image.resize
+    if hasattr(original, "asks_for_exact_second_derivatives"):
+        return
+
+    @functools.wraps(original)
+    def resize(
+        images: Any,
+        size: Any,
+        method: str = "bilinear",
+        preserve_aspect_ratio: bool = False,
+        antialias: bool = False,
+        name: str | None = None,
+    ) -> tf.Tensor:
+        if not _EXACT.get() or method != "bilinear" or antialias:
+            return original(images, size, method, preserve_aspect_ratio, antialias, name)
+        images = tf.convert_to_tensor(images)
+        resized = original(tf.stop_gradient(images), size, method, preserve_aspect_ratio)
+
+        def matrix(axis: int) -> tf.Tensor:
+            old, new = tf.shape(images)[axis], tf.shape(resized)[axis]
+            return original(tf.eye(old)[:, :, tf.newaxis], tf.stack([new, old]))[:, :, 0]
+
+        # The same as products, which can be differentiated as often as one likes.
+        product = tf.einsum("hi,...ijc->...hjc", matrix(-3), tf.cast(images, tf.float32))
+        product = tf.einsum("wj,...hjc->...hwc", matrix(-2), product)
+        product = tf.cast(product, resized.dtype)
+        product.set_shape(resized.shape)
+        return product
+
+    resize.asks_for_exact_second_derivatives = True
+    tf.image.resize = resize
+
+
+def _of_resizing(name: str, *attributes: str) -> Any:
+    """Returns the gradient of `name`Grad(g, ...), A^T g, where `name` takes images x to A x."""
+
+    def gradient(op: tf.Operation, cotangent: tf.Tensor) -> list[tf.Tensor | None]:
+        # ScaleAndTranslateGrad has the image, scale and translation; the others image or size.
+        further = dict(zip(("scale", "translation"), op.inputs[2:], strict=False))
+        size = tf.shape(op.inputs[0])[1:3]
+        resize = getattr(tf.raw_ops, name)
+        resized = resize(images=cotangent, size=size, **further, **_options(op, *attributes))
+        return [resized, *[None] * (len(op.inputs) - 1)]
+
+    return gradient
+
+
+def _of_softsign_grad(op: tf.Operation, cotangent: tf.Tensor) -> list[tf.Tensor]:
+    """Returns the gradient of SoftsignGrad(g, x), g / (1 + |x|)^2."""
+    g, x = op.inputs
+    along = cotangent / tf.square(1 + tf.abs(x))
+    return [along, -2 * g * along * tf.sign(x) / (1 + tf.abs(x))]
+
+
+def _options(op: tf.Operation, *attributes: str) -> dict[str, Any]:
+    return {attribute: op.get_attr(attribute) for attribute in attributes}
+
+
+def _register(op_type: str, gradient: Any) -> None:
+    """Registers the gradient of an operation, which was an error to ask for before."""
+    # TensorFlow may have one by now.
+    with contextlib.suppress(KeyError):
+        tf.RegisterGradient(op_type)(gradient)
+
+
+for _name in ("ResizeBicubic", "ResizeNearestNeighbor"):
+    _register(f"{_name}Grad", _of_resizing(_name, "align_corners", "half_pixel_centers"))
+_register("ScaleAndTranslateGrad", _of_resizing("ScaleAndTranslate", "kernel_type", "antialias"))
+_register("SoftsignGrad", _of_softsign_grad)

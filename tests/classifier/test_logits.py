@@ -1,0 +1,141 @@
+"""What a model's head gives: logits, probabilities of classes, or neither, which is refused."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+from scipy.special import log_softmax
+
+from fisher_keras import FisherRegularizedModel
+from fisher_keras.classifier import Classifier
+from fisher_keras.fisher import loss_gradient_gram
+from fisher_keras.metrics import evaluate_local_minimum, hessian, robustness
+
+X = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+LOSSES = [
+    "sparse_categorical_crossentropy",
+    keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+]
+
+
+class Head(keras.Model):
+    """A subclassed model, whose layers do not tell how it ends."""
+
+    def __init__(self, units, function, dtype=None):
+        super().__init__(dtype=dtype)
+        self.dense = layers.Dense(units)
+        self.function = function
+
+    def call(self, x):
+        return self.function(self.dense(x))
+
+
+def functional(units, *activations):
+    inputs = keras.Input((4,))
+    outputs = layers.Dense(units)(inputs)
+    for activation in activations:
+        outputs = activation(outputs)
+    return keras.Model(inputs, outputs)
+
+
+def sequential(*parts):
+    return keras.Sequential([keras.Input((4,)), *parts])
+
+
+def hidden_sigmoid(z):
+    return 1 / (1 + ops.exp(-z))
+
+
+def hidden_softmax(z):
+    return ops.exp(z) / ops.sum(ops.exp(z), axis=-1, keepdims=True)
+
+
+HEADS = {
+    "activation of a layer": lambda f, k: sequential(layers.Dense(k, f)),
+    "layer": lambda f, k: sequential(layers.Dense(k), layers.Activation(f)),
+    "function": lambda f, k: functional(k, getattr(ops, f)),
+    "cast": lambda f, k: functional(k, getattr(ops, f), lambda p: ops.cast(p, "float64")),
+    "nested": lambda f, k: sequential(keras.Sequential([functional(k, layers.Activation(f))])),
+    "not built": lambda f, k: keras.Sequential([layers.Dense(k), layers.Activation(f)]),
+    "subclassed": lambda f, k: Head(k, getattr(tf.nn, f)),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize(
+    ("activation", "units", "message"),
+    [("sigmoid", 2, "sigmoid of 2 outputs"), ("softmax", 1, "softmax of one output")],
+)
+def test_heads_that_are_no_distribution_over_classes(kind, activation, units, message):
+    model = HEADS[kind](activation, units)
+    for from_logits in ("auto", True, False):
+        with pytest.raises(ValueError, match=message):
+            loss_gradient_gram(model, X, np.zeros(6), from_logits)
+    assert model(X).shape == (6, units)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_such_heads_are_not_trained(kind, loss):
+    model = FisherRegularizedModel(HEADS[kind]("sigmoid", 2), num_sub_batches=2)
+
+    def train():
+        model.compile("sgd", loss)
+        model.fit(X, np.zeros(6), verbose=0)
+
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="sigmoid"):
+        train()
+
+
+def test_all_metrics_refuse():
+    model, y = HEADS["activation of a layer"]("sigmoid", 3), np.arange(6) % 3
+    for metric in (
+        lambda: evaluate_local_minimum(model, (X, y), 2, 1, progress=False),
+        lambda: hessian(model, X, y),
+        lambda: robustness(model, X),
+        lambda: Classifier(model).logits(X),
+    ):
+        with pytest.raises(ValueError, match="sigmoid of 3 outputs"):
+            metric()
+
+
+@pytest.mark.parametrize("from_logits", ["auto", False])
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_sigmoids_that_only_values_show(from_logits, shift):
+    model = Head(3, lambda z: hidden_sigmoid(z + shift))
+    with pytest.raises(ValueError, match=r"no probabilities .* no classifier"):
+        loss_gradient_gram(model, X, np.arange(6) % 3, from_logits)
+
+
+@pytest.mark.parametrize("scale", [1.005, 1.0 + 1e-4])
+def test_logits_that_are_positive_and_nearly_add_up_to_one(scale):
+    def nearly(z):
+        return scale * hidden_softmax(z)
+
+    model = Head(3, nearly)
+    with pytest.raises(ValueError, match="pass from_logits=True"):
+        Classifier(model).logits(X)
+    np.testing.assert_allclose(Classifier(model, from_logits=True).logits(X), model(X), rtol=1e-6)
+
+
+def test_logits_of_a_dense_layer_are_logits_whatever_they_are():
+    """Also of few examples, whose logits are all in 0..1, or add up to 1."""
+    model = sequential(layers.Dense(3, bias_initializer=keras.initializers.Constant(1 / 3)))
+    model.layers[0].kernel.assign(1e-3 * model.layers[0].kernel)
+    for scale in (0, 1):
+        z = Classifier(model).logits(scale * X)
+        np.testing.assert_allclose(z, model(scale * X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "function", [hidden_softmax, lambda z: ops.cast(hidden_softmax(z), "float32")]
+)
+def test_probabilities_are_found_by_their_values_in_every_precision(dtype, function):
+    keras.utils.set_random_seed(0)
+    model = Head(300, function, dtype)
+    model.dense.dtype_policy = keras.DTypePolicy(dtype)
+    z = Classifier(model).logits(X).numpy()
+    expected = log_softmax(X @ model.dense.kernel.numpy(), axis=1)
+    np.testing.assert_allclose(z, expected, atol=1e-5 if dtype == "float32" else 0.1)
