@@ -31,6 +31,8 @@ from fisher_keras.metrics.trials import Trial, TrialFile, draw_sample
 
 GRAM_METRICS: dict[str, Callable[[FisherGram], float]] = {
     "log_determinant": gram_metrics.log_determinant,
+    "log_squared_norms": gram_metrics.log_squared_norms,
+    "log_determinant_cosines": gram_metrics.log_determinant_cosines,
     "spectral_radius": gram_metrics.spectral_radius,
     "frobenius_norm": gram_metrics.frobenius_norm,
     "sample_frobenius_norm": gram_metrics.sample_frobenius_norm,

@@ -108,6 +108,8 @@ def test_every_trial_against_the_explicit_jacobian(float64):
             [trial.metrics[name] for name in METRICS],
             [
                 np.log(eigenvalues).sum(),
+                np.log(squares).sum(),
+                np.log(np.linalg.det(J @ J.T / np.sqrt(np.outer(squares, squares)))),
                 eigenvalues[0],
                 np.mean(squares**2),
                 np.sum((J.T @ J / 6) ** 2),

@@ -18,6 +18,8 @@ from fisher_keras.metrics.trials import json_ready
 
 # To be raised when the same settings no longer give the same networks or metrics.
 RECIPE_VERSION = 1
+# gamma-hat comes with its two parts: they cost nothing, and do not define a run.
+_PARTS = {"log_determinant": ("log_squared_norms", "log_determinant_cosines")}
 _FROM_TRAINING = ("versions", "git_revision", "device", "seconds_per_epoch")
 _TRAINING = "training"  # Folder of the network's files in the run's directory.
 # Where a run is carried out, but not what it is.
@@ -29,7 +31,8 @@ class MetricSettings:
     """How the metrics of a trained network are computed.
 
     Attributes:
-        names: Out of `fisher_keras.metrics.METRICS`.
+        names: Out of `fisher_keras.metrics.METRICS`; the two parts of "log_determinant" come with
+            it.
         num_samples: N', images a trial.
         num_trials: T.
         normalize_logits: If it is a number, the metrics are computed a second time, of logits
@@ -138,6 +141,8 @@ def _evaluate(
     if metrics.normalize_logits is not None:
         scales["normalized_metrics"] = metrics.normalize_logits
     train_data, test_data = data.arrays("train"), data.arrays("test")
+    parts = (part for name in metrics.names for part in _PARTS.get(name, ()))
+    names = tuple(dict.fromkeys((*metrics.names, *parts)))
     return {
         key: evaluate_local_minimum(
             model,
@@ -145,7 +150,7 @@ def _evaluate(
             metrics.num_samples,
             metrics.num_trials,
             data.seed,
-            metrics.names,
+            names,
             scale,
             test_data=test_data,
             trials_path=directory / f"{key}.trials.jsonl",

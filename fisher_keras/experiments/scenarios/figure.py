@@ -13,6 +13,8 @@ LABELS = {
     "robustness": "robustness",
     "frobenius_norm": "Frobenius norm",
     "spectral_radius": "spectral radius",
+    "log_squared_norms": r"$2\,\sum_i \ln \|g_i\|$",
+    "log_determinant_cosines": r"$\ln \det C$",
 }
 _AXIS_LABELS = {
     "confusion_size": "size of the confusion set",

@@ -78,8 +78,14 @@ class Scenario:
 
     @property
     def metrics(self) -> list[str]:
-        """The names of the metrics."""
-        return list(self.runs[0].metrics)
+        """The names of the metrics that all runs have."""
+        return common_metrics(self.runs)
+
+
+def common_metrics(runs: Sequence[ScenarioRun]) -> list[str]:
+    """Returns the names of the metrics that all of some runs have."""
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    return [name for name in names if all(name in run.metrics for run in runs)]
 
 
 def column(runs: Iterable[ScenarioRun], name: str) -> np.ndarray:
@@ -178,10 +184,7 @@ def _run(record: dict[str, Any], variable: str) -> ScenarioRun:
             test_error=float(result["test"]["error_percent"]),
             train_loss=float(result["train"]["loss"]),
             train_error=float(result["train"]["error_percent"]),
-            metrics={
-                name: float(result["metrics"][name]["mean"])
-                for name in record["config"]["metrics"]["names"]
-            },
+            metrics={name: float(summary["mean"]) for name, summary in result["metrics"].items()},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

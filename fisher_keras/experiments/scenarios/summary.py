@@ -6,7 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fisher_keras.experiments.scenarios.results import Scenario, ScenarioRun, column
+from fisher_keras.experiments.scenarios.results import (
+    Scenario,
+    ScenarioRun,
+    column,
+    common_metrics,
+)
 from fisher_keras.experiments.statistics.rank_correlation import (
     LEVEL,
     NUM_RESAMPLES,
@@ -83,11 +88,6 @@ def _correlate(
     groups: Sequence[Sequence[ScenarioRun]], name: str, which: str
 ) -> list[Correlation]:
     networks = list({run.training: run for runs in groups for run in runs}.values())
-    metrics = [
-        metric
-        for metric in dict.fromkeys(metric for run in networks for metric in run.metrics)
-        if all(metric in run.metrics for run in networks)
-    ]
     return [
         Correlation(
             name,
@@ -97,7 +97,7 @@ def _correlate(
             _mean_granulated(groups, measure),
             kendall_correlation(column(networks, measure), column(networks, TRAIN_LOSS)),
         )
-        for measure in [*metrics, TRAIN_LOSS]
+        for measure in [*common_metrics(networks), TRAIN_LOSS]
     ]
 
 

@@ -54,6 +54,9 @@ def test_metrics_are_of_the_training_images_without_the_confusion_set(finished):
     summary = result["metrics"]["log_determinant"]
     assert summary["mean"] == pytest.approx(np.mean(determinants), rel=1e-6)
     assert summary["std"] == pytest.approx(np.std(determinants, ddof=1), rel=1e-4)
+    means = {name: found["mean"] for name, found in result["metrics"].items()}
+    parts = means["log_squared_norms"] + means["log_determinant_cosines"]
+    assert parts == pytest.approx(means["log_determinant"], rel=1e-12)
     assert summary["mean"] != result["normalized_metrics"]["log_determinant"]["mean"]
 
 
