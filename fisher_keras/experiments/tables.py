@@ -13,7 +13,11 @@ from fisher_keras.experiments.flags import option
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.runs.trained_run import MetricSettings, trained_run
+from fisher_keras.experiments.runs.trained_run import (
+    MetricSettings,
+    train_losses,
+    trained_run,
+)
 from fisher_keras.experiments.statistics.convergence import convergence_flags
 from fisher_keras.experiments.statistics.text_tables import (
     Rows,
@@ -212,7 +216,7 @@ def table_2(records: Sequence[dict[str, Any]], normalize_logits: bool) -> list[l
             _names(cell)
             + _both(groups, lambda result: float(result[key]["log_determinant"]["mean"]), 1)
             + _paper(PAPER_TABLE_2, cell, 1)
-            + [" / ".join(_both(groups, lambda result: result["train"]["loss"], 4))]
+            + [" / ".join(mean_and_std(train_losses(groups[r]), 4) for r in (False, True))]
             + [_flagged(groups)]
             for cell, groups in _groups(records).items()
         ),
@@ -271,9 +275,11 @@ def _both(
 
 def _flagged(groups: dict[bool, list[dict[str, Any]]]) -> str:
     """Returns how many runs, without / with the regularizer, are at no minimum like the others."""
-    train = [record["result"]["train"] for group in groups.values() for record in group]
+    records = [record for group in groups.values() for record in group]
     flags = convergence_flags(
-        [fit["loss"] for fit in train], [fit["error_percent"] for fit in train]
+        train_losses(records),
+        [record["result"]["train"]["error_percent"] for record in records],
+        records[0]["config"]["training"].get("target_loss"),
     )
     without = len(groups[False])
     counts = [sum(map(bool, part)) for part in (flags[:without], flags[without:])]

@@ -1,8 +1,11 @@
 """Tables 1 and 2, from made-up records and from the shell."""
 
+import json
+import pathlib
 import statistics
 
 from fisher_keras.experiments.runs import presets
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
 from fisher_keras.experiments.search.flags import TUNING_PRESETS
 from fisher_keras.experiments.statistics.text_tables import (
     latex_table,
@@ -89,6 +92,15 @@ def test_a_table_of_settings_decides_the_regularized_runs_alone(tmp_path):
         else:
             assert run.key == other.key
         assert "settings_file" not in training
+
+
+def test_records_of_before_are_still_those_of_runs():
+    results = pathlib.Path(__file__).parents[2] / "results"
+    lines = (results / "regularization_laptop" / "runs.jsonl").read_text().splitlines()
+    settings = str(results / "regularizer_settings_laptop.json")
+    preset = preset_of(PRESETS, ExperimentOptions(preset="laptop"))
+    keys = {run.key for run in regularization_runs(preset, settings)}
+    assert {json.loads(line)["key"] for line in lines} == keys
 
 
 def test_every_preset_trains_each_network_in_both_ways():

@@ -10,6 +10,7 @@ import numpy as np
 
 from fisher_keras.datasets import AUGMENTATIONS
 from fisher_keras.experiments.runs.store import ExperimentStore
+from fisher_keras.experiments.runs.trained_run import train_losses
 from fisher_keras.experiments.scenarios.runs import VARIABLES
 from fisher_keras.experiments.statistics.convergence import convergence_flags
 from fisher_keras.experiments.training.config import TrainingConfig
@@ -32,7 +33,8 @@ class ScenarioRun:
         value: The value of the scenario's variable.
         seed: The run's seed.
         test_error: The test error in percent.
-        train_loss: The mean cross-entropy of the training images in nats.
+        train_loss: The mean cross-entropy of the images trained on, over the least that their
+            labels allow, in nats; NaN where labels are smoothed and the record does not have it.
         train_error: The training error in percent.
         metrics: The mean over the trials of each metric, by its name; may be infinite or NaN.
         flags: Why the run is not at a minimum such as the others', see `convergence_flags`.
@@ -136,11 +138,16 @@ def _records(store: pathlib.Path) -> list[dict[str, Any]]:
 def _scenario(experiment: str, records: Sequence[dict[str, Any]]) -> Scenario:
     variable = VARIABLES[experiment]
     _check_recipe(experiment, variable, records)
+    found = [_run(record, variable) for record in records]
     runs = sorted(
-        (_run(record, variable) for record in records),
+        (
+            dataclasses.replace(run, train_loss=loss)
+            for run, loss in zip(found, train_losses(records), strict=True)
+        ),
         key=lambda run: (_place(variable, run.value), run.seed),
     )
-    flags = convergence_flags(column(runs, "train_loss"), column(runs, "train_error"))
+    target_loss = records[0]["config"]["training"].get("target_loss")
+    flags = convergence_flags(column(runs, "train_loss"), column(runs, "train_error"), target_loss)
     flagged = (
         dataclasses.replace(run, flags=reasons) for run, reasons in zip(runs, flags, strict=True)
     )

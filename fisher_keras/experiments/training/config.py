@@ -126,6 +126,13 @@ class TrainingConfig:
         group="training",
         least=0,
     )
+    target_loss: float | None = option(
+        None,
+        "End as soon as the images trained on, a confusion set among them and not augmented, have "
+        "this cross-entropy in nats, over the least that their labels allow; --epochs at latest.",
+        group="training",
+        above=0,
+    )
     mixed_precision: str = option(
         "none", "Keras policy.", group="training", choices=MIXED_PRECISIONS
     )

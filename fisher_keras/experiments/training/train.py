@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.training.callbacks import (
     AtomicBackup,
     Every,
     PlainModelCheckpoint,
     PlateauSchedule,
     Progress,
+    StopAtLoss,
     StopWhenDiverged,
     TrainingDivergedError,
     finished_epochs,
@@ -22,6 +24,7 @@ from fisher_keras.experiments.training.config import REGULARIZER_OPTIONS, Traini
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.files import RunFiles
 from fisher_keras.experiments.training.provenance import provenance
+from fisher_keras.metrics.fit import evaluate_fit
 from fisher_keras.models import RECIPES, build_model, build_optimizer, learning_rate_at
 from fisher_keras.regularizer.model import FisherRegularizedModel
 
@@ -67,7 +70,8 @@ def train(
         `confusion` if there is such a set: `loss` (with weight penalties and label smoothing),
         `cross_entropy` (without) and `error_percent`;
         `wall_time_s` of all epochs and this evaluation; `seconds_per_epoch`, the median;
-        `history`, the columns of the CSV.
+        `history`, the columns of the CSV; with a `target_loss`, its `excess_loss` is the loss that
+        was reached, and its `steps` tell where in the last epoch.
 
     Raises:
         ValueError: If a setting or the data cannot be used, or `output_dir` holds another run.
@@ -121,16 +125,19 @@ def _train(
     files.trim_history(first_epoch)
     if not quiet:
         _print_start(record, files, first_epoch)
+    past = files.read_history() if first_epoch else {}
     progress = Progress(config.epochs, data.steps_per_epoch, first_epoch, quiet)
+    target = _target(config, data, plain_model, past)
     model.fit(
         data.training_batches(config.augmentation, first_epoch),
         validation_data=data.evaluation_batches("validation"),
         initial_epoch=first_epoch,
-        epochs=config.epochs,
+        # What was stopped at its target is only restored.
+        epochs=first_epoch if any(stop.reached for stop in target) else config.epochs,
         steps_per_epoch=data.steps_per_epoch,
         shuffle=False,  # The batches are shuffled.
         callbacks=[
-            *_callbacks(config, files, plain_model, progress, first_epoch, save_every),
+            *_callbacks(config, files, plain_model, [progress, *target], past, save_every),
             *callbacks,
             # Last, when the others have seen the epoch.
             Every(save_every, AtomicBackup(files.backup)),
@@ -194,8 +201,8 @@ def _callbacks(
     config: TrainingConfig,
     files: RunFiles,
     plain_model: keras.Model,
-    progress: Progress,
-    first_epoch: int,
+    logging: Sequence[keras.callbacks.Callback],
+    past: dict[str, list[float | None]],
     save_every: int,
 ) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that every run has.
@@ -203,13 +210,12 @@ def _callbacks(
     What they write of an epoch without a backup is written again, the same, after a resume.
     """
     monitor, mode = ("val_accuracy", "max") if config.validation_size else ("loss", "min")
-    past = files.read_history() if first_epoch else {}
     saved = past.get(monitor, [])[save_every - 1 :: save_every]
     best_so_far = {"max": max, "min": min}[mode](saved, default=None)
     return [
         StopWhenDiverged(),
         _schedule(config, past.get("loss", [])),
-        progress,
+        *logging,
         keras.callbacks.TensorBoard(str(files.tensorboard), write_graph=False),
         keras.callbacks.CSVLogger(str(files.history), append=True),
         Every(save_every, PlainModelCheckpoint(plain_model, files.last)),
@@ -224,6 +230,27 @@ def _callbacks(
                 initial_value_threshold=best_so_far,
             ),
         ),
+    ]
+
+
+def _target(
+    config: TrainingConfig,
+    data: TrainingData,
+    plain_model: keras.Model,
+    past: dict[str, list[float | None]],
+) -> list[StopAtLoss]:
+    """Returns what ends the training at `target_loss`, if there is one."""
+    if config.target_loss is None:
+        return []
+    classifier = Classifier(plain_model)
+    trained_on = data.labelled("train", "confusion", label_smoothing=config.label_smoothing)
+    return [
+        StopAtLoss(
+            config.target_loss,
+            lambda: evaluate_fit(classifier, trained_on).excess_loss,
+            data.steps_per_epoch,
+            past.get("excess_loss", []),
+        )
     ]
 
 
