@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ class ScenarioRun:
         value: The value of the scenario's variable.
         seed: The run's seed.
         test_error: The test error in percent.
+        test_loss: The mean cross-entropy of the test images in nats.
+        num_test_images: How many these are.
         train_loss: The mean cross-entropy of the images trained on, over the least that their
             labels allow, in nats; NaN where labels are smoothed and the record does not have it.
         train_error: The training error in percent.
@@ -45,10 +48,22 @@ class ScenarioRun:
     value: int | str
     seed: int
     test_error: float
+    test_loss: float
+    num_test_images: int
     train_loss: float
     train_error: float
     metrics: Mapping[str, float]
     flags: tuple[str, ...] = ()
+
+    @property
+    def generalization_gap(self) -> float:
+        """The test error less the training error, in percent."""
+        return self.test_error - self.train_error
+
+    @property
+    def random(self) -> float:
+        """A number from 0 to 1 that knows nothing: the same for the same network."""
+        return random.Random(self.training).random()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +103,16 @@ def common_metrics(runs: Sequence[ScenarioRun]) -> list[str]:
     """Returns the names of the metrics that all of some runs have."""
     names = dict.fromkeys(name for run in runs for name in run.metrics)
     return [name for name in names if all(name in run.metrics for run in runs)]
+
+
+def hyperparameters(runs: Sequence[ScenarioRun]) -> dict[str, list[str]]:
+    """Returns the settings in which some networks' trainings differ, but for the seed, as text."""
+    settings = [json.loads(run.training)[0] for run in runs]
+    columns = {
+        name: [json.dumps(found.get(name)) for found in settings]
+        for name in sorted(set().union(*settings))
+    }
+    return {name: values for name, values in columns.items() if len(set(values)) > 1}
 
 
 def column(runs: Iterable[ScenarioRun], name: str) -> np.ndarray:
@@ -189,6 +214,8 @@ def _run(record: dict[str, Any], variable: str) -> ScenarioRun:
             value=training.get(variable, getattr(TrainingConfig(), variable)),
             seed=record["seed"],
             test_error=float(result["test"]["error_percent"]),
+            test_loss=float(result["test"]["loss"]),
+            num_test_images=result["test"]["num_images"],
             train_loss=float(result["train"]["loss"]),
             train_error=float(result["train"]["error_percent"]),
             metrics={name: float(summary["mean"]) for name, summary in result["metrics"].items()},
