@@ -1,4 +1,4 @@
-"""How well a classifier fits data: cross-entropy and errors, in float64."""
+"""How well a classifier fits data: cross-entropy, errors and calibration, in float64."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.labels import LabelledData, label_distributions
+from fisher_keras.metrics.calibration import expected_calibration_error
 
 _BATCH_SIZE = 256  # Of the forward passes.
 
@@ -21,12 +22,14 @@ class Fit:
         label_entropy: The least value that it can have: 0 for hard labels, more for soft ones.
         num_errors: How many examples have another most probable class than their label.
         num_examples: N.
+        calibration_error: See `expected_calibration_error`.
     """
 
     loss: float
     label_entropy: float
     num_errors: int
     num_examples: int
+    calibration_error: float
 
     @property
     def error(self) -> float:
@@ -40,7 +43,7 @@ class Fit:
 
 
 def evaluate_fit(classifier: Classifier, data: LabelledData, name: str = "data") -> Fit:
-    """Computes loss and error of a classifier in inference mode, batch by batch.
+    """Computes how a classifier fits data in inference mode, batch by batch.
 
     Args:
         classifier: The classifier.
@@ -53,7 +56,8 @@ def evaluate_fit(classifier: Classifier, data: LabelledData, name: str = "data")
     Raises:
         ValueError: If outputs are not finite.
     """
-    loss, label_entropy, num_errors = 0.0, 0.0, 0
+    loss, label_entropy = 0.0, 0.0
+    confidence, correct = [], []
     for begin, batch in _batches(data):
         log_p = tf.nn.log_softmax(classifier.logits(batch.x)).numpy()
         if np.isnan(log_p).any():
@@ -67,8 +71,16 @@ def evaluate_fit(classifier: Classifier, data: LabelledData, name: str = "data")
         # A probability of 0 costs nothing where the label gives it no weight.
         loss -= np.sum(np.where(target > 0, target * log_p, 0.0))
         label_entropy -= np.sum(target * np.log(np.where(target > 0, target, 1.0)))
-        num_errors += int(np.sum(np.argmax(log_p, axis=1) != batch.hard_labels))
-    return Fit(float(loss / len(data)), float(label_entropy / len(data)), num_errors, len(data))
+        confidence.append(np.exp(log_p.max(axis=1)))
+        correct.append(np.argmax(log_p, axis=1) == batch.hard_labels)
+    correct = np.concatenate(correct)
+    return Fit(
+        float(loss / len(data)),
+        float(label_entropy / len(data)),
+        int(np.sum(~correct)),
+        len(data),
+        expected_calibration_error(np.concatenate(confidence), correct),
+    )
 
 
 def _batches(data: LabelledData) -> Iterator[tuple[int, LabelledData]]:

@@ -87,7 +87,8 @@ class LocalMinimumReport:
             if fit is not None:
                 lines.append(
                     f"{name}: loss {fit.loss:.4g}, error {100 * fit.error:.2f} % "
-                    f"({fit.num_errors} of {fit.num_examples})"
+                    f"({fit.num_errors} of {fit.num_examples}), "
+                    f"calibration error {100 * fit.calibration_error:.2f} %"
                 )
         return "\n".join(lines + [f"Note: {note}" for note in self.notes])
 

@@ -16,7 +16,7 @@ from fisher_keras.regularizer.objective import Batch, Objective, symbolic
 from fisher_keras.regularizer.structures import BatchLoss, Step
 
 GRADIENTS = tuple(EQUATION_6)
-_LOG_NAMES = ("fisher_regularizer", "fisher_trace", "gradient_norm")
+_LOG_NAMES = ("fisher_regularizer", "fisher_trace", "gradient_norm", "explicit_to_implicit")
 
 
 @keras.saving.register_keras_serializable(package="fisher_keras")
@@ -45,6 +45,16 @@ class FisherRegularizedModel(ClassifierWrapper):
     The training logs also have `fisher_regularizer` (R_alpha), `fisher_trace` (R_alpha / alpha)
     and `gradient_norm` (before clipping), as means over the epoch's steps; the first two are NaN
     where no step of the epoch computed them, because beta was 0.
+
+    They have `explicit_to_implicit`, too: 2 alpha beta M / learning rate, by how much this
+    regularizer is stronger than the one that SGD has anyway. With steps of a small learning rate
+    eta, SGD follows the gradient of L(w) + eta / 4 times the mean of ||g_B||^2 over mini-batches B
+    (S. L. Smith, B. Dherin, D. G. T. Barrett and S. De, "On the Origin of Implicit Regularization
+    in Stochastic Gradient Descent", ICLR 2021, arXiv 2101.12176); beta R_alpha, its g_i held
+    constant, is alpha beta / 2 times the mean of ||g_i||^2. Where noise dominates gradients, those
+    of B / M examples are sqrt(M) times as long: the ratio follows. It takes B for larger than M,
+    and no momentum m: the learning rate is in effect 1 / (1 - m) times as large, the ratio smaller
+    by that. Far below 1, beta changes next to nothing.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -199,10 +209,12 @@ class FisherRegularizedModel(ClassifierWrapper):
         """
         batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
         objective = self._objective(batch)
+        explicit_to_implicit = self._explicit_to_implicit()
         step = self._step(objective)
         weights = self.trainable_weights
         self.optimizer.apply_gradients(zip(step.gradient, weights, strict=True))  # Line 10
         logs = (step.regularizer, step.regularizer / self.alpha, step.gradient_norm)
+        logs += (explicit_to_implicit,)
         for tracker, value in zip(self._fisher_trackers, logs, strict=True):
             tracker.update_state(value)
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
@@ -271,6 +283,11 @@ class FisherRegularizedModel(ClassifierWrapper):
             beta = self.beta(self.optimizer.iterations)
             return tf.cast(beta, self.model.trainable_variables[0].dtype)
         return self.beta
+
+    def _explicit_to_implicit(self) -> tf.Tensor:
+        beta = tf.cast(self._current_beta(), tf.float32)
+        learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
+        return 2 * self.alpha * beta * self.num_sub_batches / learning_rate
 
     def _step(self, objective: Objective) -> Step:
         """Returns a plain step where beta is 0, and a regularized step elsewhere."""

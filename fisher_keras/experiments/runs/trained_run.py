@@ -131,11 +131,11 @@ def carry_out(
 
     Returns:
         The result for the store: `train`, `test` and, if there is such a set, `confusion`, each
-        with `loss` (cross-entropy in nats), `error_percent` and `num_images`, in inference mode
-        and not augmented; those that were trained on with `excess_loss`, too, the cross-entropy
-        over the least that the labels allow, as smooth as in training; `metrics` and, if asked
-        for, `normalized_metrics`: name -> `mean`, `std`, `standard_error` over the trials; `notes`
-        of the report; what made it.
+        with `loss` (cross-entropy in nats), `error_percent`, `calibration_error` and
+        `num_images`, in inference mode and not augmented; those that were trained on with
+        `excess_loss`, too, the cross-entropy over the least that the labels allow, as smooth as in
+        training; `metrics` and, if asked for, `normalized_metrics`: name -> `mean`, `std`,
+        `standard_error` over the trials; `notes` of the report; what made it.
 
     Raises:
         ValueError: If the data or a setting cannot be used.
@@ -210,6 +210,7 @@ def _fits(
         fits[part] = {
             "loss": fit.loss,
             "error_percent": 100 * fit.error,
+            "calibration_error": fit.calibration_error,
             "num_images": fit.num_examples,
         }
         if part != "test":

@@ -35,6 +35,7 @@ class ScenarioRun:
         seed: The run's seed.
         test_error: The test error in percent.
         test_loss: The mean cross-entropy of the test images in nats.
+        calibration_error: The test images' expected calibration error; NaN if it is not known.
         num_test_images: How many these are.
         train_loss: The mean cross-entropy of the images trained on, over the least that their
             labels allow, in nats; NaN where labels are smoothed and the record does not have it.
@@ -49,6 +50,7 @@ class ScenarioRun:
     seed: int
     test_error: float
     test_loss: float
+    calibration_error: float
     num_test_images: int
     train_loss: float
     train_error: float
@@ -215,6 +217,7 @@ def _run(record: dict[str, Any], variable: str) -> ScenarioRun:
             seed=record["seed"],
             test_error=float(result["test"]["error_percent"]),
             test_loss=float(result["test"]["loss"]),
+            calibration_error=result["test"].get("calibration_error", np.nan),
             num_test_images=result["test"]["num_images"],
             train_loss=float(result["train"]["loss"]),
             train_error=float(result["train"]["error_percent"]),

@@ -225,6 +225,8 @@ def scenario_table(scenario: Scenario) -> str:
     """Formats a Markdown table of a scenario: a line a value, mean ± std over its seeds."""
     columns: list[tuple[str, str, Callable[[float], str]]] = [
         ("test error (%)", "test_error", "{:.2f}".format),
+        ("test cross-entropy", "test_loss", "{:.3f}".format),
+        ("calibration error", "calibration_error", "{:.3f}".format),
         *((metric, metric, "{:.4g}".format) for metric in scenario.metrics),
         ("train loss", TRAIN_LOSS, "{:.2g}".format),
         ("train error (%)", "train_error", "{:.3f}".format),
@@ -294,6 +296,8 @@ def _range(losses: np.ndarray) -> str:
 
 def _mean(values: np.ndarray, form: Callable[[float], str]) -> str:
     """Mean ± std of the finite values, and how many of which are not."""
+    if np.isnan(values).all():
+        return "–"
     finite = values[np.isfinite(values)]
     text = form(finite.mean()) if len(finite) else "–"
     if len(finite) > 1:

@@ -18,6 +18,7 @@ GROUPS = ("search", "runs", *flag_groups(TrainingConfig))
 _LEFT_OUT = (
     *SEARCHED,
     *("confusion_size", "output_dir", "regularize", "resume", "settings_file"),
+    "target_loss",  # Trials are compared after the same epochs.
 )
 
 

@@ -1,6 +1,7 @@
 """What a training run can be told, and the recipe's values where it is not."""
 
 import dataclasses
+import math
 
 from fisher_keras.datasets import AUGMENTATIONS, DATASETS
 from fisher_keras.experiments.flags import check_options, option
@@ -80,6 +81,12 @@ class TrainingConfig:
         above=0,
     )
     beta: float | None = option(None, "Strength of the regularizer.", group="regularizer", least=0)
+    beta_phases: str | None = option(
+        None,
+        "Factors of beta between the falls of the recipe's learning rate, such as 0,1,1: off "
+        "until the first.",
+        group="regularizer",
+    )
     num_sub_batches: int | None = option(
         None, "Sub-batches of a batch, M.", group="regularizer", least=1
     )
@@ -162,10 +169,36 @@ class TrainingConfig:
             raise ValueError(f"--label_smoothing must be below 1, got {self.label_smoothing}")
         if not self.regularize:
             # A plain training can be clipped, too.
-            names = {*REGULARIZER_OPTIONS, "settings_file"} - {"clip_norm"}
+            names = {*REGULARIZER_OPTIONS, "beta_phases", "settings_file"} - {"clip_norm"}
             given = sorted(name for name in names if getattr(self, name) is not None)
             if given:
                 raise ValueError(f"--{given[0]} has no effect without --regularize: add it")
+        if self.beta_phases is not None:
+            self._check_beta_phases()
+
+    def _check_beta_phases(self) -> None:
+        if self.schedule != "recipe":
+            raise ValueError(
+                "--beta_phases needs --schedule=recipe, whose learning rate falls at known epochs"
+            )
+        falls = len(RECIPES[self.arch].schedule)
+        factors = phase_factors(self.beta_phases)
+        if len(factors) != falls + 1 or not all(0 <= factor < math.inf for factor in factors):
+            raise ValueError(
+                f"--beta_phases must be {falls + 1} numbers, 0 or greater: the learning rate of "
+                f"{self.arch} falls {falls} times. Given: {self.beta_phases}"
+            )
+
+
+def phase_factors(beta_phases: str) -> list[float]:
+    """Returns the factors of `beta_phases`; NaN for what is no number."""
+    factors = []
+    for part in beta_phases.split(","):
+        try:
+            factors.append(float(part))
+        except ValueError:
+            factors.append(math.nan)
+    return factors
 
 
 def resolve(config: TrainingConfig) -> TrainingConfig:

@@ -20,12 +20,23 @@ from fisher_keras.experiments.training.callbacks import (
     TrainingDivergedError,
     finished_epochs,
 )
-from fisher_keras.experiments.training.config import REGULARIZER_OPTIONS, TrainingConfig, resolve
+from fisher_keras.experiments.training.config import (
+    REGULARIZER_OPTIONS,
+    TrainingConfig,
+    phase_factors,
+    resolve,
+)
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.files import RunFiles
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.metrics.fit import evaluate_fit
-from fisher_keras.models import RECIPES, build_model, build_optimizer, learning_rate_at
+from fisher_keras.models import (
+    RECIPES,
+    build_model,
+    build_optimizer,
+    learning_rate_at,
+    learning_rate_falls,
+)
 from fisher_keras.regularizer.model import FisherRegularizedModel
 
 __all__ = ["TrainingConfig", "TrainingDivergedError", "train"]
@@ -68,7 +79,7 @@ def train(
         resumed; `data`, the fingerprint and numbers of images; `parameters`; `train` and `test`
         after the last epoch, in inference mode, the training images not augmented, and
         `confusion` if there is such a set: `loss` (with weight penalties and label smoothing),
-        `cross_entropy` (without) and `error_percent`;
+        `cross_entropy` (without), `error_percent` and `calibration_error`;
         `wall_time_s` of all epochs and this evaluation; `seconds_per_epoch`, the median;
         `history`, the columns of the CSV; with a `target_loss`, its `excess_loss` is the loss that
         was reached, and its `steps` tell where in the last epoch.
@@ -146,7 +157,8 @@ def _train(
     )
     start = time.monotonic()
     parts = ("train", "confusion", "test") if config.confusion_size else ("train", "test")
-    results = {part: _evaluate(model, data, part) for part in parts}
+    classifier = Classifier(model)
+    results = {part: _evaluate(model, classifier, data, part) for part in parts}
     history = files.read_history()
     record |= results | {
         "status": "finished",
@@ -169,7 +181,9 @@ def _build(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, ker
         depth=config.depth,
         width=config.width,
     )
-    model = _regularized(config, plain_model) if config.regularize else plain_model
+    model = plain_model
+    if config.regularize:
+        model = _regularized(config, plain_model, data.steps_per_epoch)
     model.build(plain_model.input_shape)  # A backup can be restored into a built model only.
     if config.label_smoothing > 0:
         loss = keras.losses.CategoricalCrossentropy(
@@ -191,9 +205,17 @@ def _build(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, ker
     return plain_model, model
 
 
-def _regularized(config: TrainingConfig, plain_model: keras.Model) -> keras.Model:
+def _regularized(
+    config: TrainingConfig, plain_model: keras.Model, steps_per_epoch: int
+) -> keras.Model:
     options = {name: getattr(config, name) for name in REGULARIZER_OPTIONS}
     options["clip_norm"] = options["clip_norm"] or None
+    if config.beta_phases is not None:
+        falls = learning_rate_falls(RECIPES[config.arch], config.epochs)
+        options["beta"] = keras.optimizers.schedules.PiecewiseConstantDecay(
+            [epoch * steps_per_epoch - 1 for epoch in falls],  # The last step of each phase.
+            [config.beta * factor for factor in phase_factors(config.beta_phases)],
+        )
     return FisherRegularizedModel(plain_model, **options, seed=config.seed)
 
 
@@ -263,13 +285,16 @@ def _schedule(config: TrainingConfig, past_losses: list[float]) -> keras.callbac
     )
 
 
-def _evaluate(model: keras.Model, data: TrainingData, part: str) -> dict[str, float]:
-    """Returns loss, cross-entropy and error on a part of the data, in inference mode."""
+def _evaluate(
+    model: keras.Model, classifier: Classifier, data: TrainingData, part: str
+) -> dict[str, float]:
+    """Returns how the model fits a part of the data, in inference mode."""
     logs = model.evaluate(data.evaluation_batches(part), return_dict=True, verbose=0)
     return {
         "loss": logs["loss"],
         "cross_entropy": logs["cross_entropy"],
         "error_percent": round(100 * (1 - logs["accuracy"]), 4),  # The accuracy is a float32.
+        "calibration_error": evaluate_fit(classifier, data.labelled(part), part).calibration_error,
     }
 
 
@@ -302,13 +327,13 @@ def _print_start(record: dict, files: RunFiles, first_epoch: int) -> None:
 
 
 def _print_end(record: dict, files: RunFiles) -> None:
-    print(f"\n{'':<10}{'loss':>10}{'cross-entropy':>16}{'error (%)':>12}")
+    print(f"\n{'':<10}{'loss':>10}{'cross-entropy':>16}{'error (%)':>12}{'calibration error':>20}")
     for part in ("train", "confusion", "test"):
         if part not in record:
             continue
         values = record[part]
         print(
             f"{part:<10}{values['loss']:>10.4f}{values['cross_entropy']:>16.4f}"
-            f"{values['error_percent']:>12.2f}"
+            f"{values['error_percent']:>12.2f}{values['calibration_error']:>20.4f}"
         )
     print(f"{record['wall_time_s']:.0f} s. Everything is in {files.directory}.")

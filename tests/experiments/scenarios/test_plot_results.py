@@ -139,6 +139,8 @@ def test_table_of_a_scenario(tmp_path):
         "batch_size",
         "runs",
         "test error (%)",
+        "test cross-entropy",
+        "calibration error",
         "log_determinant",
         "train loss",
         "train error (%)",
@@ -146,18 +148,38 @@ def test_table_of_a_scenario(tmp_path):
     ]
     # Standard deviations are those of samples: of 8 and 9, sqrt(1/2).
     assert rows == [
-        ["128", "2", "8.50 ± 0.707", "-990 ± 14.1", "0.002 ± 0.00141", "0.000 ± 0", ""],
-        ["256", "1", "9.50", "– (1 of 1: -inf)", "0.001", "0.600", "1"],
+        [
+            "128",
+            "2",
+            "8.50 ± 0.707",
+            "0.500 ± 0",
+            "0.040 ± 0",
+            "-990 ± 14.1",
+            "0.002 ± 0.00141",
+            "0.000 ± 0",
+            "",
+        ],
+        ["256", "1", "9.50", "0.500", "0.040", "– (1 of 1: -inf)", "0.001", "0.600", "1"],
         [
             "512",
             "3",
             "9.50 ± 0",
+            "0.500 ± 0",
+            "0.040 ± 0",
             "-940 (1 of 3: -inf) (1 of 3: nan)",
             "0.001 ± 0",
             "0.000 ± 0",
             "",
         ],
     ]
+
+
+def test_old_records_have_no_calibration_error(tmp_path):
+    records = confusion_records()
+    for line in records:
+        del line["result"]["test"]["calibration_error"]
+    table = scenario_table(read(tmp_path, records)[0])
+    assert [row[4] for row in cells(table)[2:]] == ["–"] * 3
 
 
 def test_flagged_runs_are_named_with_their_reason(tmp_path):
@@ -413,7 +435,7 @@ def test_a_scenario_just_begun_can_be_drawn(tmp_path):
     (scenario,) = read(tmp_path, confusion_records()[:1])
     scenario_figure(scenario).savefig(tmp_path / "one.png")
     assert column(scenario.runs, "test_error") == [20.0]
-    assert "| 0 | 1 | 20.00 | -900 | 50 | 0.001 | 0.000 |  |" in summary(
+    assert "| 0 | 1 | 20.00 | 0.500 | 0.040 | -900 | 50 | 0.001 | 0.000 |  |" in summary(
         [scenario], correlations([scenario])
     )
 
