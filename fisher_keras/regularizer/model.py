@@ -12,7 +12,8 @@ from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
-from fisher_keras.regularizer.objective import Batch, Objective, symbolic
+from fisher_keras.regularizer.logs import MeanOfKnown
+from fisher_keras.regularizer.objective import Batch, Objective, prepare
 from fisher_keras.regularizer.structures import BatchLoss, Step
 
 GRADIENTS = tuple(EQUATION_6)
@@ -125,7 +126,7 @@ class FisherRegularizedModel(ClassifierWrapper):
         if seed is not None:
             self.seed = whole_number("seed, if it is not None,", seed, least=0)
         self._cross_entropy = None
-        self._fisher_trackers = [_Mean(name=log_name) for log_name in _LOG_NAMES]
+        self._fisher_trackers = [MeanOfKnown(name=log_name) for log_name in _LOG_NAMES]
 
     # ---------------------------------------------------------------- what Keras asks of a model
 
@@ -159,16 +160,6 @@ class FisherRegularizedModel(ClassifierWrapper):
                 "gradients that are equal to within its rounding, so that their difference is "
                 "noise. Use gradient='hessian_vector_product', or train in float32."
             )
-
-    def get_compile_config(self) -> dict[str, Any]:
-        """Returns what `compile` was given."""
-        return super().get_compile_config()
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as the saved model was, and makes room for its optimizer's state."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None and self.built:
-            self.optimizer.build(self.trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that make this model again."""
@@ -263,19 +254,7 @@ class FisherRegularizedModel(ClassifierWrapper):
                 "FisherRegularizedModel has no loss. Call compile(optimizer=..., loss=...) with "
                 "a cross-entropy before training."
             )
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            raise ValueError(
-                "FisherRegularizedModel trains on one replica; the strategy in scope has "
-                f"{tf.distribute.get_strategy().num_replicas_in_sync}. Train it outside of "
-                "tf.distribute."
-            )
-        if not stateless.is_built(self):
-            self.compute_output_spec(symbolic(batch.x))
-        if not self.trainable_variables:
-            raise ValueError(
-                f"The model {self.model.name!r} has no trainable variables: nothing can be "
-                "trained. Set layer.trainable = True for some, and compile again."
-            )
+        prepare(self, batch)
         return Objective(self, self._cross_entropy, batch, batch.size())
 
     def _current_beta(self) -> float | tf.Tensor:
@@ -336,14 +315,3 @@ class FisherRegularizedModel(ClassifierWrapper):
             for variable, value, change in zip(variables, state, step.changes, strict=True):
                 variable.assign(value + change)
         return dataclasses.replace(step, changes=None)
-
-
-class _Mean(keras.metrics.Mean):
-    """Mean of the values that are not NaN; NaN if there is none."""
-
-    def update_state(self, value: tf.Tensor) -> None:
-        known = ~tf.math.is_nan(value)
-        super().update_state(tf.where(known, value, 0), sample_weight=tf.cast(known, value.dtype))
-
-    def result(self) -> tf.Tensor:
-        return self.total / self.count

@@ -37,7 +37,7 @@ from fisher_keras.models import (
     learning_rate_at,
     learning_rate_falls,
 )
-from fisher_keras.regularizer.model import FisherRegularizedModel
+from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 
 __all__ = ["TrainingConfig", "TrainingDivergedError", "train"]
 
@@ -184,6 +184,8 @@ def _build(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, ker
     model = plain_model
     if config.regularize:
         model = _regularized(config, plain_model, data.steps_per_epoch)
+    elif config.method == "sam":
+        model = SharpnessAwareModel(plain_model, config.rho, config.adaptive)
     model.build(plain_model.input_shape)  # A backup can be restored into a built model only.
     if config.label_smoothing > 0:
         loss = keras.losses.CategoricalCrossentropy(
