@@ -7,7 +7,8 @@ section of the paper:
 - Sections 4 and 5.3: `loss_gradient_gram` and its `FisherGram`, Equations 4 and 5.
 - Sections 5.3 and 7.1: `evaluate_local_minimum` and its `LocalMinimumReport`, gamma-hat and the
   older metrics; `FisherMetrics`, the same during `fit`.
-- Section 6: `FisherRegularizedModel`, Equation 6 and Algorithm 1.
+- Section 6: `FisherRegularizedModel`, Equation 6 and Algorithm 1; `SharpnessAwareModel`, the
+  baseline SAM.
 - Appendix E: `build_model` and its `ARCHITECTURES`.
 
 Names are imported when they are used first: `import fisher_keras` loads neither TensorFlow nor
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from fisher_keras.fisher import FisherGram, loss_gradient_gram
     from fisher_keras.metrics import LocalMinimumReport, evaluate_local_minimum
     from fisher_keras.models import ARCHITECTURES, build_model
-    from fisher_keras.regularizer import FisherRegularizedModel
+    from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 
 __all__ = [
     "ARCHITECTURES",
@@ -36,6 +37,7 @@ __all__ = [
     "FisherMetrics",
     "FisherRegularizedModel",
     "LocalMinimumReport",
+    "SharpnessAwareModel",
     "__version__",
     "build_model",
     "evaluate_local_minimum",
@@ -50,6 +52,7 @@ _MODULES = {
     "FisherMetrics": "callbacks",
     "FisherRegularizedModel": "regularizer",
     "LocalMinimumReport": "metrics",
+    "SharpnessAwareModel": "regularizer",
     "build_model": "models",
     "evaluate_local_minimum": "metrics",
     "extrapolate_log_determinant": "bound",
@@ -59,7 +62,7 @@ _MODULES = {
 
 check_backend()
 # Keras looks for the class of a saved model among those that were registered, wherever
-# `keras.saving.load_model` is called: when Keras is there, the class is.
+# `keras.saving.load_model` is called: when Keras is there, the classes are.
 wrapt.register_post_import_hook(
     lambda _: importlib.import_module(f"{__name__}.regularizer"), "keras"
 )

@@ -34,7 +34,12 @@ def record(
     key = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:16]
     result = {
         "train": {"loss": train_loss, "error_percent": train_error, "num_images": 10_000},
-        "test": {"loss": 0.5, "error_percent": test_error, "num_images": 10_000},
+        "test": {
+            "loss": 0.5,
+            "error_percent": test_error,
+            "calibration_error": 0.04,
+            "num_images": 10_000,
+        },
         "metrics": {
             name: {"mean": mean, "std": 1.0, "standard_error": 0.1}
             for name, mean in metrics.items()

@@ -47,6 +47,16 @@ class ClassifierWrapper(keras.Model):
         """Returns the classifier's outputs."""
         return stateless.apply(self.model, inputs, training)
 
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns what `compile` was given."""
+        return super().get_compile_config()
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as the saved model was, and makes room for its optimizer's state."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
     def save_own_variables(self, store: dict[str, Any]) -> None:
         """Stores the classifier's seeds, which Keras leaves out of a saved model."""
         for index, state in enumerate(stateless.seed_states(self.model)):

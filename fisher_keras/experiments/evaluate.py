@@ -136,11 +136,13 @@ def gamma_hat(report: LocalMinimumReport) -> float:
 def comparison(reports: dict[str, LocalMinimumReport]) -> str:
     """Formats a Markdown table: a line a model, mean ± standard error of each metric."""
     metrics = list(next(iter(reports.values())).metrics)
-    rows = [["model", *metrics, "train loss", "train error (%)", "test error (%)"]]
+    titles = ["train loss", "train error (%)", "test error (%)", "test loss", "calibration error"]
+    rows = [["model", *metrics, *titles]]
     for name, report in reports.items():
         cells = [f"{s.mean:.5g} ± {s.standard_error:.2g}" for s in report.metrics.values()]
         errors = [f"{100 * fit.error:.2f}" for fit in (report.train, report.test)]
-        rows.append([name, *cells, f"{report.train.loss:.4g}", *errors])
+        test = [f"{report.test.loss:.4g}", f"{report.test.calibration_error:.3f}"]
+        rows.append([name, *cells, f"{report.train.loss:.4g}", *errors, *test])
     return markdown_table(rows)
 
 

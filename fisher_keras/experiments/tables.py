@@ -5,6 +5,7 @@ Both are read off the same runs: no network is trained for one of them that the 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,11 @@ from fisher_keras.experiments.flags import option
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.runs.trained_run import MetricSettings, trained_run
+from fisher_keras.experiments.runs.trained_run import (
+    MetricSettings,
+    train_losses,
+    trained_run,
+)
 from fisher_keras.experiments.statistics.convergence import convergence_flags
 from fisher_keras.experiments.statistics.text_tables import (
     Rows,
@@ -178,14 +183,15 @@ def table_1(records: Sequence[dict[str, Any]]) -> list[list[str]]:
         Rows of cells, the header first; the last column counts the runs with `convergence_flags`.
     """
     header = ["network", "data", "test error (%)", "with regularizer (%)"]
-    header += ["paper (%)", "paper, with regularizer (%)", "train error (%), without / with"]
-    header += ["flagged"]
+    header += ["paper (%)", "paper, with regularizer (%)", "test cross-entropy, without / with"]
+    header += ["calibration error, without / with", "train error (%), without / with", "flagged"]
     return [
         header,
         *(
             _names(cell)
             + _both(groups, lambda result: result["test"]["error_percent"], 2)
             + _paper(PAPER_TABLE_1, cell, 2)
+            + _test_columns(groups)
             + [" / ".join(_both(groups, lambda result: result["train"]["error_percent"], 2))]
             + [_flagged(groups)]
             for cell, groups in _groups(records).items()
@@ -204,7 +210,9 @@ def table_2(records: Sequence[dict[str, Any]], normalize_logits: bool) -> list[l
         Rows of cells, the header first; the last column counts the runs with `convergence_flags`.
     """
     header = ["network", "data", "gamma-hat", "with regularizer"]
-    header += ["paper", "paper, with regularizer", "train loss, without / with", "flagged"]
+    header += ["paper", "paper, with regularizer", "test error (%), without / with"]
+    header += ["test cross-entropy, without / with", "calibration error, without / with"]
+    header += ["train loss, without / with", "flagged"]
     key = "normalized_metrics" if normalize_logits else "metrics"
     return [
         header,
@@ -212,7 +220,9 @@ def table_2(records: Sequence[dict[str, Any]], normalize_logits: bool) -> list[l
             _names(cell)
             + _both(groups, lambda result: float(result[key]["log_determinant"]["mean"]), 1)
             + _paper(PAPER_TABLE_2, cell, 1)
-            + [" / ".join(_both(groups, lambda result: result["train"]["loss"], 4))]
+            + [" / ".join(_both(groups, lambda result: result["test"]["error_percent"], 2))]
+            + _test_columns(groups)
+            + [" / ".join(mean_and_std(train_losses(groups[r]), 4) for r in (False, True))]
             + [_flagged(groups)]
             for cell, groups in _groups(records).items()
         ),
@@ -269,11 +279,21 @@ def _both(
     ]
 
 
+def _test_columns(groups: dict[bool, list[dict[str, Any]]]) -> list[str]:
+    """Returns the test cross-entropy and calibration error, "-" where a record has none."""
+    return [
+        " / ".join(_both(groups, lambda result, name=name: result["test"].get(name, math.nan), 3))
+        for name in ("loss", "calibration_error")
+    ]
+
+
 def _flagged(groups: dict[bool, list[dict[str, Any]]]) -> str:
     """Returns how many runs, without / with the regularizer, are at no minimum like the others."""
-    train = [record["result"]["train"] for group in groups.values() for record in group]
+    records = [record for group in groups.values() for record in group]
     flags = convergence_flags(
-        [fit["loss"] for fit in train], [fit["error_percent"] for fit in train]
+        train_losses(records),
+        [record["result"]["train"]["error_percent"] for record in records],
+        records[0]["config"]["training"].get("target_loss"),
     )
     without = len(groups[False])
     counts = [sum(map(bool, part)) for part in (flags[:without], flags[without:])]

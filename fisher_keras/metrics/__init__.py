@@ -1,10 +1,13 @@
 """The metrics of local minima (Sections 5.3 and 7.1), the names for users of the package."""
 
+from fisher_keras.metrics.fit import Fit
 from fisher_keras.metrics.gram_metrics import (
     effective_rank,
     frobenius_norm,
     log_determinant,
+    log_determinant_cosines,
     log_spectrum,
+    log_squared_norms,
     sample_frobenius_norm,
     spectral_radius,
     spectrum,
@@ -12,7 +15,7 @@ from fisher_keras.metrics.gram_metrics import (
 )
 from fisher_keras.metrics.hessian import hessian, hessian_log_determinant
 from fisher_keras.metrics.local_minimum import MAX_TRAIN_LOSS, METRICS, evaluate_local_minimum
-from fisher_keras.metrics.report import Fit, LocalMinimumReport, MetricSummary
+from fisher_keras.metrics.report import LocalMinimumReport, MetricSummary
 from fisher_keras.metrics.robustness import robustness
 from fisher_keras.metrics.singular import Dependence, SingularGramWarning, find_dependence
 
@@ -31,7 +34,9 @@ __all__ = [
     "hessian",
     "hessian_log_determinant",
     "log_determinant",
+    "log_determinant_cosines",
     "log_spectrum",
+    "log_squared_norms",
     "robustness",
     "sample_frobenius_norm",
     "spectral_radius",

@@ -1,8 +1,8 @@
 r"""What is read off a Gram matrix: the metrics of Section 7.1 that need only $\xi = J J^T$.
 
 J is the Jacobian of the hard-label losses of N' examples, row i the gradient g_i of one. A
-`FisherGram` holds $\xi$ as $D U D$ with U the cosines between gradients and D the diagonal matrix
-of their norms, in logarithms: near a minimum the norms span hundreds of decades, U does not. Each
+`FisherGram` holds $\xi$ as $D C D$ with C the cosines between gradients and D the diagonal matrix
+of their norms, in logarithms: near a minimum the norms span hundreds of decades, C does not. Each
 function divides the largest norm out before it computes, so that only a result that float64 cannot
 hold is lost: it is then 0.0 or inf, as each docstring says.
 """
@@ -24,10 +24,10 @@ def log_determinant(gram: FisherGram) -> float:
 
     The mean over T samples is $\hat\gamma$. Gradients carry the rounding of float32, of relative
     size $\epsilon = 2^{-23}$, or that of half precision where the model computes in it
-    (`FisherGram.epsilon`), and eigenvalues of U are squares of the singular values of the matrix
+    (`FisherGram.epsilon`), and eigenvalues of C are squares of the singular values of the matrix
     of unit gradients: one of $N' \epsilon^2$ (1.4e-12 for N' = 100 in float32, 1e-4 in float16,
     6e-3 in bfloat16) or less is rounding and tells nothing of the network. $\xi$ is then
-    singular. Above, the logarithm of an eigenvalue $\lambda$ of U is good to about
+    singular. Above, the logarithm of an eigenvalue $\lambda$ of C is good to about
     $\epsilon \sqrt{N' / \lambda}$.
 
     Args:
@@ -39,8 +39,40 @@ def log_determinant(gram: FisherGram) -> float:
     """
     if warn_if_singular(gram):
         return -np.inf
-    _, log_determinant_of_unit_matrix = tf.linalg.slogdet(gram.matrix)
-    return float(2.0 * tf.reduce_sum(gram.log_scale) + log_determinant_of_unit_matrix)
+    return log_squared_norms(gram) + _log_determinant_of_unit_matrix(gram)
+
+
+def log_squared_norms(gram: FisherGram) -> float:
+    r"""Returns $2 \sum_i \ln \|g_i\|$, the part of $\ln |\xi|$ that is the gradients' lengths.
+
+    $\xi = D C D$ gives $\ln |\xi| = \ln |D^2| + \ln |C|$, with D the norms and C the cosines: as
+    the log-determinant of a covariance matrix is that of its variances and of its correlations.
+    Near a minimum the lengths follow the training loss, which the cosines do not.
+
+    Args:
+        gram: The Gram matrix of N' examples.
+
+    Returns:
+        The natural logarithm of $\prod_i \|g_i\|^2$, at least `log_determinant` (Hadamard); -inf
+        for a zero gradient.
+    """
+    return float(2.0 * tf.reduce_sum(gram.log_scale))
+
+
+def log_determinant_cosines(gram: FisherGram) -> float:
+    r"""Returns $\ln |C|$, C the cosines: the other part of $\ln |\xi|$, the gradients' directions.
+
+    See `log_squared_norms`. It is 0 for gradients at right angles to each other.
+
+    Args:
+        gram: The Gram matrix of N' examples.
+
+    Returns:
+        The natural logarithm, at most 0; -inf as for `log_determinant`, with the same warning.
+    """
+    if warn_if_singular(gram):
+        return -np.inf
+    return _log_determinant_of_unit_matrix(gram)
 
 
 def spectral_radius(gram: FisherGram) -> float:
@@ -136,8 +168,8 @@ def spectrum(gram: FisherGram) -> np.ndarray:
 def log_spectrum(gram: FisherGram) -> np.ndarray:
     r"""Returns the logarithms of the eigenvalues of $\xi$, which sum up to `log_determinant`.
 
-    Each eigenvalue is as precise as those of U, however far the scales of the gradients are
-    apart: a root R of $U = R R^T$ is scaled to $D R$, whose singular values come from LAPACK's
+    Each eigenvalue is as precise as those of C, however far the scales of the gradients are
+    apart: a root R of $C = R R^T$ is scaled to $D R$, whose singular values come from LAPACK's
     preconditioned Jacobi method (dgejsv, made for such graded matrices).
 
     Args:
@@ -164,6 +196,10 @@ def log_spectrum(gram: FisherGram) -> np.ndarray:
         log_sigma = np.log(sigma) + np.log(scales[0] / scales[1])
     result[: len(sigma)] = np.sort(2.0 * (log_sigma + log_scale.max()))[::-1]
     return result
+
+
+def _log_determinant_of_unit_matrix(gram: FisherGram) -> float:
+    return float(tf.linalg.slogdet(gram.matrix).log_abs_determinant)
 
 
 def _scaled(gram: FisherGram) -> tuple[np.ndarray, float]:

@@ -4,12 +4,11 @@ import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 import tqdm.auto
 
 from fisher_keras.arguments import whole_number
@@ -19,20 +18,22 @@ from fisher_keras.classifier.labels import (
     LabelledData,
     check_labels,
     fingerprint,
-    label_distributions,
     labelled_data,
 )
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.fisher.gram import FisherGram, loss_gradient_gram
 from fisher_keras.metrics import gram_metrics
+from fisher_keras.metrics.fit import Fit, evaluate_fit
 from fisher_keras.metrics.replicas import over_replicas, replica_strategy
-from fisher_keras.metrics.report import Fit, LocalMinimumReport, summarize
+from fisher_keras.metrics.report import LocalMinimumReport, summarize
 from fisher_keras.metrics.robustness import squared_jacobian_norms
 from fisher_keras.metrics.singular import Dependence, SingularGramWarning, find_dependence
 from fisher_keras.metrics.trials import Trial, TrialFile, draw_sample
 
 GRAM_METRICS: dict[str, Callable[[FisherGram], float]] = {
     "log_determinant": gram_metrics.log_determinant,
+    "log_squared_norms": gram_metrics.log_squared_norms,
+    "log_determinant_cosines": gram_metrics.log_determinant_cosines,
     "spectral_radius": gram_metrics.spectral_radius,
     "frobenius_norm": gram_metrics.frobenius_norm,
     "sample_frobenius_norm": gram_metrics.sample_frobenius_norm,
@@ -43,7 +44,6 @@ METRICS = (*GRAM_METRICS, "robustness")
 # Above this many nats over its least value, a training loss is not "close to zero": the right
 # classes have a probability of 95 % in the (geometric) mean.
 MAX_TRAIN_LOSS = 0.05
-_BATCH_SIZE = 256  # Of the forward passes for losses and errors.
 _CHECKED_EXAMPLES = 256
 
 
@@ -184,8 +184,8 @@ def evaluate_local_minimum(
     train = labelled_data(data)
     options.check(classifier, train)
     test = None if test_data is None else labelled_data(test_data, "test_data")
-    train_fit = _fit(classifier, train, "data")
-    test_fit = None if test is None else _fit(classifier, test, "test_data")
+    train_fit = evaluate_fit(classifier, train)
+    test_fit = None if test is None else evaluate_fit(classifier, test, "test_data")
     evaluation = {
         "num_samples": options.num_samples,
         "seed": options.seed,
@@ -281,37 +281,12 @@ def _trial(index: int, sample: _Sample, names: Sequence[str]) -> Trial:
     return Trial(index, {name: values[name] for name in names}, log_spectrum, dependence)
 
 
-def _fit(classifier: Classifier, data: LabelledData, name: str) -> Fit:
-    """Computes loss and error in float64, batch by batch."""
-    loss, label_entropy, num_errors = 0.0, 0.0, 0
-    for begin, batch in _batches(data):
-        log_p = tf.nn.log_softmax(classifier.logits(batch.x)).numpy()
-        if np.isnan(log_p).any():
-            rows = np.isnan(log_p).any(axis=1)
-            raise ValueError(
-                f"The model's outputs are NaN or infinite for {rows.sum()} of the {len(rows)} "
-                f"examples of {name} from {begin} on; the first is {begin + np.argmax(rows)}. "
-                "Check the inputs, and whether training has diverged."
-            )
-        target = label_distributions(batch.y, log_p.shape[1])
-        # A probability of 0 costs nothing where the label gives it no weight.
-        loss -= np.sum(np.where(target > 0, target * log_p, 0.0))
-        label_entropy -= np.sum(target * np.log(np.where(target > 0, target, 1.0)))
-        num_errors += int(np.sum(np.argmax(log_p, axis=1) != batch.hard_labels))
-    return Fit(float(loss / len(data)), float(label_entropy / len(data)), num_errors, len(data))
-
-
-def _batches(data: LabelledData) -> Iterator[tuple[int, LabelledData]]:
-    for begin in range(0, len(data), _BATCH_SIZE):
-        yield begin, data.take(slice(begin, begin + _BATCH_SIZE))
-
-
 def _assumption_notes(train: Fit) -> list[str]:
     """Says which assumptions about a minimum (Section 4) the training data do not bear out."""
     notes = []
-    if train.loss - train.label_entropy > MAX_TRAIN_LOSS:
+    if train.excess_loss > MAX_TRAIN_LOSS:
         notes.append(
-            f"the training loss is {train.loss - train.label_entropy:.3g} above the least that "
+            f"the training loss is {train.excess_loss:.3g} above the least that "
             f"the labels allow (more than {MAX_TRAIN_LOSS}): the metrics assume a minimum at "
             "which it is near zero, and this is none. Train on, or compare with care."
         )

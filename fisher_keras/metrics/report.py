@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fisher_keras.extras import require
+from fisher_keras.metrics.fit import Fit
 from fisher_keras.metrics.trials import Trial, json_ready
 
 if TYPE_CHECKING:
@@ -30,28 +31,6 @@ class MetricSummary:
     mean: float
     std: float
     standard_error: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """How well a model fits some data.
-
-    Attributes:
-        loss: Mean cross-entropy against the labels as given, in nats.
-        label_entropy: The least value that it can have: 0 for hard labels, more for soft ones.
-        num_errors: How many examples have another most probable class than their label.
-        num_examples: N.
-    """
-
-    loss: float
-    label_entropy: float
-    num_errors: int
-    num_examples: int
-
-    @property
-    def error(self) -> float:
-        """The share of examples that are classified wrongly, from 0 to 1."""
-        return self.num_errors / self.num_examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +87,8 @@ class LocalMinimumReport:
             if fit is not None:
                 lines.append(
                     f"{name}: loss {fit.loss:.4g}, error {100 * fit.error:.2f} % "
-                    f"({fit.num_errors} of {fit.num_examples})"
+                    f"({fit.num_errors} of {fit.num_examples}), "
+                    f"calibration error {100 * fit.calibration_error:.2f} %"
                 )
         return "\n".join(lines + [f"Note: {note}" for note in self.notes])
 

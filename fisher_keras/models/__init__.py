@@ -1,7 +1,12 @@
 """The networks of the paper's Appendix E with their recipes, and the regularizer's settings."""
 
 from fisher_keras.models.architectures import ARCHITECTURES, RECIPES, build_model
-from fisher_keras.models.recipe import Recipe, build_optimizer, learning_rate_at
+from fisher_keras.models.recipe import (
+    Recipe,
+    build_optimizer,
+    learning_rate_at,
+    learning_rate_falls,
+)
 from fisher_keras.models.settings import (
     RegularizerSettings,
     regularizer_settings,
@@ -16,6 +21,7 @@ __all__ = [
     "build_model",
     "build_optimizer",
     "learning_rate_at",
+    "learning_rate_falls",
     "regularizer_settings",
     "write_regularizer_settings",
 ]

@@ -55,11 +55,23 @@ def learning_rate_at(
     """
     epochs = recipe.epochs if epochs is None else epochs
     epoch, epochs = whole_number("epoch", epoch, 0), whole_number("epochs", epochs, 1)
-    # In whole numbers: a quotient of floats could miss the boundary.
-    passed = [
-        factor for start, factor in recipe.schedule if epoch * recipe.epochs >= start * epochs
-    ]
+    falls = zip(learning_rate_falls(recipe, epochs), recipe.schedule, strict=True)
+    passed = [factor for first, (_, factor) in falls if epoch >= first]
     return math.prod(passed, start=_initial_learning_rate(recipe, learning_rate))
+
+
+def learning_rate_falls(recipe: Recipe, epochs: int) -> list[int]:
+    """Returns the epochs, counted from 0, that are the first of a lower learning rate.
+
+    Args:
+        recipe: The recipe whose schedule applies.
+        epochs: Length of the training: the schedule's epochs are scaled in proportion.
+
+    Returns:
+        An epoch for each factor of the schedule.
+    """
+    # In whole numbers, rounded up: a quotient of floats could miss the boundary.
+    return [-(-start * epochs // recipe.epochs) for start, _ in recipe.schedule]
 
 
 def build_optimizer(

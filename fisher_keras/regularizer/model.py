@@ -12,11 +12,12 @@ from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
-from fisher_keras.regularizer.objective import Batch, Objective, symbolic
+from fisher_keras.regularizer.logs import MeanOfKnown
+from fisher_keras.regularizer.objective import Batch, Objective, prepare
 from fisher_keras.regularizer.structures import BatchLoss, Step
 
 GRADIENTS = tuple(EQUATION_6)
-_LOG_NAMES = ("fisher_regularizer", "fisher_trace", "gradient_norm")
+_LOG_NAMES = ("fisher_regularizer", "fisher_trace", "gradient_norm", "explicit_to_implicit")
 
 
 @keras.saving.register_keras_serializable(package="fisher_keras")
@@ -45,6 +46,16 @@ class FisherRegularizedModel(ClassifierWrapper):
     The training logs also have `fisher_regularizer` (R_alpha), `fisher_trace` (R_alpha / alpha)
     and `gradient_norm` (before clipping), as means over the epoch's steps; the first two are NaN
     where no step of the epoch computed them, because beta was 0.
+
+    They have `explicit_to_implicit`, too: 2 alpha beta M / learning rate, by how much this
+    regularizer is stronger than the one that SGD has anyway. With steps of a small learning rate
+    eta, SGD follows the gradient of L(w) + eta / 4 times the mean of ||g_B||^2 over mini-batches B
+    (S. L. Smith, B. Dherin, D. G. T. Barrett and S. De, "On the Origin of Implicit Regularization
+    in Stochastic Gradient Descent", ICLR 2021, arXiv 2101.12176); beta R_alpha, its g_i held
+    constant, is alpha beta / 2 times the mean of ||g_i||^2. Where noise dominates gradients, those
+    of B / M examples are sqrt(M) times as long: the ratio follows. It takes B for larger than M,
+    and no momentum m: the learning rate is in effect 1 / (1 - m) times as large, the ratio smaller
+    by that. Far below 1, beta changes next to nothing.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -115,7 +126,7 @@ class FisherRegularizedModel(ClassifierWrapper):
         if seed is not None:
             self.seed = whole_number("seed, if it is not None,", seed, least=0)
         self._cross_entropy = None
-        self._fisher_trackers = [_Mean(name=log_name) for log_name in _LOG_NAMES]
+        self._fisher_trackers = [MeanOfKnown(name=log_name) for log_name in _LOG_NAMES]
 
     # ---------------------------------------------------------------- what Keras asks of a model
 
@@ -149,16 +160,6 @@ class FisherRegularizedModel(ClassifierWrapper):
                 "gradients that are equal to within its rounding, so that their difference is "
                 "noise. Use gradient='hessian_vector_product', or train in float32."
             )
-
-    def get_compile_config(self) -> dict[str, Any]:
-        """Returns what `compile` was given."""
-        return super().get_compile_config()
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as the saved model was, and makes room for its optimizer's state."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None and self.built:
-            self.optimizer.build(self.trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that make this model again."""
@@ -199,10 +200,12 @@ class FisherRegularizedModel(ClassifierWrapper):
         """
         batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
         objective = self._objective(batch)
+        explicit_to_implicit = self._explicit_to_implicit()
         step = self._step(objective)
         weights = self.trainable_weights
         self.optimizer.apply_gradients(zip(step.gradient, weights, strict=True))  # Line 10
         logs = (step.regularizer, step.regularizer / self.alpha, step.gradient_norm)
+        logs += (explicit_to_implicit,)
         for tracker, value in zip(self._fisher_trackers, logs, strict=True):
             tracker.update_state(value)
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
@@ -251,19 +254,7 @@ class FisherRegularizedModel(ClassifierWrapper):
                 "FisherRegularizedModel has no loss. Call compile(optimizer=..., loss=...) with "
                 "a cross-entropy before training."
             )
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            raise ValueError(
-                "FisherRegularizedModel trains on one replica; the strategy in scope has "
-                f"{tf.distribute.get_strategy().num_replicas_in_sync}. Train it outside of "
-                "tf.distribute."
-            )
-        if not stateless.is_built(self):
-            self.compute_output_spec(symbolic(batch.x))
-        if not self.trainable_variables:
-            raise ValueError(
-                f"The model {self.model.name!r} has no trainable variables: nothing can be "
-                "trained. Set layer.trainable = True for some, and compile again."
-            )
+        prepare(self, batch)
         return Objective(self, self._cross_entropy, batch, batch.size())
 
     def _current_beta(self) -> float | tf.Tensor:
@@ -271,6 +262,11 @@ class FisherRegularizedModel(ClassifierWrapper):
             beta = self.beta(self.optimizer.iterations)
             return tf.cast(beta, self.model.trainable_variables[0].dtype)
         return self.beta
+
+    def _explicit_to_implicit(self) -> tf.Tensor:
+        beta = tf.cast(self._current_beta(), tf.float32)
+        learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
+        return 2 * self.alpha * beta * self.num_sub_batches / learning_rate
 
     def _step(self, objective: Objective) -> Step:
         """Returns a plain step where beta is 0, and a regularized step elsewhere."""
@@ -319,14 +315,3 @@ class FisherRegularizedModel(ClassifierWrapper):
             for variable, value, change in zip(variables, state, step.changes, strict=True):
                 variable.assign(value + change)
         return dataclasses.replace(step, changes=None)
-
-
-class _Mean(keras.metrics.Mean):
-    """Mean of the values that are not NaN; NaN if there is none."""
-
-    def update_state(self, value: tf.Tensor) -> None:
-        known = ~tf.math.is_nan(value)
-        super().update_state(tf.where(known, value, 0), sample_weight=tf.cast(known, value.dtype))
-
-    def result(self) -> tf.Tensor:
-        return self.total / self.count

@@ -58,13 +58,13 @@ class Objective:
 
     Attributes:
         model: The compiled model around the classifier.
-        cross_entropy: The hard-label loss of an example.
+        cross_entropy: The hard-label loss of an example; None where L alone is asked for.
         batch: The mini-batch B.
         batch_size: |B|, int32 scalar.
     """
 
     model: ClassifierWrapper
-    cross_entropy: HardLabelCrossEntropy
+    cross_entropy: HardLabelCrossEntropy | None
     batch: Batch
     batch_size: tf.Tensor
 
@@ -114,12 +114,14 @@ class Objective:
 
     def for_optimizer(self, step: Step) -> Step:
         """Returns a regularized step in the form of a plain one."""
-        gradient, scale = step.gradient, self._loss_scale()
-        if scale is not None:
-            # The optimizer divides by its scale: what it gets must have that scale again.
-            gradient = _map(lambda g: g * tf.cast(scale, g.dtype), gradient)
+        gradient = self.scaled(step.gradient)
         regularizer = tf.cast(step.regularizer, step.gradient_norm.dtype)
         return dataclasses.replace(step, gradient=gradient, regularizer=regularizer)
+
+    def scaled(self, gradient: list) -> list:
+        """Returns a gradient as the optimizer wants it, which divides by its scale."""
+        scale = self._loss_scale()
+        return gradient if scale is None else _map(lambda g: g * tf.cast(scale, g.dtype), gradient)
 
     def sub_batch(self, index: tf.Tensor, rows: tf.Tensor, state: list[tf.Tensor]) -> SubBatch:
         """Returns sub-batch i.
@@ -176,6 +178,22 @@ class Objective:
             changes=[tf.subtract(a, b) for a, b in zip(after, sub_batch.state, strict=True)],
         )
 
+    def loss_at(self, weights: list[tf.Tensor], state: list[tf.Tensor]) -> LossAndGradient:
+        """Returns L(B, w) and its gradient at any weights, without a trace in the model.
+
+        Args:
+            weights: w.
+            state: Values of the model's non-trainable variables.
+        """
+        scale = self._loss_scale()
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            with stateless.scope(self.model.model, weights, state):
+                outputs = self.model(self.batch.x, training=True)
+                loss = self._loss(self.batch, outputs)
+            scaled_loss = _scaled_loss(loss, scale)
+        return LossAndGradient(loss, _unscaled(_gradient(tape, scaled_loss, weights), scale))
+
     def zero_terms(self, weights: list[tf.Tensor], state: list[tf.Tensor], shared: bool) -> Terms:
         """Returns the sum of the terms of no sub-batch."""
         zero = tf.zeros((), weights[0].dtype)
@@ -195,7 +213,7 @@ class Objective:
     def _loss(self, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
         """Returns L, the compiled loss with all penalties."""
         checks = []
-        if needs_check(self.model.model):
+        if self.cross_entropy is not None and needs_check(self.model.model):
             checks = self.cross_entropy.check_outputs(outputs)
         with tf.control_dependencies(checks):
             return self.model.compute_loss(
@@ -216,6 +234,31 @@ class Objective:
         """Returns outputs in the rows that their examples have in the mini-batch."""
         shape = [self.batch_size, *outputs.shape[1:]]
         return tf.scatter_nd(rows[:, tf.newaxis], outputs, shape)
+
+
+def prepare(model: ClassifierWrapper, batch: Batch) -> None:
+    """Builds what is not built of a model, and refuses what cannot be trained.
+
+    Args:
+        model: A compiled model around a classifier.
+        batch: A mini-batch.
+
+    Raises:
+        ValueError: If there are several replicas, or no trainable variables.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        raise ValueError(
+            f"{type(model).__name__} trains on one replica; the strategy in scope has "
+            f"{tf.distribute.get_strategy().num_replicas_in_sync}. Train it outside of "
+            "tf.distribute."
+        )
+    if not stateless.is_built(model):
+        model.compute_output_spec(symbolic(batch.x))
+    if not model.trainable_variables:
+        raise ValueError(
+            f"The model {model.model.name!r} has no trainable variables: nothing can be "
+            "trained. Set layer.trainable = True for some, and compile again."
+        )
 
 
 def symbolic(x: Any) -> Any:

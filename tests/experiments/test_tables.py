@@ -1,8 +1,13 @@
 """Tables 1 and 2, from made-up records and from the shell."""
 
+import copy
+import functools
+import json
+import pathlib
 import statistics
 
 from fisher_keras.experiments.runs import presets
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
 from fisher_keras.experiments.search.flags import TUNING_PRESETS
 from fisher_keras.experiments.statistics.text_tables import (
     latex_table,
@@ -27,7 +32,7 @@ def record(arch, dataset, regularize, error, gamma, normalized_gamma=0.0):
         "config": {"training": training},
         "result": {
             "train": {"loss": 0.01, "error_percent": 0.0},
-            "test": {"error_percent": error},
+            "test": {"error_percent": error, "loss": error / 10},
             "metrics": {"log_determinant": {"mean": gamma}},
             "normalized_metrics": {"log_determinant": {"mean": normalized_gamma}},
         },
@@ -50,6 +55,20 @@ def test_table_1_has_the_papers_order_and_numbers_beside():
     assert resnet[4:6] == ["8.50 ± 0.31", "7.91 ± 0.25"]
     assert cnn[:4] == ["CNN", "CIFAR-100", "-", "30.00 (one run)"]
     assert cnn[4:6] == ["31.12 ± 0.35", "29.19 ± 0.21"]
+
+
+def test_tables_have_test_cross_entropy_and_calibration_error():
+    for table in (table_1, functools.partial(table_2, normalize_logits=False)):
+        header, resnet, _ = table(RECORDS)
+        values = dict(zip(header, resnet, strict=True))
+        assert values["test cross-entropy, without / with"] == "0.850 ± 0.071 / 0.725 ± 0.035"
+        assert values["calibration error, without / with"] == "- / -"  # Of old records.
+    records = copy.deepcopy(RECORDS)
+    for calibration_error, line in enumerate(records):
+        line["result"]["test"]["calibration_error"] = calibration_error / 10
+    header, resnet, _ = table_1(records)
+    values = dict(zip(header, resnet, strict=True))
+    assert values["calibration error, without / with"] == "0.050 ± 0.071 / 0.250 ± 0.071"
 
 
 def test_table_2_of_plain_and_normalized_logits():
@@ -89,6 +108,15 @@ def test_a_table_of_settings_decides_the_regularized_runs_alone(tmp_path):
         else:
             assert run.key == other.key
         assert "settings_file" not in training
+
+
+def test_records_of_before_are_still_those_of_runs():
+    results = pathlib.Path(__file__).parents[2] / "results"
+    lines = (results / "regularization_laptop" / "runs.jsonl").read_text().splitlines()
+    settings = str(results / "regularizer_settings_laptop.json")
+    preset = preset_of(PRESETS, ExperimentOptions(preset="laptop"))
+    keys = {run.key for run in regularization_runs(preset, settings)}
+    assert {json.loads(line)["key"] for line in lines} == keys
 
 
 def test_every_preset_trains_each_network_in_both_ways():

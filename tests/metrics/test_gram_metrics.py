@@ -1,5 +1,6 @@
 """Metrics of a Gram matrix against an explicit Jacobian in NumPy, and against mpmath."""
 
+import math
 import warnings
 
 import keras
@@ -46,8 +47,11 @@ def test_metrics_are_those_of_the_jacobian():
     squares = np.sum(jacobian**2, axis=1)
     eigenvalues = np.linalg.svd(jacobian, compute_uv=False) ** 2
     shares = eigenvalues / eigenvalues.sum()
+    cosines = xi / np.sqrt(np.outer(squares, squares))
     expected = {
         "log_determinant": np.log(np.linalg.det(xi)),
+        "log_squared_norms": np.log(np.prod(squares)),
+        "log_determinant_cosines": np.log(np.linalg.det(cosines)),
         "spectral_radius": np.linalg.norm(jacobian, 2) ** 2,
         "frobenius_norm": np.mean([np.linalg.norm(np.outer(g, g)) ** 2 for g in jacobian]),
         "sample_frobenius_norm": np.linalg.norm(information) ** 2,
@@ -67,10 +71,25 @@ def test_orthogonal_gradients_in_closed_form():
     norms = np.array([3.0, 1.0, 2.0])
     gram = gram_of(np.diag(norms))
     np.testing.assert_allclose(metrics.log_determinant(gram), 2 * np.log(6.0))
+    np.testing.assert_allclose(metrics.log_squared_norms(gram), 2 * np.log(6.0))
+    assert metrics.log_determinant_cosines(gram) == 0.0
     np.testing.assert_allclose(metrics.spectrum(gram), [9.0, 4.0, 1.0])
     np.testing.assert_allclose(metrics.frobenius_norm(gram), (81 + 1 + 16) / 3)
     np.testing.assert_allclose(metrics.sample_frobenius_norm(gram), (81 + 1 + 16) / 9)
     np.testing.assert_allclose(metrics.effective_rank(gram_of(np.eye(5))), 5.0)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_equal_angles_in_closed_form(count):
+    """Ones with c off the diagonal have the determinant (1 - c)^(n-1) (1 + (n-1) c)."""
+    cosine, norms = 0.3, np.arange(1.0, count + 1)
+    matrix = np.full((count, count), cosine) + (1 - cosine) * np.eye(count)
+    gram = FisherGram(tf.constant(matrix), tf.constant(np.log(norms)))
+    directions = (count - 1) * np.log(1 - cosine) + np.log(1 + (count - 1) * cosine)
+    lengths = 2 * math.log(math.factorial(count))
+    np.testing.assert_allclose(metrics.log_determinant_cosines(gram), directions, rtol=1e-12)
+    np.testing.assert_allclose(metrics.log_squared_norms(gram), lengths, rtol=1e-12)
+    np.testing.assert_allclose(metrics.log_determinant(gram), lengths + directions, rtol=1e-12)
 
 
 @pytest.mark.parametrize("log_scale", [-700.0, 300.0])
@@ -81,6 +100,14 @@ def test_scales_beyond_float64(log_scale):
         metrics.log_determinant(scaled),
         metrics.log_determinant(plain) + 2 * len(jacobian) * log_scale,
         rtol=1e-13,
+    )
+    np.testing.assert_allclose(
+        metrics.log_squared_norms(scaled),
+        metrics.log_squared_norms(plain) + 2 * len(jacobian) * log_scale,
+        rtol=1e-13,
+    )
+    np.testing.assert_allclose(
+        metrics.log_determinant_cosines(scaled), metrics.log_determinant_cosines(plain)
     )
     np.testing.assert_allclose(
         metrics.log_spectrum(scaled), metrics.log_spectrum(plain) + 2 * log_scale, rtol=1e-13
@@ -124,6 +151,11 @@ def test_a_repeated_image_is_named_though_gradients_differ_by_rounding():
     gram = gram_of(jacobian)
     with pytest.warns(metrics.SingularGramWarning, match=r"parallel .* examples 2, 4 \(rows"):
         assert metrics.log_determinant(gram) == -np.inf
+    with pytest.warns(metrics.SingularGramWarning, match="parallel"):
+        assert metrics.log_determinant_cosines(gram) == -np.inf
+    np.testing.assert_allclose(  # The lengths know nothing of it.
+        metrics.log_squared_norms(gram), np.log(np.sum(jacobian**2, axis=1)).sum()
+    )
     assert metrics.find_dependence(gram).parallel == ((2, 4),)
     # What is left is the spectrum of the others, the two as one.
     others = np.delete(jacobian, 4, axis=0)
@@ -145,8 +177,10 @@ def test_a_zero_gradient_is_named():
     jacobian = random_jacobian()
     jacobian[3] = 0.0
     gram = gram_of(jacobian)
-    with pytest.warns(metrics.SingularGramWarning, match="gradient is zero for examples 3 "):
-        assert metrics.log_determinant(gram) == -np.inf
+    for metric in (metrics.log_determinant, metrics.log_determinant_cosines):
+        with pytest.warns(metrics.SingularGramWarning, match="gradient is zero for examples 3 "):
+            assert metric(gram) == -np.inf
+    assert metrics.log_squared_norms(gram) == -np.inf
     np.testing.assert_allclose(
         metrics.spectrum(gram), np.linalg.svd(jacobian, compute_uv=False) ** 2, 1e-10, 1e-30
     )

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_calibration import bin_by_bin
 
 from fisher_keras import FisherRegularizedModel, metrics
 from fisher_keras.classifier import Classifier
@@ -108,6 +109,8 @@ def test_every_trial_against_the_explicit_jacobian(float64):
             [trial.metrics[name] for name in METRICS],
             [
                 np.log(eigenvalues).sum(),
+                np.log(squares).sum(),
+                np.log(np.linalg.det(J @ J.T / np.sqrt(np.outer(squares, squares)))),
                 eigenvalues[0],
                 np.mean(squares**2),
                 np.sum((J.T @ J / 6) ** 2),
@@ -126,6 +129,10 @@ def test_every_trial_against_the_explicit_jacobian(float64):
         )
     for fit, data in ((report.train, (x, y)), (report.test, test)):
         np.testing.assert_allclose([fit.loss, fit.error], cross_entropy(model, *data), rtol=1e-9)
+        p = tf.nn.softmax(model(data[0], training=False)).numpy()
+        right = p.argmax(axis=1) == data[1]
+        expected = bin_by_bin(p.max(axis=1), right, 15)
+        np.testing.assert_allclose(fit.calibration_error, expected, rtol=1e-9)
     assert report.num_parameters == 4 * 5 + 4 + 2 * 4 + 4 * 3 + 3
     for value, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(value, variable.numpy())

@@ -780,11 +780,42 @@ def test_logs_evaluation_and_prediction():
     x, y = images(20)
     model = compiled(conv_net(), compile_kwargs={"metrics": ["accuracy"]})
     history = model.fit(x, y, batch_size=8, validation_data=(x, y), verbose=0).history
-    fisher = {"fisher_regularizer", "fisher_trace", "gradient_norm"}
+    fisher = {"fisher_regularizer", "fisher_trace", "gradient_norm", "explicit_to_implicit"}
     assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy"} | fisher
     assert set(model.evaluate(x, y, return_dict=True, verbose=0)) == {"loss", "accuracy"}
     plain = model.model.predict(x, verbose=0)
     assert_equal([model.predict(x, verbose=0)], [plain])
+
+
+@pytest.mark.parametrize("loss_scaling", [False, True])
+def test_the_strength_beside_sgds_own_is_of_each_step(loss_scaling):
+    """Four steps: beta 8, 8, 0, 0 at the learning rates 0.1, 0.05, 0.05, 0.05."""
+    schedules = keras.optimizers.schedules
+    model = FisherRegularizedModel(
+        conv_net(),
+        alpha=0.01,
+        beta=schedules.PiecewiseConstantDecay([1], [8.0, 0.0]),
+        num_sub_batches=3,
+    )
+    optimizer = keras.optimizers.SGD(schedules.PiecewiseConstantDecay([0], [0.1, 0.05]))
+    if loss_scaling:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, dynamic_growth_steps=100)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = images(16)
+    history = model.fit(x, y, batch_size=4, verbose=0).history
+    expected = 2 * 0.01 * 3 * np.mean([8 / 0.1, 8 / 0.05, 0, 0])
+    assert history["explicit_to_implicit"] == pytest.approx([expected], rel=1e-5)
+
+
+def test_the_strength_is_the_ratio_of_the_two_penalties():
+    """One-dimensional gradients that are noise alone: of w x, x of mean 0."""
+    rng = np.random.default_rng(0)
+    examples, sub_batches, alpha, beta, rate = 64, 8, 0.01, 5.0, 0.1
+    gradients = rng.normal(size=(20_000, examples))
+    of_sub_batches = gradients.reshape(-1, sub_batches, examples // sub_batches).mean(axis=2)
+    explicit = alpha * beta / 2 * np.mean(of_sub_batches**2)
+    implicit = rate / 4 * np.mean(gradients.mean(axis=1) ** 2)
+    assert explicit / implicit == pytest.approx(2 * alpha * beta * sub_batches / rate, rel=0.03)
 
 
 def test_a_run_repeats_and_the_seed_matters():

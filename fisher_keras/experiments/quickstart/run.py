@@ -85,12 +85,10 @@ def _cost(network: Network) -> float:
 def _evaluate(training: TrainingConfig, settings: Settings, directory: pathlib.Path) -> float:
     """Writes gamma-hat and the excess training loss of a trained network; returns gamma-hat."""
     data = load_training_data(resolve(training))
-    images, labels = data.arrays("train")
-    smoothing = training.label_smoothing
-    targets = (1 - smoothing) * np.eye(data.num_classes)[labels] + smoothing / data.num_classes
+    train = data.labelled("train", label_smoothing=training.label_smoothing)
     report = evaluate_local_minimum(
         keras.saving.load_model(RunFiles(directory).last, compile=False),
-        (images, targets),
+        (train.x, train.y),
         settings.num_samples,
         settings.num_trials,
         training.seed,
@@ -100,7 +98,7 @@ def _evaluate(training: TrainingConfig, settings: Settings, directory: pathlib.P
     gamma_hat = report.metrics["log_determinant"].mean
     minimum = {
         "gamma_hat": gamma_hat,
-        "excess_loss": report.train.loss - report.train.label_entropy,
+        "excess_loss": report.train.excess_loss,
         "notes": list(report.notes),
     }
     with replacing(_minimum_file(settings, directory)) as part:

@@ -25,13 +25,25 @@ class ExperimentOptions(EngineOptions):
         "paper", "How large the experiment is.", group="experiment", choices=PRESETS
     )
     output_dir: str | None = option(
-        None, "Folder of the runs; by default results/<name>_<preset>.", group="experiment"
+        None,
+        "Folder of the runs; by default results/<name>_<preset>, with _smoothed or _to_<loss> for "
+        "the options below.",
+        group="experiment",
     )
+    label_smoothing: float = option(0.0, "As for train_cifar.", group="experiment", least=0)
+    target_loss: float | None = option(None, "As for train_cifar.", group="experiment", above=0)
     data_dir: str | None = option(None, "As for train_cifar.", group="experiment")
     download: bool = option(True, "As for train_cifar.", group="experiment")
     dry_run: bool = option(
         False, "Only list the runs and estimate their time.", group="experiment"
     )
+
+    @property
+    def protocol(self) -> str:
+        """The preset, and how training is made to end in minima that can be compared."""
+        smoothed = "_smoothed" if self.label_smoothing else ""
+        target = "" if self.target_loss is None else f"_to_{self.target_loss:g}"
+        return f"{self.preset}{smoothed}{target}"
 
 
 def free_gpus() -> list[str]:
@@ -76,7 +88,7 @@ def carry_out_runs(
         FailedRunsError: If runs failed; all others are finished.
     """
     print(f"{name}, preset {options.preset}: {preset}", flush=True)
-    store = ExperimentStore(options.output_dir or f"results/{name}_{options.preset}")
+    store = ExperimentStore(options.output_dir or f"results/{name}_{options.protocol}")
     gpus = free_gpus()
     if not options.dry_run:
         finished = {record["key"] for record in store.records()}
@@ -96,14 +108,21 @@ def carry_out_runs(
 
 
 def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Preset:
-    """Returns the preset that was asked for.
+    """Returns the preset that was asked for, with the options that its trainings share.
 
     Raises:
         ValueError: If there is none of that name.
     """
     if options.preset not in presets:
         raise ValueError(f"--preset must be one of {', '.join(presets)}, got {options.preset!r}")
-    return presets[options.preset]
+    preset = presets[options.preset]
+    values = {name: getattr(options, name) for name in ("label_smoothing", "target_loss")}
+    shared = {name: value for name, value in values.items() if value}
+    metrics = preset.metrics
+    if options.label_smoothing:
+        # The gradients do not vanish with the loss then: their trace is worth a look.
+        metrics = dataclasses.replace(metrics, names=(*metrics.names, "trace"))
+    return dataclasses.replace(preset, training={**preset.training, **shared}, metrics=metrics)
 
 
 def _check_datasets(runs: Sequence[Run], options: ExperimentOptions) -> None:

@@ -1,23 +1,30 @@
 """A run of an experiment: one network trained, and the metrics of the minimum that it found."""
 
 import dataclasses
+import math
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
+from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.files import RunFiles
 from fisher_keras.experiments.training.train import train
+from fisher_keras.metrics.fit import evaluate_fit
 from fisher_keras.metrics.local_minimum import evaluate_local_minimum
-from fisher_keras.metrics.report import Fit, LocalMinimumReport
+from fisher_keras.metrics.report import LocalMinimumReport
 from fisher_keras.metrics.trials import json_ready
 
 # To be raised when the same settings no longer give the same networks or metrics.
 RECIPE_VERSION = 1
+# gamma-hat comes with its two parts: they cost nothing, and do not define a run.
+_PARTS = {"log_determinant": ("log_squared_norms", "log_determinant_cosines")}
 _FROM_TRAINING = ("versions", "git_revision", "device", "seconds_per_epoch")
 _TRAINING = "training"  # Folder of the network's files in the run's directory.
 # Where a run is carried out, but not what it is.
@@ -29,7 +36,8 @@ class MetricSettings:
     """How the metrics of a trained network are computed.
 
     Attributes:
-        names: Out of `fisher_keras.metrics.METRICS`.
+        names: Out of `fisher_keras.metrics.METRICS`; the two parts of "log_determinant" come with
+            it.
         num_samples: N', images a trial.
         num_trials: T.
         normalize_logits: If it is a number, the metrics are computed a second time, of logits
@@ -82,6 +90,34 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
     }
 
 
+def train_losses(records: Sequence[dict[str, Any]]) -> list[float]:
+    """Returns how far each of some networks was trained.
+
+    Args:
+        records: Of finished runs, to be compared with each other.
+
+    Returns:
+        The mean cross-entropy of the images trained on over the least that their labels allow, in
+        nats. NaN for a network of smoothed labels whose record is from before that was recorded.
+        Where such a record lacks its confusion set, no confusion set counts.
+    """
+    all_have_it = all(
+        "confusion" in record["result"] or not record["config"]["training"].get("confusion_size")
+        for record in records
+    )
+    parts = ("train", "confusion") if all_have_it else ("train",)
+    return [_excess_loss(record, parts) for record in records]
+
+
+def _excess_loss(record: dict[str, Any], parts: Sequence[str]) -> float:
+    smoothed = "label_smoothing" in record["config"]["training"]
+    fits = [record["result"][part] for part in parts if part in record["result"]]
+    losses = [fit.get("excess_loss", math.nan if smoothed else fit["loss"]) for fit in fits]
+    if len(fits) == 1:
+        return float(losses[0])
+    return float(np.average(losses, weights=[fit["num_images"] for fit in fits]))
+
+
 def carry_out(
     run: Run, directory: pathlib.Path, data_dir: str | None, download: bool
 ) -> dict[str, Any]:
@@ -94,9 +130,11 @@ def carry_out(
         download: Whether it may be downloaded.
 
     Returns:
-        The result for the store: `train` and `test`, each with `loss` (cross-entropy in nats),
-        `error_percent` and `num_images`, in inference mode and not augmented, a confusion set not
-        among them; `metrics` and, if asked for, `normalized_metrics`: name -> `mean`, `std`,
+        The result for the store: `train`, `test` and, if there is such a set, `confusion`, each
+        with `loss` (cross-entropy in nats), `error_percent`, `calibration_error` and
+        `num_images`, in inference mode and not augmented; those that were trained on with
+        `excess_loss`, too, the cross-entropy over the least that the labels allow, as smooth as in
+        training; `metrics` and, if asked for, `normalized_metrics`: name -> `mean`, `std`,
         `standard_error` over the trials; `notes` of the report; what made it.
 
     Raises:
@@ -115,12 +153,12 @@ def carry_out(
     data = load_training_data(resolve(training))
     record = train(training, data=data)
     start = time.monotonic()
+    model = keras.models.load_model(RunFiles(directory / _TRAINING).last, compile=False)
     metrics = MetricSettings(**run.config["metrics"])
-    reports = _evaluate(directory, data, metrics)
+    reports = _evaluate(model, directory, data, metrics, training.label_smoothing)
     report = reports["metrics"]
     return {
-        "train": _fit(report.train),
-        "test": _fit(report.test),
+        **_fits(model, data, training.label_smoothing),
         **{key: _summaries(reports[key]) for key in reports},
         "notes": list(report.notes),
         "parameters": report.num_parameters,
@@ -131,23 +169,27 @@ def carry_out(
 
 
 def _evaluate(
-    directory: pathlib.Path, data: TrainingData, metrics: MetricSettings
+    model: keras.Model,
+    directory: pathlib.Path,
+    data: TrainingData,
+    metrics: MetricSettings,
+    label_smoothing: float,
 ) -> dict[str, LocalMinimumReport]:
-    model = keras.models.load_model(RunFiles(directory / _TRAINING).last, compile=False)
     scales = {"metrics": None}
     if metrics.normalize_logits is not None:
         scales["normalized_metrics"] = metrics.normalize_logits
-    train_data, test_data = data.arrays("train"), data.arrays("test")
+    train_data = data.labelled("train", label_smoothing=label_smoothing)
+    parts = (part for name in metrics.names for part in _PARTS.get(name, ()))
+    names = tuple(dict.fromkeys((*metrics.names, *parts)))
     return {
         key: evaluate_local_minimum(
             model,
-            train_data,
+            (train_data.x, train_data.y),
             metrics.num_samples,
             metrics.num_trials,
             data.seed,
-            metrics.names,
+            names,
             scale,
-            test_data=test_data,
             trials_path=directory / f"{key}.trials.jsonl",
             progress=False,
         )
@@ -155,12 +197,26 @@ def _evaluate(
     }
 
 
-def _fit(fit: Fit) -> dict[str, float]:
-    return {
-        "loss": fit.loss,
-        "error_percent": 100 * fit.error,
-        "num_images": fit.num_examples,
-    }
+def _fits(
+    model: keras.Model, data: TrainingData, label_smoothing: float
+) -> dict[str, dict[str, float]]:
+    classifier = Classifier(model)
+    fits = {}
+    for part in ("train", "confusion", "test"):
+        labelled = data.labelled(part)
+        if not len(labelled):
+            continue
+        fit = evaluate_fit(classifier, labelled, part)
+        fits[part] = {
+            "loss": fit.loss,
+            "error_percent": 100 * fit.error,
+            "calibration_error": fit.calibration_error,
+            "num_images": fit.num_examples,
+        }
+        if part != "test":
+            smoothed = data.labelled(part, label_smoothing=label_smoothing)
+            fits[part]["excess_loss"] = evaluate_fit(classifier, smoothed, part).excess_loss
+    return fits
 
 
 def _summaries(report: LocalMinimumReport) -> dict[str, dict[str, float | str]]:

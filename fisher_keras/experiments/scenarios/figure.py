@@ -13,8 +13,12 @@ LABELS = {
     "robustness": "robustness",
     "frobenius_norm": "Frobenius norm",
     "spectral_radius": "spectral radius",
+    "log_squared_norms": r"$2\,\sum_i \ln \|g_i\|$",
+    "log_determinant_cosines": r"$\ln \det C$",
+    "train_loss": "training loss",
+    "random": "random number",
 }
-_AXIS_LABELS = {
+AXIS_LABELS = {
     "confusion_size": "size of the confusion set",
     "augmentation": "data augmentation",
     "batch_size": "batch size",
@@ -25,7 +29,7 @@ _ERROR_COLOR = "#D55E00"
 _LOG_SPREAD = 100  # Between the largest and the smallest value.
 _SHIFT = 0.03  # So that nothing of the two curves lies exactly on the other.
 _PANEL_INCHES = (3.4, 2.2)
-_FONT_SIZE = 8
+FONT_SIZE = 8
 
 
 def scenario_figure(scenario: Scenario) -> Figure:
@@ -50,13 +54,13 @@ def scenario_figure(scenario: Scenario) -> Figure:
         _draw_panel(axes, scenario, metric)
     for axes in panels[len(metrics) :]:
         axes.set_axis_off()
-    figure.supxlabel(_AXIS_LABELS[scenario.variable], fontsize=_FONT_SIZE)
+    figure.supxlabel(AXIS_LABELS[scenario.variable], fontsize=FONT_SIZE)
     figure.legend(
         handles=_legend(scenario),
         loc="outside upper center",
         ncols=5,
         frameon=False,
-        fontsize=_FONT_SIZE,
+        fontsize=FONT_SIZE,
         columnspacing=1.2,
     )
     return figure
@@ -70,16 +74,16 @@ def _draw_panel(axes: Axes, scenario: Scenario, metric: str) -> None:
         axes.set_yscale("log")
         label += "\n(geometric mean)"
     _draw(axes, scenario, values, _METRIC_COLOR, "-", -_SHIFT, logarithmic)
-    axes.set_ylabel(label, color=_METRIC_COLOR, fontsize=_FONT_SIZE)
+    axes.set_ylabel(label, color=_METRIC_COLOR, fontsize=FONT_SIZE)
     axes.set_xticks(range(len(scenario.values)), list(map(str, scenario.values)))
     axes.grid(axis="x", alpha=0.25)
 
     right = axes.twinx()
     errors = column(scenario.runs, "test_error")
     _draw(right, scenario, errors, _ERROR_COLOR, "--", _SHIFT)
-    right.set_ylabel("test error (%)", color=_ERROR_COLOR, fontsize=_FONT_SIZE)
+    right.set_ylabel("test error (%)", color=_ERROR_COLOR, fontsize=FONT_SIZE)
     for side, color in ((axes, _METRIC_COLOR), (right, _ERROR_COLOR)):
-        side.tick_params(axis="both", labelsize=_FONT_SIZE)
+        side.tick_params(axis="both", labelsize=FONT_SIZE)
         side.tick_params(axis="y", colors=color, which="both")
         side.spines["top"].set_visible(False)
 

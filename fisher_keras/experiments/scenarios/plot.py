@@ -6,7 +6,9 @@ import pathlib
 from fisher_keras.atomic import replacing
 from fisher_keras.experiments.flags import REQUIRED, option
 from fisher_keras.experiments.scenarios.figure import scenario_figure
+from fisher_keras.experiments.scenarios.forest import forest_figure
 from fisher_keras.experiments.scenarios.results import read_scenarios
+from fisher_keras.experiments.scenarios.scatter import scatter_figure
 from fisher_keras.experiments.scenarios.summary import correlations, summary, summary_json
 
 
@@ -28,7 +30,8 @@ class PlotConfig:
 def plot_results(config: PlotConfig) -> None:
     """Draws Figures 1 to 3 and writes and prints the summary of the runs that are finished.
 
-    Into the output folder go `figures/<experiment>.pdf` and `.png`, `summary.md` and
+    Into the output folder go `figures/<experiment>.pdf` and `.png`, likewise `correlations`, all
+    rank correlations, and `log_determinant`, gamma-hat against the test error; `summary.md` and
     `summary.json`.
 
     Args:
@@ -43,12 +46,16 @@ def plot_results(config: PlotConfig) -> None:
     output = pathlib.Path(config.output or config.stores[0]).expanduser()
     scenarios = read_scenarios(config.stores)
     (output / "figures").mkdir(parents=True, exist_ok=True)
-    for scenario in scenarios:
-        figure = scenario_figure(scenario)
-        for suffix, options in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {})):
-            with replacing(output / "figures" / f"{scenario.experiment}{suffix}") as path:
-                figure.savefig(path, dpi=200, **options)
     lines = correlations(scenarios)
+    figures = {scenario.experiment: scenario_figure(scenario) for scenario in scenarios}
+    figures["correlations"] = forest_figure(lines)
+    compared = [scenario for scenario in scenarios if "log_determinant" in scenario.metrics]
+    if compared:
+        figures["log_determinant"] = scatter_figure(compared)
+    for name, figure in figures.items():
+        for suffix, options in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {})):
+            with replacing(output / "figures" / f"{name}{suffix}") as path:
+                figure.savefig(path, dpi=200, **options)
     text = summary(scenarios, lines)
     for name, content in (
         ("summary.md", text),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from fisher_keras.datasets import AUGMENTATIONS
 from fisher_keras.experiments.runs.store import ExperimentStore
+from fisher_keras.experiments.runs.trained_run import train_losses
 from fisher_keras.experiments.scenarios.runs import VARIABLES
 from fisher_keras.experiments.statistics.convergence import convergence_flags
 from fisher_keras.experiments.training.config import TrainingConfig
@@ -32,7 +34,11 @@ class ScenarioRun:
         value: The value of the scenario's variable.
         seed: The run's seed.
         test_error: The test error in percent.
-        train_loss: The mean cross-entropy of the training images in nats.
+        test_loss: The mean cross-entropy of the test images in nats.
+        calibration_error: The test images' expected calibration error; NaN if it is not known.
+        num_test_images: How many these are.
+        train_loss: The mean cross-entropy of the images trained on, over the least that their
+            labels allow, in nats; NaN where labels are smoothed and the record does not have it.
         train_error: The training error in percent.
         metrics: The mean over the trials of each metric, by its name; may be infinite or NaN.
         flags: Why the run is not at a minimum such as the others', see `convergence_flags`.
@@ -43,10 +49,23 @@ class ScenarioRun:
     value: int | str
     seed: int
     test_error: float
+    test_loss: float
+    calibration_error: float
+    num_test_images: int
     train_loss: float
     train_error: float
     metrics: Mapping[str, float]
     flags: tuple[str, ...] = ()
+
+    @property
+    def generalization_gap(self) -> float:
+        """The test error less the training error, in percent."""
+        return self.test_error - self.train_error
+
+    @property
+    def random(self) -> float:
+        """A number from 0 to 1 that knows nothing: the same for the same network."""
+        return random.Random(self.training).random()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +97,24 @@ class Scenario:
 
     @property
     def metrics(self) -> list[str]:
-        """The names of the metrics."""
-        return list(self.runs[0].metrics)
+        """The names of the metrics that all runs have."""
+        return common_metrics(self.runs)
+
+
+def common_metrics(runs: Sequence[ScenarioRun]) -> list[str]:
+    """Returns the names of the metrics that all of some runs have."""
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    return [name for name in names if all(name in run.metrics for run in runs)]
+
+
+def hyperparameters(runs: Sequence[ScenarioRun]) -> dict[str, list[str]]:
+    """Returns the settings in which some networks' trainings differ, but for the seed, as text."""
+    settings = [json.loads(run.training)[0] for run in runs]
+    columns = {
+        name: [json.dumps(found.get(name)) for found in settings]
+        for name in sorted(set().union(*settings))
+    }
+    return {name: values for name, values in columns.items() if len(set(values)) > 1}
 
 
 def column(runs: Iterable[ScenarioRun], name: str) -> np.ndarray:
@@ -130,11 +165,16 @@ def _records(store: pathlib.Path) -> list[dict[str, Any]]:
 def _scenario(experiment: str, records: Sequence[dict[str, Any]]) -> Scenario:
     variable = VARIABLES[experiment]
     _check_recipe(experiment, variable, records)
+    found = [_run(record, variable) for record in records]
     runs = sorted(
-        (_run(record, variable) for record in records),
+        (
+            dataclasses.replace(run, train_loss=loss)
+            for run, loss in zip(found, train_losses(records), strict=True)
+        ),
         key=lambda run: (_place(variable, run.value), run.seed),
     )
-    flags = convergence_flags(column(runs, "train_loss"), column(runs, "train_error"))
+    target_loss = records[0]["config"]["training"].get("target_loss")
+    flags = convergence_flags(column(runs, "train_loss"), column(runs, "train_error"), target_loss)
     flagged = (
         dataclasses.replace(run, flags=reasons) for run, reasons in zip(runs, flags, strict=True)
     )
@@ -176,12 +216,12 @@ def _run(record: dict[str, Any], variable: str) -> ScenarioRun:
             value=training.get(variable, getattr(TrainingConfig(), variable)),
             seed=record["seed"],
             test_error=float(result["test"]["error_percent"]),
+            test_loss=float(result["test"]["loss"]),
+            calibration_error=result["test"].get("calibration_error", np.nan),
+            num_test_images=result["test"]["num_images"],
             train_loss=float(result["train"]["loss"]),
             train_error=float(result["train"]["error_percent"]),
-            metrics={
-                name: float(result["metrics"][name]["mean"])
-                for name in record["config"]["metrics"]["names"]
-            },
+            metrics={name: float(summary["mean"]) for name, summary in result["metrics"].items()},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

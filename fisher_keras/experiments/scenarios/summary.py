@@ -2,11 +2,22 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from fisher_keras.experiments.scenarios.results import Scenario, ScenarioRun, column
+from fisher_keras.experiments.scenarios.results import (
+    Scenario,
+    ScenarioRun,
+    column,
+    common_metrics,
+    hyperparameters,
+)
+from fisher_keras.experiments.statistics.conditional_information import (
+    MAX_CONDITIONS,
+    conditional_information,
+)
+from fisher_keras.experiments.statistics.partial_correlation import partial_rank_correlation
 from fisher_keras.experiments.statistics.rank_correlation import (
     LEVEL,
     NUM_RESAMPLES,
@@ -16,10 +27,11 @@ from fisher_keras.experiments.statistics.rank_correlation import (
     kendall_correlation,
     rank_correlation,
 )
+from fisher_keras.experiments.statistics.sign_error import SignError, robust_sign_error
 from fisher_keras.experiments.statistics.text_tables import markdown_table
 from fisher_keras.metrics.trials import json_ready
 
-TRAIN_LOSS = "train_loss"
+TRAIN_LOSS, RANDOM = "train_loss", "random"
 ALL_RUNS, CONVERGED = "all", "converged"
 _ALL_SCENARIOS = "all scenarios"
 _NOTES = f"""\
@@ -29,7 +41,33 @@ the runs; an order without an exception has one without width, however few the r
 (Jiang et al., 2020): Kendall's tau over the values of the variable, each seed by itself, in the
 mean over the seeds; of all scenarios, the mean of theirs. `{TRAIN_LOSS}` is no metric of the
 paper: it tells how far the order follows from how far each network was trained, and the last
-column how far a metric's own order does."""
+column how far a metric's own order does. `{RANDOM}` is one random number a
+network: an example of what chance gives."""
+_LEFT_NOTES = f"""\
+Partial tau and rho: the rank correlation with the test error, given the training loss. Conditional
+information (Jiang et al., 2020): the share of what is uncertain about which of two networks is
+better, given up to {MAX_CONDITIONS} of their hyperparameters, that the metric tells, in the worst
+case; few networks make it too high, so compare with `{RANDOM}`. Sign-error (Dziugaite et al.,
+2020): how often the metric is wrong about two settings that differ in one hyperparameter, in the
+mean and in the worst case; 0.5 is chance."""
+_OTHER_NOTES = """\
+Kendall's tau, and partial tau given the training loss, with the test error less the training error
+in place of the test error, and with the test cross-entropy."""
+# What a metric may be compared with beside the test error.
+OTHER_TARGETS = {"generalization_gap": "generalization gap", "test_loss": "test cross-entropy"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Association:
+    """How a metric goes with a quantity of the test images.
+
+    Attributes:
+        rank: Kendall's tau-b and Spearman's rho.
+        partial: The same, given the training loss.
+    """
+
+    rank: RankCorrelation
+    partial: RankCorrelation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +77,14 @@ class Correlation:
     Attributes:
         scenario: Name of the experiment, or "all scenarios" where several are compared together.
         runs: `ALL_RUNS`, or `CONVERGED` for those without a flag.
-        measure: Name of a metric, or `TRAIN_LOSS`.
+        measure: Name of a metric, `TRAIN_LOSS` or `RANDOM`.
         rank: Kendall's tau-b and Spearman's rho with the test error.
         granulated: The granulated coefficient, see `granulated_kendall`.
         with_train_loss: Kendall's tau-b with the training loss.
+        partial: tau-b and rho with the test error, given the training loss.
+        information: The conditional information, see `conditional_information`.
+        sign_error: See `robust_sign_error`.
+        others: How the measure goes with each of `OTHER_TARGETS`.
     """
 
     scenario: str
@@ -51,6 +93,10 @@ class Correlation:
     rank: RankCorrelation
     granulated: float
     with_train_loss: Estimate
+    partial: RankCorrelation
+    information: Estimate
+    sign_error: SignError
+    others: Mapping[str, Association]
 
 
 def correlations(scenarios: Sequence[Scenario]) -> list[Correlation]:
@@ -83,22 +129,36 @@ def _correlate(
     groups: Sequence[Sequence[ScenarioRun]], name: str, which: str
 ) -> list[Correlation]:
     networks = list({run.training: run for runs in groups for run in runs}.values())
-    metrics = [
-        metric
-        for metric in dict.fromkeys(metric for run in networks for metric in run.metrics)
-        if all(metric in run.metrics for run in networks)
-    ]
-    return [
-        Correlation(
-            name,
-            which,
-            measure,
-            rank_correlation(column(networks, measure), column(networks, "test_error")),
-            _mean_granulated(groups, measure),
-            kendall_correlation(column(networks, measure), column(networks, TRAIN_LOSS)),
+    columns = {name: column(networks, name) for name in ("test_error", TRAIN_LOSS, *OTHER_TARGETS)}
+    error, train_loss = columns["test_error"], columns[TRAIN_LOSS]
+    differing = hyperparameters(networks)
+    num_test_images = min((run.num_test_images for run in networks), default=0)
+    lines = []
+    for measure in [*common_metrics(networks), TRAIN_LOSS, RANDOM]:
+        values = column(networks, measure)
+        associations = {
+            target: Association(
+                rank_correlation(values, columns[target]),
+                partial_rank_correlation(values, columns[target], train_loss),
+            )
+            for target in ("test_error", *OTHER_TARGETS)
+        }
+        with_error = associations.pop("test_error")
+        lines.append(
+            Correlation(
+                name,
+                which,
+                measure,
+                with_error.rank,
+                _mean_granulated(groups, measure),
+                kendall_correlation(values, train_loss),
+                with_error.partial,
+                conditional_information(values, error, differing),
+                robust_sign_error(values, error, differing, num_test_images),
+                associations,
+            )
         )
-        for measure in [*metrics, TRAIN_LOSS]
-    ]
+    return lines
 
 
 def _mean_granulated(groups: Sequence[Sequence[ScenarioRun]], measure: str) -> float:
@@ -114,19 +174,48 @@ def _mean_granulated(groups: Sequence[Sequence[ScenarioRun]], measure: str) -> f
 
 def correlation_table(lines: Sequence[Correlation]) -> str:
     """Formats the rank correlations with the test error as a Markdown table."""
-    coefficients = ["Kendall's tau", "Spearman's rho", "granulated", "tau with train loss"]
-    head = ["scenario", "runs", "metric", "n", *coefficients]
+    columns = {
+        "n": lambda line: str(line.rank.num_runs),
+        "Kendall's tau": lambda line: _estimate(line.rank.kendall),
+        "Spearman's rho": lambda line: _estimate(line.rank.spearman),
+        "granulated": lambda line: _coefficient(line.granulated),
+        "tau with train loss": lambda line: _estimate(line.with_train_loss),
+    }
+    return _table(lines, columns)
+
+
+def given_table(lines: Sequence[Correlation]) -> str:
+    """Formats what is left of them, given the training loss or hyperparameters, likewise."""
+    columns = {
+        "partial tau": lambda line: _estimate(line.partial.kendall),
+        "partial rho": lambda line: _estimate(line.partial.spearman),
+        "conditional information": lambda line: _estimate(line.information),
+        "sign-error": lambda line: _estimate(line.sign_error.mean),
+        "worst sign-error": lambda line: _estimate(line.sign_error.worst),
+        "settings compared": lambda line: str(line.sign_error.num_environments),
+    }
+    return _table(lines, columns)
+
+
+def others_table(lines: Sequence[Correlation]) -> str:
+    """Formats the rank correlations with other quantities than the test error, likewise."""
+    columns = {}
+    for target, title in OTHER_TARGETS.items():
+        columns[f"tau with {title}"] = lambda line, target=target: _estimate(
+            line.others[target].rank.kendall
+        )
+        columns[f"partial tau with {title}"] = lambda line, target=target: _estimate(
+            line.others[target].partial.kendall
+        )
+    return _table(lines, columns)
+
+
+def _table(
+    lines: Sequence[Correlation], columns: Mapping[str, Callable[[Correlation], str]]
+) -> str:
+    head = ["scenario", "runs", "metric", *columns]
     rows = [
-        [
-            line.scenario,
-            line.runs,
-            line.measure,
-            str(line.rank.num_runs),
-            _estimate(line.rank.kendall),
-            _estimate(line.rank.spearman),
-            _coefficient(line.granulated),
-            _estimate(line.with_train_loss),
-        ]
+        [line.scenario, line.runs, line.measure, *(cell(line) for cell in columns.values())]
         for line in lines
     ]
     return markdown_table([head, *rows], num_names=3)
@@ -136,6 +225,8 @@ def scenario_table(scenario: Scenario) -> str:
     """Formats a Markdown table of a scenario: a line a value, mean ± std over its seeds."""
     columns: list[tuple[str, str, Callable[[float], str]]] = [
         ("test error (%)", "test_error", "{:.2f}".format),
+        ("test cross-entropy", "test_loss", "{:.3f}".format),
+        ("calibration error", "calibration_error", "{:.3f}".format),
         *((metric, metric, "{:.4g}".format) for metric in scenario.metrics),
         ("train loss", TRAIN_LOSS, "{:.2g}".format),
         ("train error (%)", "train_error", "{:.3f}".format),
@@ -166,8 +257,7 @@ def summary(scenarios: Sequence[Scenario], lines: Sequence[Correlation]) -> str:
         parts += [
             f"## {scenario.title}",
             f"![{scenario.title}](figures/{scenario.experiment}.png)",
-            "Mean ± standard deviation over the seeds. The training losses are between "
-            f"{losses.min():.2g} and {losses.max():.2g}.",
+            f"Mean ± standard deviation over the seeds. {_range(losses)}",
             scenario_table(scenario),
         ]
         flagged = [run for run in scenario.runs if run.flags]
@@ -181,6 +271,10 @@ def summary(scenarios: Sequence[Scenario], lines: Sequence[Correlation]) -> str:
                 )
             )
     parts += ["## Rank correlations with the test error", _NOTES, correlation_table(lines)]
+    parts += ["![Rank correlations](figures/correlations.png)"]
+    parts += ["![gamma-hat and the test error](figures/log_determinant.png)"]
+    parts += ["## What is left of them", _LEFT_NOTES, given_table(lines)]
+    parts += ["## With other quantities", _OTHER_NOTES, others_table(lines)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -194,8 +288,16 @@ def summary_json(scenarios: Sequence[Scenario], lines: Sequence[Correlation]) ->
     return json.dumps(json_ready(record), indent=2, allow_nan=False) + "\n"
 
 
+def _range(losses: np.ndarray) -> str:
+    if np.isnan(losses).any():
+        return "The records do not have the training losses over the least that labels allow."
+    return f"The training losses are between {losses.min():.2g} and {losses.max():.2g}."
+
+
 def _mean(values: np.ndarray, form: Callable[[float], str]) -> str:
     """Mean ± std of the finite values, and how many of which are not."""
+    if np.isnan(values).all():
+        return "–"
     finite = values[np.isfinite(values)]
     text = form(finite.mean()) if len(finite) else "–"
     if len(finite) > 1:

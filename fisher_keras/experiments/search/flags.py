@@ -17,7 +17,9 @@ GROUPS = ("search", "runs", *flag_groups(TrainingConfig))
 # Of train_cifar; the search decides them, or has flags of its own under the same names.
 _LEFT_OUT = (
     *SEARCHED,
-    *("confusion_size", "output_dir", "regularize", "resume", "settings_file"),
+    *("adaptive", "confusion_size", "method", "output_dir", "regularize", "resume", "rho"),
+    "settings_file",
+    "target_loss",  # Trials are compared after the same epochs.
 )
 
 

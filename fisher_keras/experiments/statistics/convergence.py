@@ -15,13 +15,17 @@ SMALL_LOSS = 0.01
 
 
 def convergence_flags(
-    train_losses: Sequence[float], train_errors: Sequence[float]
+    train_losses: Sequence[float],
+    train_errors: Sequence[float],
+    target_loss: float | None = None,
 ) -> list[tuple[str, ...]]:
     """Returns why a run is not at a minimum such as the others', for each run of a scenario.
 
     Args:
-        train_losses: Mean cross-entropy of each run's training images, in nats.
+        train_losses: Mean cross-entropy of each run's training images over the least that their
+            labels allow, in nats; NaN where it is not known.
         train_errors: Training error of each run, in percent.
+        target_loss: What the trainings were to end at, if there was such a loss.
 
     Returns:
         The reasons for each run, none for a run that is.
@@ -29,20 +33,24 @@ def convergence_flags(
     known = [loss for loss in train_losses if np.isfinite(loss)]
     median = float(np.median(known)) if known else np.nan
     return [
-        _reasons(loss, error, median)
+        _reasons(loss, error, median, target_loss)
         for loss, error in zip(train_losses, train_errors, strict=True)
     ]
 
 
-def _reasons(loss: float, error: float, median: float) -> tuple[str, ...]:
+def _reasons(
+    loss: float, error: float, median: float, target_loss: float | None
+) -> tuple[str, ...]:
     reasons = []
     if not error <= MAX_TRAIN_ERROR:
         reasons.append(f"training error {error:.2f} % (more than {MAX_TRAIN_ERROR} %)")
-    if not np.isfinite(loss):
+    if np.isinf(loss):
         reasons.append(f"training loss {loss}")
     elif loss > max(MAX_LOSS_RATIO * median, SMALL_LOSS):
         reasons.append(
             f"training loss {loss:.2g} (more than {MAX_LOSS_RATIO} times the scenario's median "
             f"{median:.2g})"
         )
+    if target_loss is not None and loss > target_loss:
+        reasons.append(f"training loss {loss:.2g} (did not reach the target {target_loss:g})")
     return tuple(reasons)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.stats
 
+OfResamples = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 NUM_RESAMPLES = 2000
 LEVEL = 0.95
 
@@ -93,7 +94,7 @@ def _known(metric: Sequence[float], error: Sequence[float]) -> tuple[np.ndarray,
 
 
 def _estimate(
-    metric: np.ndarray, error: np.ndarray, coefficient: Callable, of_resamples: Callable
+    metric: np.ndarray, error: np.ndarray, coefficient: Callable, of_resamples: OfResamples
 ) -> Estimate:
     """Returns one of scipy's coefficients, with its interval over the resamples."""
     if min(len(np.unique(metric)), len(np.unique(error))) < 2:
@@ -131,7 +132,7 @@ def granulated_kendall(
         runs = known & (seeds == seed)
         num_runs = np.count_nonzero(runs)
         if num_runs > 1:
-            products = _signs(metric[runs]) * _signs(error[runs])
+            products = signs(metric[runs]) * signs(error[runs])
             taus.append(products.sum() / (num_runs * (num_runs - 1)))
     return float(np.mean(taus)) if taus else float("nan")
 
@@ -160,7 +161,7 @@ def kendall_of_resamples(metric: np.ndarray, error: np.ndarray, counts: np.ndarr
     Returns:
         Shape (B,); NaN for resamples in which the metric or the error is the same in all runs.
     """
-    metric_signs, error_signs = _signs(metric), _signs(error)
+    metric_signs, error_signs = signs(metric), signs(error)
 
     def over_pairs(matrix: np.ndarray) -> np.ndarray:
         return ((counts @ matrix) * counts).sum(axis=1)
@@ -172,7 +173,7 @@ def kendall_of_resamples(metric: np.ndarray, error: np.ndarray, counts: np.ndarr
 def spearman_of_resamples(metric: np.ndarray, error: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Returns Spearman's rho of many resamples at once; see `kendall_of_resamples`."""
     # How many runs are below a run, less those above: twice its rank, from the mean rank.
-    metric_ranks, error_ranks = counts @ _signs(metric).T, counts @ _signs(error).T
+    metric_ranks, error_ranks = counts @ signs(metric).T, counts @ signs(error).T
 
     def over_runs(values: np.ndarray) -> np.ndarray:
         return (counts * values).sum(axis=1)
@@ -187,8 +188,8 @@ def percentile_interval(coefficients: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _signs(values: np.ndarray) -> np.ndarray:
-    """The signs of all differences, [i, j] of i less j; also of infinite values."""
+def signs(values: np.ndarray) -> np.ndarray:
+    """Returns the signs of all differences, [i, j] of i less j; also of infinite values."""
     column, row = values[:, None], values[None, :]
     return (column > row).astype(float) - (column < row)
 

@@ -15,9 +15,10 @@ def mean_and_std(values: Sequence[float], digits: int) -> str:
         digits: The number of digits after the decimal point.
 
     Returns:
-        The mean alone for a single run or where it is infinite; "-" for none.
+        The mean alone for a single run or where it is infinite; "-" for none, or where one
+        is not known (NaN).
     """
-    if not values:
+    if not values or any(map(math.isnan, values)):
         return "-"
     mean = f"{statistics.fmean(values):.{digits}f}"
     if len(values) == 1:

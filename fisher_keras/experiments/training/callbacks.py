@@ -8,7 +8,7 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -21,7 +21,10 @@ _PLATEAU_FACTOR = 0.1
 # The paper does not say what its plateaus are. Half as many epochs took chance for a plateau in
 # trainings of few steps an epoch, and the training losses of their ends were far apart.
 _PLATEAU_PATIENCE = 10
-_PROGRESS_VALUES = ("loss", "accuracy", "val_loss", "val_accuracy", "fisher_trace")
+# Times the target of `StopAtLoss`: from one epoch to the next, a loss rarely falls so far.
+_NEAR = 10
+_CHECKS_PER_EPOCH = 10
+_PROGRESS_VALUES = ("loss", "accuracy", "val_loss", "val_accuracy", "fisher_trace", "excess_loss")
 _SEEDS = "seeds.npz"
 
 
@@ -71,6 +74,61 @@ class PlateauSchedule(keras.callbacks.ReduceLROnPlateau):
         self.model.optimizer.learning_rate = self._learning_rate
         for epoch, loss in enumerate(self._past_losses):
             self.on_epoch_end(epoch, {"loss": loss})
+
+
+class StopAtLoss(keras.callbacks.Callback):
+    """Ends the training as soon as a loss that is measured beside it is low enough.
+
+    It is measured after each epoch and, once it is near, several times within: what an epoch
+    near the target changes is then small. Epochs' logs get it as `excess_loss`, and the number of
+    `steps`: it must come before the callbacks that write them.
+    """
+
+    def __init__(
+        self,
+        target: float,
+        measure: Callable[[], float],
+        steps_per_epoch: int,
+        past_losses: Sequence[float] = (),
+    ) -> None:
+        """Makes the callback.
+
+        Args:
+            target: The loss to end at.
+            measure: Returns the loss at the weights of the moment.
+            steps_per_epoch: Training steps an epoch.
+            past_losses: `excess_loss` of each epoch that was finished before.
+        """
+        super().__init__()
+        self._target = target
+        self._measure = measure
+        self._interval = math.ceil(steps_per_epoch / _CHECKS_PER_EPOCH)
+        self._loss = past_losses[-1] if past_losses else math.inf
+
+    @property
+    def reached(self) -> bool:
+        """Whether the loss measured last was low enough."""
+        return self._loss <= self._target
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Decides whether this epoch is near the target."""
+        self._near = self._loss <= _NEAR * self._target
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Measures the loss if it is near the target."""
+        self._steps = batch + 1
+        if self._near and self._steps % self._interval == 0:
+            self._check()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Measures the loss, unless it was low enough."""
+        if not self.reached:
+            self._check()
+        logs |= {"excess_loss": self._loss, "steps": self._steps}
+
+    def _check(self) -> None:
+        self._loss = self._measure()
+        self.model.stop_training = self.reached
 
 
 class Progress(keras.callbacks.Callback):
@@ -140,7 +198,10 @@ class Progress(keras.callbacks.Callback):
 
 
 class Every(keras.callbacks.Callback):
-    """Calls another callback at the end of every n-th epoch and of the last one only."""
+    """Calls another callback at the end of every n-th epoch and of the last one only.
+
+    The last one is also the one in which the training is stopped.
+    """
 
     def __init__(self, interval: int, callback: keras.callbacks.Callback) -> None:
         """Makes the callback.
@@ -156,6 +217,7 @@ class Every(keras.callbacks.Callback):
 
     def set_model(self, model: keras.Model) -> None:
         """Hands on the model."""
+        super().set_model(model)
         self._callback.set_model(model)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
@@ -165,7 +227,8 @@ class Every(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Hands on the end of an epoch that is due."""
         done = epoch + 1
-        if done % self._interval == 0 or done == self.params["epochs"]:
+        last = done == self.params["epochs"] or self.model.stop_training
+        if done % self._interval == 0 or last:
             self._callback.on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: dict | None = None) -> None:

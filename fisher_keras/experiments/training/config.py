@@ -1,14 +1,17 @@
 """What a training run can be told, and the recipe's values where it is not."""
 
 import dataclasses
+import math
 
 from fisher_keras.datasets import AUGMENTATIONS, DATASETS
 from fisher_keras.experiments.flags import check_options, option
 from fisher_keras.models import ARCHITECTURES, RECIPES, regularizer_settings
 from fisher_keras.regularizer.model import GRADIENTS
+from fisher_keras.regularizer.sam import RHO
 
 MIXED_PRECISIONS = ("none", "mixed_float16", "mixed_bfloat16")
 SCHEDULES = ("recipe", "plateau")
+METHODS = ("plain", "clipped", "fisher", "sam")
 
 REGULARIZER_OPTIONS = (
     "alpha",
@@ -79,6 +82,25 @@ class TrainingConfig:
         None, "By default the network's recipe's.", group="data", choices=AUGMENTATIONS
     )
 
+    method: str | None = option(
+        None,
+        "plain; clipped: plain, its gradient clipped as the regularizer's; fisher: the same as "
+        "--regularize; sam: sharpness-aware minimization (Foret et al., 2021).",
+        group="regularizer",
+        choices=METHODS,
+    )
+    rho: float | None = option(
+        None,
+        "sam: length of the step to the weights whose gradient is taken, rho; by default 0.05, "
+        "adaptive 0.5.",
+        group="regularizer",
+        above=0,
+    )
+    adaptive: bool = option(
+        False,
+        "sam: measure rho in units of the weights (ASAM, Kwon et al., 2021).",
+        group="regularizer",
+    )
     regularize: bool = option(False, "Train with the regularizer.", group="regularizer")
     alpha: float | None = option(
         None,
@@ -87,6 +109,12 @@ class TrainingConfig:
         above=0,
     )
     beta: float | None = option(None, "Strength of the regularizer.", group="regularizer", least=0)
+    beta_phases: str | None = option(
+        None,
+        "Factors of beta between the falls of the recipe's learning rate, such as 0,1,1: off "
+        "until the first.",
+        group="regularizer",
+    )
     num_sub_batches: int | None = option(
         None, "Sub-batches of a batch, M.", group="regularizer", least=1
     )
@@ -133,6 +161,13 @@ class TrainingConfig:
         group="training",
         least=0,
     )
+    target_loss: float | None = option(
+        None,
+        "End as soon as the images trained on, a confusion set among them and not augmented, have "
+        "this cross-entropy in nats, over the least that their labels allow; --epochs at latest.",
+        group="training",
+        above=0,
+    )
     mixed_precision: str = option(
         "none", "Keras policy.", group="training", choices=MIXED_PRECISIONS
     )
@@ -142,7 +177,7 @@ class TrainingConfig:
     output_dir: str | None = option(
         None,
         "Folder of the run; by default "
-        "runs/<dataset>_<arch>_<plain, clipped or regularized>_seed<seed>.",
+        "runs/<dataset>_<arch>_<plain, clipped, regularized or sam>_seed<seed>.",
         group="output",
     )
     resume: bool = option(
@@ -160,12 +195,55 @@ class TrainingConfig:
             object.__setattr__(self, "width", int(self.width))  # Filters are counted.
         if self.label_smoothing >= 1:
             raise ValueError(f"--label_smoothing must be below 1, got {self.label_smoothing}")
+        self._check_method()
         if not self.regularize:
             # A plain training can be clipped, too.
-            names = {*REGULARIZER_OPTIONS, "settings_file"} - {"clip_norm"}
+            names = {*REGULARIZER_OPTIONS, "beta_phases", "settings_file"} - {"clip_norm"}
+            names -= {"settings_file"} if self.method == "clipped" else set()
             given = sorted(name for name in names if getattr(self, name) is not None)
             if given:
                 raise ValueError(f"--{given[0]} has no effect without --regularize: add it")
+        if self.beta_phases is not None:
+            self._check_beta_phases()
+
+    def _check_method(self) -> None:
+        """Refuses what does not go together; `fisher` becomes `regularize`."""
+        if self.regularize and self.method not in (None, "fisher"):
+            raise ValueError(f"--method={self.method} has no regularizer: leave out --regularize")
+        if self.method == "plain" and self.clip_norm:
+            raise ValueError("--clip_norm is not for --method=plain: give --method=clipped")
+        if self.method == "clipped" and self.clip_norm == 0:
+            raise ValueError("--clip_norm=0 does not clip: give --method=plain")
+        if self.method != "sam" and (self.rho is not None or self.adaptive):
+            name = "adaptive" if self.rho is None else "rho"
+            raise ValueError(f"--{name} has no effect without --method=sam: add it")
+        if self.method in ("plain", "fisher"):
+            object.__setattr__(self, "regularize", self.method == "fisher")
+            object.__setattr__(self, "method", None)
+
+    def _check_beta_phases(self) -> None:
+        if self.schedule != "recipe":
+            raise ValueError(
+                "--beta_phases needs --schedule=recipe, whose learning rate falls at known epochs"
+            )
+        falls = len(RECIPES[self.arch].schedule)
+        factors = phase_factors(self.beta_phases)
+        if len(factors) != falls + 1 or not all(0 <= factor < math.inf for factor in factors):
+            raise ValueError(
+                f"--beta_phases must be {falls + 1} numbers, 0 or greater: the learning rate of "
+                f"{self.arch} falls {falls} times. Given: {self.beta_phases}"
+            )
+
+
+def phase_factors(beta_phases: str) -> list[float]:
+    """Returns the factors of `beta_phases`; NaN for what is no number."""
+    factors = []
+    for part in beta_phases.split(","):
+        try:
+            factors.append(float(part))
+        except ValueError:
+            factors.append(math.nan)
+    return factors
 
 
 def resolve(config: TrainingConfig) -> TrainingConfig:
@@ -176,16 +254,23 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
 
     Returns:
         The configuration that is trained. None is left where the architecture or the data decide
-        (`depth`, `width`, `train_size`, `data_dir`), for `settings_file`, whose values are now in
-        the other fields, and, without `regularize`, for those of the regularizer's options that
-        are not given.
+        (`depth`, `width`, `train_size`, `data_dir`), for `settings_file` and, but for sam, for
+        `method`, whose values are now in the other fields, and, without `regularize`, for those of
+        the regularizer's options that are not given.
 
     Raises:
         ValueError: If `settings_file` is no table, or a value in it cannot be used.
         OSError: If it cannot be read.
     """
     recipe = RECIPES[config.arch]
-    unregularized = "clipped" if config.clip_norm else "plain"
+    if config.regularize or config.method == "clipped":
+        settings = regularizer_settings(config.arch, config.dataset, config.settings_file)
+    if config.method == "clipped":
+        clip_norm = config.clip_norm or settings.clip_norm
+        if clip_norm is None:
+            raise ValueError(f"the table has no clip_norm for {config.arch}: give --clip_norm")
+        config = dataclasses.replace(config, method=None, settings_file=None, clip_norm=clip_norm)
+    unregularized = config.method or ("clipped" if config.clip_norm else "plain")
     method = "regularized" if config.regularize else unregularized
     defaults = {
         "augmentation": recipe.augmentation,
@@ -194,8 +279,9 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
         "learning_rate": recipe.learning_rate,
         "output_dir": f"runs/{config.dataset}_{config.arch}_{method}_seed{config.seed}",
     }
+    if config.method == "sam":
+        defaults["rho"] = RHO[config.adaptive]
     if config.regularize:
-        settings = regularizer_settings(config.arch, config.dataset, config.settings_file)
         defaults |= {
             "alpha": settings.alpha,
             "beta": settings.beta,

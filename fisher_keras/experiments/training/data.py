@@ -6,6 +6,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from fisher_keras.classifier.labels import LabelledData, label_distributions
 from fisher_keras.datasets import (
     ImageDataset,
     channel_statistics,
@@ -73,6 +74,19 @@ class TrainingData:
         images, labels = getattr(self, part)
         mean, std = self.mean.astype(np.float32), self.std.astype(np.float32)
         return (images - mean) / std, labels
+
+    def labelled(self, *parts: str, label_smoothing: float = 0.0) -> LabelledData:
+        """Returns all images of parts as the network sees them, with their labels.
+
+        Args:
+            *parts: Out of "train", "confusion", "validation" and "test".
+            label_smoothing: Share of each label that is spread evenly over the classes; with 0
+                labels are classes.
+        """
+        x, y = map(np.concatenate, zip(*map(self.arrays, parts), strict=True))
+        if label_smoothing:
+            y = label_distributions(y, self.dataset.num_classes, label_smoothing)
+        return LabelledData(x, y)
 
     def describe(self) -> dict:
         """Returns the data's fingerprint and the numbers of images, as JSON has them."""

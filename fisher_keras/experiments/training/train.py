@@ -8,22 +8,36 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.training.callbacks import (
     AtomicBackup,
     Every,
     PlainModelCheckpoint,
     PlateauSchedule,
     Progress,
+    StopAtLoss,
     StopWhenDiverged,
     TrainingDivergedError,
     finished_epochs,
 )
-from fisher_keras.experiments.training.config import REGULARIZER_OPTIONS, TrainingConfig, resolve
+from fisher_keras.experiments.training.config import (
+    REGULARIZER_OPTIONS,
+    TrainingConfig,
+    phase_factors,
+    resolve,
+)
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.files import RunFiles
 from fisher_keras.experiments.training.provenance import provenance
-from fisher_keras.models import RECIPES, build_model, build_optimizer, learning_rate_at
-from fisher_keras.regularizer.model import FisherRegularizedModel
+from fisher_keras.metrics.fit import evaluate_fit
+from fisher_keras.models import (
+    RECIPES,
+    build_model,
+    build_optimizer,
+    learning_rate_at,
+    learning_rate_falls,
+)
+from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 
 __all__ = ["TrainingConfig", "TrainingDivergedError", "train"]
 
@@ -65,9 +79,10 @@ def train(
         resumed; `data`, the fingerprint and numbers of images; `parameters`; `train` and `test`
         after the last epoch, in inference mode, the training images not augmented, and
         `confusion` if there is such a set: `loss` (with weight penalties and label smoothing),
-        `cross_entropy` (without) and `error_percent`;
+        `cross_entropy` (without), `error_percent` and `calibration_error`;
         `wall_time_s` of all epochs and this evaluation; `seconds_per_epoch`, the median;
-        `history`, the columns of the CSV.
+        `history`, the columns of the CSV; with a `target_loss`, its `excess_loss` is the loss that
+        was reached, and its `steps` tell where in the last epoch.
 
     Raises:
         ValueError: If a setting or the data cannot be used, or `output_dir` holds another run.
@@ -121,16 +136,19 @@ def _train(
     files.trim_history(first_epoch)
     if not quiet:
         _print_start(record, files, first_epoch)
+    past = files.read_history() if first_epoch else {}
     progress = Progress(config.epochs, data.steps_per_epoch, first_epoch, quiet)
+    target = _target(config, data, plain_model, past)
     model.fit(
         data.training_batches(config.augmentation, first_epoch),
         validation_data=data.evaluation_batches("validation"),
         initial_epoch=first_epoch,
-        epochs=config.epochs,
+        # What was stopped at its target is only restored.
+        epochs=first_epoch if any(stop.reached for stop in target) else config.epochs,
         steps_per_epoch=data.steps_per_epoch,
         shuffle=False,  # The batches are shuffled.
         callbacks=[
-            *_callbacks(config, files, plain_model, progress, first_epoch, save_every),
+            *_callbacks(config, files, plain_model, [progress, *target], past, save_every),
             *callbacks,
             # Last, when the others have seen the epoch.
             Every(save_every, AtomicBackup(files.backup)),
@@ -139,7 +157,8 @@ def _train(
     )
     start = time.monotonic()
     parts = ("train", "confusion", "test") if config.confusion_size else ("train", "test")
-    results = {part: _evaluate(model, data, part) for part in parts}
+    classifier = Classifier(model)
+    results = {part: _evaluate(model, classifier, data, part) for part in parts}
     history = files.read_history()
     record |= results | {
         "status": "finished",
@@ -162,7 +181,11 @@ def _build(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, ker
         depth=config.depth,
         width=config.width,
     )
-    model = _regularized(config, plain_model) if config.regularize else plain_model
+    model = plain_model
+    if config.regularize:
+        model = _regularized(config, plain_model, data.steps_per_epoch)
+    elif config.method == "sam":
+        model = SharpnessAwareModel(plain_model, config.rho, config.adaptive)
     model.build(plain_model.input_shape)  # A backup can be restored into a built model only.
     if config.label_smoothing > 0:
         loss = keras.losses.CategoricalCrossentropy(
@@ -184,9 +207,17 @@ def _build(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, ker
     return plain_model, model
 
 
-def _regularized(config: TrainingConfig, plain_model: keras.Model) -> keras.Model:
+def _regularized(
+    config: TrainingConfig, plain_model: keras.Model, steps_per_epoch: int
+) -> keras.Model:
     options = {name: getattr(config, name) for name in REGULARIZER_OPTIONS}
     options["clip_norm"] = options["clip_norm"] or None
+    if config.beta_phases is not None:
+        falls = learning_rate_falls(RECIPES[config.arch], config.epochs)
+        options["beta"] = keras.optimizers.schedules.PiecewiseConstantDecay(
+            [epoch * steps_per_epoch - 1 for epoch in falls],  # The last step of each phase.
+            [config.beta * factor for factor in phase_factors(config.beta_phases)],
+        )
     return FisherRegularizedModel(plain_model, **options, seed=config.seed)
 
 
@@ -194,8 +225,8 @@ def _callbacks(
     config: TrainingConfig,
     files: RunFiles,
     plain_model: keras.Model,
-    progress: Progress,
-    first_epoch: int,
+    logging: Sequence[keras.callbacks.Callback],
+    past: dict[str, list[float | None]],
     save_every: int,
 ) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that every run has.
@@ -203,13 +234,12 @@ def _callbacks(
     What they write of an epoch without a backup is written again, the same, after a resume.
     """
     monitor, mode = ("val_accuracy", "max") if config.validation_size else ("loss", "min")
-    past = files.read_history() if first_epoch else {}
     saved = past.get(monitor, [])[save_every - 1 :: save_every]
     best_so_far = {"max": max, "min": min}[mode](saved, default=None)
     return [
         StopWhenDiverged(),
         _schedule(config, past.get("loss", [])),
-        progress,
+        *logging,
         keras.callbacks.TensorBoard(str(files.tensorboard), write_graph=False),
         keras.callbacks.CSVLogger(str(files.history), append=True),
         Every(save_every, PlainModelCheckpoint(plain_model, files.last)),
@@ -227,6 +257,27 @@ def _callbacks(
     ]
 
 
+def _target(
+    config: TrainingConfig,
+    data: TrainingData,
+    plain_model: keras.Model,
+    past: dict[str, list[float | None]],
+) -> list[StopAtLoss]:
+    """Returns what ends the training at `target_loss`, if there is one."""
+    if config.target_loss is None:
+        return []
+    classifier = Classifier(plain_model)
+    trained_on = data.labelled("train", "confusion", label_smoothing=config.label_smoothing)
+    return [
+        StopAtLoss(
+            config.target_loss,
+            lambda: evaluate_fit(classifier, trained_on).excess_loss,
+            data.steps_per_epoch,
+            past.get("excess_loss", []),
+        )
+    ]
+
+
 def _schedule(config: TrainingConfig, past_losses: list[float]) -> keras.callbacks.Callback:
     if config.schedule == "plateau":
         return PlateauSchedule(config.learning_rate, past_losses)
@@ -236,13 +287,16 @@ def _schedule(config: TrainingConfig, past_losses: list[float]) -> keras.callbac
     )
 
 
-def _evaluate(model: keras.Model, data: TrainingData, part: str) -> dict[str, float]:
-    """Returns loss, cross-entropy and error on a part of the data, in inference mode."""
+def _evaluate(
+    model: keras.Model, classifier: Classifier, data: TrainingData, part: str
+) -> dict[str, float]:
+    """Returns how the model fits a part of the data, in inference mode."""
     logs = model.evaluate(data.evaluation_batches(part), return_dict=True, verbose=0)
     return {
         "loss": logs["loss"],
         "cross_entropy": logs["cross_entropy"],
         "error_percent": round(100 * (1 - logs["accuracy"]), 4),  # The accuracy is a float32.
+        "calibration_error": evaluate_fit(classifier, data.labelled(part), part).calibration_error,
     }
 
 
@@ -275,13 +329,13 @@ def _print_start(record: dict, files: RunFiles, first_epoch: int) -> None:
 
 
 def _print_end(record: dict, files: RunFiles) -> None:
-    print(f"\n{'':<10}{'loss':>10}{'cross-entropy':>16}{'error (%)':>12}")
+    print(f"\n{'':<10}{'loss':>10}{'cross-entropy':>16}{'error (%)':>12}{'calibration error':>20}")
     for part in ("train", "confusion", "test"):
         if part not in record:
             continue
         values = record[part]
         print(
             f"{part:<10}{values['loss']:>10.4f}{values['cross_entropy']:>16.4f}"
-            f"{values['error_percent']:>12.2f}"
+            f"{values['error_percent']:>12.2f}{values['calibration_error']:>20.4f}"
         )
     print(f"{record['wall_time_s']:.0f} s. Everything is in {files.directory}.")

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 
 from fisher_keras.experiments.runs import trained_run as module
-from fisher_keras.experiments.runs.trained_run import MetricSettings, carry_out, trained_run
-from fisher_keras.experiments.training.config import TrainingConfig
+from fisher_keras.experiments.runs.trained_run import (
+    MetricSettings,
+    carry_out,
+    train_losses,
+    trained_run,
+)
+from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.fisher.gram import loss_gradient_gram
 from fisher_keras.metrics.trials import draw_sample
@@ -54,7 +59,52 @@ def test_metrics_are_of_the_training_images_without_the_confusion_set(finished):
     summary = result["metrics"]["log_determinant"]
     assert summary["mean"] == pytest.approx(np.mean(determinants), rel=1e-6)
     assert summary["std"] == pytest.approx(np.std(determinants, ddof=1), rel=1e-4)
+    means = {name: found["mean"] for name, found in result["metrics"].items()}
+    parts = means["log_squared_norms"] + means["log_determinant_cosines"]
+    assert parts == pytest.approx(means["log_determinant"], rel=1e-12)
     assert summary["mean"] != result["normalized_metrics"]["log_determinant"]["mean"]
+
+
+def distance(log_p, labels, smoothing):
+    """The mean Kullback-Leibler divergence of the network from the labels."""
+    smoothed = (1 - smoothing) * np.eye(10)[labels] + smoothing / 10
+    entropy = -np.sum(smoothed * np.log(np.where(smoothed > 0, smoothed, 1)), axis=1)
+    return np.mean(-np.sum(smoothed * log_p, axis=1) - entropy)
+
+
+def test_losses_are_counted_from_the_least_that_labels_allow(tmp_path):
+    settings = training(confusion_size=30, label_smoothing=0.2)
+    run = trained_run("test", settings, MetricSettings(("trace",), 5, 1), "label")
+    result = carry_out(run, tmp_path, data_dir=None, download=False)
+    model = keras.models.load_model(tmp_path / "training" / "last.keras", compile=False)
+    data = load_training_data(resolve(settings))
+    found = []
+    for part in ("train", "confusion"):
+        images, labels = data.arrays(part)
+        log_p = keras.ops.log_softmax(model(images)).numpy().astype(np.float64)
+        found.append(distance(log_p, labels, 0.2))
+        assert result[part]["excess_loss"] == pytest.approx(found[-1], rel=1e-5)
+        assert result[part]["loss"] == pytest.approx(distance(log_p, labels, 0.0), rel=1e-5)
+        assert result[part]["num_images"] == len(images)
+    record = {"config": run.config, "result": result}
+    assert train_losses([record]) == pytest.approx([np.average(found, weights=[60, 30])], rel=1e-5)
+    note = f"training loss is {found[0]:.3g} above the least that the labels allow"
+    assert note in result["notes"][0]
+
+
+def test_records_of_before():
+    def record(confusion_size=0, **result):
+        train = {"loss": 0.3, "num_images": 100}
+        config = {"training": {"confusion_size": confusion_size} if confusion_size else {}}
+        return {"config": config, "result": {"train": train, **result}}
+
+    confusion = {"loss": 0.9, "excess_loss": 0.9, "num_images": 50}
+    plain, with_it, without_it = record(), record(50, confusion=confusion), record(50)
+    assert train_losses([plain, with_it]) == pytest.approx([0.3, 0.5])
+    # It counts everywhere or nowhere.
+    assert train_losses([plain, with_it, without_it]) == [0.3] * 3
+    plain["config"]["training"]["label_smoothing"] = 0.1
+    assert np.isnan(train_losses([plain]))
 
 
 def test_what_is_there_is_not_done_again(finished):
@@ -92,6 +142,8 @@ def test_key_depends_on_what_decides_and_on_nothing_else():
         key(epochs=3),
         key(confusion_size=1),
         key(schedule="plateau"),
+        key(label_smoothing=0.1),
+        key(target_loss=0.1),
         key(regularize=True),
         key(regularize=True, beta=20.0),
         key(MetricSettings(("trace",), 5, 3)),

@@ -12,8 +12,10 @@ import pytest
 from fake_scenarios import record, write_store
 
 from fisher_keras.experiments.scenarios.figure import scenario_figure
+from fisher_keras.experiments.scenarios.forest import forest_figure
 from fisher_keras.experiments.scenarios.plot import PlotConfig, plot_results
 from fisher_keras.experiments.scenarios.results import column, read_scenarios
+from fisher_keras.experiments.scenarios.scatter import scatter_figure
 from fisher_keras.experiments.scenarios.summary import (
     correlation_table,
     correlations,
@@ -137,6 +139,8 @@ def test_table_of_a_scenario(tmp_path):
         "batch_size",
         "runs",
         "test error (%)",
+        "test cross-entropy",
+        "calibration error",
         "log_determinant",
         "train loss",
         "train error (%)",
@@ -144,18 +148,38 @@ def test_table_of_a_scenario(tmp_path):
     ]
     # Standard deviations are those of samples: of 8 and 9, sqrt(1/2).
     assert rows == [
-        ["128", "2", "8.50 ± 0.707", "-990 ± 14.1", "0.002 ± 0.00141", "0.000 ± 0", ""],
-        ["256", "1", "9.50", "– (1 of 1: -inf)", "0.001", "0.600", "1"],
+        [
+            "128",
+            "2",
+            "8.50 ± 0.707",
+            "0.500 ± 0",
+            "0.040 ± 0",
+            "-990 ± 14.1",
+            "0.002 ± 0.00141",
+            "0.000 ± 0",
+            "",
+        ],
+        ["256", "1", "9.50", "0.500", "0.040", "– (1 of 1: -inf)", "0.001", "0.600", "1"],
         [
             "512",
             "3",
             "9.50 ± 0",
+            "0.500 ± 0",
+            "0.040 ± 0",
             "-940 (1 of 3: -inf) (1 of 3: nan)",
             "0.001 ± 0",
             "0.000 ± 0",
             "",
         ],
     ]
+
+
+def test_old_records_have_no_calibration_error(tmp_path):
+    records = confusion_records()
+    for line in records:
+        del line["result"]["test"]["calibration_error"]
+    table = scenario_table(read(tmp_path, records)[0])
+    assert [row[4] for row in cells(table)[2:]] == ["–"] * 3
 
 
 def test_flagged_runs_are_named_with_their_reason(tmp_path):
@@ -175,7 +199,7 @@ def test_flagged_runs_are_named_with_their_reason(tmp_path):
 
 def test_correlations_of_a_scenario(tmp_path):
     lines = correlations(read(tmp_path, confusion_records()))
-    assert [(line.scenario, line.runs) for line in lines] == [(CONFUSION, "all")] * 3
+    assert [(line.scenario, line.runs) for line in lines] == [(CONFUSION, "all")] * 4
     assert coefficients(lines, measure="log_determinant") == pytest.approx((1, 1, 1))
     assert coefficients(lines, measure="robustness") == pytest.approx((-1, -1, -1))
     # The same training loss everywhere orders nothing.
@@ -193,6 +217,7 @@ def test_how_far_a_metric_follows_the_training_loss(tmp_path):
     lines = correlations(read(tmp_path, records))
     taus = {line.measure: line.with_train_loss.value for line in lines}
     # Of 6 pairs 1 is the other way round.
+    del taus["random"]
     assert taus == pytest.approx({"log_determinant": (5 - 1) / 6, "train_loss": 1})
 
 
@@ -233,14 +258,14 @@ def test_a_network_of_two_scenarios_is_counted_once(tmp_path):
         record(AUGMENTATION, a, 0, 9, {"robustness": 1}) for a in ("no-aug", "4-crop-f")
     ]
     lines = correlations(read(tmp_path, batch_sizes, augmentations))
-    assert [line.rank.num_runs for line in lines if line.scenario == "all scenarios"] == [3, 3]
+    assert [line.rank.num_runs for line in lines if line.scenario == "all scenarios"] == [3] * 3
 
 
 def test_over_scenarios_only_metrics_of_all_are_compared(tmp_path):
     other = [record(AUGMENTATION, "no-aug", s, s, {"robustness": s, "rest": s}) for s in (1, 2)]
     lines = correlations(read(tmp_path, confusion_records(), other))
     measures = [line.measure for line in lines if line.scenario == "all scenarios"]
-    assert measures == ["robustness", "train_loss"]
+    assert measures == ["robustness", "train_loss", "random"]
 
 
 def test_all_runs_flagged(tmp_path):
@@ -257,7 +282,89 @@ def test_table_of_correlations(tmp_path):
     ) in table
 
 
+def test_what_the_training_loss_leaves_of_the_orders(tmp_path):
+    """gamma-hat as the training loss has it, but for two networks; robustness as the error."""
+    gammas, losses = [1, 2, 3, 4, 6, 5], [1, 2, 3, 4, 5, 6]
+    errors, gaps = [20, 22, 21, 23, 24, 25], [0.0, 0.0, 0.0, 0.0, 0.0, 4.5]
+    runs = [
+        record(
+            CONFUSION,
+            100 * i,
+            0,
+            float(error),
+            {"log_determinant": gamma, "robustness": error},
+            train_loss=1e-3 * loss,
+            train_error=gap,
+        )
+        for i, (gamma, loss, error, gap) in enumerate(
+            zip(gammas, losses, errors, gaps, strict=True)
+        )
+    ]
+    for line, loss in zip(runs, (6, 5, 4, 3, 2, 1), strict=True):
+        line["result"]["test"]["loss"] = float(loss)
+    lines = {
+        line.measure: line for line in correlations(read(tmp_path, runs)) if line.runs == "all"
+    }
+    # Of 15 pairs, one is the other way round in gamma-hat and the loss, another in error and loss.
+    xz = yz = (14 - 1) / 15
+    xy = (13 - 2) / 15
+    partial = (xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2))
+    assert lines["log_determinant"].partial.kendall.value == pytest.approx(partial)
+    assert math.isnan(lines["train_loss"].partial.kendall.value)
+    # The gaps are 20, 22, 21, 23, 24 and 20.5: the last is smaller than all but the first.
+    gap = lines["robustness"].others["generalization_gap"].rank.kendall.value
+    assert gap == pytest.approx((11 - 4) / 15)
+    assert lines["train_loss"].others["test_loss"].rank.kendall.value == pytest.approx(-1)
+    assert lines["robustness"].sign_error.worst.value == 0
+    assert lines["robustness"].information.value == pytest.approx(1)
+
+
+def test_smoothed_labels_of_old_records_have_no_known_training_loss(tmp_path):
+    old = confusion_records()
+    for line in old:
+        line["config"]["training"]["label_smoothing"] = 0.1
+    scenarios = read(tmp_path, old)
+    assert np.isnan(column(scenarios[0].runs, "train_loss")).all()
+    assert not any(run.flags for run in scenarios[0].runs)
+    assert "do not have the training losses" in summary(scenarios, correlations(scenarios))
+
+
+def test_a_random_number_is_the_networks_own(tmp_path):
+    (scenario,) = read(tmp_path, confusion_records())
+    numbers = column(scenario.runs, "random")
+    assert len(set(numbers)) == 9
+    assert ((numbers >= 0) & (numbers < 1)).all()
+    np.testing.assert_array_equal(
+        numbers, column(read(tmp_path, confusion_records())[0].runs, "random")
+    )
+
+
 # Figures.
+
+
+def test_the_forest_has_each_coefficient_with_its_interval(tmp_path):
+    lines = correlations(read(tmp_path, confusion_records(), batch_size_records()))
+    figure = forest_figure(lines)
+    assert len(figure.axes) == 3 * 3  # Two scenarios and both together; three quantities.
+    first = [line for line in lines if line.scenario == CONFUSION]
+    tau, _ = (line for line in figure.axes[0].lines if line.get_ls() == "None")
+    np.testing.assert_allclose(tau.get_xdata(), [line.rank.kendall.value for line in first])
+    segments = [c.get_segments()[0] for c in figure.axes[0].collections]
+    drawn = [segment[:, 0] for segment in segments if len(segment)]
+    estimates = [line.rank.kendall for line in first] + [line.partial.kendall for line in first]
+    np.testing.assert_allclose(drawn, [(e.low, e.high) for e in estimates if e.low == e.low])
+    names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert names[1:] == ["robustness", "training loss", "random number"]
+
+
+def test_the_scatter_has_each_network_once(tmp_path):
+    scenarios = read(tmp_path, confusion_records(), batch_size_records())
+    figure = scatter_figure(scenarios)
+    for axes, scenario in zip(figure.axes, scenarios, strict=True):
+        points = {xy for line in axes.lines for xy in zip(*line.get_data(), strict=True)}
+        assert points == {(r.test_error, r.metrics["log_determinant"]) for r in scenario.runs}
+    names = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert names == ["128", "256", "512", "1024"]
 
 
 def panels(figure):
@@ -328,7 +435,7 @@ def test_a_scenario_just_begun_can_be_drawn(tmp_path):
     (scenario,) = read(tmp_path, confusion_records()[:1])
     scenario_figure(scenario).savefig(tmp_path / "one.png")
     assert column(scenario.runs, "test_error") == [20.0]
-    assert "| 0 | 1 | 20.00 | -900 | 50 | 0.001 | 0.000 |  |" in summary(
+    assert "| 0 | 1 | 20.00 | 0.500 | 0.040 | -900 | 50 | 0.001 | 0.000 |  |" in summary(
         [scenario], correlations([scenario])
     )
 
@@ -352,7 +459,7 @@ def test_files(tmp_path, capsys):
     assert f"](figures/{CONFUSION}.png)" in text
     found = json.loads((store / "summary.json").read_text(), parse_constant=refuse)
     assert found["correlations"][0]["rank"]["kendall"]["value"] == pytest.approx(1)
-    assert found["correlations"][-1]["rank"]["kendall"]["value"] == "nan"
+    assert found["correlations"][-2]["rank"]["kendall"]["value"] == "nan"
     assert len(found["scenarios"][0]["runs"]) == 9
     # Drawn again, nothing changes that is under version control.
     before = {path: path.read_bytes() for path in store.rglob("*.*")}
@@ -369,7 +476,8 @@ def test_several_stores_need_an_output(tmp_path):
         plot_results(PlotConfig(stores))
     plot_results(PlotConfig(stores, str(tmp_path / "both")))
     figures = sorted(path.name for path in (tmp_path / "both" / "figures").glob("*.png"))
-    assert figures == [f"{BATCH_SIZE}.png", f"{CONFUSION}.png"]
+    expected = {"correlations", "log_determinant", BATCH_SIZE, CONFUSION}
+    assert figures == sorted(f"{name}.png" for name in expected)
 
 
 def test_script(tmp_path):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
 from fisher_keras.experiments.runs.presets import PRESETS
 from fisher_keras.experiments.scenarios.runs import SCENARIOS, VARIABLES, scenario_runs
 
@@ -67,8 +68,40 @@ def test_every_preset_compares_the_four_metrics(experiment, preset):
         }
 
 
+def runs_of(experiment, preset="laptop", **options):
+    return scenario_runs(
+        experiment, preset_of(SCENARIOS[experiment], ExperimentOptions(preset=preset, **options))
+    )
+
+
+@pytest.mark.parametrize("experiment", SCENARIOS)
+@pytest.mark.parametrize(("folder", "smoothing"), [("laptop", 0.0), ("laptop_smoothed", 0.1)])
+def test_records_of_before_are_still_those_of_runs(experiment, folder, smoothing):
+    """125 and 250 random labels are not among the preset's values."""
+    lines = (ROOT / "results" / f"{experiment}_{folder}" / "runs.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    expected = {
+        record["key"]
+        for record in records
+        if record["config"]["training"].get("confusion_size") not in (125, 250)
+    }
+    assert expected <= {run.key for run in runs_of(experiment, label_smoothing=smoothing)}
+
+
+def test_a_protocol_has_runs_and_a_folder_of_its_own():
+    experiment, protocols = "scenario_batch_size", [{}, {"label_smoothing": 0.1}]
+    protocols += [{"target_loss": 0.01}, {"target_loss": 0.01, "label_smoothing": 0.1}]
+    keys = [run.key for protocol in protocols for run in runs_of(experiment, **protocol)]
+    assert len(set(keys)) == len(keys)
+    folders = [ExperimentOptions(preset="laptop", **options).protocol for options in protocols]
+    assert folders == ["laptop", "laptop_smoothed", "laptop_to_0.01", "laptop_smoothed_to_0.01"]
+    run = runs_of(experiment, target_loss=0.01)[0]
+    assert run.config["training"]["target_loss"] == 0.01
+    assert "label_smoothing" not in run.config["training"]
+
+
 def test_scenario_from_the_shell(tmp_path):
-    flags = ("--preset=smoke", f"--output_dir={tmp_path}")
+    flags = ("--preset=smoke", "--label_smoothing=0.1", f"--output_dir={tmp_path}")
     plan = run_script("scenario_batch_size", *flags, "--dry_run")
     assert plan.returncode == 0, plan.stderr
     assert "batch_size 20 seed 1" in plan.stdout

@@ -36,9 +36,14 @@ def test_both_reasons_are_given():
     assert len(convergence_flags([1e-3, 1e-3, 2.0], [0, 0, 60])[2]) == 2
 
 
-def test_a_loss_that_is_no_number():
+def test_a_loss_that_is_not_known_or_infinite():
     flags = convergence_flags([1e-3, math.nan, math.inf], [0, 0, 0])
-    assert flags == [(), ("training loss nan",), ("training loss inf",)]
+    assert flags == [(), (), ("training loss inf",)]
+
+
+def test_a_target_that_was_not_reached():
+    flags = convergence_flags([1e-3, 2e-3, 2.1e-3], [0, 0, 0], target_loss=2e-3)
+    assert flags == [(), (), ("training loss 0.0021 (did not reach the target 0.002)",)]
 
 
 def test_an_error_that_is_no_number():

@@ -68,6 +68,19 @@ def cross_entropy_and_error(logits, labels):
     return -log_p[np.arange(len(labels)), labels].mean(), 100 * wrong.mean()
 
 
+def calibration_error(logits, labels):
+    """Bin by bin, how far the images' confidence is from their accuracy."""
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum(axis=1, keepdims=True)
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
+    total = 0.0
+    for m in range(1, 16):
+        inside = ((m - 1) / 15 < confidence) & (confidence <= m / 15)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return total
+
+
 # ---------------------------------------------------------------------------- what a run leaves
 
 
@@ -111,10 +124,13 @@ def test_final_numbers_are_those_of_the_saved_model_on_images_as_they_are(plain_
         ("train", images, labels),
         ("test", digits.test_images, digits.test_labels),
     ):
-        loss, error = cross_entropy_and_error(model.predict((x - mean) / std, verbose=0), y)
+        logits = model.predict((x - mean) / std, verbose=0)
+        loss, error = cross_entropy_and_error(logits, y)
         assert record[part]["cross_entropy"] == pytest.approx(loss, rel=1e-5)
         assert record[part]["loss"] == pytest.approx(loss + penalty, rel=1e-5)
         assert record[part]["error_percent"] == pytest.approx(error, abs=1e-3)
+        expected = calibration_error(logits, y)
+        assert record[part]["calibration_error"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_csv_has_each_epoch_once_with_the_recipes_learning_rate(plain_run):

@@ -1,0 +1,100 @@
+r"""How often a metric is wrong about which of two networks is better, in the worst case.
+
+G. K. Dziugaite, A. Drouin, B. Neal, N. Rajkumar, E. Caballero, L. Wang, I. Mitliagkas and
+D. M. Roy, "In Search of Robust Measures of Generalization", NeurIPS 2020.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fisher_keras.experiments.statistics.rank_correlation import (
+    Estimate,
+    percentile_interval,
+    resample_counts,
+    signs,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SignError:
+    """The sign-errors of a metric over environments; 1/2 is chance.
+
+    Attributes:
+        num_environments: The environments in which test errors are known well enough to count.
+        mean: Over the environments, with its interval.
+        worst: The largest, with its interval: the robust sign-error.
+    """
+
+    num_environments: int
+    mean: Estimate
+    worst: Estimate
+
+
+def robust_sign_error(
+    metric: Sequence[float],
+    error: Sequence[float],
+    hyperparameters: Mapping[str, Sequence[Any]],
+    num_test_images: int,
+) -> SignError:
+    r"""Returns the sign-errors over pairs of settings that differ in one hyperparameter.
+
+    Such a pair is an environment e: an intervention on one hyperparameter. In it, the error is
+
+    $$\ell_e = \mathrm{E}\left[\tfrac{1}{2}
+        \left(1 - \mathrm{sgn}(\mu - \mu')\,\mathrm{sgn}(g - g')\right)\right]$$
+
+    over all pairs of a run of one setting and a run of the other, weighted by
+    $\max(0, 1 - 2 e^{-n \Delta^2 / 2})^2$, $\Delta = |g - g'|$: by Hoeffding's inequality, the
+    probability at least that both test errors, each of n images, are closer to the truth than
+    half their difference. Differences that n images cannot tell apart so do not count. (The
+    authors, who have ten seeds a setting, also leave out environments with few pairs.)
+
+    Args:
+        metric: $\mu$ of each run, shape (n,); runs with NaN are left out.
+        error: The test error g of each run in percent, shape (n,).
+        hyperparameters: The values of each hyperparameter, shape (n,), by its name. Runs that
+            have the same values of all are of one setting.
+        num_test_images: n, how many images each test error is of.
+
+    Returns:
+        Mean and worst, with intervals of the resamples of `rank_correlation`; NaN without an
+        environment.
+    """
+    metric, error = np.asarray(metric, float), np.asarray(error, float)
+    nothing = SignError(0, *[Estimate(np.nan, np.nan, np.nan)] * 2)
+    known = np.flatnonzero(~np.isnan(metric))
+    if not len(known):
+        return nothing
+    metric, error = metric[known], error[known]
+    settings = [tuple(values[run] for values in hyperparameters.values()) for run in known]
+    wrong = (1 - signs(metric) * signs(error)) / 2
+    half_width = np.abs(error[:, None] - error[None, :]) / 100 / 2
+    certain = np.maximum(0, 1 - 2 * np.exp(-2 * num_test_images * half_width**2)) ** 2
+    counts = np.vstack([np.ones(len(known)), resample_counts(len(known))])
+    errors = []
+    for one, other in itertools.combinations(dict.fromkeys(settings), 2):
+        if sum(a != b for a, b in zip(one, other, strict=True)) == 1:
+            rows, columns = (
+                [run for run, found in enumerate(settings) if found == setting]
+                for setting in (one, other)
+            )
+            total, weighted = (
+                ((counts[:, rows] @ of_pairs[np.ix_(rows, columns)]) * counts[:, columns]).sum(1)
+                for of_pairs in (certain, certain * wrong)
+            )
+            undefined = np.full(len(counts), np.nan)
+            errors.append(np.divide(weighted, total, out=undefined, where=total > 0))
+    # An environment counts in the resamples if it does in the runs.
+    errors = np.array([found for found in errors if not np.isnan(found[0])])
+    if not len(errors):
+        return nothing
+    errors = errors[:, ~np.isnan(errors).all(axis=0)]
+    estimates = (over(errors, axis=0) for over in (np.nanmean, np.nanmax))
+    return SignError(
+        len(errors),
+        *(Estimate(float(found[0]), *percentile_interval(found[1:])) for found in estimates),
+    )

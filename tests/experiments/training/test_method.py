@@ -1,0 +1,97 @@
+"""How --method decides what trains a network."""
+
+import dataclasses
+
+import keras
+import pytest
+
+from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
+from fisher_keras.experiments.runs.trained_run import training_settings
+from fisher_keras.experiments.training import train as training
+from fisher_keras.experiments.training.config import resolve
+from fisher_keras.experiments.training.data import load_training_data
+from fisher_keras.experiments.training.train import TrainingConfig, train
+from fisher_keras.models import RegularizerSettings, write_regularizer_settings
+
+
+def config(**changes):
+    values = {"dataset": "digits", "width": 0.05, "train_size": 20, "batch_size": 10, "epochs": 2}
+    return TrainingConfig(**(values | changes))
+
+
+def trained_model(**changes):
+    settings = resolve(config(**changes))
+    return training._build(settings, load_training_data(settings))[1]
+
+
+def test_what_trains():
+    tau = RegularizerSettings().clip_norm
+    plain, clipped, fisher, sam = (
+        trained_model(method=method) for method in ("plain", "clipped", "fisher", "sam")
+    )
+    assert not isinstance(plain, (FisherRegularizedModel, SharpnessAwareModel))
+    assert plain.optimizer.global_clipnorm is None
+    assert clipped.optimizer.global_clipnorm == tau
+    assert isinstance(fisher, FisherRegularizedModel)
+    assert (sam.rho, sam.adaptive) == (0.05, False)
+    assert trained_model(method="sam", adaptive=True).rho == 0.5
+    assert trained_model(method="sam", clip_norm=2.0).optimizer.global_clipnorm == 2.0
+
+
+def test_names_for_what_there_was_define_the_same_runs():
+    def definition(**changes):
+        return training_settings(config(**changes))
+
+    tau = RegularizerSettings().clip_norm
+    assert definition(method="plain") == definition()
+    assert definition(method="fisher") == definition(regularize=True)
+    assert definition(method="clipped") == definition(clip_norm=tau)
+    assert not {"method", "rho", "adaptive"} & definition().keys()
+    sam = definition(method="sam")
+    assert sam == {**definition(), "method": "sam", "rho": 0.05}
+    assert definition(method="sam", adaptive=True) == {**sam, "rho": 0.5, "adaptive": True}
+
+
+def test_a_table_of_settings_decides_how_the_baseline_is_clipped(tmp_path):
+    path = str(tmp_path / "settings.json")
+    write_regularizer_settings(path, "cnn", "digits", RegularizerSettings(clip_norm=3.0), {})
+    settings = resolve(config(method="clipped", settings_file=path))
+    assert settings == resolve(config(clip_norm=3.0))
+    write_regularizer_settings(path, "cnn", "digits", RegularizerSettings(clip_norm=None), {})
+    with pytest.raises(ValueError, match="no clip_norm for cnn: give --clip_norm"):
+        resolve(config(method="clipped", settings_file=path))
+
+
+def test_folders():
+    folders = [resolve(config(method=m)).output_dir for m in ("plain", "clipped", "fisher", "sam")]
+    names = ("plain", "clipped", "regularized", "sam")
+    assert folders == [f"runs/digits_cnn_{name}_seed0" for name in names]
+
+
+def test_sam_trains_is_recorded_and_resumed(tmp_path):
+    settings = config(method="sam", rho=0.1, output_dir=str(tmp_path))
+    record = train(settings, quiet=True)
+    assert all(value > 0 for value in record["history"]["sharpness"])
+    assert record["flags"]["method"] == "sam"
+    last = keras.saving.load_model(tmp_path / "last.keras")
+    assert not isinstance(last, SharpnessAwareModel)
+    assert train(dataclasses.replace(settings, resume=True), quiet=True) == record
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "sgd"}, "--method must be one of plain, clipped, fisher, sam"),
+        ({"rho": 0.1}, "--rho has no effect without --method=sam"),
+        ({"method": "fisher", "adaptive": True}, "--adaptive has no effect without --method=sam"),
+        ({"method": "sam", "rho": 0.0}, "--rho must be"),
+        ({"method": "sam", "beta": 1.0}, "--beta has no effect without --regularize"),
+        ({"method": "sam", "regularize": True}, "--method=sam has no regularizer"),
+        ({"method": "plain", "regularize": True}, "--method=plain has no regularizer"),
+        ({"method": "plain", "clip_norm": 1.0}, "give --method=clipped"),
+        ({"method": "clipped", "clip_norm": 0.0}, "give --method=plain"),
+    ],
+)
+def test_what_does_not_go_together(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)

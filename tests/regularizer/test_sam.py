@@ -1,0 +1,243 @@
+"""SharpnessAwareModel against plain Keras gradients at w + epsilon, and a closed form."""
+
+import doctest
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from closed_forms import softmax_regression
+from test_regularizer import (
+    L2,
+    NETWORKS,
+    NUM_CLASSES,
+    Subclassed,
+    assert_close,
+    assert_equal,
+    conv_net,
+    images,
+    smoothed_loss,
+    sparse_loss,
+    state_of,
+    weights_of,
+)
+
+from fisher_keras import SharpnessAwareModel
+from fisher_keras.metrics import evaluate_local_minimum
+from fisher_keras.regularizer import sam
+
+
+def compiled(model, loss=None, optimizer=None, compile_kwargs=None, **kwargs):
+    wrapped = SharpnessAwareModel(model, **kwargs)
+    optimizer = optimizer or keras.optimizers.SGD(1.0)
+    wrapped.compile(optimizer, loss or sparse_loss(), **(compile_kwargs or {}))
+    return wrapped
+
+
+def epsilon(weights, gradient, rho, adaptive):
+    units = [np.abs(w) + 0.01 if adaptive else np.ones_like(w) for w in weights]
+    norm = np.sqrt(sum(np.sum((t * g) ** 2) for g, t in zip(gradient, units, strict=True)))
+    return [rho * t**2 * g / norm for g, t in zip(gradient, units, strict=True)]
+
+
+def keras_gradient(model, loss, x, y, sample_weight, weights, state):
+    """That of the whole loss with its penalties, the model's state being what it was before."""
+    for variable, value in zip(model.trainable_variables, weights, strict=True):
+        variable.assign(value)
+    for variable, value in zip(model.non_trainable_variables, state, strict=True):
+        variable.assign(value)
+    with tf.GradientTape() as tape:
+        total = loss(y, model(x, training=True), sample_weight=sample_weight) + sum(model.losses)
+    gradient = tape.gradient(total, [v.value for v in model.trainable_variables])
+    return float(total), [g.numpy() for g in gradient]
+
+
+def one_hot(y):
+    return np.eye(NUM_CLASSES)[y]
+
+
+CASES = {
+    "dropout and batch norm": (lambda: conv_net(dropout=0.4), sparse_loss, False),
+    "penalties": (lambda: conv_net(dropout=0.4, l2=L2), sparse_loss, False),
+    "sample weights": (lambda: conv_net(dropout=0.4), sparse_loss, True),
+    "smoothed labels": (conv_net, smoothed_loss, False),
+}
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(("network", "loss", "weighted"), CASES.values(), ids=CASES)
+def test_a_step_is_the_gradient_at_the_other_weights(float64, network, loss, weighted, adaptive):
+    x, y = images()
+    y = one_hot(y) if loss is smoothed_loss else y
+    sample_weight = np.random.RandomState(2).rand(12) if weighted else None
+    model, reference = compiled(network(), loss(), rho=0.3, adaptive=adaptive), network()
+    before, state = weights_of(reference), state_of(reference)
+    here, g = keras_gradient(reference, loss(), x, y, sample_weight, before, state)
+    moved = [w + e for w, e in zip(before, epsilon(before, g, 0.3, adaptive), strict=True)]
+    there, expected = keras_gradient(reference, loss(), x, y, sample_weight, moved, state)
+    logs = model.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)
+    assert_close(weights_of(model), [w - d for w, d in zip(before, expected, strict=True)])
+    assert logs["loss"] == pytest.approx(here)
+    assert logs["sharpness"] == pytest.approx(there - here)
+    assert there > here
+
+
+def test_equals_the_closed_form(float64):
+    random = np.random.RandomState(3)
+    x, y = random.randn(12, 5), random.randint(0, NUM_CLASSES, 12)
+    model = compiled(keras.Sequential([keras.Input((5,)), keras.layers.Dense(NUM_CLASSES)]))
+    before = weights_of(model)
+    _, g = softmax_regression(x, y, before)
+    norm = np.sqrt(sum(np.sum(d**2) for d in g))
+    moved = [w + 0.05 * d / norm for w, d in zip(before, g, strict=True)]
+    _, expected = softmax_regression(x, y, moved)
+    model.train_on_batch(x, y)
+    assert_close(weights_of(model), [w - d for w, d in zip(before, expected, strict=True)])
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("eager", [False, True])
+def test_statistics_and_seeds_end_as_in_a_plain_step(network, eager):
+    x, y = images()
+    plain, wrapped = network(), compiled(network(), compile_kwargs={"run_eagerly": eager})
+    before = state_of(plain)
+    bare = keras.Sequential([plain])
+    bare.compile("sgd", sparse_loss(), run_eagerly=eager)
+    bare.train_on_batch(x, y)
+    wrapped.train_on_batch(x, y)
+    assert any(np.any(a != b) for a, b in zip(state_of(plain), before, strict=True))
+    assert_equal(state_of(wrapped.model), state_of(plain))
+
+
+def test_a_tiny_rho_is_plain_training(float64):
+    x, y = images(40)
+    plain = conv_net(dropout=0.4)
+    plain.compile(keras.optimizers.SGD(0.1, momentum=0.9), sparse_loss())
+    sgd = keras.optimizers.SGD(0.1, momentum=0.9)
+    model = compiled(conv_net(dropout=0.4), optimizer=sgd, rho=1e-12)
+    for m in (plain, model):
+        m.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    assert_close(weights_of(model), weights_of(plain), rtol=1e-7)
+
+
+def test_weights_without_a_gradient_stay(float64):
+    """And a gradient of zero moves nothing, to no NaN."""
+    weights = [tf.constant([1.0, -2.0], tf.float64), tf.constant([3.0], tf.float64)]
+    zero = tf.zeros(2, tf.float64)
+    for gradient in ([zero, None], [zero, tf.zeros(1, tf.float64)]):
+        assert_equal(sam.sharpest(weights, gradient, 0.1, False), weights)
+    moved = sam.sharpest(weights, [tf.constant([3.0, 4.0], tf.float64), None], 0.1, False)
+    assert_close(moved, [[1.06, -1.92], [3.0]])
+
+
+def test_half_precision():
+    x, y = images(32)
+    full = compiled(conv_net())
+    before = full.get_weights()
+    full.train_on_batch(x, y)
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(1.0), initial_scale=64.0
+        )
+        model = compiled(conv_net(), optimizer=optimizer)
+        model.set_weights(before)
+        model.train_on_batch(x, y)
+        steps = [
+            [a - b for a, b in zip(m.get_weights(), before, strict=True)] for m in (full, model)
+        ]
+        error = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(*steps, strict=True)))
+        assert error < 0.05 * np.sqrt(sum(np.sum(a**2) for a in steps[0]))
+        # Overflowing, a step is left out and the scale lowered, as Keras does it.
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.1), initial_scale=2.0**30
+        )
+        model = compiled(conv_net(), optimizer=optimizer)
+        history = model.fit(x, y, batch_size=2, epochs=6, verbose=0).history
+        assert np.isfinite(history["loss"]).all()
+        assert np.isfinite(history["sharpness"][-1])
+        assert history["loss"][-1] < history["loss"][0]
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_every_way_to_run_a_step_gives_the_same_weights():
+    x, y = images(22)
+    ways = {"graph": {}, "eager": {"run_eagerly": True}, "xla": {"jit_compile": True}}
+    ways["several steps"] = {"steps_per_execution": 3}
+    results = {}
+    for name, kwargs in ways.items():
+        sgd = keras.optimizers.SGD(0.1, momentum=0.9)
+        model = compiled(conv_net(), optimizer=sgd, rho=0.5, compile_kwargs=kwargs)
+        model.fit(x, y, batch_size=10, epochs=2, shuffle=False, verbose=0)
+        results[name] = weights_of(model)
+    for name in ways:
+        assert_close(results[name], results["graph"], rtol=1e-3, atol=1e-5)
+
+
+def test_logs_evaluation_and_metrics():
+    x, y = images(20)
+    model = compiled(conv_net(), compile_kwargs={"metrics": ["accuracy"]})
+    history = model.fit(x, y, batch_size=8, validation_data=(x, y), verbose=0).history
+    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy", "sharpness"}
+    report = evaluate_local_minimum(model, (x, y), 5, 2, progress=False)
+    expected = evaluate_local_minimum(model.model, (x, y), 5, 2, progress=False)
+    assert report.metrics == expected.metrics
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_saved_in_the_middle_goes_on_to_the_same_weights(tmp_path, adaptive):
+    x, y = images(40)
+    sgd = keras.optimizers.SGD(0.1, momentum=0.9)
+    model = compiled(conv_net(dropout=0.4), optimizer=sgd, rho=0.2, adaptive=adaptive)
+    model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    model.save(tmp_path / "middle.keras")
+    loaded = keras.saving.load_model(tmp_path / "middle.keras")
+    assert isinstance(loaded, SharpnessAwareModel)
+    assert (loaded.rho, loaded.adaptive) == (0.2, adaptive)
+    for m in (model, loaded):
+        m.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    assert_equal(weights_of(loaded), weights_of(model))
+    assert_equal(state_of(loaded.model), state_of(model.model))
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_subclassed_models_train_unbuilt(eager):
+    random = np.random.RandomState(1)
+    x, y = random.randn(30, 5).astype("float32"), random.randint(0, NUM_CLASSES, 30)
+    model = compiled(Subclassed(), compile_kwargs={"run_eagerly": eager})
+    history = model.fit(x, y, batch_size=8, epochs=2, verbose=0).history
+    assert np.isfinite(history["sharpness"]).all()
+
+
+def test_any_loss_of_keras():
+    x = np.random.RandomState(0).randn(20, 4).astype("float32")
+    model = SharpnessAwareModel(keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]))
+    model.compile("adam", "mse")
+    history = model.fit(x, x.sum(axis=1), epochs=3, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+
+
+def test_defaults_are_the_papers():
+    net = conv_net()
+    assert SharpnessAwareModel(net).rho == 0.05
+    assert SharpnessAwareModel(net, adaptive=True).rho == 0.5
+    assert SharpnessAwareModel(net, rho=0.1, adaptive=True).rho == 0.1
+
+
+@pytest.mark.parametrize("rho", [0.0, -1.0, "far", float("nan")])
+def test_arguments_out_of_range(rho):
+    with pytest.raises(ValueError, match=r"rho must be .*Given"):
+        SharpnessAwareModel(conv_net(), rho=rho)
+
+
+def test_nothing_to_train():
+    net = conv_net()
+    net.trainable = False
+    model = compiled(net)
+    with pytest.raises(ValueError, match="no trainable variables"):
+        model.train_on_batch(*images())
+
+
+def test_the_example_runs():
+    assert doctest.testmod(sam, extraglobs={"np": np}).failed == 0
