@@ -8,6 +8,7 @@ that the derivative of its gradient is the resizing itself.
 import contextlib
 import contextvars
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,9 +49,14 @@ def exact_second_derivatives(way_out: str) -> Iterator[None]:
     except LookupError as error:
         if type(error) is not LookupError:  # A KeyError is something else.
             raise
-        # TensorFlow's message has the name and the type of the operation at its beginning.
-        what = str(error).split(").", maxsplit=1)[0]
-        raise ValueError(f"There is no second derivative here. {what}). {way_out}") from error
+        text = str(error)
+        operation = re.search(r"op type: (\w+)|no entry for: (\w+)", text)
+        where = re.search(r"operation ?'([^']+)'|calling (\S+)\.call", text)
+        what, name = (next(filter(None, m.groups())) if m else "?" for m in (operation, where))
+        raise ValueError(
+            f"TensorFlow has no derivative of {what} ({name!r}), a first derivative: there is no "
+            f"second one. {way_out}"
+        ) from error
     finally:
         _EXACT.reset(token)
 

@@ -31,6 +31,14 @@ class Head(keras.Model):
         return self.function(self.dense(x))
 
 
+class Traced(Head):
+    """One whose graph holds no more than a call of its function, and of one in it."""
+
+    @tf.function
+    def call(self, x):
+        return tf.function(super().call)(x)
+
+
 def functional(units, *activations):
     inputs = keras.Input((4,))
     outputs = layers.Dense(units)(inputs)
@@ -59,6 +67,7 @@ HEADS = {
     "nested": lambda f, k: sequential(keras.Sequential([functional(k, layers.Activation(f))])),
     "not built": lambda f, k: keras.Sequential([layers.Dense(k), layers.Activation(f)]),
     "subclassed": lambda f, k: Head(k, getattr(tf.nn, f)),
+    "traced": lambda f, k: Traced(k, getattr(tf.nn, f)),
 }
 
 
@@ -119,13 +128,16 @@ def test_logits_that_are_positive_and_nearly_add_up_to_one(scale):
     np.testing.assert_allclose(Classifier(model, from_logits=True).logits(X), model(X), rtol=1e-6)
 
 
-def test_logits_of_a_dense_layer_are_logits_whatever_they_are():
+@pytest.mark.parametrize("make", [Head, Traced])
+def test_logits_of_a_dense_layer_are_logits_whatever_they_are(make):
     """Also of few examples, whose logits are all in 0..1, or add up to 1."""
-    model = sequential(layers.Dense(3, bias_initializer=keras.initializers.Constant(1 / 3)))
-    model.layers[0].kernel.assign(1e-3 * model.layers[0].kernel)
+    model = make(3, tf.identity)
+    model(X)
+    model.dense.set_weights([1e-3 * model.dense.get_weights()[0], np.full(3, 1 / 3)])
+    kernel, bias = model.dense.get_weights()
     for scale in (0, 1):
         z = Classifier(model).logits(scale * X)
-        np.testing.assert_allclose(z, model(scale * X), rtol=1e-6)
+        np.testing.assert_allclose(z, scale * X @ kernel + bias, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])

@@ -100,7 +100,7 @@ def test_every_mistake_gets_one_clear_line(run_command, tmp_path):
         ("--arch=vgg",): (2, "value should be one of <cnn|resnet|wide_resnet|densenet>"),
         ("resnet",): (2, "unexpected argument 'resnet'"),
         ("--beta=3",): (1, "--beta has no effect without --regularize"),
-        (f"--output_dir={file}/run",): (1, "Not a directory"),
+        (f"--output_dir={file}/run",): (1, "would lie in what is a file"),
         (f"--output_dir={run}",): (1, f"{run} already holds a run"),
         (f"--data_dir={tmp_path}", "--nodownload", f"--output_dir={tmp_path}/new"): (
             1,
