@@ -202,10 +202,13 @@ def evaluate_local_minimum(
     evaluated = over_replicas(strategy, classifier, evaluate, missing)
     start = time.monotonic()
     trials = []
-    for index in tqdm.auto.trange(options.num_trials, desc="trials", disable=not progress):
+    bar = tqdm.auto.trange(options.num_trials, desc="trials", disable=not progress)
+    bar.set_postfix_str(f"tracing {model.name}, for the first trial" if missing else "")
+    for index in bar:
         trial = finished.get(index)
         if trial is None:
             trial = _trial(index, next(evaluated), options.metrics)
+            bar.set_postfix_str("", refresh=False)
             if file is not None:
                 file.add(trial)
         trials.append(trial)
