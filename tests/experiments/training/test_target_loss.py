@@ -10,12 +10,12 @@ from fisher_keras.experiments.training.callbacks import StopAtLoss
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.experiments.training.train import TrainingConfig, train
 
-SMOOTHED = {"label_smoothing": 0.2, "confusion_size": 20, "target_loss": 1.2}
+SMOOTHED = {"label_smoothing": 0.2, "confusion_size": 20, "target_loss": 1.3}
 
 
 def config(output_dir, **changes):
     values = {"dataset": "digits", "width": 0.25, "train_size": 60, "batch_size": 7}
-    values |= {"epochs": 20, "learning_rate": 0.02, "augmentation": "no-aug", "target_loss": 1.9}
+    values |= {"epochs": 20, "learning_rate": 0.02, "augmentation": "no-aug", "target_loss": 2.15}
     return TrainingConfig(**(values | changes), output_dir=str(output_dir))
 
 
