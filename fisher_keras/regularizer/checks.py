@@ -31,6 +31,9 @@ _WITHOUT_DERIVATIVE = frozenset(
 # These ask for numbers that differ each time, and have no attribute "seed" to tell them by.
 _RANDOM = ("Rng", "StatefulRandom", "StatefulStandard", "StatefulTruncated", "StatefulUniform")
 _ASSIGNING = ("Assign", "ResourceScatter", "ResourceApply", "ResourceStridedSliceAssign")
+# Functions of TensorFlow that hold constant what makes no difference: the shift of a logarithm of
+# sums, and a mean that is not held constant any more in `exact_moments`.
+_HARMLESS = re.compile(r"(ReduceLogSumExp|moments)(_\d+)?/StopGradient")
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
@@ -82,7 +85,25 @@ def check_calls(operations: Iterable[tf.Operation], model: keras.Model) -> None:
     Raises:
         ValueError: If a function that the model calls holds a trainable variable of it.
     """
-    _check_variables([op for op in operations if op.type in _CALLS], model)
+    check_variables([op for op in operations if op.type in _CALLS], model)
+
+
+def check_variables(operations: Iterable[tf.Operation], model: keras.Model) -> None:
+    """Checks that a model computes with the values that are given for its weights.
+
+    Args:
+        operations: Those of a loss and its gradient, traced with values for the model's variables.
+        model: The model.
+
+    Raises:
+        ValueError: If an operation takes a trainable variable itself.
+    """
+    weights = stateless.weights(model)
+    by_handle = dict(zip(map(id, stateless.handles(weights)), weights, strict=True))
+    for operation in operations:
+        for tensor in operation.inputs:
+            if tensor.dtype == tf.resource and id(_source(tensor)) in by_handle:
+                raise _captured(by_handle[id(_source(tensor))])
 
 
 def check_hard_label_loss(operations: Iterable[tf.Operation], model: keras.Model) -> None:
@@ -96,7 +117,7 @@ def check_hard_label_loss(operations: Iterable[tf.Operation], model: keras.Model
         ValueError: If they read a trainable variable of the model, draw random numbers that
             cannot be drawn again, or assign to a variable.
     """
-    _check_variables(operations, model)
+    check_variables(operations, model)
     for operation, node in _nodes(operations):
         if _is_random(node):
             raise ValueError(
@@ -114,27 +135,39 @@ def check_hard_label_loss(operations: Iterable[tf.Operation], model: keras.Model
             )
 
 
-def check_second_derivatives(operations: Iterable[tf.Operation], model: keras.Model) -> None:
+def check_second_derivatives(
+    operations: Iterable[tf.Operation], weights: list[tf.Tensor], model: keras.Model
+) -> None:
     """Checks that no derivative of a gradient is left out silently.
 
     Args:
-        operations: Those of a loss and its gradient.
+        operations: Those of a loss and its gradient, in the order in which they were made.
+        weights: What the loss is a function of.
         model: The model, to name the layer.
 
     Raises:
-        ValueError: If TensorFlow takes one of the operations as not differentiable.
+        ValueError: If TensorFlow takes one of the operations as not differentiable, or if the
+            model holds constant what depends on weights.
     """
+    depending = {id(_source(weight)) for weight in weights}
     for operation, node in _nodes(operations):
-        if node.op in _WITHOUT_DERIVATIVE:
-            raise no_second_derivative(f"{node.op} in {_where(operation, model)}")
+        if any(id(_source(tensor)) in depending for tensor in operation.inputs):
+            depending |= {id(tensor) for tensor in operation.outputs}
+            held = node.op == "StopGradient" and not _HARMLESS.search(operation.name)
+            if held or node.op in _WITHOUT_DERIVATIVE:
+                raise no_second_derivative(f"{node.op} in {_where(operation, model)}")
 
 
 def no_second_derivative(given: str) -> ValueError:
     """Returns the error that says that a second derivative does not exist.
 
     Args:
-        given: Of what it does not.
+        given: Of what it does not: an operation, or TensorFlow's words.
     """
+    # Of a long message, the operation, or what Keras prints in bold of it.
+    names = re.search(r"(?:no entry for: |op type: )(\w+)", given)
+    words = names or re.search(r"\x1b\[1m(.*?)\x1b\[0m", given, re.DOTALL)
+    given = words[1] if words else given
     return ValueError(
         "gradient='hessian_vector_product' needs second derivatives, which TensorFlow does not "
         f"have here. Use gradient='finite_difference'. Given: {given}."
@@ -155,16 +188,6 @@ def check_gradients(given: list, ordinary: list, weights: list[keras.Variable]) 
     for stateless_one, one, weight in zip(given, ordinary, weights, strict=True):
         if stateless_one is None and one is not None:
             raise _captured(weight)
-
-
-def _check_variables(operations: Iterable[tf.Operation], model: keras.Model) -> None:
-    """Raises a ValueError if an operation uses a weight of the model, not a value given for it."""
-    weights = stateless.weights(model)
-    by_handle = dict(zip(map(id, stateless.handles(weights)), weights, strict=True))
-    for operation in operations:
-        for tensor in operation.inputs:
-            if tensor.dtype == tf.resource and id(_source(tensor)) in by_handle:
-                raise _captured(by_handle[id(_source(tensor))])
 
 
 def _captured(weight: keras.Variable) -> ValueError:

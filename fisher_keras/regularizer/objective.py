@@ -198,7 +198,7 @@ class Objective:
                 loss = self._hard_label_mean(sub_batch.batch, outputs)
                 scaled_loss = _scaled_loss(loss, scale)
             gradient = tape.gradient(scaled_loss, weights)
-        self._check_traced(operations, gradient)
+        self._check_traced(operations, weights, gradient)
         return LossAndGradient(loss, _unscaled(_dense(gradient, weights), scale))
 
     def both_losses(
@@ -206,19 +206,22 @@ class Objective:
     ) -> tuple[LossAndGradient, BatchLoss]:
         """Returns L~(B_i, w) and L(B_i, w) with their gradients, without a trace in the model."""
         scale = self._loss_scale()
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch(weights)
-            with self.scope(weights, sub_batch.state) as scope:
-                outputs = self.model(sub_batch.batch.x, training=True)
-                loss = self._loss(sub_batch.batch, outputs)
-                penalties = self.model.losses
-            hard_loss = self._hard_label_mean(sub_batch.batch, outputs)
-            # Where L is L~ but for penalties, the gradient of the penalties is all that is new.
-            shared = self.cross_entropy.is_the_loss
-            rest = tf.add_n(penalties or [tf.zeros_like(loss)]) if shared else loss
-            scaled_hard_loss = _scaled_loss(hard_loss, scale)
-            scaled_rest = _scaled_loss(rest, scale)
-        hard = _unscaled(_dense(tape.gradient(scaled_hard_loss, weights), weights), scale)
+        with checks.traced_operations() as operations:
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch(weights)
+                with self.scope(weights, sub_batch.state) as scope:
+                    outputs = self.model(sub_batch.batch.x, training=True)
+                    loss = self._loss(sub_batch.batch, outputs)
+                    penalties = self.model.losses
+                hard_loss = self._hard_label_mean(sub_batch.batch, outputs)
+                # Where L is L~ but for penalties, the gradient of these is all that is new.
+                shared = self.cross_entropy.is_the_loss
+                rest = tf.add_n(penalties or [tf.zeros_like(loss)]) if shared else loss
+                scaled_hard_loss = _scaled_loss(hard_loss, scale)
+                scaled_rest = _scaled_loss(rest, scale)
+            hard = _unscaled(_dense(tape.gradient(scaled_hard_loss, weights), weights), scale)
+        checks.check_variables(operations, self.model.model)
+        self._check_second_derivatives(operations, weights)
         gradient = _unscaled(_dense(tape.gradient(scaled_rest, weights), weights), scale)
         if shared:
             gradient = [tf.add(g, h) for g, h in zip(gradient, hard, strict=True)]
@@ -262,17 +265,20 @@ class Objective:
         every = [v.value if v.overwrite_with_gradient else next(given) for v in variables]
         return stateless.scope(self.model.model, every, state)
 
-    def _check_traced(self, operations: list[tf.Operation], gradient: list) -> None:
+    def _check_traced(self, operations: list, weights: list[tf.Tensor], gradient: list) -> None:
         """Checks L~ and its gradient, which have just been traced."""
         if not operations:
             return
         classifier = self.model.model
         checks.check_hard_label_loss(operations, classifier)
-        if self.model.gradient == "hessian_vector_product":
-            checks.check_second_derivatives(operations, classifier)
+        self._check_second_derivatives(operations, weights)
         if any(g is None for g in gradient):
-            weights = stateless.weights(classifier)
-            checks.check_gradients(gradient, self._ordinary_gradient(weights), weights)
+            variables = stateless.weights(classifier)
+            checks.check_gradients(gradient, self._ordinary_gradient(variables), variables)
+
+    def _check_second_derivatives(self, operations: list, weights: list[tf.Tensor]) -> None:
+        if self.model.gradient == "hessian_vector_product":
+            checks.check_second_derivatives(operations, weights, self.model.model)
 
     def _ordinary_gradient(self, weights: list[keras.Variable]) -> list:
         """Returns the gradient of L~(B, w) by the variables, in a graph that is thrown away."""
