@@ -51,7 +51,7 @@ class HardLabelCrossEntropy:
 
         Args:
             y: Labels as the compiled loss takes them.
-            outputs: The model's outputs, shape (B, K), or (B, 1) for a single sigmoid unit.
+            outputs: The model's outputs, shape (B, K); (B, 1) or (B,) for a single sigmoid unit.
 
         Returns:
             Shape (B,), float32 (float64 for a float64 model).
@@ -59,6 +59,7 @@ class HardLabelCrossEntropy:
         if outputs.dtype in (tf.float16, tf.bfloat16):
             outputs = tf.cast(outputs, tf.float32)
         if self.kind == "binary":
+            outputs = tf.reshape(outputs, [-1, 1])
             hard = tf.cast(tf.reshape(tf.cast(y, outputs.dtype), [-1, 1]) > 0.5, outputs.dtype)
             losses = ops.binary_crossentropy(hard, outputs, from_logits=self.from_logits)
             return tf.reshape(losses, [-1])
@@ -66,6 +67,31 @@ class HardLabelCrossEntropy:
         return ops.sparse_categorical_crossentropy(
             tf.cast(labels, tf.int32), outputs, from_logits=self.from_logits
         )
+
+    def check_shape(self, outputs: tf.Tensor) -> None:
+        """Checks that outputs are those of one classifier.
+
+        Args:
+            outputs: The model's outputs.
+
+        Raises:
+            ValueError: If they are not of shape (B, K), or (B, 1) or (B,) for a sigmoid unit.
+        """
+        shape = tuple(outputs.shape) if isinstance(outputs, tf.Tensor) else type(outputs).__name__
+        binary = self.kind == "binary"
+        if not isinstance(shape, tuple) or not (
+            (len(shape) == 2 and (shape[1] == 1) == binary) or (len(shape) == 1 and binary)
+        ):
+            expected = (
+                "(B, 1): over K outputs it is K classifiers, not one. With a softmax loss, give "
+                "outputs of shape (B, K)"
+                if binary
+                else "(B, K), K > 1: one example, one label"
+            )
+            raise ValueError(
+                f"Algorithm 1 is for one classifier; with this loss the outputs must be of shape "
+                f"{expected}. Given: outputs of shape {shape}."
+            )
 
     def check_outputs(self, outputs: tf.Tensor) -> list[tf.Operation]:
         """Asserts that outputs are what the loss takes them for, as far as their values tell.
@@ -99,7 +125,7 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
 
     Args:
         loss: What `compile(loss=...)` was given: a name, a function or an object of a
-            cross-entropy of Keras, or a list of one such.
+            cross-entropy of Keras, or a list or dictionary of one such.
         model: The classifier, whose last activation must agree with the loss's `from_logits`.
 
     Returns:
@@ -109,7 +135,8 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
         ValueError: If the loss is not a cross-entropy over classes, or takes logits where the
             model gives probabilities, or the other way round.
     """
-    given = loss[0] if isinstance(loss, (list, tuple)) and len(loss) == 1 else loss
+    outputs = keras.tree.flatten(loss)
+    given = outputs[0] if len(outputs) == 1 else loss
     given = keras.losses.get(given) if isinstance(given, str) else given
     if isinstance(given, keras.losses.Loss):
         kind = next(

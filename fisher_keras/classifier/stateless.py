@@ -4,7 +4,9 @@ What Keras keeps to itself is used in this module alone, by functions that say w
 serves. tests/classifier/test_stateless.py names them all: a new Keras fails there first.
 """
 
+import contextlib
 import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -14,6 +16,26 @@ import tensorflow as tf
 def values(variables: list[keras.Variable]) -> list[tf.Tensor]:
     """Returns the variables' values as tensors."""
     return [tf.convert_to_tensor(v.value) for v in variables]
+
+
+def weights(model: keras.Model) -> list[keras.Variable]:
+    """Returns the variables that an optimizer moves along a gradient, in the model's order.
+
+    Of the trainable ones these are all but those that it overwrites: what a tape gives as the
+    "gradient" of a scale of float8, say, is the scale's next value.
+    """
+    return [v for v in model.trainable_variables if not v.overwrite_with_gradient]
+
+
+def overwritten(model: keras.Model) -> list[keras.Variable]:
+    """Returns the other trainable variables."""
+    return [v for v in model.trainable_variables if v.overwrite_with_gradient]
+
+
+def handles(variables: list[keras.Variable]) -> list[tf.Tensor]:
+    """Returns what operations take that read variables or assign to them, in any scope."""
+    with keras.StatelessScope():
+        return [v.value.handle for v in variables]
 
 
 def scope(
@@ -61,6 +83,32 @@ def build(model: keras.Model, x: Any) -> None:
     if not is_built(model):
         first = keras.tree.map_structure(lambda leaf: tf.convert_to_tensor(leaf[:1]), x)
         model(first)
+
+
+def updates(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
+    """Returns how many gradients an optimizer has been given, int64 scalar."""
+    # `iterations` stands still while gradients accumulate.
+    return tf.cast(getattr(optimizer, "inner_optimizer", optimizer)._iterations.value, tf.int64)
+
+
+@contextlib.contextmanager
+def clipping(
+    optimizer: keras.optimizers.Optimizer, clip: Callable[[list[tf.Tensor]], list[tf.Tensor]]
+) -> Iterator[None]:
+    """Lets an optimizer clip where it clips itself: the mean of the gradients it accumulates.
+
+    Args:
+        optimizer: An optimizer, maybe in a `LossScaleOptimizer`.
+        clip: Takes the gradients and clips them, before the optimizer's own clipping.
+    """
+    # `global_clipnorm` is a number for good, and excludes the other ways to clip.
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    own = optimizer._clip_gradients
+    optimizer._clip_gradients = lambda gradients: own(clip(gradients))
+    try:
+        yield
+    finally:
+        del optimizer._clip_gradients
 
 
 def is_built(model: keras.Model) -> bool:

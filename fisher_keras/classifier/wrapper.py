@@ -42,6 +42,7 @@ class ClassifierWrapper(keras.Model):
         # The classifier casts its inputs itself; its policy decides about loss scaling.
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
+        self.built = stateless.is_built(model)
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Returns the classifier's outputs."""
@@ -56,6 +57,10 @@ class ClassifierWrapper(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
+
+    def export(self, *args: Any, **kwargs: Any) -> None:
+        """Exports the classifier, which knows its inputs; arguments as of `keras.Model.export`."""
+        self.model.export(*args, **kwargs)
 
     def save_own_variables(self, store: dict[str, Any]) -> None:
         """Stores the classifier's seeds, which Keras leaves out of a saved model."""

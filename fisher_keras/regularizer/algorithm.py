@@ -26,6 +26,8 @@ from typing import Any
 import tensorflow as tf
 
 from fisher_keras.classifier.moments import exact_moments
+from fisher_keras.regularizer.checks import no_second_derivative
+from fisher_keras.regularizer.gradients import clip, global_norm, in_dtype
 from fisher_keras.regularizer.objective import Objective, SubBatch
 from fisher_keras.regularizer.structures import BatchLoss, LossAndGradient, Step, Terms
 from fisher_keras.regularizer.sub_batches import split_batch
@@ -78,16 +80,26 @@ def hessian_vector_product(
     $$\alpha \|g_i\|^2, \qquad \alpha H_i g_i, \quad H_i = \nabla_w^2 \tilde L(B_i, w)$$
 
     Arguments and result are those of `finite_difference`.
+
+    Raises:
+        ValueError: If a second derivative does not exist.
     """
     here = loss(weights) if here is None else here  # Line 4
-    norm = tf.linalg.global_norm(here.gradient)
+    norm = global_norm(here.gradient)
     # Line 5. A unit direction keeps tangents inside the range of half precision.
-    unit = [tf.stop_gradient(tf.math.divide_no_nan(d, norm)) for d in here.gradient]
-    with exact_moments(), tf.autodiff.ForwardAccumulator(weights, unit) as accumulator:
-        gradient = loss(weights).gradient
-    products = [accumulator.jvp(d, tf.UnconnectedGradients.ZERO) for d in gradient]
+    unit = [
+        tf.stop_gradient(tf.math.divide_no_nan(d, tf.cast(norm, d.dtype))) for d in here.gradient
+    ]
+    try:
+        with exact_moments(), tf.autodiff.ForwardAccumulator(weights, unit) as accumulator:
+            gradient = loss(weights).gradient
+        products = [accumulator.jvp(d, tf.UnconnectedGradients.ZERO) for d in gradient]
+    except (LookupError, NotImplementedError, TypeError) as error:
+        # The ways in which TensorFlow says so.
+        raise no_second_derivative(str(error)) from error
     return LossAndGradient(  # Line 7
-        alpha * norm**2, [alpha * norm * product for product in products]
+        alpha * norm**2,
+        [tf.cast(alpha * norm, product.dtype) * product for product in products],
     )
 
 
@@ -149,12 +161,12 @@ def regularized_step(
     if share_gradients:
         loss = dataclasses.replace(mean.loss, outputs=total.loss.outputs)
     gradient = [  # Line 8
-        None if g is None else g + beta * r
+        None if g is None else g + in_dtype(beta, r.dtype) * r
         for g, r in zip(loss.gradient, mean.regularizer.gradient, strict=True)
     ]
-    norm = tf.linalg.global_norm(gradient)
+    norm = global_norm(gradient)
     if clip_norm is not None:
-        gradient, _ = tf.clip_by_global_norm(gradient, clip_norm, use_norm=norm)  # Line 9
+        gradient = clip(gradient, clip_norm, norm)  # Line 9
     # Line 10, the update, is the optimizer's.
     return Step(loss.loss, gradient, mean.regularizer.loss, norm, loss.outputs, loss.changes)
 

@@ -1,6 +1,8 @@
 """The regularizer of Section 6 (Equation 6, Algorithm 1) as a Keras model."""
 
 import dataclasses
+import inspect
+import math
 import random
 from typing import Any
 
@@ -10,13 +12,16 @@ import tensorflow as tf
 from fisher_keras.arguments import real_number, whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
-from fisher_keras.classifier.wrapper import ClassifierWrapper
+from fisher_keras.classifier.wrapper import ClassifierWrapper, plain_classifier
 from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
+from fisher_keras.regularizer.gradients import clip, global_norm
 from fisher_keras.regularizer.logs import MeanOfKnown
 from fisher_keras.regularizer.objective import Batch, Objective, prepare
 from fisher_keras.regularizer.structures import BatchLoss, Step
 
 GRADIENTS = tuple(EQUATION_6)
+# What a classifier must leave to Keras, for here it is Algorithm 1's.
+_STEPS = ("train_step", "test_step", "predict_step")
 _LOG_NAMES = ("fisher_regularizer", "fisher_trace", "gradient_norm", "explicit_to_implicit")
 
 
@@ -110,6 +115,13 @@ class FisherRegularizedModel(ClassifierWrapper):
             ValueError: If an argument is out of range; the message says what was expected.
         """
         super().__init__(model, name)
+        overridden = [step for step in _STEPS if _overrides(model, step)]
+        if overridden:
+            raise ValueError(
+                f"{type(model).__name__}.{overridden[0]} would not be used, for "
+                "FisherRegularizedModel has steps of its own. Override call, compute_loss or "
+                f"compute_metrics instead. Given: {model.name!r}."
+            )
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient must be one of {GRADIENTS}. Given: gradient={gradient!r}.")
         self.alpha = real_number("alpha", alpha, above=0)
@@ -126,9 +138,19 @@ class FisherRegularizedModel(ClassifierWrapper):
         if seed is not None:
             self.seed = whole_number("seed, if it is not None,", seed, least=0)
         self._cross_entropy = None
+        self._checked: frozenset[tuple] = frozenset()
         self._fisher_trackers = [MeanOfKnown(name=log_name) for log_name in _LOG_NAMES]
 
     # ---------------------------------------------------------------- what Keras asks of a model
+
+    @property
+    def output_names(self) -> list[str]:
+        """The classifier's, by which losses and metrics may be given; only some models have any.
+
+        Raises:
+            AttributeError: If the classifier has none.
+        """
+        return self.model.output_names
 
     def compile(
         self,
@@ -146,13 +168,19 @@ class FisherRegularizedModel(ClassifierWrapper):
                 difference is lost in rounding.
         """
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
+        self._checked = frozenset()
+        own_loss = _overrides(self.model, "compute_loss")
+        if own_loss:
+            # It may call Keras' own, which asks for the classifier's compiled loss.
+            self.model.compile(self.optimizer, loss, loss_weights)
         if loss is not None:
             self._cross_entropy = hard_label_cross_entropy(loss, self.model)
-            if loss_weights is not None:
-                # L is a multiple of L~ then: its gradient is another one.
+            if loss_weights is not None or own_loss:
+                # L is not L~ then: its gradient is another one.
                 self._cross_entropy = dataclasses.replace(self._cross_entropy, is_the_loss=False)
         half = {layer.compute_dtype for layer in stateless.all_layers(self)}
         half &= {"float16", "bfloat16"}
+        half |= {"float8"} if stateless.overwritten(self.model) else set()
         if half and self.gradient == "finite_difference" and self.beta != 0:
             raise ValueError(
                 f"gradient='finite_difference' cannot be used with a model that computes in "
@@ -185,6 +213,32 @@ class FisherRegularizedModel(ClassifierWrapper):
                 config[key] = keras.saving.deserialize_keras_object(config[key])
         return cls(**config)
 
+    def compute_loss(
+        self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None, training: bool = True
+    ) -> tf.Tensor:
+        """Returns L, as the classifier computes it if it has a way of its own."""
+        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
+        if not _overrides(self.model, "compute_loss"):
+            return super().compute_loss(**arguments, training=training)
+        if "training" in inspect.signature(self.model.compute_loss).parameters:
+            arguments["training"] = training
+        return self.model.compute_loss(**arguments)
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None
+    ) -> dict[str, tf.Tensor]:
+        """Returns the logs, with those of the classifier if it computes some itself."""
+        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
+        logs = {}
+        if _overrides(self.model, "compute_metrics"):
+            logs = self.model.compute_metrics(**arguments)
+        return {**logs, **super().compute_metrics(**arguments)}
+
+    def reset_metrics(self) -> None:
+        """Resets all metrics, the classifier's own too."""
+        super().reset_metrics()
+        self.model.reset_metrics()
+
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Evaluates one batch as Keras does; the regularizer's logs are of training alone."""
         logs = super().test_step(data)
@@ -202,8 +256,7 @@ class FisherRegularizedModel(ClassifierWrapper):
         objective = self._objective(batch)
         explicit_to_implicit = self._explicit_to_implicit()
         step = self._step(objective)
-        weights = self.trainable_weights
-        self.optimizer.apply_gradients(zip(step.gradient, weights, strict=True))  # Line 10
+        self._apply(step.gradient)  # Line 10
         logs = (step.regularizer, step.regularizer / self.alpha, step.gradient_norm)
         logs += (explicit_to_implicit,)
         for tracker, value in zip(self._fisher_trackers, logs, strict=True):
@@ -240,12 +293,13 @@ class FisherRegularizedModel(ClassifierWrapper):
         if sample_weight is not None:
             sample_weight = tf.convert_to_tensor(sample_weight)
         objective = self._objective(Batch(x, y, sample_weight))
-        weights = stateless.values(self.model.trainable_variables)
+        self._check(objective)
+        weights = stateless.values(stateless.weights(self.model))
         state = stateless.values(self.model.non_trainable_variables)
-        with stateless.scope(self.model, weights, state):
+        with objective.scope(weights, state):
             loss = None if self.share_gradients else objective.whole_batch(weights)
             step = self._algorithm_1(objective, loss, self._current_beta(), clip_norm=None)
-        return step.gradient, step.loss, step.regularizer
+        return objective.with_overwrites(step.gradient, loss), step.loss, step.regularizer
 
     def _objective(self, batch: Batch) -> Objective:
         """Builds what is not built, refuses what cannot be trained, and returns L and L~."""
@@ -257,10 +311,16 @@ class FisherRegularizedModel(ClassifierWrapper):
         prepare(self, batch)
         return Objective(self, self._cross_entropy, batch, batch.size())
 
+    def _check(self, objective: Objective) -> None:
+        """Refuses a classifier that cannot be evaluated at other weights, once a signature."""
+        signature = objective.batch.signature()
+        if signature not in self._checked:
+            objective.check()
+            self._checked |= {signature}
+
     def _current_beta(self) -> float | tf.Tensor:
         if callable(self.beta):
-            beta = self.beta(self.optimizer.iterations)
-            return tf.cast(beta, self.model.trainable_variables[0].dtype)
+            return tf.convert_to_tensor(self.beta(self.optimizer.iterations))
         return self.beta
 
     def _explicit_to_implicit(self) -> tf.Tensor:
@@ -271,6 +331,8 @@ class FisherRegularizedModel(ClassifierWrapper):
     def _step(self, objective: Objective) -> Step:
         """Returns a plain step where beta is 0, and a regularized step elsewhere."""
         beta = self._current_beta()
+        if isinstance(beta, tf.Tensor) or beta != 0:
+            self._check(objective)
         # Both kinds of step need L(B, w), unless gradients are shared.
         loss = None if self.share_gradients else objective.whole_batch()
 
@@ -278,14 +340,37 @@ class FisherRegularizedModel(ClassifierWrapper):
             return objective.plain_step(objective.whole_batch() if loss is None else loss)
 
         def regularized() -> Step:
-            step = self._algorithm_1(objective, loss, beta, self.clip_norm)
+            clip_norm = None if self._accumulates() else self.clip_norm
+            step = self._algorithm_1(objective, loss, beta, clip_norm)
             return objective.for_optimizer(step)
 
         if not isinstance(beta, tf.Tensor):
-            return plain() if beta == 0 else regularized()
-        return tf.cond(
-            tf.equal(beta, 0), lambda: objective.dense(plain(), self.share_gradients), regularized
-        )
+            step = plain() if beta == 0 else regularized()
+        else:
+            step = tf.cond(
+                tf.equal(beta, 0),
+                lambda: objective.dense(plain(), self.share_gradients),
+                regularized,
+            )
+        gradient = objective.with_overwrites(step.gradient, loss)
+        return dataclasses.replace(step, gradient=gradient)
+
+    def _accumulates(self) -> bool:
+        """Returns whether the optimizer updates with the mean of several gradients."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return bool(optimizer.gradient_accumulation_steps)
+
+    def _apply(self, gradient: list) -> None:
+        """Updates the weights; with a mean of gradients it does line 9 as well."""
+        pairs = zip(gradient, self.trainable_weights, strict=True)
+        beta = self._current_beta()
+        scheduled = isinstance(beta, tf.Tensor)
+        if self.clip_norm is None or not self._accumulates() or (not scheduled and beta == 0):
+            self.optimizer.apply_gradients(pairs)
+            return
+        clip_norm = tf.where(tf.equal(beta, 0), tf.constant(math.inf, tf.float64), self.clip_norm)
+        with stateless.clipping(self.optimizer, lambda g: clip(g, clip_norm, global_norm(g))):
+            self.optimizer.apply_gradients(pairs)
 
     def _algorithm_1(
         self,
@@ -297,10 +382,10 @@ class FisherRegularizedModel(ClassifierWrapper):
         """Returns what lines 2 to 9 compute, and moves the state of the classifier."""
         variables = self.model.non_trainable_variables
         state = stateless.values(variables)
-        iterations = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int64)
+        updates = stateless.updates(self.optimizer)
         step = regularized_step(
             objective,
-            stateless.values(self.model.trainable_variables),
+            stateless.values(stateless.weights(self.model)),
             state,
             None if loss is None else objective.unscaled(loss),
             alpha=self.alpha,
@@ -308,10 +393,16 @@ class FisherRegularizedModel(ClassifierWrapper):
             num_sub_batches=self.num_sub_batches,
             clip_norm=clip_norm,
             equation_6=EQUATION_6[self.gradient],
-            seed=tf.stack([tf.constant(self.seed, tf.int64), iterations]),
+            seed=tf.stack([tf.constant(self.seed, tf.int64), updates]),
             static_sizes=bool(self.jit_compile),
         )
         if step.changes is not None:
             for variable, value, change in zip(variables, state, step.changes, strict=True):
                 variable.assign(value + change)
         return dataclasses.replace(step, changes=None)
+
+
+def _overrides(model: keras.Model, method: str) -> bool:
+    """Returns whether a classifier has a way of its own to do what Keras does."""
+    own = getattr(plain_classifier(model), method)
+    return getattr(own, "__func__", own) is not getattr(keras.Model, method)

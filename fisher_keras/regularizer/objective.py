@@ -11,6 +11,8 @@ import tensorflow as tf
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy, needs_check
 from fisher_keras.classifier.wrapper import ClassifierWrapper
+from fisher_keras.regularizer import checks
+from fisher_keras.regularizer.gradients import global_norm, scalar_dtype
 from fisher_keras.regularizer.structures import BatchLoss, LossAndGradient, Step, Structure, Terms
 
 
@@ -31,6 +33,22 @@ class Batch(Structure):
     def size(self) -> tf.Tensor:
         """Returns the number of examples, int32 scalar."""
         return tf.shape(keras.tree.flatten(self.x)[0])[0]
+
+    def rows(self, where: tf.Tensor) -> "Batch":
+        """Returns the examples in some rows.
+
+        Args:
+            where: The rows, int32, shape (R,).
+        """
+        return Batch(*keras.tree.map_structure(lambda t: _gather(t, where), self._fields()))
+
+    def signature(self) -> tuple:
+        """Returns shapes and dtypes of everything but for the number of examples."""
+        leaves = keras.tree.flatten(self._fields())
+        return tuple(None if t is None else (*t.shape[1:], t.dtype) for t in leaves)
+
+    def _fields(self) -> tuple:
+        return self.x, self.y, self.sample_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +86,40 @@ class Objective:
     batch: Batch
     batch_size: tf.Tensor
 
+    def check(self) -> None:
+        """Refuses a classifier for which L~ at other weights would not be what it says.
+
+        Nothing is computed, and nothing changes.
+
+        Raises:
+            ValueError: If its outputs are not those of a classifier, or see
+                `fisher_keras.regularizer.checks`.
+        """
+        classifier = self.model.model
+        checks.check_layers(classifier)
+        if self.model.share_gradients and stateless.overwritten(classifier):
+            raise ValueError(
+                "share_gradients=True gives no gradient of the whole batch, which "
+                f"{stateless.overwritten(classifier)[0].path!r} is overwritten with (float8). Use "
+                "share_gradients=False. Given: share_gradients=True."
+            )
+
+        def call(x: Any) -> tf.Tensor:
+            with checks.traced_operations() as operations:
+                outputs = self.model(x, training=True)
+            checks.check_calls(operations, classifier)
+            self.cross_entropy.check_shape(outputs)
+            return outputs
+
+        with tf.init_scope():
+            _trace(call, _specs(self.batch.x))
+        if tf.executing_eagerly():  # In a graph, the step itself is traced next.
+            rows = tf.range(self.batch_size)
+            state = stateless.values(classifier.non_trainable_variables)
+            sub_batch = self.sub_batch(tf.constant(0), rows, state)
+            values = stateless.values(stateless.weights(classifier))
+            _trace(self.hard_label_loss, sub_batch, values)
+
     def whole_batch(self, weights: list[tf.Tensor] | None = None) -> BatchLoss:
         """Returns L(B, w), its gradient scaled as the optimizer wants it, and the outputs.
 
@@ -76,19 +128,21 @@ class Objective:
         Args:
             weights: The weights of the scope that the model is in; None for its variables.
         """
+        overwritten = stateless.overwritten(self.model)
         with tf.GradientTape() as tape:
             if weights is None:
-                weights = self.model.trainable_weights
+                weights = stateless.weights(self.model)
             else:
                 tape.watch(weights)
             outputs = self.model(self.batch.x, training=True)
             loss = self._loss(self.batch, outputs)
             scaled_loss = self.model.optimizer.scale_loss(loss)
-        return BatchLoss(loss, tape.gradient(scaled_loss, weights), outputs)
+        gradient, overwrites = tape.gradient(scaled_loss, [weights, overwritten])
+        return BatchLoss(loss, gradient, outputs, overwrites=overwrites)
 
     def plain_step(self, loss: BatchLoss) -> Step:
         """Returns Keras' own step, given `whole_batch()`: its gradient as it is, without R."""
-        norm = tf.linalg.global_norm(loss.gradient)
+        norm = global_norm(loss.gradient)
         not_computed = tf.constant(math.nan, norm.dtype)
         scale = self._loss_scale()
         norm = norm if scale is None else norm / tf.cast(scale, norm.dtype)
@@ -105,7 +159,7 @@ class Objective:
         """
         gradient = _unscaled(step.gradient, None)
         if shared:
-            weights = self.model.trainable_weights
+            weights = stateless.weights(self.model)
             gradient = [
                 tf.zeros_like(w) if g is None else g
                 for g, w in zip(gradient, weights, strict=True)
@@ -132,47 +186,52 @@ class Objective:
             state: Values of the model's non-trainable variables. Each sub-batch gets its own
                 seeds, which it uses at w and at w - alpha g_i alike.
         """
-        batch = keras.tree.map_structure(lambda values: _gather(values, rows), vars(self.batch))
         own_state = stateless.with_own_seeds(self.model.model, state, index)
-        return SubBatch(Batch(**batch), rows, own_state)
+        return SubBatch(self.batch.rows(rows), rows, own_state)
 
     def hard_label_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> LossAndGradient:
         """Returns L~(B_i, w) and its gradient, without a trace in the model."""
         scale = self._loss_scale()
-        with tf.GradientTape() as tape:
-            tape.watch(weights)
-            with stateless.scope(self.model.model, weights, sub_batch.state):
-                outputs = self.model(sub_batch.batch.x, training=True)
-            loss = self._hard_label_mean(sub_batch.batch, outputs)
-            scaled_loss = _scaled_loss(loss, scale)
-        return LossAndGradient(loss, _unscaled(_gradient(tape, scaled_loss, weights), scale))
+        with checks.traced_operations() as operations:
+            with tf.GradientTape() as tape:
+                tape.watch(weights)
+                with self.scope(weights, sub_batch.state):
+                    outputs = self.model(sub_batch.batch.x, training=True)
+                loss = self._hard_label_mean(sub_batch.batch, outputs)
+                scaled_loss = _scaled_loss(loss, scale)
+            gradient = tape.gradient(scaled_loss, weights)
+        self._check_traced(operations, weights, gradient)
+        return LossAndGradient(loss, _unscaled(_dense(gradient, weights), scale))
 
     def both_losses(
         self, sub_batch: SubBatch, weights: list[tf.Tensor]
     ) -> tuple[LossAndGradient, BatchLoss]:
         """Returns L~(B_i, w) and L(B_i, w) with their gradients, without a trace in the model."""
         scale = self._loss_scale()
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch(weights)
-            with stateless.scope(self.model.model, weights, sub_batch.state) as scope:
-                outputs = self.model(sub_batch.batch.x, training=True)
-                loss = self._loss(sub_batch.batch, outputs)
-                penalties = self.model.losses
-            hard_loss = self._hard_label_mean(sub_batch.batch, outputs)
-            # Where L is L~ but for penalties, the gradient of the penalties is all that is new.
-            shared = self.cross_entropy.is_the_loss
-            rest = tf.add_n(penalties or [tf.zeros_like(loss)]) if shared else loss
-            scaled_hard_loss = _scaled_loss(hard_loss, scale)
-            scaled_rest = _scaled_loss(rest, scale)
-        hard = _unscaled(_gradient(tape, scaled_hard_loss, weights), scale)
-        gradient = _unscaled(_gradient(tape, scaled_rest, weights), scale)
+        with checks.traced_operations() as operations:
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch(weights)
+                with self.scope(weights, sub_batch.state) as scope:
+                    outputs = self.model(sub_batch.batch.x, training=True)
+                    loss = self._loss(sub_batch.batch, outputs)
+                    penalties = self.model.losses
+                hard_loss = self._hard_label_mean(sub_batch.batch, outputs)
+                # Where L is L~ but for penalties, the gradient of these is all that is new.
+                shared = self.cross_entropy.is_the_loss
+                rest = tf.add_n(penalties or [tf.zeros_like(loss)]) if shared else loss
+                scaled_hard_loss = _scaled_loss(hard_loss, scale)
+                scaled_rest = _scaled_loss(rest, scale)
+            hard = _unscaled(_dense(tape.gradient(scaled_hard_loss, weights), weights), scale)
+        checks.check_variables(operations, self.model.model)
+        self._check_second_derivatives(operations, weights)
+        gradient = _unscaled(_dense(tape.gradient(scaled_rest, weights), weights), scale)
         if shared:
             gradient = [tf.add(g, h) for g, h in zip(gradient, hard, strict=True)]
         del tape
         variables = self.model.model.non_trainable_variables
         after = [tf.convert_to_tensor(scope.get_current_value(v)) for v in variables]
         return LossAndGradient(hard_loss, hard), BatchLoss(
-            loss=tf.cast(loss, weights[0].dtype),
+            loss=tf.cast(loss, scalar_dtype(weights)),
             gradient=gradient,
             outputs=self._in_place(outputs, sub_batch.rows),
             changes=[tf.subtract(a, b) for a, b in zip(after, sub_batch.state, strict=True)],
@@ -196,13 +255,61 @@ class Objective:
 
     def zero_terms(self, weights: list[tf.Tensor], state: list[tf.Tensor], shared: bool) -> Terms:
         """Returns the sum of the terms of no sub-batch."""
-        zero = tf.zeros((), weights[0].dtype)
+        zero = tf.zeros((), scalar_dtype(weights))
         regularizer = LossAndGradient(zero, _zeros(weights))
         if not shared:
             return Terms(regularizer)
         outputs = self.model.compute_output_spec(symbolic(self.batch.x))
         outputs = tf.zeros([self.batch_size, *outputs.shape[1:]], outputs.dtype)
         return Terms(regularizer, BatchLoss(zero, _zeros(weights), outputs, _zeros(state)))
+
+    def with_overwrites(self, gradient: list, loss: BatchLoss | None) -> list:
+        """Returns what the optimizer is given for each trainable variable, in their order.
+
+        Args:
+            gradient: That of the weights.
+            loss: `whole_batch()`; None if there is no other trainable variable.
+        """
+        if loss is None:
+            return gradient
+        descended, overwritten = iter(gradient), iter(loss.overwrites)
+        variables = self.model.trainable_variables
+        return [next(overwritten if v.overwrite_with_gradient else descended) for v in variables]
+
+    def scope(self, weights: list[tf.Tensor], state: list[tf.Tensor]) -> keras.StatelessScope:
+        """Returns the scope of the classifier at other weights, see `stateless.scope`."""
+        given = iter(weights)
+        variables = self.model.model.trainable_variables
+        every = [v.value if v.overwrite_with_gradient else next(given) for v in variables]
+        return stateless.scope(self.model.model, every, state)
+
+    def _check_traced(self, operations: list, weights: list[tf.Tensor], gradient: list) -> None:
+        """Checks L~ and its gradient, which have just been traced."""
+        if not operations:
+            return
+        classifier = self.model.model
+        checks.check_hard_label_loss(operations, classifier)
+        self._check_second_derivatives(operations, weights)
+        if any(g is None for g in gradient):
+            variables = stateless.weights(classifier)
+            checks.check_gradients(gradient, self._ordinary_gradient(variables), variables)
+
+    def _check_second_derivatives(self, operations: list, weights: list[tf.Tensor]) -> None:
+        if self.model.gradient == "hessian_vector_product":
+            checks.check_second_derivatives(operations, weights, self.model.model)
+
+    def _ordinary_gradient(self, weights: list[keras.Variable]) -> list:
+        """Returns the gradient of L~(B, w) by the variables, in a graph that is thrown away."""
+        found = []
+
+        def trace(batch: Batch) -> None:
+            with tf.GradientTape() as tape:
+                loss = self._hard_label_mean(batch, self.model(batch.x, training=True))
+            found.extend(tape.gradient(loss, weights))
+
+        with keras.StatelessScope():  # In no scope of other values; an init_scope stops tapes.
+            _trace(trace, _specs(self.batch))
+        return found
 
     def _loss_scale(self) -> tf.Tensor | None:
         """Returns the factor that the optimizer wants losses scaled by, None for 1."""
@@ -225,10 +332,11 @@ class Objective:
             )
 
     def _hard_label_mean(self, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
-        losses = self.cross_entropy(batch.y, outputs)
+        losses = self.cross_entropy(_single(batch.y), outputs)
         if batch.sample_weight is not None:
-            losses *= tf.cast(tf.reshape(batch.sample_weight, [-1]), losses.dtype)
-        return tf.cast(tf.reduce_mean(losses), self.model.trainable_variables[0].dtype)
+            weights = tf.reshape(_single(batch.sample_weight), [-1])
+            losses *= tf.cast(weights, losses.dtype)
+        return tf.cast(tf.reduce_mean(losses), scalar_dtype(stateless.weights(self.model)))
 
     def _in_place(self, outputs: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         """Returns outputs in the rows that their examples have in the mini-batch."""
@@ -282,13 +390,47 @@ def _scaled_loss(loss: tf.Tensor, scale: tf.Tensor | None) -> tf.Tensor:
     return loss if scale is None else loss * tf.cast(scale, loss.dtype)
 
 
-def _gather(values: tf.Tensor | None, rows: tf.Tensor) -> tf.Tensor | None:
-    return None if values is None else tf.gather(values, rows)
+def _gather(values: Any, rows: tf.Tensor) -> Any:
+    """Returns rows of a tensor, which may be sparse."""
+    if not isinstance(values, tf.SparseTensor):
+        return None if values is None else tf.gather(values, rows)
+    size = tf.size(rows)
+    place = tf.scatter_nd(
+        tf.cast(rows, tf.int64)[:, None], tf.range(1, size + 1), values.dense_shape[:1]
+    )
+    place = tf.gather(place, values.indices[:, 0])
+    kept = place > 0
+    indices = tf.concat([tf.cast(place, tf.int64)[:, None] - 1, values.indices[:, 1:]], axis=1)
+    shape = tf.concat([tf.cast(size, tf.int64)[None], values.dense_shape[1:]], axis=0)
+    found = tf.SparseTensor(
+        tf.boolean_mask(indices, kept), tf.boolean_mask(values.values, kept), shape
+    )
+    return tf.sparse.reorder(found)
 
 
-def _gradient(tape: tf.GradientTape, loss: tf.Tensor, weights: list) -> list[tf.Tensor]:
+def _single(structure: Any) -> tf.Tensor:
+    """Returns the one tensor of a structure, as labels may come by the name of their output."""
+    return keras.tree.flatten(structure)[0]
+
+
+def _dense(gradient: list, weights: list) -> list:
     """Returns a gradient that is zero where the loss does not depend on a weight."""
-    return tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return [tf.zeros_like(w) if g is None else g for g, w in zip(gradient, weights, strict=True)]
+
+
+def _trace(function: Callable, *arguments: Any) -> None:
+    """Traces a function, and throws the graph away."""
+    tf.function(function, autograph=False).get_concrete_function(*arguments)
+
+
+def _specs(examples: Any) -> Any:
+    """Returns the specifications of a structure of tensors with any number of rows."""
+
+    def spec(tensor: Any) -> tf.TypeSpec:
+        kind = tf.SparseTensorSpec if isinstance(tensor, tf.SparseTensor) else tf.TensorSpec
+        return kind([None, *tensor.shape[1:]], tensor.dtype)
+
+    return tf.nest.map_structure(spec, examples)
 
 
 def _zeros(tensors: list) -> list[tf.Tensor]:

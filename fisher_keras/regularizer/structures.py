@@ -48,10 +48,12 @@ class BatchLoss(LossAndGradient):
         outputs: The model's outputs, shape (B, K).
         changes: By how much the pass moves the model's state (moving statistics, seeds); None if
             it has moved it.
+        overwrites: The next values of the variables that are overwritten instead of descended.
     """
 
     outputs: tf.Tensor | None = None
     changes: list[tf.Tensor] | None = None
+    overwrites: list[tf.Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,8 +50,10 @@ class SubBatches:
         larger = self.remainder
         loops = [(0, self.count, lambda index: self.size + tf.cast(index < larger, tf.int32))]
         if static_sizes:
+            # XLA compiles a loop's body even if it never runs: no size may be above |B|.
+            above = tf.minimum(self.size + 1, tf.size(self.permutation))
             loops = [
-                (0, larger, lambda index: self.size + 1),
+                (0, larger, lambda index: above),
                 (larger, self.count, lambda index: self.size),
             ]
         sums = zeros
@@ -69,7 +71,7 @@ class SubBatches:
         def body(index: tf.Tensor, sums: Any) -> tuple[tf.Tensor, Any]:
             begin = index * self.size + tf.minimum(index, self.remainder)
             where = tf.slice(self.permutation, [begin], [size_of(index)])
-            return index + 1, tf.nest.map_structure(tf.add, sums, terms(index, where))
+            return index + 1, tf.nest.map_structure(_add, sums, terms(index, where))
 
         _, sums = tf.while_loop(
             lambda index, _: index < end,
@@ -99,6 +101,11 @@ def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor) ->
     )
     permutation = tf.argsort(keys)
     return SubBatches(permutation, count, batch_size // count, batch_size % count)
+
+
+def _add(total: tf.Tensor, term: tf.Tensor) -> tf.Tensor:
+    """Adds tensors of one shape; where that has a 1, TensorFlow would think of broadcasting."""
+    return tf.ensure_shape(total + term, total.shape)
 
 
 def _divide(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

@@ -18,7 +18,12 @@ from fisher_keras.classifier import stateless
 
 PACKAGE = pathlib.Path(fisher_keras.__file__).parent
 # Private attribute: the function of stateless.py that uses it.
-PRIVATE = {"_flatten_layers": "all_layers", "_keras_history": "output_layer"}
+PRIVATE = {
+    "_clip_gradients": "clipping",
+    "_flatten_layers": "all_layers",
+    "_iterations": "updates",
+    "_keras_history": "output_layer",
+}
 
 
 def private_attributes(path):

@@ -767,6 +767,35 @@ def test_every_way_to_run_a_step_gives_the_same_weights(gradient, shared):
         assert_close(results[name], results["graph"], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "num_sub_batches", "gradient", "shared"),
+    [
+        (1, 2, "finite_difference", False),
+        (1, 2, "hessian_vector_product", True),
+        (3, 1, "finite_difference", True),
+        (3, 1, "hessian_vector_product", False),
+    ],
+)
+def test_xla_takes_one_example_and_one_sub_batch(batch_size, num_sub_batches, gradient, shared):
+    random = np.random.RandomState(1)
+    x, y = random.randn(batch_size, 4), random.randint(0, NUM_CLASSES, batch_size)
+    results = []
+    for jit_compile in (False, True):
+        keras.utils.set_random_seed(7)
+        model = compiled(
+            keras.Sequential([keras.Input((4,)), keras.layers.Dense(NUM_CLASSES)]),
+            alpha=0.1,
+            beta=20.0,
+            num_sub_batches=num_sub_batches,
+            gradient=gradient,
+            share_gradients=shared,
+            compile_kwargs={"jit_compile": jit_compile},
+        )
+        model.train_on_batch(x, y)
+        results.append(weights_of(model))
+    assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "lion"])
 def test_any_optimizer(optimizer):
     x, y = images(40)

@@ -37,3 +37,26 @@ def test_the_split_is_even_random_and_complete(size, count):
     assert_equal(first, parts(1))
     if size > 3:
         assert np.any(np.concatenate(first) != np.concatenate(parts(2)))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_xla_sums_the_same_over_batches_of_every_size(count):
+    """Also those that fit in no sub-batch but one, and those that are split evenly."""
+
+    def sums(size, static_sizes):
+        split = split_batch(tf.constant(size), count, tf.constant([5, 0]))
+        rows = tf.cast(tf.range(size), tf.float32)
+
+        def terms(index, where):
+            values = tf.gather(rows, where)
+            placed = tf.scatter_nd(where[:, None], values[:, None], [size, 1])
+            return placed, tf.reduce_mean(values) * tf.cast(index + 1, tf.float32)
+
+        zeros = tf.zeros([size, 1]), tf.zeros(())
+        return split.sum_over(terms, zeros, static_sizes)
+
+    with_xla = tf.function(sums, jit_compile=True, autograph=False)
+    for size in range(1, 2 * count + 2):
+        placed, weighted = with_xla(size, True)
+        np.testing.assert_array_equal(placed[:, 0], np.arange(size))
+        np.testing.assert_allclose(weighted, sums(size, False)[1], rtol=1e-6)

@@ -1,0 +1,262 @@
+"""What Algorithm 1 takes for granted of a classifier, established from the graph that is traced.
+
+L~ is evaluated at w and at w - alpha g_i, by values that stand in for the classifier's variables
+(`stateless.scope`). That is right if its graph computes with these values alone, always does the
+same, and leaves nothing behind. All functions here look at operations that have just been traced:
+they cost time when a step is traced, and none when it runs.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from fisher_keras.classifier import stateless
+
+# Gradients that TensorFlow registers as not differentiable, although they are: the second
+# derivative would lack their part, silently. tests/regularizer/test_checks.py compares the list
+# with TensorFlow's.
+_WITHOUT_DERIVATIVE = frozenset(
+    [
+        "FakeQuantWithMinMaxArgsGradient",
+        "FakeQuantWithMinMaxVarsGradient",
+        "FakeQuantWithMinMaxVarsPerChannelGradient",
+        "ResizeBilinearGrad",
+        "SparseAddGrad",
+    ]
+)
+# These ask for numbers that differ each time, and have no attribute "seed" to tell them by.
+_RANDOM = ("Rng", "StatefulRandom", "StatefulStandard", "StatefulTruncated", "StatefulUniform")
+_ASSIGNING = ("Assign", "ResourceScatter", "ResourceApply", "ResourceStridedSliceAssign")
+# Functions of TensorFlow that hold constant what makes no difference: the shift of a logarithm of
+# sums, and a mean that is not held constant any more in `exact_moments`.
+_HARMLESS = re.compile(r"(ReduceLogSumExp|moments)(_\d+)?/StopGradient")
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+
+
+@contextlib.contextmanager
+def traced_operations() -> Iterator[list[tf.Operation]]:
+    """Collects the operations that are added to the graph in scope; in eager mode there are none.
+
+    Yields:
+        The list, filled at the end.
+    """
+    operations: list[tf.Operation] = []
+    if tf.executing_eagerly():
+        yield operations
+        return
+    graph = tf.compat.v1.get_default_graph()
+    before = len(graph.get_operations())
+    yield operations
+    operations += graph.get_operations()[before:]
+
+
+def check_layers(model: keras.Model) -> None:
+    """Checks that no layer holds something for each example of a batch.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: If one is a stateful RNN.
+    """
+    for layer in stateless.all_layers(model):
+        if getattr(layer, "stateful", False):
+            raise ValueError(
+                "A stateful RNN carries a state from the examples of one batch to those of the "
+                "next, and Algorithm 1 splits the batch at random. Use stateful=False. Given: "
+                f"layer {layer.name!r} with stateful=True."
+            )
+
+
+def check_calls(operations: Iterable[tf.Operation], model: keras.Model) -> None:
+    """Checks, before other values stand in for a model's weights, that no function captured them.
+
+    A `tf.function` is traced once, with the variables of its first call. Traced with values that
+    stand in for them, it could never be called again.
+
+    Args:
+        operations: Those of a call of the model.
+        model: The model.
+
+    Raises:
+        ValueError: If a function that the model calls holds a trainable variable of it.
+    """
+    check_variables([op for op in operations if op.type in _CALLS], model)
+
+
+def check_variables(operations: Iterable[tf.Operation], model: keras.Model) -> None:
+    """Checks that a model computes with the values that are given for its weights.
+
+    Args:
+        operations: Those of a loss and its gradient, traced with values for the model's variables.
+        model: The model.
+
+    Raises:
+        ValueError: If an operation takes a trainable variable itself.
+    """
+    weights = stateless.weights(model)
+    by_handle = dict(zip(map(id, stateless.handles(weights)), weights, strict=True))
+    for operation in operations:
+        for tensor in operation.inputs:
+            if tensor.dtype == tf.resource and id(_source(tensor)) in by_handle:
+                raise _captured(by_handle[id(_source(tensor))])
+
+
+def check_hard_label_loss(operations: Iterable[tf.Operation], model: keras.Model) -> None:
+    """Checks that L~ and its gradient depend on what they are given alone, and change nothing.
+
+    Args:
+        operations: Those of L~ and its gradient, traced with values for the model's variables.
+        model: The model.
+
+    Raises:
+        ValueError: If they read a trainable variable of the model, draw random numbers that
+            cannot be drawn again, or assign to a variable.
+    """
+    check_variables(operations, model)
+    for operation, node in _nodes(operations):
+        if _is_random(node):
+            raise ValueError(
+                "Algorithm 1 evaluates the model with the same random numbers at several weights, "
+                f"and those of {node.op} cannot be repeated. Draw them with keras.random and a "
+                "keras.random.SeedGenerator, or use a layer of Keras. Given: "
+                f"{_where(operation, model)}."
+            )
+        if node.op.startswith(_ASSIGNING):
+            raise ValueError(
+                "Algorithm 1 evaluates the model at several weights, and each evaluation would "
+                f"assign to a variable that Keras does not know ({node.op}). Make it with "
+                "add_weight or keras.Variable, and assign to it outside of any tf.function. "
+                f"Given: {_where(operation, model)}."
+            )
+
+
+def check_second_derivatives(
+    operations: Iterable[tf.Operation], weights: list[tf.Tensor], model: keras.Model
+) -> None:
+    """Checks that no derivative of a gradient is left out silently.
+
+    Args:
+        operations: Those of a loss and its gradient, in the order in which they were made.
+        weights: What the loss is a function of.
+        model: The model, to name the layer.
+
+    Raises:
+        ValueError: If TensorFlow takes one of the operations as not differentiable, or if the
+            model holds constant what depends on weights.
+    """
+    depending = {id(_source(weight)) for weight in weights}
+    for operation, node in _nodes(operations):
+        if any(id(_source(tensor)) in depending for tensor in operation.inputs):
+            depending |= {id(tensor) for tensor in operation.outputs}
+            held = node.op == "StopGradient" and not _HARMLESS.search(operation.name)
+            if held or node.op in _WITHOUT_DERIVATIVE:
+                raise no_second_derivative(f"{node.op} in {_where(operation, model)}")
+
+
+def no_second_derivative(given: str) -> ValueError:
+    """Returns the error that says that a second derivative does not exist.
+
+    Args:
+        given: Of what it does not: an operation, or TensorFlow's words.
+    """
+    # Of a long message, the operation, or what Keras prints in bold of it.
+    names = re.search(r"(?:no entry for: |op type: )(\w+)", given)
+    words = names or re.search(r"\x1b\[1m(.*?)\x1b\[0m", given, re.DOTALL)
+    given = words[1] if words else given
+    return ValueError(
+        "gradient='hessian_vector_product' needs second derivatives, which TensorFlow does not "
+        f"have here. Use gradient='finite_difference'. Given: {given}."
+    )
+
+
+def check_gradients(given: list, ordinary: list, weights: list[keras.Variable]) -> None:
+    """Checks that a gradient by values that stand in for weights reaches all that it should.
+
+    Args:
+        given: The gradient, None where the loss does not depend on a weight.
+        ordinary: The same of an ordinary backward pass on the variables.
+        weights: The variables.
+
+    Raises:
+        ValueError: If a weight has a gradient in the ordinary pass alone.
+    """
+    for stateless_one, one, weight in zip(given, ordinary, weights, strict=True):
+        if stateless_one is None and one is not None:
+            raise _captured(weight)
+
+
+def _captured(weight: keras.Variable) -> ValueError:
+    return ValueError(
+        "Algorithm 1 evaluates the model at other weights, which code that has captured a "
+        "variable itself does not see: tf.function, keras.remat, tf.recompute_grad, "
+        "tf.custom_gradient or a loaded SavedModel. Call the layer without that. Given: weight "
+        f"{weight.path!r}."
+    )
+
+
+def _source(tensor: Any) -> Any:
+    """Returns the tensor that a graph has captured, if it has captured this one."""
+    while not hasattr(tensor, "numpy"):
+        captures = getattr(tensor.graph, "captures", ())
+        outside = [outer for outer, inner in captures if inner is tensor]
+        if not outside:
+            break
+        tensor = outside[0]
+    return tensor
+
+
+def _nodes(operations: Iterable[tf.Operation]) -> Iterator[tuple[tf.Operation, Any]]:
+    """Yields operations and those inside of the functions that they call, as NodeDefs.
+
+    Each comes with the operation that it is, or that calls it.
+    """
+    library: dict[str, Any] = {}
+    for operation in operations:
+        if operation.type in ("Const", "Placeholder"):
+            continue
+        node = operation.node_def
+        yield operation, node
+        called, seen = _functions(node), set()
+        if called and not library:
+            definition = operation.graph.as_graph_def().library
+            library = {f.signature.name: f for f in definition.function}
+        while called:
+            name = called.pop()
+            if name in seen or name not in library:
+                continue
+            seen.add(name)
+            for inner in library[name].node_def:
+                yield operation, inner
+                called |= _functions(inner)
+
+
+def _functions(node: Any) -> set[str]:
+    """Returns the names of the functions that a node calls."""
+    names = set()
+    for attribute in node.attr.values():
+        names |= {f.name for f in [attribute.func, *attribute.list.func] if f.name}
+    return names
+
+
+def _is_random(node: Any) -> bool:
+    """Returns whether a node gives other values each time it runs."""
+    if node.op.startswith("CudnnRNN"):
+        return node.attr["dropout"].f > 0
+    if "seed" in node.attr:
+        return not node.attr["deterministic"].b
+    return node.op in ("PyFunc", "EagerPyFunc") or node.op.startswith(_RANDOM)
+
+
+def _where(operation: tf.Operation, model: keras.Model) -> str:
+    """Returns the layer that an operation belongs to, by the scopes in its name."""
+    names = {layer.name for layer in stateless.all_layers(model)}
+    for scope in reversed(operation.name.split("/")):
+        for name in (scope, re.sub(r"_\d+$", "", scope)):
+            if name in names:
+                return f"layer {name!r}"
+    return f"operation {operation.name!r}"

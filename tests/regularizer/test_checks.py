@@ -1,0 +1,383 @@
+"""A classifier that Algorithm 1 cannot evaluate at other weights is refused, and still works."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework import op_def_registry, ops
+
+from fisher_keras import FisherRegularizedModel
+from fisher_keras.regularizer import checks
+
+NUM_CLASSES = 3
+MODES = {
+    "graph": {"compile_kwargs": {}},
+    "eager": {"compile_kwargs": {"run_eagerly": True}},
+    "xla": {"compile_kwargs": {"jit_compile": True}},
+    "shared": {"share_gradients": True},
+    "hessian": {"gradient": "hessian_vector_product"},
+    "shared hessian": {"share_gradients": True, "gradient": "hessian_vector_product"},
+}
+
+
+def data(count=8, features=4):
+    random = np.random.RandomState(0)
+    x = random.randn(count, features).astype("float32")
+    return x, random.randint(0, NUM_CLASSES, count)
+
+
+def sequential(*layers, units=6):
+    keras.utils.set_random_seed(1)
+    first = [keras.Input((4,)), keras.layers.Dense(units, "tanh", name="first")]
+    return keras.Sequential([*first, *layers, keras.layers.Dense(NUM_CLASSES)])
+
+
+def compiled(model, compile_kwargs=None, **kwargs):
+    wrapped = FisherRegularizedModel(
+        model, **{"alpha": 0.1, "num_sub_batches": 2, "seed": 3, **kwargs}
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    options = {"jit_compile": False, **(compile_kwargs or {})}
+    if options.get("run_eagerly"):
+        del options["jit_compile"]
+    wrapped.compile(keras.optimizers.SGD(0.1), loss, **options)
+    return wrapped
+
+
+def plain_fit(model):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, jit_compile=False)
+    return model.fit(*data(), verbose=0).history["loss"][0]
+
+
+def assert_refused(make, match, **kwargs):
+    """A step raises one clear error, before anything changes."""
+    model = make()
+    model(data()[0])
+    before = model.get_weights()
+    wrapped = compiled(model, **kwargs)
+    with pytest.raises(ValueError, match=match) as error:
+        wrapped.train_on_batch(*data())
+    message = str(error.value)
+    assert len(message) < 400
+    assert "Given: " in message
+    for value, was in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, was)
+    return model
+
+
+def assert_works(model, make):
+    """A model that was refused trains as one that was never given."""
+    twin = make()
+    twin(data()[0])
+    twin.set_weights(model.get_weights())
+    assert plain_fit(model) == pytest.approx(plain_fit(twin), rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------ randomness
+
+
+class Noise(keras.layers.Layer):
+    """Adds noise of its own making, which changes nothing."""
+
+    def __init__(self, draw, **kwargs):
+        super().__init__(**kwargs)
+        self.draw = draw
+
+    def call(self, inputs, training=None):
+        return inputs + 0.0 * self.draw(inputs) if training else inputs
+
+
+GENERATOR = tf.random.Generator.from_seed(1)
+DRAWS = {
+    "normal": lambda x: tf.random.normal(tf.shape(x)),
+    "truncated": lambda x: tf.random.truncated_normal(tf.shape(x)),
+    "integers": lambda x: tf.cast(
+        tf.random.uniform(tf.shape(x), maxval=9, dtype=tf.int32), x.dtype
+    ),
+    "gamma": lambda x: tf.random.gamma(tf.shape(x), 1.0),
+    "poisson": lambda x: tf.random.poisson(tf.shape(x), 1.0),
+    "categorical": lambda x: tf.cast(tf.random.categorical(x, 1), x.dtype),
+    "shuffle": lambda x: tf.random.shuffle(x),
+    "dropout": lambda x: tf.nn.dropout(x, 0.5),
+    "generator": lambda x: GENERATOR.normal(tf.shape(x)),
+    "generator's uniform": lambda x: GENERATOR.uniform(tf.shape(x)),
+    "in a loop": lambda x: tf.map_fn(lambda row: row + tf.random.normal([6]), x),
+    "in a branch": lambda x: tf.cond(
+        tf.reduce_sum(x) > 1e9, lambda: x, lambda: tf.random.normal(tf.shape(x))
+    ),
+    "in a function": tf.function(lambda x: tf.random.normal(tf.shape(x)), autograph=False),
+    "python": lambda x: tf.reshape(
+        tf.py_function(lambda v: v + tf.random.normal(v.shape), [x], tf.float32), tf.shape(x)
+    ),
+    "numpy": lambda x: tf.reshape(tf.numpy_function(np.sin, [x], tf.float32), tf.shape(x)),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_random_numbers_that_cannot_be_repeated(draw):
+    assert_refused(lambda: sequential(Noise(draw, name="noisy")), "keras.random.*'noisy'")
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_random_numbers_in_every_mode(mode):
+    assert_refused(
+        lambda: sequential(Noise(DRAWS["dropout"], name="noisy")), "keras.random.*'noisy'", **mode
+    )
+
+
+class StatelessNoise(keras.layers.Layer):
+    """Draws from a generator of Keras that belongs to it, or from the one that all share."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.generator = keras.random.SeedGenerator(seed) if seed else None
+
+    def call(self, inputs):
+        return inputs + keras.random.normal(keras.ops.shape(inputs), seed=self.generator)
+
+
+@pytest.mark.parametrize("mode", ["graph", "eager", "shared hessian"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: keras.layers.Dropout(0.5, seed=1),
+        lambda: keras.layers.GaussianNoise(1.0, seed=1),
+        lambda: StatelessNoise(5),
+        lambda: StatelessNoise(None),
+    ],
+)
+def test_random_numbers_of_keras_are_the_same_at_both_weights(layer, mode):
+    """R / alpha tends to a limit; with other noise it would grow as 1 / alpha."""
+    traces = []
+    for alpha in (1e-2, 1e-3):
+        model = compiled(sequential(layer()), **{**MODES[mode], "alpha": alpha})
+        traces.append(model.train_on_batch(*data(), return_dict=True)["fisher_trace"])
+    assert traces[0] == pytest.approx(traces[1], rel=0.2)
+    assert traces[0] > 0
+
+
+# ------------------------------------------------------------------- weights that were captured
+
+
+class Inner(keras.layers.Layer):
+    """A layer that calls another one in some way."""
+
+    def __init__(self, way, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(6, "tanh")
+        self.way = way
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.function = self.way(self.dense)
+
+    def call(self, inputs):
+        return self.function(inputs)
+
+
+def custom_gradient(dense):
+    """A function that closes over its weights, whose gradients TensorFlow asks it for."""
+
+    @tf.custom_gradient
+    def function(x):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            y = dense(x)
+
+        def gradient(upstream, variables=()):
+            return (
+                tape.gradient(y, x, upstream),
+                tape.gradient(y, list(variables), upstream),
+            )
+
+        return tf.identity(y), gradient
+
+    return function
+
+
+WAYS = {
+    "tf.function": lambda dense: tf.function(dense.call),
+    "nested tf.function": lambda dense: tf.function(
+        lambda x: tf.function(dense.call, autograph=False)(x), autograph=False
+    ),
+    "keras.remat": lambda dense: keras.remat(dense.call),
+    "tf.recompute_grad": lambda dense: tf.recompute_grad(dense.call),
+    "tf.custom_gradient": custom_gradient,
+    "raw variable": lambda dense: lambda x: x @ dense.kernel._value,
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("mode", ["graph", "shared hessian"])
+def test_captured_weights(way, mode):
+    def make():
+        return sequential(Inner(way))
+
+    assert_works(assert_refused(make, "captured.*inner.*kernel", **MODES[mode]), make)
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_a_model_that_is_a_tf_function(mode):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(NUM_CLASSES)
+
+        @tf.function
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    assert_works(assert_refused(Model, "captured.*kernel", **mode), Model)
+
+
+class Counting(keras.layers.Layer):
+    """Counts its calls where Keras does not know of it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.count = tf.Variable(0.0, trainable=False)
+
+    def call(self, inputs):
+        self.count.assign_add(1.0)
+        return inputs
+
+
+@pytest.mark.parametrize("mode", ["graph", "eager", "shared"])
+def test_variables_that_keras_does_not_know(mode):
+    model = sequential(Counting(name="counting"))
+    with pytest.raises(ValueError, match=r"assign.*'counting'"):
+        compiled(model, **MODES[mode]).train_on_batch(*data())
+    assert float(model.layers[1].count) == 0
+
+
+def test_without_the_regularizer_any_model_will_do():
+    for way in ("tf.function", "keras.remat"):
+        compiled(sequential(Inner(WAYS[way])), beta=0).train_on_batch(*data())
+    compiled(sequential(Noise(DRAWS["dropout"])), beta=0).train_on_batch(*data())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_weights_that_only_a_penalty_reaches_are_no_captured_ones(shared):
+    class Penalized(keras.layers.Layer):
+        def build(self, shape):
+            self.kernel = self.add_weight(shape=(3,), regularizer="l2")
+
+        def call(self, inputs):
+            return inputs
+
+    model = sequential(Penalized())
+    before = np.array(model.layers[1].kernel)
+    compiled(model, share_gradients=shared).train_on_batch(*data())
+    np.testing.assert_allclose(model.layers[1].kernel, before * (1 - 0.1 * 0.02), rtol=1e-5)
+
+
+def test_a_loaded_saved_model(tmp_path):
+    sequential().export(tmp_path, verbose=False)
+
+    def make(trainable=True):
+        layer = keras.layers.TFSMLayer(tmp_path, call_endpoint="serve")
+        layer.trainable = trainable
+        return sequential(layer, units=4)
+
+    assert_refused(make, "captured.*kernel")
+    compiled(make(trainable=False)).train_on_batch(*data())
+
+
+# ------------------------------------------------------------------------- second derivatives
+
+
+def images(*layers):
+    reshape = keras.layers.Reshape((4, 4, 2))
+    return sequential(reshape, *layers, keras.layers.Flatten(), units=32)
+
+
+def on_images(function):
+    return lambda: images(keras.layers.Lambda(function, name="here"))
+
+
+WITHOUT_SECOND_DERIVATIVE = {
+    "bilinear": lambda: images(keras.layers.UpSampling2D(interpolation="bilinear", name="here")),
+    "bicubic": lambda: images(keras.layers.UpSampling2D(interpolation="bicubic", name="here")),
+    "resizing": lambda: images(keras.layers.Resizing(3, 3, name="here")),
+    "nearest": lambda: images(keras.layers.Resizing(3, 3, "nearest", name="here")),
+    "softsign": lambda: sequential(keras.layers.Activation("softsign")),
+    "renormalized": lambda: images(keras.layers.BatchNormalization(renorm=True, name="here")),
+    "spectral": lambda: images(
+        keras.layers.SpectralNormalization(keras.layers.Conv2D(2, 3), name="here")
+    ),
+    "held constant": on_images(lambda x: x * tf.stop_gradient(tf.sin(x))),
+    "in a loop": on_images(lambda x: tf.map_fn(lambda v: tf.image.resize(v, (3, 3)), x)),
+    "pooling": on_images(lambda x: tf.nn.max_pool_with_argmax(x, 2, 2, "SAME")[0]),
+    "local response": on_images(tf.nn.lrn),
+    "quantized": on_images(tf.quantization.fake_quant_with_min_max_args),
+    "crops": on_images(
+        lambda x: tf.image.crop_and_resize(x, tf.zeros([1, 4]) + 0.5, [0], [2, 2]) + x[:, :2, :2]
+    ),
+}
+
+
+@pytest.mark.parametrize("make", WITHOUT_SECOND_DERIVATIVE.values(), ids=WITHOUT_SECOND_DERIVATIVE)
+@pytest.mark.parametrize("mode", ["hessian", "shared hessian"])
+def test_second_derivatives_that_do_not_exist(make, mode):
+    assert_refused(make, "(?s)Use gradient='finite_difference'. Given: ", **MODES[mode])
+
+
+def test_second_derivatives_in_eager_mode():
+    make = WITHOUT_SECOND_DERIVATIVE["bilinear"]
+    match = "finite_difference'. Given: ResizeBilinearGrad in layer 'here'"
+    assert_refused(make, match, **MODES["hessian"], **MODES["eager"])
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: [keras.layers.Lambda(lambda x: x + tf.reduce_logsumexp(x, -1, keepdims=True))],
+        lambda: [keras.layers.BatchNormalization(), keras.layers.LayerNormalization()],
+        lambda: [keras.layers.UpSampling2D(), keras.layers.MaxPooling2D()],
+    ],
+)
+def test_second_derivatives_that_exist(layers):
+    """What is held constant there makes no difference."""
+    compiled(images(*layers()), **MODES["hessian"]).train_on_batch(*data())
+
+
+def test_what_depends_on_no_weight_may_be_held_constant():
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.layers.Reshape((2, 2, 1)),
+        keras.layers.Resizing(4, 4),
+        keras.layers.Flatten(),
+        keras.layers.Lambda(tf.stop_gradient),
+    ]
+    head = keras.layers.Dense(NUM_CLASSES)
+    model = keras.Sequential([keras.Input((4,)), *layers, head])
+    compiled(model, **MODES["hessian"]).train_on_batch(*data())
+
+
+# What it holds constant in purpose, and what the first derivative has no use for.
+HARMLESS = ("StopGradient", "TensorArrayGradV3", "TensorArrayGradWithShape")
+
+
+def test_second_derivatives_that_tensorflow_drops_are_all_listed():
+    def floats(arguments, attributes):
+        allowed = {a.name: list(a.allowed_values.list.type) for a in attributes}
+        float32 = tf.float32.as_datatype_enum
+        return any(
+            a.type == float32 or (a.type_attr and float32 in (allowed[a.type_attr] or [float32]))
+            for a in arguments
+        )
+
+    dropped = set()
+    for name in dir(tf.raw_ops):
+        definition = op_def_registry.get(name)
+        if definition is None or "Grad" not in name or name in HARMLESS:
+            continue
+        inputs = floats(definition.input_arg, definition.attr)
+        if not inputs or not floats(definition.output_arg, definition.attr):
+            continue
+        try:
+            dropped |= {name} if ops._gradient_registry.lookup(name) is None else set()
+        except LookupError:
+            continue
+    assert dropped == set(checks._WITHOUT_DERIVATIVE)
