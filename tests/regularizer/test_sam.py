@@ -239,5 +239,6 @@ def test_nothing_to_train():
         model.train_on_batch(*images())
 
 
-def test_the_example_runs():
+def test_the_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # It saves a model.
     assert doctest.testmod(sam, extraglobs={"np": np}).failed == 0
