@@ -7,8 +7,9 @@ they cost time when a step is traced, and none when it runs.
 """
 
 import contextlib
+import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -100,10 +101,11 @@ def check_variables(operations: Iterable[tf.Operation], model: keras.Model) -> N
     """
     weights = stateless.weights(model)
     by_handle = dict(zip(map(id, stateless.handles(weights)), weights, strict=True))
+    source = _sources()
     for operation in operations:
         for tensor in operation.inputs:
-            if tensor.dtype == tf.resource and id(_source(tensor)) in by_handle:
-                raise _captured(by_handle[id(_source(tensor))])
+            if tensor.dtype == tf.resource and id(source(tensor)) in by_handle:
+                raise _captured(by_handle[id(source(tensor))])
 
 
 def check_hard_label_loss(operations: Iterable[tf.Operation], model: keras.Model) -> None:
@@ -149,9 +151,10 @@ def check_second_derivatives(
         ValueError: If TensorFlow takes one of the operations as not differentiable, or if the
             model holds constant what depends on weights.
     """
-    depending = {id(_source(weight)) for weight in weights}
+    source = _sources()
+    depending = {id(source(weight)) for weight in weights}
     for operation, node in _nodes(operations):
-        if any(id(_source(tensor)) in depending for tensor in operation.inputs):
+        if any(id(source(tensor)) in depending for tensor in operation.inputs):
             depending |= {id(tensor) for tensor in operation.outputs}
             held = node.op == "StopGradient" and not _HARMLESS.search(operation.name)
             if held or node.op in _WITHOUT_DERIVATIVE:
@@ -199,15 +202,18 @@ def _captured(weight: keras.Variable) -> ValueError:
     )
 
 
-def _source(tensor: Any) -> Any:
-    """Returns the tensor that a graph has captured, if it has captured this one."""
-    while not hasattr(tensor, "numpy"):
-        captures = getattr(tensor.graph, "captures", ())
-        outside = [outer for outer, inner in captures if inner is tensor]
-        if not outside:
-            break
-        tensor = outside[0]
-    return tensor
+def _sources() -> Callable[[Any], Any]:
+    """Returns a function that takes a tensor to the one that its graph has captured as it."""
+    captures = functools.cache(
+        lambda graph: {id(inner): outer for outer, inner in getattr(graph, "captures", ())}
+    )
+
+    def source(tensor: Any) -> Any:
+        while not hasattr(tensor, "numpy") and id(tensor) in captures(tensor.graph):
+            tensor = captures(tensor.graph)[id(tensor)]
+        return tensor
+
+    return source
 
 
 def _nodes(operations: Iterable[tf.Operation]) -> Iterator[tuple[tf.Operation, Any]]:

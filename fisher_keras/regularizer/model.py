@@ -48,6 +48,12 @@ class FisherRegularizedModel(ClassifierWrapper):
     batch in L; its moving statistics, like the seeds of dropout, end a step as they would without
     the regularizer.
 
+    A classifier's own `compute_loss` is L, and its own `compute_metrics` adds to the logs. With an
+    optimizer that accumulates gradients, each mini-batch has a split of its own, and what is
+    clipped is their mean. What L~ cannot be evaluated with at other weights is refused when the
+    first step is traced: functions that have captured a weight (`tf.function`, `keras.remat`),
+    random numbers that are not of `keras.random`, and second derivatives that do not exist.
+
     The training logs also have `fisher_regularizer` (R_alpha), `fisher_trace` (R_alpha / alpha)
     and `gradient_norm` (before clipping), as means over the epoch's steps; the first two are NaN
     where no step of the epoch computed them, because beta was 0.

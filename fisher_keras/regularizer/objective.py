@@ -159,11 +159,7 @@ class Objective:
         """
         gradient = _unscaled(step.gradient, None)
         if shared:
-            weights = stateless.weights(self.model)
-            gradient = [
-                tf.zeros_like(w) if g is None else g
-                for g, w in zip(gradient, weights, strict=True)
-            ]
+            gradient = _dense(gradient, stateless.weights(self.model))
         return dataclasses.replace(step, gradient=gradient)
 
     def for_optimizer(self, step: Step) -> Step:
@@ -319,10 +315,10 @@ class Objective:
 
     def _loss(self, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
         """Returns L, the compiled loss with all penalties."""
-        checks = []
+        assertions = []
         if self.cross_entropy is not None and needs_check(self.model.model):
-            checks = self.cross_entropy.check_outputs(outputs)
-        with tf.control_dependencies(checks):
+            assertions = self.cross_entropy.check_outputs(outputs)
+        with tf.control_dependencies(assertions):
             return self.model.compute_loss(
                 x=batch.x,
                 y=batch.y,

@@ -105,7 +105,9 @@ def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor) ->
 
 def _add(total: tf.Tensor, term: tf.Tensor) -> tf.Tensor:
     """Adds tensors of one shape; where that has a 1, TensorFlow would think of broadcasting."""
-    return tf.ensure_shape(total + term, total.shape)
+    added = total + term
+    added.set_shape(total.shape)
+    return added
 
 
 def _divide(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
