@@ -108,11 +108,11 @@ def check_variables(operations: Iterable[tf.Operation], model: keras.Model) -> N
                 raise _captured(by_handle[id(source(tensor))])
 
 
-def check_hard_label_loss(operations: Iterable[tf.Operation], model: keras.Model) -> None:
-    """Checks that L~ and its gradient depend on what they are given alone, and change nothing.
+def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> None:
+    """Checks that a loss and its gradient depend on what is given alone, and change nothing.
 
     Args:
-        operations: Those of L~ and its gradient, traced with values for the model's variables.
+        operations: Those of the loss and gradient, traced with values for the model's variables.
         model: The model.
 
     Raises:
@@ -123,14 +123,14 @@ def check_hard_label_loss(operations: Iterable[tf.Operation], model: keras.Model
     for operation, node in _nodes(operations):
         if _is_random(node):
             raise ValueError(
-                "Algorithm 1 evaluates the model with the same random numbers at several weights, "
+                "Training evaluates the model with the same random numbers at several weights, "
                 f"and those of {node.op} cannot be repeated. Draw them with keras.random and a "
                 "keras.random.SeedGenerator, or use a layer of Keras. Given: "
                 f"{_where(operation, model)}."
             )
         if node.op.startswith(_ASSIGNING):
             raise ValueError(
-                "Algorithm 1 evaluates the model at several weights, and each evaluation would "
+                "Training evaluates the model at several weights, and each evaluation would "
                 f"assign to a variable that Keras does not know ({node.op}). Make it with "
                 "add_weight or keras.Variable, and assign to it outside of any tf.function. "
                 f"Given: {_where(operation, model)}."
@@ -195,7 +195,7 @@ def check_gradients(given: list, ordinary: list, weights: list[keras.Variable]) 
 
 def _captured(weight: keras.Variable) -> ValueError:
     return ValueError(
-        "Algorithm 1 evaluates the model at other weights, which code that has captured a "
+        "Training evaluates the model at other weights, too, which code that has captured a "
         "variable itself does not see: tf.function, keras.remat, tf.recompute_grad, "
         "tf.custom_gradient or a loaded SavedModel. Call the layer without that. Given: weight "
         f"{weight.path!r}."

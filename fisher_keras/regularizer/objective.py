@@ -241,13 +241,16 @@ class Objective:
             state: Values of the model's non-trainable variables.
         """
         scale = self._loss_scale()
-        with tf.GradientTape() as tape:
-            tape.watch(weights)
-            with stateless.scope(self.model.model, weights, state):
-                outputs = self.model(self.batch.x, training=True)
-                loss = self._loss(self.batch, outputs)
-            scaled_loss = _scaled_loss(loss, scale)
-        return LossAndGradient(loss, _unscaled(_gradient(tape, scaled_loss, weights), scale))
+        with checks.traced_operations() as operations:
+            with tf.GradientTape() as tape:
+                tape.watch(weights)
+                with self.scope(weights, state):
+                    outputs = self.model(self.batch.x, training=True)
+                    loss = self._loss(self.batch, outputs)
+                scaled_loss = _scaled_loss(loss, scale)
+            gradient = tape.gradient(scaled_loss, weights)
+        checks.check_evaluation(operations, self.model.model)
+        return LossAndGradient(loss, _unscaled(_dense(gradient, weights), scale))
 
     def zero_terms(self, weights: list[tf.Tensor], state: list[tf.Tensor], shared: bool) -> Terms:
         """Returns the sum of the terms of no sub-batch."""
@@ -284,7 +287,7 @@ class Objective:
         if not operations:
             return
         classifier = self.model.model
-        checks.check_hard_label_loss(operations, classifier)
+        checks.check_evaluation(operations, classifier)
         self._check_second_derivatives(operations, weights)
         if any(g is None for g in gradient):
             variables = stateless.weights(classifier)

@@ -104,15 +104,14 @@ class SharpnessAwareModel(ClassifierWrapper):
         objective = Objective(self, None, batch, batch.size())
         # Before the first pass moves it: the second is to see the same seeds.
         state = stateless.values(self.model.non_trainable_variables)
-        weights = stateless.values(self.model.trainable_variables)
+        weights = stateless.values(stateless.weights(self.model))
         here = objective.unscaled(objective.whole_batch())
         there = objective.loss_at(sharpest(weights, here.gradient, self.rho, self.adaptive), state)
         gradient = [
             None if g is None else t for g, t in zip(here.gradient, there.gradient, strict=True)
         ]
-        self.optimizer.apply_gradients(
-            zip(objective.scaled(gradient), self.trainable_weights, strict=True)
-        )
+        gradient = objective.with_overwrites(objective.scaled(gradient), here)
+        self.optimizer.apply_gradients(zip(gradient, self.trainable_weights, strict=True))
         sharpness = there.loss - here.loss
         self._sharpness.update_state(sharpness)
         tracker = next(metric for metric in self.metrics if metric.name == "loss")

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry, ops
 
-from fisher_keras import FisherRegularizedModel
+from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.regularizer import checks
 
 NUM_CLASSES = 3
@@ -381,3 +381,18 @@ def test_second_derivatives_that_tensorflow_drops_are_all_listed():
         except LookupError:
             continue
     assert dropped == set(checks._WITHOUT_DERIVATIVE)
+
+
+@pytest.mark.parametrize(
+    ("layer", "match"),
+    [
+        (lambda: Noise(DRAWS["dropout"]), "keras.random"),
+        (lambda: Inner(WAYS["keras.remat"]), "captured"),
+    ],
+)
+def test_sharpness_aware_minimization_refuses_them_as_well(layer, match):
+    model = SharpnessAwareModel(sequential(layer()))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, jit_compile=False)
+    with pytest.raises(ValueError, match=match):
+        model.train_on_batch(*data())
