@@ -19,7 +19,7 @@ from fisher_keras.classifier.moments import exact_moments
 _EXACT = contextvars.ContextVar("exact_second_derivatives", default=False)
 # First derivatives that TensorFlow registers as not differentiable, though they are. It has no
 # public list; tests/classifier/test_second_derivatives.py compares this one with its own.
-_TAKEN_FOR_CONSTANT = (
+TAKEN_FOR_CONSTANT = (
     "FakeQuantWithMinMaxArgsGradient",
     "FakeQuantWithMinMaxVarsGradient",
     "FakeQuantWithMinMaxVarsPerChannelGradient",
@@ -87,7 +87,7 @@ def vanishing_second_derivatives(graph: tf.Graph) -> list[str]:
     """
     definition = graph.as_graph_def()
     nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
-    found = (f"{node.op} ({node.name!r})" for node in nodes if node.op in _TAKEN_FOR_CONSTANT)
+    found = (f"{node.op} ({node.name!r})" for node in nodes if node.op in TAKEN_FOR_CONSTANT)
     return list(dict.fromkeys(found))
 
 
@@ -109,7 +109,8 @@ def _install() -> None:
         if not _EXACT.get() or method != "bilinear" or antialias:
             return original(images, size, method, preserve_aspect_ratio, antialias, name)
         images = tf.convert_to_tensor(images)
-        resized = original(tf.stop_gradient(images), size, method, preserve_aspect_ratio)
+        # No derivative comes by its shape.
+        resized = original(images, size, method, preserve_aspect_ratio)
 
         def matrix(axis: int) -> tf.Tensor:
             old, new = tf.shape(images)[axis], tf.shape(resized)[axis]

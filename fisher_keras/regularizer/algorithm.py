@@ -25,8 +25,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from fisher_keras.classifier.moments import exact_moments
-from fisher_keras.regularizer.checks import no_second_derivative
+from fisher_keras.regularizer.checks import second_derivatives
 from fisher_keras.regularizer.gradients import clip, global_norm, in_dtype
 from fisher_keras.regularizer.objective import Objective, SubBatch
 from fisher_keras.regularizer.structures import BatchLoss, LossAndGradient, Step, Terms
@@ -84,19 +83,17 @@ def hessian_vector_product(
     Raises:
         ValueError: If a second derivative does not exist.
     """
-    here = loss(weights) if here is None else here  # Line 4
-    norm = global_norm(here.gradient)
-    # Line 5. A unit direction keeps tangents inside the range of half precision.
-    unit = [
-        tf.stop_gradient(tf.math.divide_no_nan(d, tf.cast(norm, d.dtype))) for d in here.gradient
-    ]
-    try:
-        with exact_moments(), tf.autodiff.ForwardAccumulator(weights, unit) as accumulator:
+    with second_derivatives():
+        here = loss(weights) if here is None else here  # Line 4
+        norm = global_norm(here.gradient)
+        # Line 5. A unit direction keeps tangents inside the range of half precision.
+        unit = [
+            tf.stop_gradient(tf.math.divide_no_nan(d, tf.cast(norm, d.dtype)))
+            for d in here.gradient
+        ]
+        with tf.autodiff.ForwardAccumulator(weights, unit) as accumulator:
             gradient = loss(weights).gradient
         products = [accumulator.jvp(d, tf.UnconnectedGradients.ZERO) for d in gradient]
-    except (LookupError, NotImplementedError, TypeError) as error:
-        # The ways in which TensorFlow says so.
-        raise no_second_derivative(str(error)) from error
     return LossAndGradient(  # Line 7
         alpha * norm**2,
         [tf.cast(alpha * norm, product.dtype) * product for product in products],

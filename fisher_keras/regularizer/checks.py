@@ -16,19 +16,12 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
-
-# Gradients that TensorFlow registers as not differentiable, although they are: the second
-# derivative would lack their part, silently. tests/regularizer/test_checks.py compares the list
-# with TensorFlow's.
-_WITHOUT_DERIVATIVE = frozenset(
-    [
-        "FakeQuantWithMinMaxArgsGradient",
-        "FakeQuantWithMinMaxVarsGradient",
-        "FakeQuantWithMinMaxVarsPerChannelGradient",
-        "ResizeBilinearGrad",
-        "SparseAddGrad",
-    ]
+from fisher_keras.classifier.second_derivatives import (
+    TAKEN_FOR_CONSTANT,
+    exact_second_derivatives,
 )
+
+_WAY_OUT = "Use gradient='finite_difference'. Given: gradient='hessian_vector_product'."
 # These ask for numbers that differ each time, and have no attribute "seed" to tell them by.
 _RANDOM = ("Rng", "StatefulRandom", "StatefulStandard", "StatefulTruncated", "StatefulUniform")
 _ASSIGNING = ("Assign", "ResourceScatter", "ResourceApply", "ResourceStridedSliceAssign")
@@ -157,24 +150,28 @@ def check_second_derivatives(
         if any(id(source(tensor)) in depending for tensor in operation.inputs):
             depending |= {id(tensor) for tensor in operation.outputs}
             held = node.op == "StopGradient" and not _HARMLESS.search(operation.name)
-            if held or node.op in _WITHOUT_DERIVATIVE:
-                raise no_second_derivative(f"{node.op} in {_where(operation, model)}")
+            if held or node.op in TAKEN_FOR_CONSTANT:
+                raise ValueError(
+                    f"TensorFlow takes the derivative of {node.op} in {_where(operation, model)} "
+                    f"for zero, which makes second derivatives wrong. {_WAY_OUT}"
+                )
 
 
-def no_second_derivative(given: str) -> ValueError:
-    """Returns the error that says that a second derivative does not exist.
+@contextlib.contextmanager
+def second_derivatives() -> Iterator[None]:
+    """The context in which L~ is traced where its second derivatives are asked for.
 
-    Args:
-        given: Of what it does not: an operation, or TensorFlow's words.
+    Raises:
+        ValueError: If an operation has none that TensorFlow knows of.
     """
-    # Of a long message, the operation, or what Keras prints in bold of it.
-    names = re.search(r"(?:no entry for: |op type: )(\w+)", given)
-    words = names or re.search(r"\x1b\[1m(.*?)\x1b\[0m", given, re.DOTALL)
-    given = words[1] if words else given
-    return ValueError(
-        "gradient='hessian_vector_product' needs second derivatives, which TensorFlow does not "
-        f"have here. Use gradient='finite_difference'. Given: {given}."
-    )
+    try:
+        with exact_second_derivatives(_WAY_OUT):
+            yield
+    except (NotImplementedError, TypeError) as error:  # Of loops and recomputed functions.
+        bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.DOTALL)  # By Keras.
+        raise ValueError(
+            f"TensorFlow gives no second derivative: {bold[1] if bold else error} {_WAY_OUT}"
+        ) from error
 
 
 def check_gradients(given: list, ordinary: list, weights: list[keras.Variable]) -> None:

@@ -118,7 +118,8 @@ class Objective:
             state = stateless.values(classifier.non_trainable_variables)
             sub_batch = self.sub_batch(tf.constant(0), rows, state)
             values = stateless.values(stateless.weights(classifier))
-            _trace(self.hard_label_loss, sub_batch, values)
+            with checks.second_derivatives():
+                _trace(self.hard_label_loss, sub_batch, values)
 
     def whole_batch(self, weights: list[tf.Tensor] | None = None) -> BatchLoss:
         """Returns L(B, w), its gradient scaled as the optimizer wants it, and the outputs.
@@ -219,7 +220,6 @@ class Objective:
                 scaled_rest = _scaled_loss(rest, scale)
             hard = _unscaled(_dense(tape.gradient(scaled_hard_loss, weights), weights), scale)
         checks.check_variables(operations, self.model.model)
-        self._check_second_derivatives(operations, weights)
         gradient = _unscaled(_dense(tape.gradient(scaled_rest, weights), weights), scale)
         if shared:
             gradient = [tf.add(g, h) for g, h in zip(gradient, hard, strict=True)]
@@ -288,14 +288,11 @@ class Objective:
             return
         classifier = self.model.model
         checks.check_evaluation(operations, classifier)
-        self._check_second_derivatives(operations, weights)
+        if self.model.gradient == "hessian_vector_product":
+            checks.check_second_derivatives(operations, weights, classifier)
         if any(g is None for g in gradient):
             variables = stateless.weights(classifier)
             checks.check_gradients(gradient, self._ordinary_gradient(variables), variables)
-
-    def _check_second_derivatives(self, operations: list, weights: list[tf.Tensor]) -> None:
-        if self.model.gradient == "hessian_vector_product":
-            checks.check_second_derivatives(operations, weights, self.model.model)
 
     def _ordinary_gradient(self, weights: list[keras.Variable]) -> list:
         """Returns the gradient of L~(B, w) by the variables, in a graph that is thrown away."""

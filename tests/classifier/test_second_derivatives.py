@@ -213,7 +213,7 @@ def test_what_tensorflow_takes_for_constant():
         for name, entry in registered.items()
         if entry["type"] is None and "Grad" in name and not name.startswith(others)
     }
-    assert constant == set(second_derivatives._TAKEN_FOR_CONSTANT)
+    assert constant == set(second_derivatives.TAKEN_FOR_CONSTANT)
 
 
 @pytest.mark.parametrize(
