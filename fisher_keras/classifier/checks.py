@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from fisher_keras.classifier import stateless
+
 _MAX_LISTED = 4
 
 
@@ -19,7 +21,7 @@ def check_model(model: Any) -> None:
 
 def check_trainable(model: keras.Model) -> None:
     """Raises a ValueError if nothing of a built model is trainable."""
-    if not model.trainable_variables:
+    if not stateless.weights(model):
         raise ValueError(
             f"The model {model.name!r} has no trainable variables, so that its losses have no "
             "gradient. Set layer.trainable = True for some layer."

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from fisher_keras.classifier import Classifier
+from fisher_keras.classifier import Classifier, stateless
 from fisher_keras.fisher.cotangents import unit_cotangents
 from fisher_keras.fisher.gradients import Gradients
 from fisher_keras.fisher.structured import structured_gradients
@@ -45,7 +45,7 @@ class Batch:
         self.logits = self._logits_of(x)
         operations = graph.get_operations()[before:]
         self._leading = classifier.call_graph(x, training).leading_in(operations)
-        self.weights = weights_in_graph(classifier.model.trainable_variables, graph)
+        self.weights = weights_in_graph(stateless.weights(classifier.model), graph)
         self._outputs = self.logits.values
         self._outputs.set_shape([self.size, None])
         self.distance = self.logits.distance_from_probabilities()

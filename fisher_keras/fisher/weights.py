@@ -29,7 +29,7 @@ def weights_in_graph(variables: Sequence[keras.Variable], graph: tf.Graph) -> li
     """Finds trainable variables in a graph that has evaluated the model.
 
     Args:
-        variables: The model's `trainable_variables`.
+        variables: Its weights.
         graph: The graph of a `tf.function`.
 
     Returns:

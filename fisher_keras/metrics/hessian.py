@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.arguments import real_number
+from fisher_keras.classifier import stateless
 from fisher_keras.classifier.checks import check_trainable, count_examples
 from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
 from fisher_keras.classifier.labels import label_distributions
@@ -105,7 +106,7 @@ def hessian_log_determinant(
     """
     classifier = as_classifier(model, from_logits)
     eigenvalues = np.linalg.eigvalsh(hessian(classifier, x, y, label_smoothing=label_smoothing))
-    dtype = np.result_type(*[v.dtype for v in classifier.model.trainable_variables])
+    dtype = np.result_type(*[v.dtype for v in stateless.weights(classifier.model)])
     tolerance = eigenvalues.size * np.finfo(dtype).eps * np.abs(eigenvalues).max()
     negative = np.sum(eigenvalues < -tolerance)
     zero = np.sum(np.abs(eigenvalues) <= tolerance)
@@ -130,7 +131,7 @@ def _second_derivatives(classifier: Classifier) -> Any:
     """Makes the `tf.function` that `exact_second_derivatives` is to be the context of."""
     # Of its own: another's trace may have other moments.
     logits = logits_function(classifier)
-    variables = [v.value for v in classifier.model.trainable_variables]
+    variables = [v.value for v in stateless.weights(classifier.model)]
 
     @tf.function(autograph=False)
     def second_derivatives(x: Any, target: tf.Tensor) -> tuple:

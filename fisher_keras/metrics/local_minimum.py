@@ -12,6 +12,7 @@ import numpy as np
 import tqdm.auto
 
 from fisher_keras.arguments import whole_number
+from fisher_keras.classifier import stateless
 from fisher_keras.classifier.checks import ExamplesError, check_trainable
 from fisher_keras.classifier.classifier import Classifier, as_classifier
 from fisher_keras.classifier.labels import (
@@ -213,7 +214,7 @@ def evaluate_local_minimum(
                 file.add(trial)
         trials.append(trial)
     seconds = time.monotonic() - start
-    num_parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    num_parameters = sum(int(np.prod(v.shape)) for v in stateless.weights(model))
     singular = _singular_note(trials, options.num_samples, num_parameters)
     if singular:
         warnings.warn(singular, SingularGramWarning, stacklevel=2)
