@@ -149,8 +149,7 @@ def check_second_derivatives(
     for operation, node in _nodes(operations):
         if any(id(source(tensor)) in depending for tensor in operation.inputs):
             depending |= {id(tensor) for tensor in operation.outputs}
-            held = node.op == "StopGradient" and not _HARMLESS.search(operation.name)
-            if held or node.op in TAKEN_FOR_CONSTANT:
+            if _holds_constant(node, operation.name) or node.op in TAKEN_FOR_CONSTANT:
                 raise ValueError(
                     f"TensorFlow takes the derivative of {node.op} in {_where(operation, model)} "
                     f"for zero, which makes second derivatives wrong. {_WAY_OUT}"
@@ -253,6 +252,13 @@ def _is_random(node: Any) -> bool:
     if "seed" in node.attr:
         return not node.attr["deterministic"].b
     return node.op in ("PyFunc", "EagerPyFunc") or node.op.startswith(_RANDOM)
+
+
+def _holds_constant(node: Any, name: str) -> bool:
+    """Returns whether a node holds constant what has a derivative."""
+    if node.op != "StopGradient" or not tf.as_dtype(node.attr["T"].type).is_floating:
+        return False  # A shape, such as the one that the gradient of average pooling holds.
+    return not _HARMLESS.search(name)
 
 
 def _where(operation: tf.Operation, model: keras.Model) -> str:

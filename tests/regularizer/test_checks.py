@@ -354,6 +354,7 @@ def test_second_derivatives_in_eager_mode():
         lambda: [keras.layers.Lambda(lambda x: x + tf.reduce_logsumexp(x, -1, keepdims=True))],
         lambda: [keras.layers.BatchNormalization(), keras.layers.LayerNormalization()],
         lambda: [keras.layers.UpSampling2D(), keras.layers.MaxPooling2D()],
+        lambda: [keras.layers.AveragePooling2D(2), keras.layers.Activation("gelu")],
     ],
 )
 def test_second_derivatives_that_exist(layers):

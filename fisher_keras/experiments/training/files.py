@@ -1,6 +1,7 @@
 """The output directory of a training run: its files, and whether it may be used."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -9,6 +10,7 @@ import pathlib
 import tempfile
 
 from fisher_keras.atomic import replacing
+from fisher_keras.experiments.training.config import TrainingConfig
 
 # Flags that may change on the way: the data are known by their fingerprint.
 _NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume"}
@@ -119,6 +121,8 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 
 def _check_same_flags(stored: dict, given: dict, directory: pathlib.Path) -> None:
+    # A flag that is newer than the run had its default then.
+    stored = {**dataclasses.asdict(TrainingConfig()), **stored}
     names = sorted((stored.keys() | given.keys()) - _NOT_DECISIVE)
     different = [
         f"--{name} was {stored.get(name)}, is {given.get(name)}"

@@ -482,3 +482,14 @@ def test_a_training_with_plateaus_that_was_cut_goes_on_in_the_same_way(tmp_path)
     assert len(set(whole["history"]["learning_rate"])) > 1
     assert resumed["train"] == whole["train"]
     assert resumed["confusion"] == whole["confusion"]
+
+
+def test_resume_knows_flags_newer_than_the_run(tmp_path, plain_run):
+    directory = tmp_path / "run"
+    shutil.copytree(plain_run, directory)
+    record = json.loads((directory / "run.json").read_text())
+    assert not record["flags"].pop("adaptive")
+    (directory / "run.json").write_text(json.dumps(record))
+    assert train(tiny_config(directory, resume=True)) == record
+    with pytest.raises(ValueError, match="--adaptive was False, is True"):
+        train(tiny_config(directory, resume=True, method="sam", adaptive=True))
