@@ -3,7 +3,8 @@
 A batch of B images is split into M = B / 16 sub-batches. Strengths are multiples of parity, where
 the regularizer is as strong as the implicit one of SGD: 2 alpha beta M (1 - m) / learning rate is
 1, m being the momentum (see `FisherRegularizedModel` on `explicit_to_implicit`, which leaves m
-out). Large batches have less of the implicit one: there the explicit one has something to give back.
+out). Large batches have less of the implicit one: there the explicit one has something to give
+back.
 """
 
 import dataclasses

@@ -262,8 +262,8 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
     Returns:
         The configuration that is trained. None is left where the architecture or the data decide
         (`depth`, `width`, `l2_penalty`, `train_size`, `data_dir`), for `settings_file` and, but
-        for sam, for `method`, whose values are now in the other fields, and, without `regularize`, for
-        those of the regularizer's options that are not given.
+        for sam, for `method`, whose values are now in the other fields, and, without
+        `regularize`, for those of the regularizer's options that are not given.
 
     Raises:
         ValueError: If `settings_file` is no table, or a value in it cannot be used.
