@@ -170,12 +170,7 @@ def check_replicas(model: keras.Model, own_loss: bool) -> None:
             f"{what} computes gradients on each of them: call this by strategy.run, not in "
             "strategy.scope() alone."
         )
-    variables = [*model.model.variables, *model.optimizer.variables]
-    if not all(isinstance(v.value, tf.distribute.DistributedValues) for v in variables):
-        raise ValueError(
-            f"{what} needs variables on each of them: make the classifier, the model and the "
-            "optimizer, and compile, in strategy.scope()."
-        )
+    check_in_scope(model, strategy)
     if stateless.overwritten(model.model):
         raise ValueError(
             f"{what} cannot train in float8, whose scales would differ between replicas. Use "
@@ -189,6 +184,19 @@ def check_replicas(model: keras.Model, own_loss: bool) -> None:
         )
     _check_loss(model, own_loss, what)
     stateless.check_equal_gradients(model.optimizer)
+
+
+def check_in_scope(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
+    """Raises a ValueError if replicas have no copies of their own of a model's variables."""
+    if strategy.num_replicas_in_sync == 1:
+        return
+    variables = [*model.model.variables, *(model.optimizer.variables if model.optimizer else ())]
+    if not all(isinstance(v.value, tf.distribute.DistributedValues) for v in variables):
+        raise ValueError(
+            f"{type(model).__name__} needs variables on each of {strategy.num_replicas_in_sync} "
+            "replicas: make the classifier, the model and the optimizer, and compile, in "
+            "strategy.scope()."
+        )
 
 
 def _check_loss(model: keras.Model, own_loss: bool, what: str) -> None:
@@ -232,6 +240,7 @@ class ReplicatedModel(ClassifierWrapper):
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Keras' own takes the batches of several workers for tensors.
         strategy = self.distribute_strategy
+        check_in_scope(self, strategy)
         if iterator is not None and _has_workers(strategy):
             _, _, batches = next(iter(iterator))
             local = strategy.experimental_local_results
