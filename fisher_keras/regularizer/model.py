@@ -18,7 +18,7 @@ from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
 from fisher_keras.regularizer.gradients import clip, global_norm
 from fisher_keras.regularizer.logs import MeanOfKnown
 from fisher_keras.regularizer.objective import Batch, Objective, prepare
-from fisher_keras.regularizer.replicas import ReplicatedModel, Replica, replica_logs
+from fisher_keras.regularizer.replicas import Replica, ReplicatedModel, replica_logs
 from fisher_keras.regularizer.structures import BatchLoss, Step
 
 GRADIENTS = tuple(EQUATION_6)

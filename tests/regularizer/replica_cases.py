@@ -140,8 +140,7 @@ def gradients(wrapped, size, weighted=False):
     data = (X[:size].astype(dtype), Y[:size], *([WEIGHT[:size].astype(dtype)] * weighted))
     per_replica = STRATEGY.experimental_distribute_values_from_function(
         lambda context: tuple(
-            tf.constant(np.array_split(a, R)[context.replica_id_in_sync_group])
-            for a in data
+            tf.constant(np.array_split(a, R)[context.replica_id_in_sync_group]) for a in data
         )
     )
 
@@ -363,7 +362,9 @@ def test_masks_of_dropout_are_those_of_one_device_with_as_many_sub_batches(float
         alone = regularized(network(dropout=0.5), R, beta=beta)
         found.append((gradients(mine, 16), gradients_alone(alone, 16)))
     (mine, alone), (less, alone_less) = found
-    differences = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(*found, strict=True)]
+    differences = [
+        [a - b for a, b in zip(*pair, strict=True)] for pair in zip(*found, strict=True)
+    ]
     assert_close(differences[0][:-2], differences[1][:-2], "float64", "dropout")
     np.testing.assert_allclose(mine[-1], alone[-1], rtol=1e-12)
 
