@@ -138,7 +138,8 @@ def regularized_step(
         share: Of all sub-batches, which part are those of this replica; None if it is alone.
 
     Returns:
-        The step, on several replicas this one's part of it, not clipped. Its changes are None unless gradients are shared.
+        The step; on several replicas, this one's part of it. Its changes are None unless gradients
+        are shared.
     """
     share_gradients = loss is None
 

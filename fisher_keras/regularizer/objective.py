@@ -99,7 +99,7 @@ class Objective:
     cross_entropy: HardLabelCrossEntropy | None
     batch: Batch
     batch_size: tf.Tensor
-    replica: Replica = Replica()
+    replica: Replica = dataclasses.field(default_factory=Replica)
     shares: Shares | None = None
 
     @classmethod
@@ -428,8 +428,8 @@ def prepare(model: ClassifierWrapper, batch: Batch, own_loss: bool) -> None:
     if tf.distribute.get_strategy().num_replicas_in_sync > 1 and synchronized_layers(model):
         tf.debugging.assert_positive(
             batch.size(),
-            "A replica got no example of a mini-batch, and a BatchNormalization(synchronized=True) "
-            "takes its moments over all replicas. Give batches of one size, by drop_remainder=True.",
+            "A replica got no example of a mini-batch, and BatchNormalization(synchronized=True) "
+            "takes its moments over all. Give batches of one size, by drop_remainder=True.",
         )
 
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.wrapper import ClassifierWrapper
+from fisher_keras.processes import count_processes
 
 _MEANS = ("sum_over_batch_size", "mean")
 
@@ -241,7 +242,7 @@ class ReplicatedModel(ClassifierWrapper):
         # Keras' own takes the batches of several workers for tensors.
         strategy = self.distribute_strategy
         check_in_scope(self, strategy)
-        if iterator is not None and _has_workers(strategy):
+        if iterator is not None and count_processes(strategy) > 1:
             _, _, batches = next(iter(iterator))
             local = strategy.experimental_local_results
             data_batch = tf.nest.map_structure(lambda batch: local(batch)[0], next(batches))
@@ -251,13 +252,7 @@ class ReplicatedModel(ClassifierWrapper):
 
 def replica_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Returns the logs of a step on this replica in the form that Keras reduces."""
-    if not _has_workers(tf.distribute.get_strategy()):
+    if count_processes(tf.distribute.get_strategy()) == 1:
         return logs
     # For several workers, it takes the mean along an axis that a number has not.
     return {name: tf.reshape(value, [1]) for name, value in logs.items()}
-
-
-def _has_workers(strategy: tf.distribute.Strategy) -> bool:
-    """Returns whether replicas are in several processes."""
-    count = strategy.num_replicas_in_sync
-    return count > 1 and count > len(strategy.extended.worker_devices)

@@ -109,7 +109,7 @@ def split_as_on(global_size):
             first += share
         assert sizes == sorted(sizes, reverse=True), sizes
         assert sizes[0] - sizes[-1] <= 1, sizes
-        count, numbers = len(sizes), (len(sizes), size // len(sizes), size % len(sizes))
+        numbers = len(sizes), size // len(sizes), size % len(sizes)
         return SubBatches(tf.concat(permutation, 0), *map(tf.constant, numbers))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -149,11 +149,8 @@ def gradients(wrapped, size, weighted=False):
         return STRATEGY.run(wrapped.regularized_gradients, args=batch)
 
     results = run(per_replica)
-    first = [
-        tf.nest.map_structure(lambda v: STRATEGY.experimental_local_results(v)[r], results)
-        for r in range(R)
-    ]
-    flat = [[v.numpy() for v in tf.nest.flatten(one)] for one in first]
+    copies = [STRATEGY.experimental_local_results(v) for v in tf.nest.flatten(results)]
+    flat = [[v.numpy() for v in one] for one in zip(*copies, strict=True)]
     for other in flat[1:]:
         for a, b in zip(flat[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -323,7 +320,7 @@ def test_own_moments_of_batch_normalization(float64):
     with STRATEGY.scope():
         mine = regularized(network("own"), optimizer=SGD(1e-9))
     alone = regularized(network("own"), R)
-    gradient, loss, regularizer = _parts(gradients_alone(alone, size), alone)
+    gradient, _, regularizer = _parts(gradients_alone(alone, size), alone)
     right, whole_loss, plain = [], 0.0, [0.0] * len(gradient)
     for part in (slice(0, size), *(slice(r * share, (r + 1) * share) for r in range(R))):
         classifier = network("own")
@@ -361,12 +358,11 @@ def test_masks_of_dropout_are_those_of_one_device_with_as_many_sub_batches(float
             mine = regularized(network(dropout=0.5), beta=beta)
         alone = regularized(network(dropout=0.5), R, beta=beta)
         found.append((gradients(mine, 16), gradients_alone(alone, 16)))
-    (mine, alone), (less, alone_less) = found
-    differences = [
+    mine, alone = (
         [a - b for a, b in zip(*pair, strict=True)] for pair in zip(*found, strict=True)
-    ]
-    assert_close(differences[0][:-2], differences[1][:-2], "float64", "dropout")
-    np.testing.assert_allclose(mine[-1], alone[-1], rtol=1e-12)
+    )
+    assert_close(mine[:-2], alone[:-2], "float64", "dropout")
+    np.testing.assert_allclose(found[0][0][-1], found[0][1][-1], rtol=1e-12)
 
 
 @pytest.mark.parametrize("batch_norm", [None, "own", "synchronized"])
@@ -430,7 +426,7 @@ def test_replicas_split_their_shares_differently(float64):
     assert float(regularizer) != pytest.approx(float(alone.regularized_gradients(*data)[2]), 1e-6)
 
 
-# ---------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------- what is refused
 
 
 class OwnLoss(keras.Sequential):

@@ -1,14 +1,15 @@
 """The devices and processes of one training: what `--strategy` says."""
 
-import dataclasses
 import os
 
+import numpy as np
 import tensorflow as tf
+
+from fisher_keras.processes import Processes
 
 STRATEGIES = ("none", "mirrored", "multi_worker")
 
 
-@dataclasses.dataclass(frozen=True)
 class Workers:
     """The processes of a training, each with some of its replicas; all run the same program.
 
@@ -17,8 +18,10 @@ class Workers:
         is_chief: Whether this process is the one that decides, prints, and writes files.
     """
 
-    strategy: tf.distribute.Strategy
-    is_chief: bool = True
+    def __init__(self, strategy: tf.distribute.Strategy) -> None:
+        self.strategy = strategy
+        self._processes = Processes.of(strategy)
+        self.is_chief = self._processes.is_chief
 
     @classmethod
     def start(cls, name: str) -> "Workers":
@@ -43,12 +46,9 @@ class Workers:
                 "each process of the others and of its place among them"
             )
         try:
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            return cls(tf.distribute.MultiWorkerMirroredStrategy())
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise ValueError(f"--strategy=multi_worker cannot start: {error}") from error
-        resolver = strategy.cluster_resolver
-        has_chief = "chief" in resolver.cluster_spec().jobs
-        return cls(strategy, resolver.task_type == "chief" or _is_first(resolver, has_chief))
 
     @property
     def replicas(self) -> int:
@@ -57,11 +57,12 @@ class Workers:
 
     def told_by_chief(self, value: float) -> float:
         """Returns in all processes the value that the chief has."""
-        return self._sum(value if self.is_chief else 0.0)
+        return float(self._processes.sum(np.float64(value if self.is_chief else 0)))
 
     def agree(self, value: int) -> bool:
         """Returns in all processes whether all have the chief's value."""
-        return self._sum(float(self.told_by_chief(value) != value)) == 0
+        other = self.told_by_chief(value) != value
+        return not self._processes.sum(np.float64(other))
 
     def shared(self, batches: tf.data.Dataset) -> tf.data.Dataset:
         """Returns batches of which each process is to take its share, example by example."""
@@ -69,22 +70,3 @@ class Workers:
         policy = tf.data.experimental.AutoShardPolicy.DATA
         options.experimental_distribute.auto_shard_policy = policy
         return batches.with_options(options)
-
-    def _sum(self, value: float) -> float:
-        """Returns the sum of a number that each process gives."""
-        if self.replicas == 1:
-            return value
-
-        def add() -> tf.Tensor:
-            context = tf.distribute.get_replica_context()
-            here = len(self.strategy.extended.worker_devices)
-            # Of the replicas of a process, the first one gives it.
-            first = context.replica_id_in_sync_group % here == 0
-            given = tf.where(first, tf.constant(value, tf.float64), 0)
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, given)
-
-        return float(self.strategy.experimental_local_results(self.strategy.run(add))[0])
-
-
-def _is_first(resolver: tf.distribute.cluster_resolver.ClusterResolver, has_chief: bool) -> bool:
-    return resolver.task_type == "worker" and resolver.task_id == 0 and not has_chief
