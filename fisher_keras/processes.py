@@ -1,4 +1,4 @@
-"""The processes of a `tf.distribute.MultiWorkerMirroredStrategy`, and what they tell each other."""
+"""The processes of a `MultiWorkerMirroredStrategy`, and what they tell each other."""
 
 import dataclasses
 from collections.abc import Callable

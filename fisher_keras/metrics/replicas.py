@@ -36,8 +36,9 @@ def replica_strategy(model: keras.Model) -> tf.distribute.Strategy:
     if count > 1 and not isinstance(strategy, known):
         raise ValueError(
             "Trials are spread over the replicas of a tf.distribute.MirroredStrategy, the devices "
-            f"of one machine, or of a MultiWorkerMirroredStrategy. Given: a {type(strategy).__name__} of {count} replicas. Save the "
-            "model, and evaluate it where it is loaded outside of that strategy."
+            "of one machine, or of a MultiWorkerMirroredStrategy. Given: a "
+            f"{type(strategy).__name__} of {count} replicas. Save the model, and evaluate it "
+            "where it is loaded outside of that strategy."
         )
     return strategy
 

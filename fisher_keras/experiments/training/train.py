@@ -84,8 +84,8 @@ def train(
     Returns:
         A dict for JSON: `status`; `flags`, the configuration with the recipe's values; `seed`;
         `versions`, `git_revision`, `device` and `replicas`; `resumed`, the same of each time the
-        run was resumed; `data`, the fingerprint and numbers of images; `parameters`; `train` and `test`
-        after the last epoch, in inference mode, the training images not augmented, and
+        run was resumed; `data`, the fingerprint and numbers of images; `parameters`; `train` and
+        `test` after the last epoch, in inference mode, the training images not augmented, and
         `confusion` if there is such a set: `loss` (with weight penalties and label smoothing),
         `cross_entropy` (without), `error_percent` and `calibration_error`;
         `wall_time_s` of all epochs and this evaluation; `seconds_per_epoch`, the median;
