@@ -57,12 +57,18 @@ class FisherRegularizedModel(ReplicatedModel):
     first step is traced: functions that have captured a weight (`tf.function`, `keras.remat`),
     random numbers that are not of `keras.random`, and second derivatives that do not exist.
 
+    Under a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`, made and compiled in
+    its scope, R replicas do what one device does with R M sub-batches of the same examples:
+    gradients are added up before they are clipped, and the moving statistics move by the mean over
+    the replicas. BatchNormalization takes its moments in L from each replica's share of the batch,
+    or, `synchronized=True`, from the whole of it. docs/several_devices.md has the details.
+
     The training logs also have `fisher_regularizer` (R_alpha), `fisher_trace` (R_alpha / alpha)
     and `gradient_norm` (before clipping), as means over the epoch's steps; the first two are NaN
     where no step of the epoch computed them, because beta was 0.
 
-    They have `explicit_to_implicit`, too: 2 alpha beta M / learning rate, by how much this
-    regularizer is stronger than the one that SGD has anyway. With steps of a small learning rate
+    They have `explicit_to_implicit`, too: 2 alpha beta M / learning rate, with R M for M on R
+    replicas, by how much this regularizer is stronger than the one that SGD has anyway. With steps of a small learning rate
     eta, SGD follows the gradient of L(w) + eta / 4 times the mean of ||g_B||^2 over mini-batches B
     (S. L. Smith, B. Dherin, D. G. T. Barrett and S. De, "On the Origin of Implicit Regularization
     in Stochastic Gradient Descent", ICLR 2021, arXiv 2101.12176); beta R_alpha, its g_i held
@@ -110,6 +116,7 @@ class FisherRegularizedModel(ReplicatedModel):
                 the step is a plain Keras step, to the last bit: neither R nor the clipping.
             num_sub_batches: M (4, 8 or 16 in the paper). Sizes that do not divide are split as
                 evenly as they can be; a batch of fewer than M examples is split into single ones.
+                On R replicas each splits its share of the batch into M: R M sub-batches in all.
             clip_norm: The global norm that gradients are clipped to (tau, 1 to 15 in the paper);
                 None does not clip.
             gradient: "finite_difference" as in the paper, or "hessian_vector_product": its limit

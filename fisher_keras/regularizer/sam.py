@@ -42,6 +42,9 @@ class SharpnessAwareModel(ReplicatedModel):
     are of w, and have `sharpness`, $L(B, w + \epsilon) - L(B, w)$, as a mean over the epoch's
     steps.
 
+    Under a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy` epsilon is that of
+    the whole batch, the same on all replicas; see docs/several_devices.md.
+
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
 
