@@ -68,14 +68,15 @@ class FisherRegularizedModel(ReplicatedModel):
     where no step of the epoch computed them, because beta was 0.
 
     They have `explicit_to_implicit`, too: 2 alpha beta M / learning rate, with R M for M on R
-    replicas, by how much this regularizer is stronger than the one that SGD has anyway. With steps of a small learning rate
-    eta, SGD follows the gradient of L(w) + eta / 4 times the mean of ||g_B||^2 over mini-batches B
-    (S. L. Smith, B. Dherin, D. G. T. Barrett and S. De, "On the Origin of Implicit Regularization
-    in Stochastic Gradient Descent", ICLR 2021, arXiv 2101.12176); beta R_alpha, its g_i held
-    constant, is alpha beta / 2 times the mean of ||g_i||^2. Where noise dominates gradients, those
-    of B / M examples are sqrt(M) times as long: the ratio follows. It takes B for larger than M,
-    and no momentum m: the learning rate is in effect 1 / (1 - m) times as large, the ratio smaller
-    by that. Far below 1, beta changes next to nothing.
+    replicas, by how much this regularizer is stronger than the one that SGD has anyway. With steps
+    of a small learning rate eta, SGD follows the gradient of L(w) + eta / 4 times the mean of
+    ||g_B||^2 over mini-batches B (S. L. Smith, B. Dherin, D. G. T. Barrett and S. De, "On the
+    Origin of Implicit Regularization in Stochastic Gradient Descent", ICLR 2021, arXiv
+    2101.12176); beta R_alpha, its g_i held constant, is alpha beta / 2 times the mean of
+    ||g_i||^2. Where noise dominates gradients, those of B / M examples are sqrt(M) times as long:
+    the ratio follows. It takes B for larger than M, and no momentum m: the learning rate is in
+    effect 1 / (1 - m) times as large, the ratio smaller by that. Far below 1, beta changes next to
+    nothing.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
