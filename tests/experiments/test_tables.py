@@ -125,7 +125,7 @@ def test_a_table_of_settings_decides_the_regularized_runs_alone(tmp_path):
 
 
 def test_records_of_before_are_still_those_of_runs():
-    results = pathlib.Path(__file__).parents[2] / "results"
+    results = pathlib.Path(__file__).parents[2] / "results" / "archive"
     lines = (results / "regularization_laptop" / "runs.jsonl").read_text().splitlines()
     settings = str(results / "regularizer_settings_laptop.json")
     preset = preset_of(PRESETS, ExperimentOptions(preset="laptop"))
