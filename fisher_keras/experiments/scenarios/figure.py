@@ -13,7 +13,7 @@ LABELS = {
     "robustness": "robustness",
     "frobenius_norm": "Frobenius norm",
     "spectral_radius": "spectral radius",
-    "log_squared_norms": r"$2\,\sum_i \ln \|g_i\|$",
+    "log_squared_norms": r"$2\,\sum \ln \|g_i\|$",
     "log_determinant_cosines": r"$\ln \det C$",
     "train_loss": "training loss",
     "random": "random number",

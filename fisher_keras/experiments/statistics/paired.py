@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
 import scipy.stats
 
 
@@ -59,8 +60,11 @@ def difference_cell(first: Sequence[float], second: Sequence[float], digits: int
         digits: The number of digits after the decimal point.
 
     Returns:
-        The mean with its 95 % interval; without one for a single pair, "-" for none.
+        The mean with its 95 % interval; without one for a single pair, "-" for none, or where a
+        difference is infinite or NaN.
     """
+    if not np.isfinite([*first, *second]).all():
+        return "-"
     if len(first) < 2:
         return "".join(f"{a - b:+.{digits}f}" for a, b in zip(first, second, strict=True)) or "-"
     difference = paired_difference(first, second)
