@@ -188,6 +188,11 @@ class ExperimentStore:
             records += _read(path)
         return sorted({record["key"]: record for record in records}.values(), key=_order)
 
+    def records_of(self, runs: Iterable[Run]) -> list[dict[str, Any]]:
+        """Returns those of `records` that are of some runs."""
+        wanted = {run.key for run in runs}
+        return [record for record in self.records() if record["key"] in wanted]
+
     def write_lines(self) -> None:
         """Brings `runs.jsonl` up to date.
 
