@@ -175,18 +175,25 @@ def _losses(model: keras.Model, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
 
 
-def _start(variant: str, name: str, settings: Settings) -> Callable:
-    """Makes a network, the same for all variants, and the action of one."""
+def start(variant: str | Callable, name: str, settings: Settings) -> Callable:
+    """Makes a network, the same for all variants, and the action of one.
+
+    Args:
+        variant: Key of `VARIANTS`, or what makes an action as these do.
+        name: Key of `NETWORKS`.
+        settings: What is measured.
+    """
     keras.utils.set_random_seed(0)
     model = build_model(NETWORKS[name].arch, _NUM_CLASSES, width=NETWORKS[name].width)
     random = np.random.default_rng(0)
     images = random.normal(size=(settings.num_samples, 32, 32, 3)).astype(np.float32)
     labels = np.arange(settings.num_samples, dtype=np.int32) % _NUM_CLASSES
-    return VARIANTS[variant](model, images, labels)
+    make = variant if callable(variant) else VARIANTS[variant]
+    return make(model, images, labels)
 
 
 def _times(name: str, variants: list[str], settings: Settings) -> dict[str, list[float]]:
-    actions = {variant: _start(variant, name, settings) for variant in variants}
+    actions = {variant: start(variant, name, settings) for variant in variants}
     for variant, action in actions.items():
         measuring.progress(f"{name}: first calls, {variant}")
         action()
@@ -196,7 +203,7 @@ def _times(name: str, variants: list[str], settings: Settings) -> dict[str, list
 
 def _peak_memory(variant: str, name: str, settings: Settings) -> float:
     """Returns MiB, in a process of its own."""
-    return measuring.peak_memory(lambda: _start(variant, name, settings), warm_calls=1)[0]
+    return measuring.peak_memory(lambda: start(variant, name, settings), warm_calls=1)[0]
 
 
 def _pytorch(settings: Settings) -> dict[str, dict]:

@@ -79,17 +79,17 @@ def measure(arch: str, settings: Settings) -> dict[str, dict]:
         For each variant its figures: for each of `_COLUMNS` the value and, under the same name
         with "_ratio" appended, the ratio to plain; and "step_times_s", one a round.
     """
-    models = {variant: _compiled(variant, arch, settings) for variant in settings.variants}
+    models = {variant: compiled(variant, arch, settings) for variant in settings.variants}
     traces = _trace_times(models, settings)
-    batches = iter(_batches(settings.batch_size))
+    batches = iter(random_batches(settings.batch_size))
     # What the first call of a process sets up is not the step's.
-    _step(_compiled("plain", arch, settings), batches)
+    one_step(compiled("plain", arch, settings), batches)
     first_calls = {}
     for variant, model in models.items():
         measuring.progress(f"{arch}: first call, {variant}")
-        first_calls[variant] = [measuring.seconds(lambda m=model: _step(m, batches))]
+        first_calls[variant] = [measuring.seconds(lambda m=model: one_step(m, batches))]
     steps = measuring.interleaved(
-        {variant: lambda m=model: _step(m, batches) for variant, model in models.items()},
+        {variant: lambda m=model: one_step(m, batches) for variant, model in models.items()},
         settings.steps,
         f"{arch}: steps",
     )
@@ -97,7 +97,7 @@ def measure(arch: str, settings: Settings) -> dict[str, dict]:
     memory = {}
     for variant in settings.variants:
         measuring.progress(f"{arch}: memory, {variant}")
-        memory[variant] = measuring.in_fresh_process(_peak_memory, variant, arch, settings)
+        memory[variant] = measuring.in_fresh_process(peak_memory, variant, arch, settings)
     return {
         variant: {
             **measuring.figures("step_s", steps[variant], steps["plain"]),
@@ -137,32 +137,36 @@ def run(archs: list[str], settings: Settings, output: pathlib.Path | None = None
     reporting.run(headline, archs, settings, lambda arch: measure(arch, settings), table, output)
 
 
-def _compiled(variant: str, arch: str, settings: Settings) -> keras.Model:
+def compiled(
+    variant: str, arch: str, settings: Settings, jit_compile: bool | str = "auto"
+) -> keras.Model:
+    """Makes the model of a variant, ready for its first step."""
     keras.utils.set_random_seed(0)
     model = VARIANTS[variant](build_model(arch, num_classes=10), settings.num_sub_batches)
     model.compile(
         keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=jit_compile,
     )
     model.optimizer.build(model.trainable_variables)
     return model
 
 
-def _batches(batch_size: int) -> tf.data.Dataset:
+def random_batches(batch_size: int) -> tf.data.Dataset:
     """Makes an endless dataset of one random batch, of a size that is not known in advance."""
     images = tf.random.stateless_normal([batch_size, 32, 32, 3], seed=[0, 0])
     labels = tf.random.stateless_uniform([batch_size], [0, 1], 0, 10, tf.int32)
     return tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size).repeat()
 
 
-def _step(model: keras.Model, batches: tf.data.Iterator) -> float:
+def one_step(model: keras.Model, batches: tf.data.Iterator) -> float:
     """Does one step through the function that `fit` calls; returns the loss, once it is there."""
     model.make_train_function()
     return float(model.train_function(batches)["loss"])
 
 
 def _trace_times(models: dict[str, keras.Model], settings: Settings) -> dict[str, list[float]]:
-    batches = _batches(settings.batch_size).element_spec
+    batches = random_batches(settings.batch_size).element_spec
 
     def trace(model: keras.Model) -> None:
         tf.function(model.train_step, autograph=False).get_concrete_function(batches)
@@ -176,13 +180,13 @@ def _trace_times(models: dict[str, keras.Model], settings: Settings) -> dict[str
     )
 
 
-def _peak_memory(variant: str, arch: str, settings: Settings) -> list[float]:
+def peak_memory(variant: str, arch: str, settings: Settings) -> list[float]:
     """Returns what `measuring.peak_memory` does of a model and its steps."""
-    batches = iter(_batches(settings.batch_size))
+    batches = iter(random_batches(settings.batch_size))
 
     def start() -> Callable:
-        model = _compiled(variant, arch, settings)
-        return lambda: _step(model, batches)
+        model = compiled(variant, arch, settings)
+        return lambda: one_step(model, batches)
 
     return measuring.peak_memory(start, _WARM_STEPS)
 

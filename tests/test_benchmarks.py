@@ -131,12 +131,66 @@ def test_the_benchmark_prints_a_table_and_writes_json(tmp_path, monkeypatch, cap
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux' /proc")
+def test_memory_by_sub_batches_and_chunks(monkeypatch, capsys):
+    import gram
+    import measuring
+    import memory
+
+    peaks = iter([[30.0, 20.0], [60.0, 30.0], 40.0, 50.0, 44.0])
+    monkeypatch.setattr(measuring, "in_fresh_process", lambda *_: next(peaks))
+    settings = memory.Settings(8, (4,), "cnn", "cnn", 6, (6, 3))
+    steps, chunks = memory.measure_steps(settings), memory.measure_gram(settings)
+    assert list(steps) == ["plain", "M = 4"]
+    assert "| M = 4 | 60 | 2.00 | 30 | 1.50 |" in " ".join(memory.steps_table(steps).split())
+    assert chunks["chunk_size = 3"] == {"peak_mib": 44.0, "peak_mib_above": 4.0}
+    monkeypatch.setattr(gram, "NETWORKS", {"cnn": gram.Network("cnn", width=0.1)})
+    assert memory._gram_memory(settings, 3) > 0
+
+
+def test_steps_with_and_without_xla(monkeypatch):
+    import step
+    import xla
+
+    found = []
+    monkeypatch.setattr(step, "compiled", lambda variant, *rest: (variant, rest[-1]))
+    monkeypatch.setattr(step, "one_step", lambda model, _: found.append(model))
+    results = xla.measure("cnn", step.Settings(4, 2, 2, ("plain", "finite_difference, shared")))
+    assert found.count(("plain", True)) == found.count(("plain", False)) == 1 + 2
+    for variant, figures in results.items():
+        assert len(figures["xla_step_times_s"]) == 2
+        assert f"| {variant} " in xla.table(results)
+
+
+def test_steps_on_two_devices_and_in_two_processes(monkeypatch):
+    import scaling
+
+    steps = []
+
+    class Place:
+        def __init__(self, name, processes, *_):
+            self.name = name, processes
+
+        def step(self, variant):
+            steps.append((*self.name, variant))
+
+        def end(self):
+            steps.append(self.name)
+
+    monkeypatch.setattr(scaling, "Place", Place)
+    results = scaling.measure("cnn", scaling.Settings(batch_size=4, num_sub_batches=2, steps=3))
+    for place in (("one", 1), ("devices", 1), ("processes", 2)):
+        assert steps.count((*place, "finite_difference")) == 2 + 3
+        assert steps.count(place) == 1
+    assert results["plain, one device"]["step_s_ratio"] == 1
+    assert "| finite_difference, two processes " in scaling.table(results)
+
+
 def test_the_peak_memory_is_that_of_a_fresh_process():
     import measuring
     import step
 
     settings = step.Settings(batch_size=64, num_sub_batches=2, steps=1, variants=("plain",))
-    peak, warm_peak = measuring.in_fresh_process(step._peak_memory, "plain", "cnn", settings)
+    peak, warm_peak = measuring.in_fresh_process(step.peak_memory, "plain", "cnn", settings)
 
     # The first two convolutions keep 64 channels of 32x32 floats for each of the 64 images.
     assert 2 * 64 * 64 * 32 * 32 * 4 / 2**20 < warm_peak <= peak < 2000

@@ -5,12 +5,21 @@ serves. tests/classifier/test_stateless.py names them all: a new Keras fails the
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+# Where a Keras optimizer asks all replicas to meet.
+_MEETINGS = (
+    "_apply_weight_decay",
+    "_backend_increment_gradient_accumulators",
+    "_backend_update_step",
+    "_overwrite_model_variables_with_average_value",
+)
 
 
 def values(variables: list[keras.Variable]) -> list[tf.Tensor]:
@@ -103,12 +112,80 @@ def clipping(
     """
     # `global_clipnorm` is a number for good, and excludes the other ways to clip.
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    own = optimizer._clip_gradients
-    optimizer._clip_gradients = lambda gradients: own(clip(gradients))
+    own = type(optimizer)._clip_gradients
+    with _replaced(optimizer, _clip_gradients=lambda g: own(optimizer, clip(g))):
+        yield
+
+
+@contextlib.contextmanager
+def equal_gradients(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """The context in which an optimizer takes its gradients for the same on all replicas.
+
+    Keras adds them up after it has clipped those of each replica, and asks for a meeting of all
+    replicas to do so and to update, which is impossible in a branch of a graph: where it
+    accumulates gradients, or overwrites weights with their means.
+
+    Args:
+        optimizer: An optimizer that `check_equal_gradients` lets pass.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    methods = {"_all_reduce_sum_gradients": lambda pairs: pairs}
+    if _branches(optimizer):
+        # What Keras does with other backends: each replica updates its own copies, all alike.
+        for name in _MEETINGS:
+            methods[name] = functools.partial(_definitions(optimizer, name)[-1], optimizer)
+    with _replaced(optimizer, **methods):
+        yield
+
+
+def check_equal_gradients(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises a ValueError if `equal_gradients` is not for an optimizer, on several replicas."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    name = type(optimizer).__name__
+    if len(_definitions(optimizer, "apply")) > 1:
+        raise ValueError(
+            f"On several replicas, an optimizer must leave apply() to Keras. Given: {name}."
+        )
+    if _branches(optimizer) and any(len(_definitions(optimizer, m)) > 2 for m in _MEETINGS):
+        raise ValueError(
+            "On several replicas, an optimizer with gradient_accumulation_steps or "
+            "ema_overwrite_frequency must update as Keras' own most do (SGD, Adam, AdamW...). "
+            f"Given: {name}."
+        )
+
+
+def _branches(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether an optimizer updates weights in some steps only."""
+    return bool(optimizer.gradient_accumulation_steps or optimizer.ema_overwrite_frequency)
+
+
+def _definitions(optimizer: keras.optimizers.Optimizer, method: str) -> list[Callable]:
+    """Returns the definitions of a method in an optimizer's classes, the most general last."""
+    return [vars(c)[method] for c in type(optimizer).__mro__ if method in vars(c)]
+
+
+@contextlib.contextmanager
+def _replaced(optimizer: keras.optimizers.Optimizer, **methods: Callable) -> Iterator[None]:
+    """The context in which an optimizer has other methods."""
+    for name, method in methods.items():
+        setattr(optimizer, name, method)
     try:
         yield
     finally:
-        del optimizer._clip_gradients
+        # Replicas meet inside: the first to leave does so for all.
+        for name in methods.keys() & vars(optimizer).keys():
+            delattr(optimizer, name)
+
+
+def symbolic_build(trainer: Any, iterator: Any, data_batch: Any) -> None:
+    """Builds what is not built of a model, before its first batch is trained on or evaluated.
+
+    Args:
+        trainer: The model, as its class' base knows it.
+        iterator: Batches, or None.
+        data_batch: A batch, if there is no iterator.
+    """
+    trainer._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
 
 def is_built(model: keras.Model) -> bool:

@@ -1,10 +1,11 @@
 """One evaluation of a local minimum: all metrics over T samples of the training set."""
 
 import dataclasses
+import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -25,11 +26,24 @@ from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.fisher.gram import FisherGram, loss_gradient_gram
 from fisher_keras.metrics import gram_metrics
 from fisher_keras.metrics.fit import Fit, evaluate_fit
-from fisher_keras.metrics.replicas import over_replicas, replica_strategy
+from fisher_keras.metrics.replicas import (
+    over_processes,
+    over_replicas,
+    replica_strategy,
+    told,
+)
 from fisher_keras.metrics.report import LocalMinimumReport, summarize
 from fisher_keras.metrics.robustness import squared_jacobian_norms
 from fisher_keras.metrics.singular import Dependence, SingularGramWarning, find_dependence
-from fisher_keras.metrics.trials import Trial, TrialFile, draw_sample
+from fisher_keras.metrics.trials import (
+    Trial,
+    TrialFile,
+    draw_sample,
+    from_json,
+    json_ready,
+    to_json,
+)
+from fisher_keras.processes import Processes
 
 GRAM_METRICS: dict[str, Callable[[FisherGram], float]] = {
     "log_determinant": gram_metrics.log_determinant,
@@ -134,7 +148,10 @@ def evaluate_local_minimum(
     In the scope of a `tf.distribute.MirroredStrategy`, or if the model was made in one, the
     trials are spread over its replicas, one at a time on each device. The results are those of
     one device, up to the rounding of the model's dtype. Losses and errors are computed on one
-    device. Strategies that span several machines or TPU cores are refused.
+    device. With a `tf.distribute.MultiWorkerMirroredStrategy`, all processes call this with the
+    same model and data: each takes its share of the trials, only the chief writes `trials_path`
+    and shows progress, and all return the report. Other strategies of several replicas are
+    refused.
 
     Args:
         model: A Keras classifier; of a `FisherRegularizedModel`, the wrapped one. For many
@@ -168,8 +185,9 @@ def evaluate_local_minimum(
 
     Raises:
         ValueError: If an argument is out of range, the model's outputs are not finite, the file
-            holds the trials of another evaluation, or a strategy of several replicas is no
-            `MirroredStrategy`.
+            holds the trials of another evaluation, or a strategy of several replicas is of
+            another kind.
+        RuntimeError: If there are several processes, and another one has raised an error.
 
     Example:
     >>> classifier = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
@@ -196,11 +214,18 @@ def evaluate_local_minimum(
         "model": fingerprint([variable.numpy() for variable in model.weights]),
         "data": train.fingerprint,
     }
-    file = None if trials_path is None else TrialFile(trials_path, evaluation)
-    finished = {} if file is None else file.finished
+    processes = Processes.of(strategy)
+    if not processes.is_chief:
+        trials_path, progress = None, False
+    file, finished = _finished(processes, trials_path, evaluation)
     missing = [index for index in range(options.num_trials) if index not in finished]
-    evaluate = _sample_function(train, options)
-    evaluated = over_replicas(strategy, classifier, evaluate, missing)
+
+    def evaluate(indices: Sequence[int]) -> Iterator[bytes]:
+        samples = over_replicas(strategy, classifier, _sample_function(train, options), indices)
+        for index, sample in zip(indices, samples, strict=True):
+            yield to_json(_trial(index, sample, options.metrics)).encode()
+
+    evaluated = over_processes(processes, evaluate, missing)
     start = time.monotonic()
     trials = []
     bar = tqdm.auto.trange(options.num_trials, desc="trials", disable=not progress)
@@ -208,7 +233,7 @@ def evaluate_local_minimum(
     for index in bar:
         trial = finished.get(index)
         if trial is None:
-            trial = _trial(index, next(evaluated), options.metrics)
+            trial = from_json(next(evaluated))
             bar.set_postfix_str("", refresh=False)
             if file is not None:
                 file.add(trial)
@@ -228,6 +253,28 @@ def evaluate_local_minimum(
         seconds=seconds,
         trials=tuple(trials),
     )
+
+
+def _finished(
+    processes: Processes, trials_path: str | os.PathLike | None, evaluation: dict[str, Any]
+) -> tuple[TrialFile | None, dict[int, Trial]]:
+    """Opens the file of trials, if there is one; returns what all processes know is finished."""
+    file = None
+
+    def found() -> bytes:
+        nonlocal file
+        file = None if trials_path is None else TrialFile(trials_path, evaluation)
+        trials = [] if file is None else file.finished.values()
+        return "\n".join([json.dumps(json_ready(evaluation)), *map(to_json, trials)]).encode()
+
+    chiefs, *others = (message.splitlines() for message in told(processes, found))
+    if any(lines[0] != chiefs[0] for lines in others):
+        raise ValueError(
+            "The processes of the tf.distribute strategy evaluate different things. Give all the "
+            "same model, data and arguments."
+        )
+    trials = map(from_json, chiefs[1:])
+    return file, {trial.index: trial for trial in trials}
 
 
 @dataclasses.dataclass(frozen=True)

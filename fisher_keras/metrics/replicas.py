@@ -1,15 +1,19 @@
-"""Work spread over the replicas of a `tf.distribute` strategy, one thread a replica."""
+"""Work spread over the replicas of a `tf.distribute` strategy: one thread a replica.
+
+Where they are in several processes, each of these takes its share.
+"""
 
 import collections
 import concurrent.futures
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
+from fisher_keras.processes import Processes
 
 
 def replica_strategy(model: keras.Model) -> tf.distribute.Strategy:
@@ -22,16 +26,19 @@ def replica_strategy(model: keras.Model) -> tf.distribute.Strategy:
         The strategy; TensorFlow's default one, of a single replica, where there is none.
 
     Raises:
-        ValueError: If it has several replicas and is no `tf.distribute.MirroredStrategy`.
+        ValueError: If it has several replicas and is no `tf.distribute.MirroredStrategy` or
+            `MultiWorkerMirroredStrategy`.
     """
     in_scope = tf.distribute.has_strategy()
     strategy = tf.distribute.get_strategy() if in_scope else model.distribute_strategy
     count = strategy.num_replicas_in_sync
-    if count > 1 and not isinstance(strategy, tf.distribute.MirroredStrategy):
+    known = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if count > 1 and not isinstance(strategy, known):
         raise ValueError(
             "Trials are spread over the replicas of a tf.distribute.MirroredStrategy, the devices "
-            f"of one machine. Given: a {type(strategy).__name__} of {count} replicas. Save the "
-            "model, and evaluate it where it is loaded outside of that strategy."
+            "of one machine, or of a MultiWorkerMirroredStrategy. Given: a "
+            f"{type(strategy).__name__} of {count} replicas. Save the model, and evaluate it "
+            "where it is loaded outside of that strategy."
         )
     return strategy
 
@@ -43,6 +50,8 @@ def over_replicas(
     arguments: Iterable[Any],
 ) -> Iterator[Any]:
     """Calls a function for each argument, on each replica in turn, as many at once as there are.
+
+    These are the replicas of this process.
 
     On a replica's device, mirrored variables are its own copies, and functions are traced for
     them: each replica has a `Classifier` of its own.
@@ -82,6 +91,54 @@ def over_replicas(
     finally:
         for thread in threads:
             thread.shutdown(wait=False)
+
+
+def over_processes(
+    processes: Processes,
+    work: Callable[[Sequence[int]], Iterator[bytes]],
+    indices: Sequence[int],
+) -> Iterator[bytes]:
+    """Shares out what has an index, and tells all processes what each has found.
+
+    Args:
+        processes: The processes.
+        work: Takes the indices of this process and yields what it finds for each.
+        indices: All indices, the same in all processes.
+
+    Yields:
+        What was found, in the order of the indices.
+
+    Raises:
+        RuntimeError: If another process has raised an error.
+    """
+    found = work(indices[processes.rank :: processes.count])
+    for first in range(0, len(indices), processes.count):
+        # In the last round there may be nothing for some.
+        yield from told(processes, lambda: next(found, b""))[: len(indices) - first]
+
+
+def told(processes: Processes, find: Callable[[], bytes]) -> list[bytes]:
+    """Returns in all processes what each has found, by rank.
+
+    Args:
+        processes: The processes.
+        find: Finds it.
+
+    Raises:
+        RuntimeError: If another process has raised an error; this one's own goes through.
+    """
+    error, message = None, b"!"
+    try:
+        message = b"=" + find()
+    except Exception as own:
+        error, message = own, b"!" + str(own).encode()
+    messages = processes.exchange(message)
+    if error is not None:
+        raise error
+    for rank, other in enumerate(messages):
+        if other[:1] == b"!":
+            raise RuntimeError(f"Process {rank} of {processes.count}: {other[1:].decode()}")
+    return [other[1:] for other in messages]
 
 
 def _on_a_replica(classifier: Classifier, device: str) -> Classifier:

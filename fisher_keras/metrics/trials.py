@@ -56,6 +56,16 @@ def draw_sample(
     return np.sort(order[positions.astype(np.int64)])
 
 
+def to_json(trial: Trial) -> str:
+    """Returns a trial as a line of JSON."""
+    return json.dumps(json_ready(dataclasses.asdict(trial)), allow_nan=False)
+
+
+def from_json(line: str | bytes) -> Trial:
+    """Returns the trial of a line."""
+    return _trial(json.loads(line))
+
+
 class TrialFile:
     """A file of JSON lines: first what evaluation it is of, then a trial a line.
 

@@ -119,6 +119,7 @@ def regularized_step(
     equation_6: Equation6,
     seed: tf.Tensor,
     static_sizes: bool = False,
+    share: tf.Tensor | None = None,
 ) -> Step:
     """Does all of Algorithm 1 but the update.
 
@@ -134,9 +135,11 @@ def regularized_step(
         equation_6: One of `EQUATION_6`.
         seed: Of the split, shape (2,), integers.
         static_sizes: See `SubBatches.sum_over`.
+        share: Of all sub-batches, which part are those of this replica; None if it is alone.
 
     Returns:
-        The step. Its changes are None unless gradients are shared.
+        The step; on several replicas, this one's part of it. Its changes are None unless gradients
+        are shared.
     """
     share_gradients = loss is None
 
@@ -154,7 +157,7 @@ def regularized_step(
         objective.zero_terms(weights, state, share_gradients),
         static_sizes,
     )
-    mean = sub_batches.mean(total)  # Line 7
+    mean = sub_batches.mean(total).part(share)  # Line 7
     if share_gradients:
         loss = dataclasses.replace(mean.loss, outputs=total.loss.outputs)
     gradient = [  # Line 8

@@ -1,5 +1,6 @@
 """The regularizer of Section 6 (Equation 6, Algorithm 1) as a Keras model."""
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -12,21 +13,23 @@ import tensorflow as tf
 from fisher_keras.arguments import real_number, whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
-from fisher_keras.classifier.wrapper import ClassifierWrapper, plain_classifier
+from fisher_keras.classifier.wrapper import plain_classifier
 from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
 from fisher_keras.regularizer.gradients import clip, global_norm
 from fisher_keras.regularizer.logs import MeanOfKnown
 from fisher_keras.regularizer.objective import Batch, Objective, prepare
+from fisher_keras.regularizer.replicas import Replica, ReplicatedModel, replica_logs
 from fisher_keras.regularizer.structures import BatchLoss, Step
 
 GRADIENTS = tuple(EQUATION_6)
 # What a classifier must leave to Keras, for here it is Algorithm 1's.
 _STEPS = ("train_step", "test_step", "predict_step")
+_SPLITS = 2**32  # Between the seeds of replicas, which split their shares each in its own way.
 _LOG_NAMES = ("fisher_regularizer", "fisher_trace", "gradient_norm", "explicit_to_implicit")
 
 
 @keras.saving.register_keras_serializable(package="fisher_keras")
-class FisherRegularizedModel(ClassifierWrapper):
+class FisherRegularizedModel(ReplicatedModel):
     r"""A Keras classifier trained with the Fisher-information regularizer.
 
     Wraps any Keras classifier; `compile`, `fit`, `train_on_batch`, `evaluate` and `predict` are
@@ -54,19 +57,26 @@ class FisherRegularizedModel(ClassifierWrapper):
     first step is traced: functions that have captured a weight (`tf.function`, `keras.remat`),
     random numbers that are not of `keras.random`, and second derivatives that do not exist.
 
+    Under a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`, made and compiled in
+    its scope, R replicas do what one device does with R M sub-batches of the same examples:
+    gradients are added up before they are clipped, and the moving statistics move by the mean over
+    the replicas. BatchNormalization takes its moments in L from each replica's share of the batch,
+    or, `synchronized=True`, from the whole of it. docs/several_devices.md has the details.
+
     The training logs also have `fisher_regularizer` (R_alpha), `fisher_trace` (R_alpha / alpha)
     and `gradient_norm` (before clipping), as means over the epoch's steps; the first two are NaN
     where no step of the epoch computed them, because beta was 0.
 
-    They have `explicit_to_implicit`, too: 2 alpha beta M / learning rate, by how much this
-    regularizer is stronger than the one that SGD has anyway. With steps of a small learning rate
-    eta, SGD follows the gradient of L(w) + eta / 4 times the mean of ||g_B||^2 over mini-batches B
-    (S. L. Smith, B. Dherin, D. G. T. Barrett and S. De, "On the Origin of Implicit Regularization
-    in Stochastic Gradient Descent", ICLR 2021, arXiv 2101.12176); beta R_alpha, its g_i held
-    constant, is alpha beta / 2 times the mean of ||g_i||^2. Where noise dominates gradients, those
-    of B / M examples are sqrt(M) times as long: the ratio follows. It takes B for larger than M,
-    and no momentum m: the learning rate is in effect 1 / (1 - m) times as large, the ratio smaller
-    by that. Far below 1, beta changes next to nothing.
+    They have `explicit_to_implicit`, too: 2 alpha beta M / learning rate, with R M for M on R
+    replicas, by how much this regularizer is stronger than the one that SGD has anyway. With steps
+    of a small learning rate eta, SGD follows the gradient of L(w) + eta / 4 times the mean of
+    ||g_B||^2 over mini-batches B (S. L. Smith, B. Dherin, D. G. T. Barrett and S. De, "On the
+    Origin of Implicit Regularization in Stochastic Gradient Descent", ICLR 2021, arXiv
+    2101.12176); beta R_alpha, its g_i held constant, is alpha beta / 2 times the mean of
+    ||g_i||^2. Where noise dominates gradients, those of B / M examples are sqrt(M) times as long:
+    the ratio follows. It takes B for larger than M, and no momentum m: the learning rate is in
+    effect 1 / (1 - m) times as large, the ratio smaller by that. Far below 1, beta changes next to
+    nothing.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -80,6 +90,8 @@ class FisherRegularizedModel(ClassifierWrapper):
     >>> history = model.fit(np.ones((32, 8)), np.arange(32) % 3, verbose=0)
     >>> model.model.save("classifier.keras")
     """
+
+    training_logs = _LOG_NAMES
 
     def __init__(
         self,
@@ -105,6 +117,7 @@ class FisherRegularizedModel(ClassifierWrapper):
                 the step is a plain Keras step, to the last bit: neither R nor the clipping.
             num_sub_batches: M (4, 8 or 16 in the paper). Sizes that do not divide are split as
                 evenly as they can be; a batch of fewer than M examples is split into single ones.
+                On R replicas each splits its share of the batch into M: R M sub-batches in all.
             clip_norm: The global norm that gradients are clipped to (tau, 1 to 15 in the paper);
                 None does not clip.
             gradient: "finite_difference" as in the paper, or "hessian_vector_product": its limit
@@ -245,11 +258,6 @@ class FisherRegularizedModel(ClassifierWrapper):
         super().reset_metrics()
         self.model.reset_metrics()
 
-    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Evaluates one batch as Keras does; the regularizer's logs are of training alone."""
-        logs = super().test_step(data)
-        return {name: value for name, value in logs.items() if name not in _LOG_NAMES}
-
     # ---------------------------------------------------------------------------- the algorithm
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -260,18 +268,22 @@ class FisherRegularizedModel(ClassifierWrapper):
         """
         batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
         objective = self._objective(batch)
-        explicit_to_implicit = self._explicit_to_implicit()
-        step = self._step(objective)
-        self._apply(step.gradient)  # Line 10
+        replica = objective.replica
+        explicit_to_implicit = self._explicit_to_implicit(replica)
+        statistics = replica.statistics(self.model)
+        before = stateless.values(statistics)
+        step = objective.added_up(self._step(objective))
+        replica.agree(statistics, before, self._share(objective))
+        self._apply(replica, step.gradient)  # Line 10
         logs = (step.regularizer, step.regularizer / self.alpha, step.gradient_norm)
         logs += (explicit_to_implicit,)
         for tracker, value in zip(self._fisher_trackers, logs, strict=True):
             tracker.update_state(value)
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
-        tracker.update_state(step.loss, sample_weight=objective.batch_size)
-        return self.compute_metrics(
-            batch.x, batch.y, step.outputs, sample_weight=batch.sample_weight
-        )
+        tracker.update_state(step.loss, sample_weight=batch.size())
+        outputs = step.outputs[: batch.size()] if replica.count > 1 else step.outputs
+        logs = self.compute_metrics(batch.x, batch.y, outputs, sample_weight=batch.sample_weight)
+        return replica_logs(logs)
 
     def regularized_gradients(
         self, x: Any, y: tf.Tensor, sample_weight: tf.Tensor | None = None
@@ -279,7 +291,8 @@ class FisherRegularizedModel(ClassifierWrapper):
         """Returns the gradient that the next training step on this batch would clip and apply.
 
         Nothing changes: neither weights nor moving statistics, seeds or metrics. Also for use in
-        a training loop of one's own; inside a `tf.function` it is as fast as `fit`.
+        a training loop of one's own; inside a `tf.function` it is as fast as `fit`. On several
+        replicas, by `strategy.run`, all get the gradient of the whole mini-batch.
 
         Args:
             x: Inputs, as the wrapped model takes them, B examples.
@@ -305,6 +318,7 @@ class FisherRegularizedModel(ClassifierWrapper):
         with objective.scope(weights, state):
             loss = None if self.share_gradients else objective.whole_batch(weights)
             step = self._algorithm_1(objective, loss, self._current_beta(), clip_norm=None)
+        step = objective.added_up(step)
         return objective.with_overwrites(step.gradient, loss), step.loss, step.regularizer
 
     def _objective(self, batch: Batch) -> Objective:
@@ -314,8 +328,8 @@ class FisherRegularizedModel(ClassifierWrapper):
                 "FisherRegularizedModel has no loss. Call compile(optimizer=..., loss=...) with "
                 "a cross-entropy before training."
             )
-        prepare(self, batch)
-        return Objective(self, self._cross_entropy, batch, batch.size())
+        prepare(self, batch, own_loss=_overrides(self.model, "compute_loss"))
+        return Objective.of(self, self._cross_entropy, batch, self.num_sub_batches)
 
     def _check(self, objective: Objective) -> None:
         """Refuses a classifier that cannot be evaluated at other weights, once a signature."""
@@ -329,10 +343,17 @@ class FisherRegularizedModel(ClassifierWrapper):
             return tf.convert_to_tensor(self.beta(self.optimizer.iterations))
         return self.beta
 
-    def _explicit_to_implicit(self) -> tf.Tensor:
+    def _explicit_to_implicit(self, replica: Replica) -> tf.Tensor:
         beta = tf.cast(self._current_beta(), tf.float32)
         learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
-        return 2 * self.alpha * beta * self.num_sub_batches / learning_rate
+        return 2 * self.alpha * beta * replica.count * self.num_sub_batches / learning_rate
+
+    def _share(self, objective: Objective) -> tf.Tensor | None:
+        """Returns the weight of this replica's moving statistics, which move as L is taken."""
+        shares = objective.shares
+        if shares is None:
+            return None
+        return shares.sub_batches if self.share_gradients else shares.examples
 
     def _step(self, objective: Objective) -> Step:
         """Returns a plain step where beta is 0, and a regularized step elsewhere."""
@@ -346,7 +367,7 @@ class FisherRegularizedModel(ClassifierWrapper):
             return objective.plain_step(objective.whole_batch() if loss is None else loss)
 
         def regularized() -> Step:
-            clip_norm = None if self._accumulates() else self.clip_norm
+            clip_norm = None if self._clips_when_applied(objective.replica) else self.clip_norm
             step = self._algorithm_1(objective, loss, beta, clip_norm)
             return objective.for_optimizer(step)
 
@@ -361,22 +382,24 @@ class FisherRegularizedModel(ClassifierWrapper):
         gradient = objective.with_overwrites(step.gradient, loss)
         return dataclasses.replace(step, gradient=gradient)
 
-    def _accumulates(self) -> bool:
-        """Returns whether the optimizer updates with the mean of several gradients."""
+    def _clips_when_applied(self, replica: Replica) -> bool:
+        """Returns whether what is clipped is the sum of several replicas' or steps' gradients."""
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        return bool(optimizer.gradient_accumulation_steps)
+        return bool(optimizer.gradient_accumulation_steps) or replica.count > 1
 
-    def _apply(self, gradient: list) -> None:
-        """Updates the weights; with a mean of gradients it does line 9 as well."""
-        pairs = zip(gradient, self.trainable_weights, strict=True)
+    def _apply(self, replica: Replica, gradient: list) -> None:
+        """Updates the weights; with a sum of gradients it does line 9 as well."""
         beta = self._current_beta()
-        scheduled = isinstance(beta, tf.Tensor)
-        if self.clip_norm is None or not self._accumulates() or (not scheduled and beta == 0):
-            self.optimizer.apply_gradients(pairs)
-            return
-        clip_norm = tf.where(tf.equal(beta, 0), tf.constant(math.inf, tf.float64), self.clip_norm)
-        with stateless.clipping(self.optimizer, lambda g: clip(g, clip_norm, global_norm(g))):
-            self.optimizer.apply_gradients(pairs)
+        off = not isinstance(beta, tf.Tensor) and beta == 0
+        clipping = contextlib.nullcontext()
+        if self.clip_norm is not None and self._clips_when_applied(replica) and not off:
+            no_norm = tf.constant(math.inf, tf.float64)
+            clip_norm = tf.where(tf.equal(beta, 0), no_norm, self.clip_norm)
+            clipping = stateless.clipping(
+                self.optimizer, lambda g: clip(g, clip_norm, global_norm(g))
+            )
+        with clipping:
+            replica.apply(self.optimizer, gradient, self.trainable_weights)
 
     def _algorithm_1(
         self,
@@ -388,7 +411,7 @@ class FisherRegularizedModel(ClassifierWrapper):
         """Returns what lines 2 to 9 compute, and moves the state of the classifier."""
         variables = self.model.non_trainable_variables
         state = stateless.values(variables)
-        updates = stateless.updates(self.optimizer)
+        updates, replica = stateless.updates(self.optimizer), objective.replica
         step = regularized_step(
             objective,
             stateless.values(stateless.weights(self.model)),
@@ -399,8 +422,9 @@ class FisherRegularizedModel(ClassifierWrapper):
             num_sub_batches=self.num_sub_batches,
             clip_norm=clip_norm,
             equation_6=EQUATION_6[self.gradient],
-            seed=tf.stack([tf.constant(self.seed, tf.int64), updates]),
+            seed=tf.stack([tf.constant(self.seed, tf.int64) + _SPLITS * replica.index, updates]),
             static_sizes=bool(self.jit_compile),
+            share=None if objective.shares is None else objective.shares.sub_batches,
         )
         if step.changes is not None:
             for variable, value, change in zip(variables, state, step.changes, strict=True):

@@ -13,6 +13,12 @@ from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy, needs
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.regularizer import checks
 from fisher_keras.regularizer.gradients import global_norm, scalar_dtype
+from fisher_keras.regularizer.replicas import (
+    Replica,
+    Shares,
+    check_replicas,
+    synchronized_layers,
+)
 from fisher_keras.regularizer.structures import BatchLoss, LossAndGradient, Step, Structure, Terms
 
 
@@ -47,6 +53,11 @@ class Batch(Structure):
         leaves = keras.tree.flatten(self._fields())
         return tuple(None if t is None else (*t.shape[1:], t.dtype) for t in leaves)
 
+    def or_one(self) -> "Batch":
+        """Returns the batch; if it is empty, one example of zeros."""
+        missing = tf.maximum(1 - self.size(), 0)
+        return Batch(*keras.tree.map_structure(lambda t: _padded(t, missing), self._fields()))
+
     def _fields(self) -> tuple:
         return self.x, self.y, self.sample_weight
 
@@ -77,14 +88,43 @@ class Objective:
     Attributes:
         model: The compiled model around the classifier.
         cross_entropy: The hard-label loss of an example; None where L alone is asked for.
-        batch: The mini-batch B.
+        batch: The mini-batch B; on several replicas, the share of this one.
         batch_size: |B|, int32 scalar.
+        replica: The replica that the step runs on. `whole_batch`, `loss_at` and steps are then
+            its parts of those of the mini-batch, to be added up.
+        shares: What it has of the mini-batch, None for all.
     """
 
     model: ClassifierWrapper
     cross_entropy: HardLabelCrossEntropy | None
     batch: Batch
     batch_size: tf.Tensor
+    replica: Replica = dataclasses.field(default_factory=Replica)
+    shares: Shares | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: ClassifierWrapper,
+        cross_entropy: HardLabelCrossEntropy | None,
+        batch: Batch,
+        num_sub_batches: int = 1,
+    ) -> "Objective":
+        """Returns the objective on a mini-batch.
+
+        Args:
+            model: The compiled model around the classifier.
+            cross_entropy: The hard-label loss of an example, or None.
+            batch: The mini-batch; on several replicas, the share of this one.
+            num_sub_batches: M.
+        """
+        replica, size = Replica.current(), batch.size()
+        shares = replica.shares(size, num_sub_batches)
+        if shares is not None:
+            # An empty share weighs nothing; one example of it keeps all numbers finite.
+            batch = batch.or_one()
+            size = tf.maximum(size, 1)
+        return cls(model, cross_entropy, batch, size, replica, shares)
 
     def check(self) -> None:
         """Refuses a classifier for which L~ at other weights would not be what it says.
@@ -105,7 +145,8 @@ class Objective:
             )
 
         def call(x: Any) -> tf.Tensor:
-            outputs = checks.check_calls(lambda: self.model(x, training=True), classifier)
+            with self.replica.own_moments(classifier):
+                outputs = checks.check_calls(lambda: self.model(x, training=True), classifier)
             self.cross_entropy.check_shape(outputs)
             return outputs
 
@@ -134,18 +175,35 @@ class Objective:
             else:
                 tape.watch(weights)
             outputs = self.model(self.batch.x, training=True)
-            loss = self._loss(self.batch, outputs)
+            loss = self._part(self._loss(self.batch, outputs))
             scaled_loss = self.model.optimizer.scale_loss(loss)
         gradient, overwrites = tape.gradient(scaled_loss, [weights, overwritten])
         return BatchLoss(loss, gradient, outputs, overwrites=overwrites)
 
     def plain_step(self, loss: BatchLoss) -> Step:
         """Returns Keras' own step, given `whole_batch()`: its gradient as it is, without R."""
-        norm = global_norm(loss.gradient)
+        norm = self.norm(loss.gradient)
         not_computed = tf.constant(math.nan, norm.dtype)
-        scale = self._loss_scale()
-        norm = norm if scale is None else norm / tf.cast(scale, norm.dtype)
         return Step(loss.loss, loss.gradient, not_computed, norm, loss.outputs)
+
+    def norm(self, gradient: list) -> tf.Tensor:
+        """Returns the global norm of a gradient that is scaled as the optimizer wants it."""
+        norm, scale = global_norm(gradient), self._loss_scale()
+        return norm if scale is None else norm / tf.cast(scale, norm.dtype)
+
+    def added_up(self, step: Step) -> Step:
+        """Returns the sum of the steps of all replicas, each with its own outputs."""
+        if self.replica.count == 1:
+            return step
+        parts = step.loss, step.regularizer, step.gradient
+        loss, regularizer, gradient = self.replica.add_up(parts)
+        return dataclasses.replace(
+            step,
+            loss=loss,
+            regularizer=regularizer,
+            gradient=gradient,
+            gradient_norm=self.norm(gradient),
+        )
 
     def unscaled(self, loss: BatchLoss) -> BatchLoss:
         """Returns `whole_batch()` with a dense gradient that is not scaled."""
@@ -181,13 +239,15 @@ class Objective:
             state: Values of the model's non-trainable variables. Each sub-batch gets its own
                 seeds, which it uses at w and at w - alpha g_i alike.
         """
+        index = tf.cast(index, tf.int64) + self.replica.index * self.model.num_sub_batches
         own_state = stateless.with_own_seeds(self.model.model, state, index)
         return SubBatch(self.batch.rows(rows), rows, own_state)
 
     def hard_label_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> LossAndGradient:
         """Returns L~(B_i, w) and its gradient, without a trace in the model."""
         scale = self._loss_scale()
-        with checks.traced_operations() as operations:
+        own_moments = self.replica.own_moments(self.model.model)
+        with own_moments, checks.traced_operations() as operations:
             with tf.GradientTape() as tape:
                 tape.watch(weights)
                 with self.scope(weights, sub_batch.state):
@@ -203,7 +263,8 @@ class Objective:
     ) -> tuple[LossAndGradient, BatchLoss]:
         """Returns L~(B_i, w) and L(B_i, w) with their gradients, without a trace in the model."""
         scale = self._loss_scale()
-        with checks.traced_operations() as operations:
+        own_moments = self.replica.own_moments(self.model.model)
+        with own_moments, checks.traced_operations() as operations:
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(weights)
                 with self.scope(weights, sub_batch.state) as scope:
@@ -244,7 +305,7 @@ class Objective:
                 tape.watch(weights)
                 with self.scope(weights, state):
                     outputs = self.model(self.batch.x, training=True)
-                    loss = self._loss(self.batch, outputs)
+                    loss = self._part(self._loss(self.batch, outputs))
                 scaled_loss = _scaled_loss(loss, scale)
             gradient = tape.gradient(scaled_loss, weights)
         checks.check_evaluation(operations, self.model.model)
@@ -297,7 +358,7 @@ class Objective:
         found = []
 
         def trace(batch: Batch) -> None:
-            with tf.GradientTape() as tape:
+            with self.replica.own_moments(self.model.model), tf.GradientTape() as tape:
                 loss = self._hard_label_mean(batch, self.model(batch.x, training=True))
             found.extend(tape.gradient(loss, weights))
 
@@ -317,13 +378,20 @@ class Objective:
         if self.cross_entropy is not None and needs_check(self.model.model):
             assertions = self.cross_entropy.check_outputs(outputs)
         with tf.control_dependencies(assertions):
-            return self.model.compute_loss(
+            loss = self.model.compute_loss(
                 x=batch.x,
                 y=batch.y,
                 y_pred=outputs,
                 sample_weight=batch.sample_weight,
                 training=True,
             )
+        # Keras divides by the number of replicas, for a sum that has no other weights.
+        return loss if self.shares is None else loss * tf.cast(self.replica.count, loss.dtype)
+
+    def _part(self, loss: tf.Tensor) -> tf.Tensor:
+        """Returns what a mean over the examples of this replica adds to that of all."""
+        shares = self.shares
+        return loss if shares is None else loss * tf.cast(shares.examples, loss.dtype)
 
     def _hard_label_mean(self, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
         losses = self.cross_entropy(_single(batch.y), outputs)
@@ -338,28 +406,30 @@ class Objective:
         return tf.scatter_nd(rows[:, tf.newaxis], outputs, shape)
 
 
-def prepare(model: ClassifierWrapper, batch: Batch) -> None:
+def prepare(model: ClassifierWrapper, batch: Batch, own_loss: bool) -> None:
     """Builds what is not built of a model, and refuses what cannot be trained.
 
     Args:
         model: A compiled model around a classifier.
         batch: A mini-batch.
+        own_loss: Whether the classifier has a `compute_loss` of its own.
 
     Raises:
-        ValueError: If there are several replicas, or no trainable variables.
+        ValueError: If there are no trainable variables, or see `check_replicas`.
     """
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        raise ValueError(
-            f"{type(model).__name__} trains on one replica; the strategy in scope has "
-            f"{tf.distribute.get_strategy().num_replicas_in_sync}. Train it outside of "
-            "tf.distribute."
-        )
     if not stateless.is_built(model):
         model.compute_output_spec(symbolic(batch.x))
     if not model.trainable_variables:
         raise ValueError(
             f"The model {model.model.name!r} has no trainable variables: nothing can be "
             "trained. Set layer.trainable = True for some, and compile again."
+        )
+    check_replicas(model, own_loss)
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1 and synchronized_layers(model):
+        tf.debugging.assert_positive(
+            batch.size(),
+            "A replica got no example of a mini-batch, and BatchNormalization(synchronized=True) "
+            "takes its moments over all. Give batches of one size, by drop_remainder=True.",
         )
 
 
@@ -400,6 +470,18 @@ def _gather(values: Any, rows: tf.Tensor) -> Any:
         tf.boolean_mask(indices, kept), tf.boolean_mask(values.values, kept), shape
     )
     return tf.sparse.reorder(found)
+
+
+def _padded(values: Any, missing: tf.Tensor) -> Any:
+    """Returns a tensor, which may be sparse, with rows of zeros added."""
+    if values is None:
+        return None
+    if isinstance(values, tf.SparseTensor):
+        rows = values.dense_shape[:1] + tf.cast(missing, tf.int64)
+        shape = tf.concat([rows, values.dense_shape[1:]], axis=0)
+        return tf.SparseTensor(values.indices, values.values, shape)
+    rows = [[0, missing], *([[0, 0]] * (len(values.shape) - 1))]
+    return tf.pad(values, rows)
 
 
 def _single(structure: Any) -> tf.Tensor:

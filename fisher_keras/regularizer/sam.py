@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.regularizer.logs import MeanOfKnown
 from fisher_keras.regularizer.objective import Batch, Objective, prepare
+from fisher_keras.regularizer.replicas import ReplicatedModel, replica_logs
 
 RHO = {False: 0.05, True: 0.5}  # By `adaptive`: the papers' defaults, for CIFAR-10.
 _ETA = 0.01  # ASAM's, which keeps weights of 0 from standing still.
@@ -23,7 +23,7 @@ _LOG_NAME = "sharpness"
 
 
 @keras.saving.register_keras_serializable(package="fisher_keras")
-class SharpnessAwareModel(ClassifierWrapper):
+class SharpnessAwareModel(ReplicatedModel):
     r"""A Keras classifier trained by sharpness-aware minimization.
 
     Wraps any Keras classifier, as `FisherRegularizedModel` does; `compile`, `fit`,
@@ -42,6 +42,9 @@ class SharpnessAwareModel(ClassifierWrapper):
     are of w, and have `sharpness`, $L(B, w + \epsilon) - L(B, w)$, as a mean over the epoch's
     steps.
 
+    Under a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy` epsilon is that of
+    the whole batch, the same on all replicas; see docs/several_devices.md.
+
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
 
@@ -52,6 +55,8 @@ class SharpnessAwareModel(ClassifierWrapper):
     >>> history = model.fit(np.ones((32, 8)), np.arange(32) % 3, verbose=0)
     >>> model.model.save("classifier.keras")
     """
+
+    training_logs = (_LOG_NAME,)
 
     def __init__(
         self,
@@ -92,33 +97,34 @@ class SharpnessAwareModel(ClassifierWrapper):
         model = keras.saving.deserialize_keras_object(config["model"])
         return cls(**{**config, "model": model})
 
-    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Evaluates one batch as Keras does; the sharpness is of training alone."""
-        logs = super().test_step(data)
-        return {name: value for name, value in logs.items() if name != _LOG_NAME}
-
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Does one step and returns the logs."""
         batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
-        prepare(self, batch)
-        objective = Objective(self, None, batch, batch.size())
+        prepare(self, batch, own_loss=False)
+        objective = Objective.of(self, None, batch)
+        replica = objective.replica
         # Before the first pass moves it: the second is to see the same seeds.
         state = stateless.values(self.model.non_trainable_variables)
+        statistics = replica.statistics(self.model)
+        before = stateless.values(statistics)
         weights = stateless.values(stateless.weights(self.model))
         here = objective.unscaled(objective.whole_batch())
-        there = objective.loss_at(sharpest(weights, here.gradient, self.rho, self.adaptive), state)
+        loss, gradient = replica.add_up((here.loss, here.gradient))
+        there = objective.loss_at(sharpest(weights, gradient, self.rho, self.adaptive), state)
+        highest, gradient_there = replica.add_up((there.loss, there.gradient))
         gradient = [
-            None if g is None else t for g, t in zip(here.gradient, there.gradient, strict=True)
+            None if g is None else t for g, t in zip(gradient, gradient_there, strict=True)
         ]
+        if objective.shares is not None:
+            replica.agree(statistics, before, objective.shares.examples)
         gradient = objective.with_overwrites(objective.scaled(gradient), here)
-        self.optimizer.apply_gradients(zip(gradient, self.trainable_weights, strict=True))
-        sharpness = there.loss - here.loss
-        self._sharpness.update_state(sharpness)
+        replica.apply(self.optimizer, gradient, self.trainable_weights)
+        self._sharpness.update_state(highest - loss)
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
-        tracker.update_state(here.loss, sample_weight=objective.batch_size)
-        return self.compute_metrics(
-            batch.x, batch.y, here.outputs, sample_weight=batch.sample_weight
-        )
+        tracker.update_state(loss, sample_weight=batch.size())
+        outputs = here.outputs[: batch.size()] if replica.count > 1 else here.outputs
+        logs = self.compute_metrics(batch.x, batch.y, outputs, sample_weight=batch.sample_weight)
+        return replica_logs(logs)
 
 
 def sharpest(

@@ -69,6 +69,15 @@ class Terms(Structure):
     regularizer: LossAndGradient
     loss: BatchLoss | None = None
 
+    def part(self, share: tf.Tensor | None) -> "Terms":
+        """Returns losses and gradients times a share of all sub-batches; None is all of them."""
+        if share is None:
+            return self
+        loss = self.loss
+        if loss is not None:
+            loss = dataclasses.replace(loss, **_part(loss, share))
+        return Terms(LossAndGradient(**_part(self.regularizer, share)), loss)
+
 
 @dataclasses.dataclass(frozen=True)
 class Step(Structure):
@@ -89,3 +98,10 @@ class Step(Structure):
     gradient_norm: tf.Tensor
     outputs: tf.Tensor
     changes: list[tf.Tensor] | None = None
+
+
+def _part(whole: LossAndGradient, share: tf.Tensor) -> dict[str, Any]:
+    def times(tensor: tf.Tensor) -> tf.Tensor:
+        return tensor * tf.cast(share, tensor.dtype)
+
+    return {"loss": times(whole.loss), "gradient": [times(g) for g in whole.gradient]}

@@ -5,7 +5,9 @@ before looking at anything else.
 """
 
 import ast
+import inspect
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -23,6 +25,13 @@ PRIVATE = {
     "_flatten_layers": "all_layers",
     "_iterations": "updates",
     "_keras_history": "output_layer",
+    "_maybe_symbolic_build": "symbolic_build",
+}
+# Methods of Keras that are replaced for a while, by name; those that a class of ours overrides.
+REPLACED = ("_all_reduce_sum_gradients", *stateless._MEETINGS)
+OVERRIDDEN = {
+    "_get_metrics_result_or_logs": ["self", "logs"],
+    "_maybe_symbolic_build": ["self", "iterator", "data_batch"],
 }
 
 
@@ -58,11 +67,28 @@ def test_private_modules_are_not_imported():
                 assert not any(n.startswith(("keras.src", "tensorflow.python")) for n in names)
 
 
+def test_optimizers_meet_where_we_know_of():
+    """And nowhere else, so that without these each replica updates by itself."""
+    optimizer = keras.optimizers.Optimizer
+    (trainer,) = [c for c in optimizer.__mro__ if "_all_reduce_sum_gradients" in vars(c)]
+    source = inspect.getsource(trainer)
+    meeting = set(re.findall(r"def (\w+)\(self(?:(?!\n    def )[\s\S])*?merge_call", source))
+    assert meeting == set(stateless._MEETINGS) - {"_overwrite_model_variables_with_average_value"}
+    for name in stateless._MEETINGS:
+        assert sum(name in vars(c) for c in optimizer.__mro__) == 2
+    assert set(REPLACED) <= set(dir(optimizer))
+
+
+def test_methods_of_keras_that_are_overridden():
+    for name, arguments in OVERRIDDEN.items():
+        assert list(inspect.signature(getattr(keras.Model, name)).parameters) == arguments
+
+
 def test_our_keras_classes_use_and_hide_no_private_name_of_keras():
     """`self._name` of a Keras model is ours, and Keras has none of that name."""
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     model.compile("sgd", "mse")
-    for module in ("classifier/wrapper.py", "regularizer/model.py"):
+    for module in ("classifier/wrapper.py", "regularizer/model.py", "regularizer/replicas.py"):
         own = {
             node.attr
             for node in ast.walk(ast.parse((PACKAGE / module).read_text()))

@@ -284,14 +284,16 @@ class AtomicBackup(keras.callbacks.Callback):
     it is whole. Only then is the older one removed.
     """
 
-    def __init__(self, directory: pathlib.Path) -> None:
+    def __init__(self, directory: pathlib.Path, read_only: bool = False) -> None:
         """Makes the callback.
 
         Args:
             directory: A folder for the backups alone.
+            read_only: Whether it only restores, as another process writes.
         """
         super().__init__()
         self._directory = directory
+        self._read_only = read_only
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Restores the last whole backup, if there is one."""
@@ -305,6 +307,8 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Backs up the state after the epoch."""
+        if self._read_only:
+            return
         draft = self._directory / "draft"
         if draft.exists():
             shutil.rmtree(draft)

@@ -5,6 +5,7 @@ import math
 
 from fisher_keras.datasets import AUGMENTATIONS, DATASETS
 from fisher_keras.experiments.flags import check_options, option
+from fisher_keras.experiments.training.workers import STRATEGIES
 from fisher_keras.models import ARCHITECTURES, RECIPES, regularizer_settings
 from fisher_keras.regularizer.model import GRADIENTS
 from fisher_keras.regularizer.sam import RHO
@@ -179,6 +180,14 @@ class TrainingConfig:
         "none", "Keras policy.", group="training", choices=MIXED_PRECISIONS
     )
     jit_compile: bool = option(False, "Compile with XLA.", group="training")
+    strategy: str = option(
+        STRATEGIES[0],
+        "none; mirrored: on all GPUs of the machine; multi_worker: in the processes that the "
+        "environment variable TF_CONFIG names. --batch_size is that of all together, and each "
+        "replica splits its share into --num_sub_batches.",
+        group="training",
+        choices=STRATEGIES,
+    )
     seed: int = option(0, "Of everything that is random.", group="training", least=0)
 
     output_dir: str | None = option(
@@ -200,6 +209,8 @@ class TrainingConfig:
         check_options(self)
         if self.width is not None and self.width.is_integer():
             object.__setattr__(self, "width", int(self.width))  # Filters are counted.
+        if self.jit_compile and self.strategy != STRATEGIES[0]:
+            raise ValueError(f"--jit_compile is not for --strategy={self.strategy}: leave it out")
         if self.label_smoothing >= 1:
             raise ValueError(f"--label_smoothing must be below 1, got {self.label_smoothing}")
         self._check_method()

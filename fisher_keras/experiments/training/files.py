@@ -27,10 +27,12 @@ class RunFiles:
         last: `last.keras`, the plain model of the last epoch.
         backup: Directory of the state that a killed run continues from.
         tensorboard: Directory of the TensorBoard logs.
+        read_only: Whether nothing is written, as another process does.
     """
 
-    def __init__(self, directory: str | os.PathLike) -> None:
+    def __init__(self, directory: str | os.PathLike, read_only: bool = False) -> None:
         self.directory = pathlib.Path(directory).expanduser()
+        self.read_only = read_only
         self.record = self.directory / "run.json"
         self.history = self.directory / "history.csv"
         self.best = self.directory / "best.keras"
@@ -62,7 +64,7 @@ class RunFiles:
                     f"{self.directory} already holds a run: give another --output_dir, or go on "
                     "with it by --resume"
                 )
-            record = self._read_record()
+            record = self.read()
             _check_same_flags(record["flags"], flags, self.directory)
             return record
         foreign = [path.name for path in self.directory.iterdir() if path.name[0] != "."]
@@ -75,11 +77,18 @@ class RunFiles:
 
     def write_record(self, record: dict) -> None:
         """Writes `run.json` in one go."""
+        if self.read_only:
+            return
         _write(self.record, json.dumps(record, indent=2) + "\n")
 
-    def read_history(self) -> dict[str, list[float | None]]:
-        """Returns the columns of `history.csv`, without the epochs' numbers; None for NaN."""
+    def read_history(self, epochs: int | None = None) -> dict[str, list[float | None]]:
+        """Returns the columns of `history.csv`, without the epochs' numbers; None for NaN.
+
+        Args:
+            epochs: How many epochs; None for all.
+        """
         names, rows = self._read_rows()
+        rows = rows[:epochs]
         columns = {name: [float(row[name]) for row in rows] for name in names if name != "epoch"}
         return {
             name: [None if math.isnan(value) else value for value in values]
@@ -88,6 +97,8 @@ class RunFiles:
 
     def trim_history(self, epochs: int) -> None:
         """Drops what a killed run left in `history.csv` beyond its first `epochs` epochs."""
+        if self.read_only:
+            return
         if epochs == 0:
             self.history.unlink(missing_ok=True)
             return
@@ -104,7 +115,12 @@ class RunFiles:
             rows = list(reader)
             return list(reader.fieldnames or ()), rows
 
-    def _read_record(self) -> dict:
+    def read(self) -> dict:
+        """Returns the content of `run.json`.
+
+        Raises:
+            ValueError: If it is not the record of a run.
+        """
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
             record["flags"], record["status"]

@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 import time
+import zlib
 from collections.abc import Sequence
 
 import keras
@@ -29,6 +30,7 @@ from fisher_keras.experiments.training.config import (
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.files import RunFiles
 from fisher_keras.experiments.training.provenance import provenance
+from fisher_keras.experiments.training.workers import STRATEGIES, Workers
 from fisher_keras.metrics.fit import evaluate_fit
 from fisher_keras.models import (
     RECIPES,
@@ -40,6 +42,9 @@ from fisher_keras.models import (
 from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 
 __all__ = ["TrainingConfig", "TrainingDivergedError", "train"]
+
+# What the chief tells the other processes instead of the epochs that are finished.
+_NOTHING_LEFT, _CANNOT_START = -1, -2
 
 
 def train(
@@ -63,6 +68,9 @@ def train(
       loss: the test images never choose. `keras.saving.load_model` loads them;
     - `backup/`, the state to resume from.
 
+    With `config.strategy` "multi_worker", this is called in each of the processes, and only the
+    chief prints and writes: all the others need of the directory is to read the same `backup/`.
+
     Args:
         config: What to train, and how.
         callbacks: Called at each epoch's end before it counts as finished: an epoch whose
@@ -75,9 +83,9 @@ def train(
 
     Returns:
         A dict for JSON: `status`; `flags`, the configuration with the recipe's values; `seed`;
-        `versions`, `git_revision` and `device`; `resumed`, the same of each time the run was
-        resumed; `data`, the fingerprint and numbers of images; `parameters`; `train` and `test`
-        after the last epoch, in inference mode, the training images not augmented, and
+        `versions`, `git_revision`, `device` and `replicas`; `resumed`, the same of each time the
+        run was resumed; `data`, the fingerprint and numbers of images; `parameters`; `train` and
+        `test` after the last epoch, in inference mode, the training images not augmented, and
         `confusion` if there is such a set: `loss` (with weight penalties and label smoothing),
         `cross_entropy` (without), `error_percent` and `calibration_error`;
         `wall_time_s` of all epochs and this evaluation; `seconds_per_epoch`, the median;
@@ -86,13 +94,16 @@ def train(
 
     Raises:
         ValueError: If a setting or the data cannot be used, or `output_dir` holds another run.
-        OSError: If data or output cannot be read or written.
+        OSError: If data or output cannot be read or written; a `ConnectionError` if another
+            process of the training has ended.
         TrainingDivergedError: If the loss becomes infinite or NaN.
     """
     config = resolve(config)
-    files = RunFiles(config.output_dir)
-    record = files.open(dataclasses.asdict(config), config.resume)
-    if record and record["status"] == "finished":
+    workers = Workers.start(config.strategy)
+    files = RunFiles(config.output_dir, read_only=not workers.is_chief)
+    quiet = quiet or not workers.is_chief
+    record, first_epoch = _open(config, files, workers)
+    if first_epoch == _NOTHING_LEFT:
         if not quiet:
             print(f"{files.directory} holds the finished run: nothing is left to do.")
         return record
@@ -101,15 +112,44 @@ def train(
     if config.mixed_precision != "none":
         keras.config.set_dtype_policy(config.mixed_precision)
     try:
-        return _train(config, files, record, data, callbacks, quiet, save_every)
+        return _train(
+            config, files, workers, record, first_epoch, data, callbacks, quiet, save_every
+        )
+    except tf.errors.UnavailableError as error:
+        raise ConnectionError(
+            "another process of --strategy=multi_worker has ended or cannot be reached: start all "
+            "of them again with --resume"
+        ) from error
     finally:
         keras.config.set_dtype_policy(policy)
+
+
+def _open(config: TrainingConfig, files: RunFiles, workers: Workers) -> tuple[dict | None, int]:
+    """Returns the record of the run to go on with, and what the chief tells all processes."""
+    record, told = None, _CANNOT_START
+    try:
+        if workers.is_chief:
+            record = files.open(dataclasses.asdict(config), config.resume)
+            finished = record is not None and record["status"] == "finished"
+            told = _NOTHING_LEFT if finished else finished_epochs(files.backup) if record else 0
+    finally:
+        told = int(workers.told_by_chief(told))
+    if told == _CANNOT_START:
+        raise ValueError("the chief could not start: see its message")
+    if told > 0 and finished_epochs(files.backup) != told:
+        raise ValueError(
+            f"--output_dir={files.directory} is not the folder that the chief writes to, which "
+            f"has a backup of {told} epochs: all processes need the same one"
+        )
+    return files.read() if told == _NOTHING_LEFT else record, told
 
 
 def _train(
     config: TrainingConfig,
     files: RunFiles,
+    workers: Workers,
     record: dict | None,
+    first_epoch: int,
     data: TrainingData,
     callbacks: Sequence[keras.callbacks.Callback],
     quiet: bool,
@@ -117,31 +157,32 @@ def _train(
 ) -> dict:
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
-    plain_model, model = _build(config, data)
-    first_epoch = finished_epochs(files.backup) if record else 0
+    _check_same_data(record, data.describe(), files, workers)
+    with workers.strategy.scope():
+        plain_model, model = _build(config, data)
     if record is None:
         record = {
             "status": "running",
             "flags": dataclasses.asdict(config),
             "seed": config.seed,
             **provenance(),
+            "replicas": workers.replicas,
             "resumed": [],
             "data": data.describe(),
             "parameters": plain_model.count_params(),
         }
     else:
-        _check_same_data(record["data"], data.describe(), files)
         record["resumed"].append({"after_epochs": first_epoch, **provenance()})
     files.write_record(record)
     files.trim_history(first_epoch)
     if not quiet:
         _print_start(record, files, first_epoch)
-    past = files.read_history() if first_epoch else {}
+    past = files.read_history(first_epoch) if first_epoch else {}
     progress = Progress(config.epochs, data.steps_per_epoch, first_epoch, quiet)
-    target = _target(config, data, plain_model, past)
+    target = _target(config, data, plain_model, past, workers)
     model.fit(
-        data.training_batches(config.augmentation, first_epoch),
-        validation_data=data.evaluation_batches("validation"),
+        workers.shared(data.training_batches(config.augmentation, first_epoch)),
+        validation_data=workers.shared(data.evaluation_batches("validation")),
         initial_epoch=first_epoch,
         # What was stopped at its target is only restored.
         epochs=first_epoch if any(stop.reached for stop in target) else config.epochs,
@@ -151,14 +192,14 @@ def _train(
             *_callbacks(config, files, plain_model, [progress, *target], past, save_every),
             *callbacks,
             # Last, when the others have seen the epoch.
-            Every(save_every, AtomicBackup(files.backup)),
+            Every(save_every, AtomicBackup(files.backup, files.read_only)),
         ],
         verbose=0,
     )
     start = time.monotonic()
     parts = ("train", "confusion", "test") if config.confusion_size else ("train", "test")
     classifier = Classifier(model)
-    results = {part: _evaluate(model, classifier, data, part) for part in parts}
+    results = {part: _evaluate(model, classifier, data, part, workers) for part in parts}
     history = files.read_history()
     record |= results | {
         "status": "finished",
@@ -187,6 +228,9 @@ def _build(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, ker
         model = _regularized(config, plain_model, data.steps_per_epoch)
     elif config.method == "sam":
         model = SharpnessAwareModel(plain_model, config.rho, config.adaptive)
+    elif config.strategy != STRATEGIES[0]:
+        # Keras' own model clips the gradients of each replica, and has no steps on many workers.
+        model = FisherRegularizedModel(plain_model, beta=0.0, clip_norm=None, seed=config.seed)
     model.build(plain_model.input_shape)  # A backup can be restored into a built model only.
     if config.label_smoothing > 0:
         loss = keras.losses.CategoricalCrossentropy(
@@ -234,13 +278,14 @@ def _callbacks(
 
     What they write of an epoch without a backup is written again, the same, after a resume.
     """
+    deciding = [StopWhenDiverged(), _schedule(config, past.get("loss", [])), *logging]
+    if files.read_only:
+        return deciding
     monitor, mode = ("val_accuracy", "max") if config.validation_size else ("loss", "min")
     saved = past.get(monitor, [])[save_every - 1 :: save_every]
     best_so_far = {"max": max, "min": min}[mode](saved, default=None)
     return [
-        StopWhenDiverged(),
-        _schedule(config, past.get("loss", [])),
-        *logging,
+        *deciding,
         keras.callbacks.TensorBoard(str(files.tensorboard), write_graph=False),
         keras.callbacks.CSVLogger(str(files.history), append=True),
         Every(save_every, PlainModelCheckpoint(plain_model, files.last)),
@@ -263,16 +308,23 @@ def _target(
     data: TrainingData,
     plain_model: keras.Model,
     past: dict[str, list[float | None]],
+    workers: Workers,
 ) -> list[StopAtLoss]:
     """Returns what ends the training at `target_loss`, if there is one."""
     if config.target_loss is None:
         return []
     classifier = Classifier(plain_model)
     trained_on = data.labelled("train", "confusion", label_smoothing=config.label_smoothing)
+
+    def excess_loss() -> float:
+        # The others need not round as the chief does, but must stop where it stops.
+        loss = evaluate_fit(classifier, trained_on).excess_loss if workers.is_chief else 0.0
+        return workers.told_by_chief(loss)
+
     return [
         StopAtLoss(
             config.target_loss,
-            lambda: evaluate_fit(classifier, trained_on).excess_loss,
+            excess_loss,
             data.steps_per_epoch,
             past.get("excess_loss", []),
         )
@@ -289,10 +341,11 @@ def _schedule(config: TrainingConfig, past_losses: list[float]) -> keras.callbac
 
 
 def _evaluate(
-    model: keras.Model, classifier: Classifier, data: TrainingData, part: str
+    model: keras.Model, classifier: Classifier, data: TrainingData, part: str, workers: Workers
 ) -> dict[str, float]:
     """Returns how the model fits a part of the data, in inference mode."""
-    logs = model.evaluate(data.evaluation_batches(part), return_dict=True, verbose=0)
+    batches = workers.shared(data.evaluation_batches(part))
+    logs = model.evaluate(batches, return_dict=True, verbose=0)
     return {
         "loss": logs["loss"],
         "cross_entropy": logs["cross_entropy"],
@@ -301,11 +354,19 @@ def _evaluate(
     }
 
 
-def _check_same_data(stored: dict, given: dict, files: RunFiles) -> None:
+def _check_same_data(record: dict | None, given: dict, files: RunFiles, workers: Workers) -> None:
+    """Checks that data are those of the record, and of all processes."""
+    stored = given if record is None else record["data"]
+    agreed = workers.agree(zlib.crc32(repr(given).encode()) if stored == given else -1)
     if stored != given:
         raise ValueError(
             f"cannot resume {files.directory} with other data: it was started with {stored}, "
             f"now there is {given}"
+        )
+    if not agreed:
+        raise ValueError(
+            "the processes of --strategy=multi_worker do not have the same data, or their chief "
+            f"has other data than the run. Here there is {given}"
         )
 
 

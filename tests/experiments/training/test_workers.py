@@ -1,0 +1,189 @@
+"""`train_cifar --strategy` on two devices of one process, and in two processes on loopback."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from processes import finish, wait_for
+
+from fisher_keras.experiments.training.train import TrainingConfig, train
+from fisher_keras.experiments.training.workers import Workers
+
+ROOT = pathlib.Path(__file__).parents[3]
+SETTINGS = {
+    "dataset": "digits",
+    "width": 0.125,
+    "epochs": 4,
+    "batch_size": 150,
+    "train_size": 440,  # The last batch is short.
+    "seed": 5,
+}
+# Ends a process that writes into the folder of the run.
+NO_WRITING = """
+import os, sys
+def hook(event, arguments):
+    write = event == "open" and isinstance(arguments[1], str) and set("wax+") & set(arguments[1])
+    if (write or event in ("os.mkdir", "os.rename", "os.remove")) and OUTPUT in str(arguments[0]):
+        os.write(2, f"{event} {arguments}".encode())
+        os._exit(99)
+sys.addaudithook(hook)
+"""
+# Two devices before TensorFlow's first use, and then what bin/train_cifar does.
+TWO_DEVICES = """
+import sys, tensorflow as tf
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from fisher_keras.experiments.main import main
+main(["train_cifar", *sys.argv[1:]])
+"""
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def start(command, path=(), **variables):
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, [*path, ROOT]))
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def flags(output_dir, *more):
+    values = {**SETTINGS, "output_dir": output_dir}
+    return [*(f"--{name}={value}" for name, value in values.items()), "--resume", *more]
+
+
+def start_workers(output_dir, *more):
+    """Starts two processes; the second one ends as soon as it writes into the folder."""
+    watched = output_dir.with_name(f"{output_dir.name}_watched")
+    watched.mkdir(exist_ok=True)
+    (watched / "sitecustomize.py").write_text(f"OUTPUT = {str(output_dir)!r}\n{NO_WRITING}")
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    return [
+        start(
+            [ROOT / "bin" / "train_cifar", *flags(output_dir, "--strategy=multi_worker", *more)],
+            [watched] * index,
+            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
+        )
+        for index in (0, 1)
+    ]
+
+
+def weights(output_dir, name="last.keras"):
+    return keras.saving.load_model(output_dir / name, compile=False).get_weights()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a run in two processes, and what they printed."""
+    output_dir = tmp_path_factory.mktemp("workers") / "undisturbed"
+    workers = start_workers(output_dir, "--regularize")
+    results = [finish(worker) for worker in workers]
+    assert [status for status, _, _ in results] == [0, 0], results
+    return output_dir, results
+
+
+def test_the_chief_alone_prints_and_writes(undisturbed):
+    output_dir, [(_, stdout, _), (_, other_stdout, other_stderr)] = undisturbed
+    assert "epoch 4/4" in stdout
+    assert not other_stdout
+    assert "os.mkdir" not in other_stderr
+    record = json.loads((output_dir / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["replicas"] == 2
+    assert len(record["history"]["loss"]) == 4
+    for part in ("train", "validation"):
+        assert len(list((output_dir / "tensorboard" / part).iterdir())) == 1
+
+
+def test_two_processes_do_what_two_devices_do(undisturbed, tmp_path):
+    run = tmp_path / "run"
+    more = ("--regularize", "--strategy=mirrored")
+    status, _, stderr = finish(start(["-c", TWO_DEVICES, *flags(run, *more)]))
+    assert status == 0, stderr
+    for mine, other in zip(weights(run), weights(undisturbed[0]), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
+    records = [json.loads((d / "run.json").read_text()) for d in (run, undisturbed[0])]
+    for name in ("loss", "val_loss", "val_accuracy", "fisher_trace", "gradient_norm"):
+        first, second = (record["history"][name] for record in records)
+        np.testing.assert_allclose(first, second, rtol=1e-3, err_msg=name)
+    assert records[0]["test"]["loss"] == pytest.approx(records[1]["test"]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_and_started_again_they_end_with_the_same_weights(undisturbed, tmp_path, victim):
+    run = tmp_path / "run"
+    workers = start_workers(run, "--regularize")
+    wait_for(run / "backup" / "epoch_1", workers[victim])
+    workers[victim].send_signal(signal.SIGKILL)
+    assert finish(workers[victim])[0] == -signal.SIGKILL
+    status, _, stderr = finish(workers[1 - victim])
+    assert status == 1
+    assert re.search(r"^[^\n]*another process of --strategy=multi_worker has ended", stderr, re.M)
+    assert json.loads((run / "run.json").read_text())["status"] == "running"
+    results = [finish(worker) for worker in start_workers(run, "--regularize")]
+    assert [status for status, _, _ in results] == [0, 0], results
+    for name in ("last.keras", "best.keras"):
+        for mine, other in zip(weights(run, name), weights(undisturbed[0], name), strict=True):
+            np.testing.assert_array_equal(mine, other)
+    assert json.loads((run / "run.json").read_text())["resumed"]
+    # A finished run is told to all.
+    results = [finish(worker) for worker in start_workers(run, "--regularize")]
+    assert [status for status, _, _ in results] == [0, 0], results
+    assert "nothing is left to do" in results[0][1]
+
+
+def test_what_the_chief_refuses_ends_the_others(undisturbed):
+    results = [finish(w) for w in start_workers(undisturbed[0], "--regularize", "--epochs=5")]
+    assert [status for status, _, _ in results] == [1, 1]
+    assert "cannot resume" in results[0][2]
+    assert "the chief could not start" in results[1][2]
+
+
+@pytest.mark.parametrize("method", ["plain", "clipped", "sam"])
+def test_one_mirrored_device_trains_as_no_strategy_does(tmp_path, method):
+    values = {**SETTINGS, "epochs": 2, "method": method}
+    for strategy in ("none", "mirrored"):
+        config = TrainingConfig(**values, strategy=strategy, output_dir=str(tmp_path / strategy))
+        train(config, quiet=True)
+    for mine, other in zip(
+        weights(tmp_path / "mirrored"), weights(tmp_path / "none"), strict=True
+    ):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-7)
+
+
+def test_several_workers_need_tf_config(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(ValueError, match=r"^[^\n]*needs the environment variable TF_CONFIG"):
+        Workers.start("multi_worker")
+
+
+@pytest.mark.parametrize("tf_config", ["no JSON", '{"cluster": 3}'])
+def test_a_tf_config_that_cannot_be_read(monkeypatch, tf_config):
+    monkeypatch.setenv("TF_CONFIG", tf_config)
+    with pytest.raises(ValueError, match="--strategy=multi_worker cannot start"):
+        Workers.start("multi_worker")
+
+
+def test_xla_is_refused():
+    with pytest.raises(ValueError, match="--jit_compile is not for --strategy=mirrored"):
+        TrainingConfig(strategy="mirrored", jit_compile=True)
