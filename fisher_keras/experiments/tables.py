@@ -20,6 +20,7 @@ from fisher_keras.experiments.runs.trained_run import (
     trained_run,
 )
 from fisher_keras.experiments.statistics.convergence import convergence_flags
+from fisher_keras.experiments.statistics.paired import difference_cell
 from fisher_keras.experiments.statistics.text_tables import (
     Rows,
     latex_table,
@@ -180,17 +181,21 @@ def table_1(records: Sequence[dict[str, Any]]) -> list[list[str]]:
         records: The finished runs of `regularization_runs`.
 
     Returns:
-        Rows of cells, the header first; the last column counts the runs with `convergence_flags`.
+        Rows of cells, the header first; the difference is that of pairs of one seed, with and less
+        without the regularizer, and the 95 % interval of Student's t; the last column counts the
+        runs with `convergence_flags`.
     """
     header = ["network", "data", "test error (%)", "with regularizer (%)"]
-    header += ["paper (%)", "paper, with regularizer (%)", "test cross-entropy, without / with"]
+    header += ["paper (%)", "paper, with regularizer (%)", "difference [95 %]"]
+    header += ["test cross-entropy, without / with"]
     header += ["calibration error, without / with", "train error (%), without / with", "flagged"]
     return [
         header,
         *(
             _names(cell)
-            + _both(groups, lambda result: result["test"]["error_percent"], 2)
+            + _both(groups, _test_error, 2)
             + _paper(PAPER_TABLE_1, cell, 2)
+            + [_difference(groups, _test_error, 2)]
             + _test_columns(groups)
             + [" / ".join(_both(groups, lambda result: result["train"]["error_percent"], 2))]
             + [_flagged(groups)]
@@ -207,20 +212,27 @@ def table_2(records: Sequence[dict[str, Any]], normalize_logits: bool) -> list[l
         normalize_logits: Whether gamma-hat is that of normalized logits.
 
     Returns:
-        Rows of cells, the header first; the last column counts the runs with `convergence_flags`.
+        Rows of cells, the header first; the difference as in `table_1`; the last column counts the
+        runs with `convergence_flags`.
     """
     header = ["network", "data", "gamma-hat", "with regularizer"]
-    header += ["paper", "paper, with regularizer", "test error (%), without / with"]
+    header += ["paper", "paper, with regularizer", "difference [95 %]"]
+    header += ["test error (%), without / with"]
     header += ["test cross-entropy, without / with", "calibration error, without / with"]
     header += ["train loss, without / with", "flagged"]
     key = "normalized_metrics" if normalize_logits else "metrics"
+
+    def gamma_hat(result: dict[str, Any]) -> float:
+        return float(result[key]["log_determinant"]["mean"])
+
     return [
         header,
         *(
             _names(cell)
-            + _both(groups, lambda result: float(result[key]["log_determinant"]["mean"]), 1)
+            + _both(groups, gamma_hat, 1)
             + _paper(PAPER_TABLE_2, cell, 1)
-            + [" / ".join(_both(groups, lambda result: result["test"]["error_percent"], 2))]
+            + [_difference(groups, gamma_hat, 1)]
+            + [" / ".join(_both(groups, _test_error, 2))]
             + _test_columns(groups)
             + [" / ".join(mean_and_std(train_losses(groups[r]), 4) for r in (False, True))]
             + [_flagged(groups)]
@@ -277,6 +289,25 @@ def _both(
         mean_and_std([quantity(record["result"]) for record in groups[regularize]], digits)
         for regularize in (False, True)
     ]
+
+
+def _test_error(result: dict[str, Any]) -> float:
+    return result["test"]["error_percent"]
+
+
+def _difference(
+    groups: dict[bool, list[dict[str, Any]]],
+    quantity: Callable[[dict[str, Any]], float],
+    digits: int,
+) -> str:
+    """Returns what the regularizer changes, in the mean over the seeds that have both runs."""
+    with_it, without = (
+        {record["seed"]: quantity(record["result"]) for record in groups[regularize]}
+        for regularize in (True, False)
+    )
+    seeds = sorted(with_it.keys() & without.keys())
+    pairs = ([values[seed] for seed in seeds] for values in (with_it, without))
+    return difference_cell(*pairs, digits)
 
 
 def _test_columns(groups: dict[bool, list[dict[str, Any]]]) -> list[str]:

@@ -66,20 +66,33 @@ def check_layers(model: keras.Model) -> None:
             )
 
 
-def check_calls(operations: Iterable[tf.Operation], model: keras.Model) -> None:
+def check_calls(call: Callable[[], Any], model: keras.Model) -> Any:
     """Checks, before other values stand in for a model's weights, that no function captured them.
 
-    A `tf.function` is traced once, with the variables of its first call. Traced with values that
-    stand in for them, it could never be called again.
+    A `tf.function` that lasts is traced once, with the variables of its first call. Traced with
+    values that stand in for them, it could never be called again. One that is made anew in each
+    call, such as that of Keras' grouped convolution, has another name each time.
 
     Args:
-        operations: Those of a call of the model.
+        call: Calls the model, in a graph that is thrown away.
         model: The model.
 
+    Returns:
+        What the call returns.
+
     Raises:
-        ValueError: If a function that the model calls holds a trainable variable of it.
+        ValueError: If a function that lasts holds a trainable variable of the model.
     """
-    check_variables([op for op in operations if op.type in _CALLS], model)
+    with traced_operations() as operations:
+        result = call()
+    try:
+        check_variables([op for op in operations if op.type in _CALLS], model)
+    except ValueError:
+        with traced_operations() as others:
+            call()
+        lasting = {name for op in others for name in _functions(op.node_def)}
+        check_variables([op for op in operations if _functions(op.node_def) & lasting], model)
+    return result
 
 
 def check_variables(operations: Iterable[tf.Operation], model: keras.Model) -> None:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import math
 import pathlib
 import statistics
 
@@ -24,12 +25,13 @@ from fisher_keras.experiments.tables import (
 from fisher_keras.models import RegularizerSettings, write_regularizer_settings
 
 
-def record(arch, dataset, regularize, error, gamma, normalized_gamma=0.0):
+def record(arch, dataset, regularize, error, gamma, normalized_gamma=0.0, seed=0):
     training = {"arch": arch, "dataset": dataset}
     if regularize:
         training["regularize"] = True
     return {
         "config": {"training": training},
+        "seed": seed,
         "result": {
             "train": {"loss": 0.01, "error_percent": 0.0},
             "test": {"error_percent": error, "loss": error / 10},
@@ -41,9 +43,9 @@ def record(arch, dataset, regularize, error, gamma, normalized_gamma=0.0):
 
 RECORDS = [
     record("resnet", "cifar10", False, 8.0, -10.0, 5.0),
-    record("resnet", "cifar10", False, 9.0, -12.0, 6.0),
+    record("resnet", "cifar10", False, 9.0, -12.0, 6.0, seed=1),
     record("resnet", "cifar10", True, 7.0, -20.0, 7.0),
-    record("resnet", "cifar10", True, 7.5, "-inf", 9.0),
+    record("resnet", "cifar10", True, 7.5, "-inf", 9.0, seed=1),
     record("cnn", "cifar100", True, 30.0, 1.0),
 ]
 
@@ -55,6 +57,18 @@ def test_table_1_has_the_papers_order_and_numbers_beside():
     assert resnet[4:6] == ["8.50 ± 0.31", "7.91 ± 0.25"]
     assert cnn[:4] == ["CNN", "CIFAR-100", "-", "30.00 (one run)"]
     assert cnn[4:6] == ["31.12 ± 0.35", "29.19 ± 0.21"]
+
+
+def test_tables_have_the_difference_of_pairs():
+    """-1 and -1.5: standard error 1/4, and t with one degree of freedom reaches tan(.95 pi/2)."""
+    reach = 0.25 * math.tan(0.95 * math.pi / 2)
+    _, resnet, cnn = table_1(RECORDS)
+    assert resnet[6] == f"-1.25 [{-1.25 - reach:+.2f}, {-1.25 + reach:+.2f}]"
+    assert cnn[6] == "-"
+    _, resnet, _ = table_2(RECORDS, normalize_logits=False)
+    assert resnet[6] == "-"  # One is infinite.
+    _, resnet, _ = table_2(RECORDS, normalize_logits=True)
+    assert resnet[6].startswith("+2.5 [")
 
 
 def test_tables_have_test_cross_entropy_and_calibration_error():

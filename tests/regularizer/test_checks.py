@@ -303,7 +303,39 @@ MADE_UP_FOR = {
 }
 
 
-@pytest.mark.parametrize("make", MADE_UP_FOR.values(), ids=MADE_UP_FOR)
+class SelfAttention(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.attention = keras.layers.MultiHeadAttention(2, 3)
+
+    def call(self, inputs):
+        return self.attention(inputs, inputs)
+
+
+OF_KERAS = {
+    "convolutions": lambda: images(
+        keras.layers.Conv2D(4, 2, groups=2),
+        keras.layers.DepthwiseConv2D(2),
+        keras.layers.Conv2DTranspose(3, 2),
+        keras.layers.SeparableConv2D(3, 2, activation="gelu"),
+    ),
+    "pooling": lambda: images(
+        keras.layers.AveragePooling2D(2, 1),
+        keras.layers.ZeroPadding2D(),
+        keras.layers.GlobalAveragePooling2D(keepdims=True),
+    ),
+    "normalization": lambda: images(
+        keras.layers.GroupNormalization(2),
+        keras.layers.LayerNormalization(epsilon=0.1),
+        keras.layers.UnitNormalization(),
+    ),
+    "attention": lambda: images(SelfAttention()),
+}
+
+
+@pytest.mark.parametrize(
+    "make", [*MADE_UP_FOR.values(), *OF_KERAS.values()], ids=[*MADE_UP_FOR, *OF_KERAS]
+)
 @pytest.mark.parametrize("options", [{}, {"share_gradients": True}, MODES["eager"]])
 def test_second_derivatives_that_tensorflow_lacks_are_made_up_for(float64, make, options):
     """The Hessian's product is the limit of the difference of gradients."""

@@ -90,7 +90,8 @@ def test_step(case: Case, num_sub_batches, share_gradients, weighted, variant, s
     gradient, loss, regularizer = model.regularized_gradients(x, y, weight)
 
     def hard_loss(rows, outputs):
-        p = tf.clip_by_value(outputs, 1e-7, 1) if case.probabilities else tf.nn.softmax(outputs)
+        # Not clipped: Keras' losses, too, are of the logits that a softmax layer is called with.
+        p = outputs if case.probabilities else tf.nn.softmax(outputs)
         chosen = tf.gather(p, classes[rows], batch_dims=1)
         return -tf.reduce_mean(ones[rows] * tf.math.log(chosen))
 

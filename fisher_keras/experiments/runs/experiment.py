@@ -121,7 +121,8 @@ def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Pres
     metrics = preset.metrics
     if options.label_smoothing:
         # The gradients do not vanish with the loss then: their trace is worth a look.
-        metrics = dataclasses.replace(metrics, names=(*metrics.names, "trace"))
+        names = tuple(dict.fromkeys((*metrics.names, "trace")))
+        metrics = dataclasses.replace(metrics, names=names)
     return dataclasses.replace(preset, training={**preset.training, **shared}, metrics=metrics)
 
 

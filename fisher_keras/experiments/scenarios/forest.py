@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from fisher_keras.experiments.scenarios.figure import FONT_SIZE, LABELS
 from fisher_keras.experiments.scenarios.results import TITLES
-from fisher_keras.experiments.scenarios.runs import VARIABLES
 from fisher_keras.experiments.scenarios.summary import (
     ALL_RUNS,
     OTHER_TARGETS,
@@ -47,7 +46,7 @@ def forest_figure(lines: Sequence[Correlation]) -> Figure:
         for axes, target in zip(row, targets, strict=True):
             _draw(axes, group, target)
         row[0].set_yticks(range(len(group)), [LABELS.get(g.measure, g.measure) for g in group])
-        title = TITLES[VARIABLES[name]] if name in VARIABLES else name
+        title = TITLES.get(name, name)
         row[0].set_title(
             f"{title} ({group[0].rank.num_runs} networks)", loc="left", fontsize=FONT_SIZE
         )

@@ -12,16 +12,20 @@ import numpy as np
 from fisher_keras.datasets import AUGMENTATIONS
 from fisher_keras.experiments.runs.store import ExperimentStore
 from fisher_keras.experiments.runs.trained_run import train_losses
+from fisher_keras.experiments.scenarios import pool
 from fisher_keras.experiments.scenarios.runs import VARIABLES
 from fisher_keras.experiments.statistics.convergence import convergence_flags
 from fisher_keras.experiments.training.config import TrainingConfig
 
 # In the order of the paper's scenarios.
 TITLES = {
-    "confusion_size": "Scenario I: size of the confusion set",
-    "augmentation": "Scenario II: data augmentation",
-    "batch_size": "Scenario III: batch size",
+    "scenario_confusion": "Scenario I: size of the confusion set",
+    "scenario_augmentation": "Scenario II: data augmentation",
+    "scenario_batch_size": "Scenario III: batch size",
+    pool.EXPERIMENT: "Pool: networks that differ in everything",
 }
+# What the networks are shown by, in tables and colors.
+_SHOWN_BY = {**VARIABLES, pool.EXPERIMENT: "batch_size"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Scenario:
     """The runs of a scenario.
 
     Attributes:
-        experiment: The scenario's name, one of `VARIABLES`.
+        experiment: The scenario's name, one of `TITLES`.
         runs: Its runs, by value of the variable in the paper's order, then by seed.
     """
 
@@ -82,13 +86,13 @@ class Scenario:
 
     @property
     def variable(self) -> str:
-        """The setting that the scenario varies."""
-        return VARIABLES[self.experiment]
+        """The setting that the scenario varies; of a pool, the one that it is shown by."""
+        return _SHOWN_BY[self.experiment]
 
     @property
     def title(self) -> str:
         """What the scenario is called in the paper."""
-        return TITLES[self.variable]
+        return TITLES[self.experiment]
 
     @property
     def values(self) -> list[int | str]:
@@ -142,7 +146,7 @@ def read_scenarios(stores: Sequence[str | pathlib.Path]) -> list[Scenario]:
             records.setdefault(record["experiment"], {})[record["key"]] = record
     return [
         _scenario(experiment, list(records[experiment].values()))
-        for experiment in VARIABLES
+        for experiment in TITLES
         if experiment in records
     ]
 
@@ -153,18 +157,19 @@ def _records(store: pathlib.Path) -> list[dict[str, Any]]:
     records = ExperimentStore(store).records()
     if not records:
         raise ValueError(f"--store={store} has no finished runs: start its experiment first")
-    others = sorted({record["experiment"] for record in records} - VARIABLES.keys())
+    others = sorted({record["experiment"] for record in records} - TITLES.keys())
     if others:
         raise ValueError(
             f"--store={store} has runs of {', '.join(others)}; expected those of "
-            f"{', '.join(VARIABLES)}"
+            f"{', '.join(TITLES)}"
         )
     return records
 
 
 def _scenario(experiment: str, records: Sequence[dict[str, Any]]) -> Scenario:
-    variable = VARIABLES[experiment]
-    _check_recipe(experiment, variable, records)
+    variable = _SHOWN_BY[experiment]
+    varied = pool.VARIED if experiment == pool.EXPERIMENT else (variable,)
+    _check_recipe(experiment, varied, records)
     found = [_run(record, variable) for record in records]
     runs = sorted(
         (
@@ -181,17 +186,19 @@ def _scenario(experiment: str, records: Sequence[dict[str, Any]]) -> Scenario:
     return Scenario(experiment, tuple(flagged))
 
 
-def _check_recipe(experiment: str, variable: str, records: Sequence[dict[str, Any]]) -> None:
-    """Checks that runs differ in nothing but their scenario's variable and the seed."""
+def _check_recipe(
+    experiment: str, varied: Sequence[str], records: Sequence[dict[str, Any]]
+) -> None:
+    """Checks that runs differ in nothing but what their scenario varies, and the seed."""
     settings = [_settings(record) for record in records]
     differences = []
-    for name in sorted(set().union(*settings) - {f"training.{variable}"}):
+    for name in sorted(set().union(*settings) - {f"training.{name}" for name in varied}):
         values = sorted({json.dumps(found.get(name)) for found in settings})
         if len(values) > 1:
             differences.append(f"{name} is {' or '.join(values)}")
     if differences:
         raise ValueError(
-            f"the runs of {experiment} differ in more than {variable} and the seed: "
+            f"the runs of {experiment} differ in more than {', '.join(varied)} and the seed: "
             f"{'; '.join(differences)} (null: not set). Give the stores of one recipe"
         )
 

@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
 import scipy.stats
 
 
@@ -48,3 +49,24 @@ def paired_difference(
     standard_error = statistics.stdev(differences) / math.sqrt(len(differences))
     reach = scipy.stats.t.ppf((1 + level) / 2, len(differences) - 1) * standard_error
     return PairedDifference(len(differences), mean, float(mean - reach), float(mean + reach))
+
+
+def difference_cell(first: Sequence[float], second: Sequence[float], digits: int) -> str:
+    """Formats the mean of paired differences for a table.
+
+    Args:
+        first: A value of each pair.
+        second: The other value of each pair.
+        digits: The number of digits after the decimal point.
+
+    Returns:
+        The mean with its 95 % interval; without one for a single pair, "-" for none, or where a
+        difference is infinite or NaN.
+    """
+    if not np.isfinite([*first, *second]).all():
+        return "-"
+    if len(first) < 2:
+        return "".join(f"{a - b:+.{digits}f}" for a, b in zip(first, second, strict=True)) or "-"
+    difference = paired_difference(first, second)
+    interval = f"[{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    return f"{difference.mean:+.{digits}f} {interval}"

@@ -45,6 +45,13 @@ class TrainingConfig:
         above=0,
     )
 
+    l2_penalty: float | None = option(
+        None,
+        "Coefficient of the sum of squares of the weights; by default the network's recipe's.",
+        group="model",
+        least=0,
+    )
+
     dataset: str = option("cifar10", "Images to train on.", group="data", choices=DATASETS)
     data_dir: str | None = option(
         None,
@@ -254,9 +261,9 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
 
     Returns:
         The configuration that is trained. None is left where the architecture or the data decide
-        (`depth`, `width`, `train_size`, `data_dir`), for `settings_file` and, but for sam, for
-        `method`, whose values are now in the other fields, and, without `regularize`, for those of
-        the regularizer's options that are not given.
+        (`depth`, `width`, `l2_penalty`, `train_size`, `data_dir`), for `settings_file` and, but
+        for sam, for `method`, whose values are now in the other fields, and, without
+        `regularize`, for those of the regularizer's options that are not given.
 
     Raises:
         ValueError: If `settings_file` is no table, or a value in it cannot be used.

@@ -180,6 +180,7 @@ def _build(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, ker
         data.dataset.image_shape,
         depth=config.depth,
         width=config.width,
+        l2_penalty=config.l2_penalty,
     )
     model = plain_model
     if config.regularize:

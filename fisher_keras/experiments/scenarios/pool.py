@@ -1,0 +1,124 @@
+"""A pool of networks that differ in many settings at once, each drawn at random.
+
+The scenarios of Section 7.1 vary one setting: a metric that goes with it goes with the test error,
+for whatever reason. Where many settings vary, it has to tell which network generalizes best
+whatever made it so (Y. Jiang et al., "Fantastic Generalization Measures and Where to Find Them",
+ICLR 2020; G. K. Dziugaite et al., "In Search of Robust Measures of Generalization", NeurIPS 2020).
+"""
+
+import dataclasses
+import random
+from typing import Any
+
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
+from fisher_keras.experiments.runs.presets import Preset
+from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.trained_run import trained_run
+from fisher_keras.experiments.scenarios.runs import SCENARIOS
+from fisher_keras.experiments.training.config import TrainingConfig
+
+EXPERIMENT = "pool"
+VARIED = (
+    "batch_size",
+    "augmentation",
+    "confusion_size",
+    "width",
+    "l2_penalty",
+    "learning_rate",
+)
+
+
+def _preset(
+    name: str, about: str, num_networks: int, values: tuple[tuple, ...], **training: Any
+) -> Preset:
+    """Returns the preset of Scenario III of that name with other values: one tuple a setting."""
+    preset = SCENARIOS["scenario_batch_size"][name]
+    return dataclasses.replace(
+        preset,
+        about=about,
+        values=tuple(zip(VARIED, values, strict=True)),
+        num_seeds=num_networks,
+        training={**preset.training, **training},
+    )
+
+
+PRESETS = {
+    "paper": _preset(
+        "paper",
+        "the network, recipe and metrics of the paper's Section 7.1, on 10,000 images.",
+        100,
+        (
+            (64, 128, 512),
+            ("no-aug", "flip-only", "4-crop-f"),
+            (0, 1000, 2000),
+            (12, 16, 24),
+            (0.0, 5e-5, 2e-4),
+            (0.03, 0.1, 0.2),
+        ),
+        train_size=10_000,
+    ),
+    "laptop": _preset(
+        "laptop",
+        "small ResNet-8s on 500 images, 100 epochs, 20 trials of each metric.",
+        100,
+        (
+            (16, 32, 64),
+            ("no-aug", "flip-only", "1-crop-f"),
+            (0, 50, 100),
+            (8, 12, 16),
+            (0.0, 5e-5, 2e-4),
+            (0.03, 0.1, 0.2),
+        ),
+        train_size=500,
+        validation_size=50,
+    ),
+    "smoke": _preset(
+        "smoke",
+        "two epochs on a few digits: it shows that everything runs, and nothing else.",
+        6,
+        ((10, 20), ("no-aug", "flip-only"), (0, 20), (4, 6), (0.0, 5e-5), (0.05, 0.1)),
+    ),
+}
+
+
+def pool_runs(preset: Preset) -> list[Run]:
+    """Returns the runs of the pool: a network a seed, its settings drawn from the seed.
+
+    Args:
+        preset: The size; its values are pairs of a setting and what it is drawn from.
+
+    Returns:
+        `preset.num_seeds` runs; the first ones are those of a smaller pool.
+    """
+    return [
+        trained_run(
+            EXPERIMENT,
+            TrainingConfig(**{**preset.training, **_drawn(preset, seed)}, seed=seed),
+            preset.metrics,
+            label="network",
+        )
+        for seed in range(preset.num_seeds)
+    ]
+
+
+def _drawn(preset: Preset, seed: int) -> dict[str, Any]:
+    # A generator for each setting: one more setting leaves the others as they are.
+    return {
+        name: values[int(len(values) * random.Random(f"{name} {seed}").random())]
+        for name, values in preset.values
+    }
+
+
+def run_pool(options: ExperimentOptions) -> None:
+    """Trains and evaluates the networks of the pool; what is finished is not done again.
+
+    Args:
+        options: How and where the runs are done.
+
+    Raises:
+        ValueError: If an option or the data cannot be used.
+        OSError: If the data or the store cannot be read or written.
+        FailedRunsError: If runs failed; all others are finished.
+    """
+    preset = preset_of(PRESETS, options)
+    carry_out_runs(EXPERIMENT, pool_runs(preset), preset, options)

@@ -1,0 +1,85 @@
+"""The pool of networks that differ in many settings at once."""
+
+import collections
+
+import pytest
+from fake_scenarios import record, write_store
+
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
+from fisher_keras.experiments.runs.presets import PRESETS as NAMES
+from fisher_keras.experiments.scenarios.plot import PlotConfig, plot_results
+from fisher_keras.experiments.scenarios.pool import PRESETS, VARIED, pool_runs
+from fisher_keras.experiments.scenarios.results import read_scenarios
+from fisher_keras.experiments.scenarios.summary import correlations
+
+
+def runs_of(preset, **options):
+    return pool_runs(preset_of(PRESETS, ExperimentOptions(preset=preset, **options)))
+
+
+@pytest.mark.parametrize("preset", NAMES)
+def test_all_settings_vary_and_nothing_else(preset):
+    runs = runs_of(preset)
+    assert len({run.key for run in runs}) == len(runs) == PRESETS[preset].num_seeds
+    drawn = collections.defaultdict(collections.Counter)
+    fixed = []
+    for run in runs:
+        training = dict(run.config["training"])
+        for name in VARIED:
+            drawn[name][training.pop(name, None)] += 1
+        fixed.append(training)
+    assert fixed == fixed[:1] * len(runs)
+    for name, values in PRESETS[preset].values:
+        counts = drawn[name]
+        # What is usual does not stand in a run's definition.
+        expected = {value or (None if name == "confusion_size" else value) for value in values}
+        assert set(counts) == expected
+        if len(runs) == 100:
+            assert all(20 < count < 50 for count in counts.values())
+
+
+def test_settings_are_independent():
+    """No two of them are drawn alike: their values meet in all combinations."""
+    runs = runs_of("laptop")
+    for i, first in enumerate(VARIED):
+        for second in VARIED[i + 1 :]:
+            pairs = {
+                tuple(run.config["training"].get(name) for name in (first, second)) for run in runs
+            }
+            assert len(pairs) == 9
+
+
+def fake_pool():
+    """Networks whose gamma-hat orders the test errors, whatever the settings."""
+    records = []
+    for seed, run in enumerate(runs_of("laptop", label_smoothing=0.1)):
+        metrics = {"log_determinant": float(seed % 30), "robustness": float(-(seed % 7))}
+        line = record("scenario_batch_size", None, seed, 40 + seed % 30, metrics)
+        line |= {"experiment": "pool", "key": run.key, "config": run.config}
+        line["result"]["train"]["excess_loss"] = 0.01 + (seed % 11) / 1000
+        records.append(line)
+    return records
+
+
+def test_pool_is_read_compared_and_drawn(tmp_path, capsys):
+    records = fake_pool()
+    store = write_store(tmp_path / "pool", records)
+    (pool,) = read_scenarios([store])
+    assert len(pool.runs) == 100
+    assert pool.values == [16, 32, 64]
+    lines = {line.measure: line for line in correlations([pool]) if line.runs == "all"}
+    assert lines["log_determinant"].rank.kendall.value == 1
+    assert lines["log_determinant"].partial.kendall.value > 0.9
+    # The worst pair of settings to be given leaves nothing to say where networks are alike.
+    assert lines["log_determinant"].information.value > lines["random"].information.value
+    plot_results(PlotConfig(stores=(str(store),)))
+    assert "networks that differ in everything" in capsys.readouterr().out
+    assert (store / "figures" / "log_determinant.png").stat().st_size > 10_000
+
+
+def test_networks_of_another_recipe_are_refused(tmp_path):
+    records = fake_pool()[:3]
+    records[1]["config"]["training"]["epochs"] = 7
+    store = write_store(tmp_path, records)
+    with pytest.raises(ValueError, match=r"differ in more than batch_size, .*training.epochs"):
+        read_scenarios([store])
