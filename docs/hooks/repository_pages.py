@@ -39,8 +39,8 @@ def _add(files: Files, config: MkDocsConfig, name: str) -> None:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turns the links of a page from the repository's to the site's."""
     source = page.file.src_uri
-    # Where the page's own file is: those of PAGES outside docs/.
-    folder = posixpath.dirname(source if source in PAGES else f"docs/{source}")
+    outside = source in PAGES or source.startswith("examples/")
+    folder = posixpath.dirname(source if outside else f"docs/{source}")
 
     def turn(match: re.Match) -> str:
         target, hash_, anchor = match["target"].partition("#")
