@@ -76,7 +76,7 @@ class Run:
 class ExperimentStore:
     """The folder of an experiment's runs.
 
-    Example:
+    Examples:
         >>> store = ExperimentStore("results/batch_size")
         >>> errors = [record["result"]["test"]["error_percent"] for record in store.records()]
     """
