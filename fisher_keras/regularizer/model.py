@@ -18,7 +18,12 @@ from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
 from fisher_keras.regularizer.gradients import clip, global_norm
 from fisher_keras.regularizer.logs import MeanOfKnown
 from fisher_keras.regularizer.objective import Batch, Objective, prepare
-from fisher_keras.regularizer.replicas import Replica, ReplicatedModel, replica_logs
+from fisher_keras.regularizer.replicas import (
+    Replica,
+    ReplicatedModel,
+    check_not_synchronized,
+    replica_logs,
+)
 from fisher_keras.regularizer.structures import BatchLoss, Step
 
 GRADIENTS = tuple(EQUATION_6)
@@ -329,7 +334,11 @@ class FisherRegularizedModel(ReplicatedModel):
                 "a cross-entropy before training."
             )
         prepare(self, batch, own_loss=_overrides(self.model, "compute_loss"))
-        return Objective.of(self, self._cross_entropy, batch, self.num_sub_batches)
+        objective = Objective.of(self, self._cross_entropy, batch, self.num_sub_batches)
+        scheduled = isinstance(self.beta, keras.optimizers.schedules.LearningRateSchedule)
+        if objective.shares is not None and scheduled and self.share_gradients:
+            check_not_synchronized(self.model)
+        return objective
 
     def _check(self, objective: Objective) -> None:
         """Refuses a classifier that cannot be evaluated at other weights, once a signature."""
