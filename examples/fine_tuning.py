@@ -5,10 +5,11 @@
 #
 # A backbone is trained on one task and used for another, for which there are few examples: frozen,
 # with a new head, then thawed. The metrics are about the weights that are trainable when they are
-# computed: this example shows what that means for $\hat\gamma$, and how two ways of fine-tuning can
-# be compared all the same.
+# computed: this example shows what that means for $\hat\gamma$, and how two ways of fine-tuning
+# can be compared all the same.
 #
-# Run it with `python examples/fine_tuning.py`: half a minute on two cores, and nothing to download.
+# Run it with `python examples/fine_tuning.py`: half a minute on two cores, and nothing to
+# download.
 
 # %%
 import keras
@@ -40,9 +41,9 @@ print(f"{first.sum()} images for the backbone; {len(x_train)} to fine-tune, {len
 # %% [markdown]
 # ## The backbone
 #
-# It has batch normalization, as most have. A batch normalization that is frozen normalizes with the
-# statistics that it has, in training, too. Those stay frozen below when the rest is thawed: 100
-# images are too few for statistics of their own.
+# It has batch normalization, as most have. Where that is frozen it normalizes with the statistics
+# that it has, in training, too. It stays frozen below when the rest is thawed: 100 images are too
+# few for statistics of their own.
 
 # %%
 keras.utils.set_random_seed(SEED)
@@ -96,7 +97,8 @@ def fine_tune(model: keras.Model, learning_rate: float, epochs: int) -> None:
     """Trains what is trainable."""
     keras.utils.set_random_seed(SEED)
     model.compile(
-        keras.optimizers.Adam(learning_rate), keras.losses.CategoricalCrossentropy(from_logits=True)
+        keras.optimizers.Adam(learning_rate),
+        keras.losses.CategoricalCrossentropy(from_logits=True),
     )
     model.fit(x_train, smoothed, batch_size=25, epochs=epochs, verbose=0)
 
@@ -122,8 +124,8 @@ print(evaluate(models["frozen"]))
 
 # %% [markdown]
 # $\hat\gamma$ is of $W$ = 2,565 weights, those of the head. Adding the backbone's would add a
-# matrix without negative eigenvalues to $\xi$, so that $\ln|\xi|$ is larger with them: a number for
-# the head is not to be compared with one for the whole.
+# matrix without negative eigenvalues to $\xi$, so that $\ln|\xi|$ is larger with them: a number
+# for the head is not to be compared with one for the whole.
 #
 # ## Thawed
 #
@@ -162,6 +164,7 @@ for report in reports.values():
 axes.legend(axes.get_lines(), [", ".join(key) for key in reports])
 
 # %% [markdown]
-# A frozen model has come to a minimum of its head, and of nothing else: with respect to all weights
-# it stands on a slope. The training loss tells how far apart two minima are before $\hat\gamma$ is
-# asked: see [Which of my networks generalizes best?](../docs/comparing_minima.md).
+# A frozen model has come to a minimum of its head, and of nothing else: with respect to all
+# weights it stands on a slope. The training loss tells how far apart two minima are before
+# $\hat\gamma$ is asked:
+# see [Which of my networks generalizes best?](../docs/comparing_minima.md).

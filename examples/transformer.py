@@ -8,7 +8,8 @@
 # trained twice from the same weights, with and without the regularizer; then the two minima are
 # compared.
 #
-# Run it with `python examples/transformer.py`: half a minute on two cores, and nothing to download.
+# Run it with `python examples/transformer.py`: half a minute on two cores, and nothing to
+# download.
 
 # %%
 import keras

@@ -3,9 +3,9 @@
 # %% [markdown]
 # # Watching gamma-hat in TensorBoard
 #
-# The callback `FisherMetrics` evaluates the metrics of the current weights while `fit` runs. Keras'
-# TensorBoard callback writes them beside the loss, and `log_dir` adds a histogram of the spectrum
-# of $\xi$ for every evaluation.
+# The callback `FisherMetrics` evaluates the metrics of the current weights while `fit` runs.
+# Keras' TensorBoard callback writes them beside the loss, and `log_dir` adds a histogram of the
+# spectrum of $\xi$ for every evaluation.
 #
 # Run it with `python examples/watch_training.py`: half a minute on two cores; the logs are in
 # `watch_training/`, in the directory where it is run. It needs the package `tensorboard`, which
@@ -107,7 +107,9 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained
 epochs = np.arange(1, len(history["loss"]) + 1)
 evaluated = ~np.isnan(history["log_determinant"])
 for name in ("log_determinant", "log_squared_norms", "log_determinant_cosines"):
-    left.plot(epochs[evaluated], np.array(history[name])[evaluated], "o-", markersize=3, label=name)
+    left.plot(
+        epochs[evaluated], np.array(history[name])[evaluated], "o-", markersize=3, label=name
+    )
 left.set(xlabel="epoch")
 left.legend()
 right.semilogy(epochs, np.array(history["loss"]) - least_loss)

@@ -1,8 +1,9 @@
 """Pages that have their place elsewhere in the repository, and links that leave the site.
 
 A link of a page is relative to its file in the repository, so that it also works where Markdown is
-shown without the site. Here it becomes a link within the site, one to the repository where that has
-an address (`repo_url`), or else plain text. A link to a file that does not exist ends the build.
+shown without the site. Here it becomes a link within the site, one to the repository where that
+has an address (`repo_url`), or else plain text. A link to a file that does not exist ends the
+build.
 """
 
 import pathlib
