@@ -1,4 +1,4 @@
-"""Runs the README's Python example: python tests/readme_example.py. Also of the installed wheel."""
+"""Runs the README's Python example, also of the installed wheel: tests/readme_example.py."""
 
 import contextlib
 import pathlib
