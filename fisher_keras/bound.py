@@ -60,7 +60,7 @@ def neighborhood_height(
     Raises:
         ValueError: An argument is NaN or out of range, or not exactly one volume was given.
 
-    Example:
+    Examples:
         A loss $\frac{1}{2} w^T w$ in the plane reaches 1/2 on the circle of radius 1, the area of
         which is pi.
 
@@ -130,7 +130,7 @@ def generalization_bound(
     Raises:
         ValueError: An argument is NaN or out of range, or not exactly one volume was given.
 
-    Example:
+    Examples:
         Two minima of a network of 270,000 parameters with the same training loss. Nearly all
         that differs is how sharp they are.
 
@@ -179,7 +179,7 @@ def extrapolate_log_determinant(
     Raises:
         ValueError: An argument is NaN or out of range.
 
-    Example:
+    Examples:
         >>> print(f"{extrapolate_log_determinant(-350.0, 270_000, 100):.4e}")
         -4.3217e+06
     """
@@ -228,7 +228,7 @@ def fisher_information_approximation(
     Raises:
         ValueError: An argument is NaN or out of range, or not exactly one volume was given.
 
-    Example:
+    Examples:
         >>> fia = fisher_information_approximation(0.01, -20.0, 3, 1000, volume=0.001)
         >>> print(f"{fia:.3f}")
         6908.452
@@ -261,7 +261,7 @@ def trace_upper_bound(trace: ArrayLike, num_parameters: int) -> Floats:
     Raises:
         ValueError: An argument is NaN or out of range.
 
-    Example:
+    Examples:
         The matrix diag(1, 3) has the logarithmic determinant ln 3 = 1.0986.
 
         >>> print(f"{trace_upper_bound(4.0, 2):.4f}")

@@ -30,14 +30,14 @@ class FisherMetrics(keras.callbacks.Callback):
     metrics, and so do callbacks that come after this one in the list, such as CSVLogger and
     TensorBoard. In epochs between two evaluations they are NaN.
 
-    Example:
-    >>> classifier = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
-    >>> classifier.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    >>> x, y = np.random.normal(size=(60, 8)), np.arange(60) % 3
-    >>> fisher = FisherMetrics((x, y), every=2, num_samples=10, num_trials=2)
-    >>> history = classifier.fit(x, y, epochs=4, callbacks=[fisher], verbose=0)
-    >>> len(history.history["log_determinant"])
-    4
+    Examples:
+        >>> classifier = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+        >>> classifier.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> x, y = np.random.normal(size=(60, 8)), np.arange(60) % 3
+        >>> fisher = FisherMetrics((x, y), every=2, num_samples=10, num_trials=2)
+        >>> history = classifier.fit(x, y, epochs=4, callbacks=[fisher], verbose=0)
+        >>> len(history.history["log_determinant"])
+        4
     """
 
     def __init__(

@@ -46,3 +46,59 @@ def test_own_model_and_data(tmp_path, monkeypatch, capsys):
         assert written["metrics"]["trace"]["mean"] == report.metrics["trace"].mean
     for figure in ("training", "spectrum"):
         assert (tmp_path / f"own_model_and_data/{figure}.png").stat().st_size > 5000
+
+
+def run_example(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("agg")
+    ran = runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    ran["plt"].close("all")
+    return ran
+
+
+def test_transformer(tmp_path, monkeypatch):
+    ran = run_example("transformer", tmp_path, monkeypatch)
+    for sequence, label in zip(ran["x_test"], ran["y_test"], strict=True):
+        assert next(token for token in sequence if token < 4) == label
+    for report in ran["reports"].values():
+        assert report.notes == ()
+        assert report.train.num_errors == 0
+        assert report.test.error < 0.1
+
+
+def test_fine_tuning(tmp_path, monkeypatch):
+    ran = run_example("fine_tuning", tmp_path, monkeypatch)
+    reports = ran["reports"]
+    head, convolutions = 512 * 5 + 5, 9 * 16 + 9 * 16 * 32
+    for (_, weights), report in reports.items():
+        assert report.num_parameters == head + (convolutions if weights == "all" else 0)
+        assert report.notes == ()
+    frozen, thawed = (ran["models"][name].get_layer("backbone") for name in ("frozen", "thawed"))
+    pretrained = ran["backbone"].get_weights()
+    for weights, same in ((frozen.get_weights(), True), (thawed.get_weights(), False)):
+        assert np.array_equal(weights[0], pretrained[0]) == same
+        # The moments of batch normalization are those of the first task.
+        np.testing.assert_array_equal(weights[3], pretrained[3])
+    # More weights add to xi a matrix without negative eigenvalues.
+    for name in ("frozen", "thawed"):
+        gamma_hats = [reports[name, w].metrics["log_determinant"].mean for w in ("head", "all")]
+        assert gamma_hats[0] < gamma_hats[1]
+
+
+def test_watch_training(tmp_path, monkeypatch):
+    ran = run_example("watch_training", tmp_path, monkeypatch)
+    history = ran["history"]
+    evaluated = np.isfinite(history["log_determinant"])
+    assert list(np.flatnonzero(evaluated) + 1) == list(ran["histograms"]) == list(range(4, 61, 4))
+    parts = np.add(history["log_squared_norms"], history["log_determinant_cosines"])
+    np.testing.assert_allclose(parts[evaluated], np.array(history["log_determinant"])[evaluated])
+    # Keras' callback has written the metric where TensorBoard looks for it.
+    logs = ran["EventAccumulator"](str(tmp_path / "watch_training/train"), {"tensors": 0}).Reload()
+    assert "epoch_log_determinant" in logs.Tags()["tensors"]
+
+
+def test_every_example_is_tested_and_a_page():
+    pages = (EXAMPLES.parent / "mkdocs.yml").read_text()
+    for script in EXAMPLES.glob("*.py"):
+        assert f"test_{script.stem}" in globals()
+        assert f"examples/{script.stem}.md" in pages

@@ -9,6 +9,7 @@ import shlex
 import keras
 import numpy as np
 import pytest
+import readme_example
 
 import fisher_keras
 
@@ -58,23 +59,8 @@ def test_installations_name_extras_that_exist():
 
 
 def test_python_example_runs(tmp_path, monkeypatch, capsys):
-    """With a classifier and data of the test's own, for two epochs and few trials."""
     monkeypatch.chdir(tmp_path)
-    keras.utils.set_random_seed(0)
-    (example,) = blocks("python")
-    example = example.replace("epochs=200", "epochs=2, verbose=0")
-    rng = np.random.default_rng(0)
-    names = {
-        "classifier": keras.Sequential(
-            [keras.Input((20,)), keras.layers.Dense(50, "relu"), keras.layers.Dense(3)]
-        ),
-        **{
-            f"x_{part}": rng.normal(size=(256, 20)).astype("float32") for part in ("train", "test")
-        },
-        **{f"y_{part}": rng.integers(3, size=256) for part in ("train", "test")},
-    }
-    exec(example, names)
-    assert np.isfinite(names["gamma_hat"])
+    names = readme_example.run(README)
     assert "log_determinant" in capsys.readouterr().out
     loaded = keras.saving.load_model("classifier.keras")
     assert not isinstance(loaded, fisher_keras.FisherRegularizedModel)

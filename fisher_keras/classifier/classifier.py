@@ -35,11 +35,11 @@ class Classifier:
     model's weights may change in between; that layers are frozen or not, or an attribute such as
     an activation replaced, is noticed. After any other change make a new `Classifier`.
 
-    Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> classifier = Classifier(model)
-    >>> classifier.logits(tf.zeros((2, 4))).shape
-    TensorShape([2, 3])
+    Examples:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> classifier = Classifier(model)
+        >>> classifier.logits(tf.zeros((2, 4))).shape
+        TensorShape([2, 3])
 
     Attributes:
         model: The Keras model; of a `FisherRegularizedModel`, the one that it trains.

@@ -23,45 +23,65 @@ class EvaluationConfig:
 
     models: tuple[str, ...] = option(
         REQUIRED,
-        "A .keras file; repeated to compare.",
+        "Required. A model to evaluate, a .keras file.",
         group="models and data",
         repeated="model",
     )
     dataset: str = option(
-        "cifar10", "Images trained on.", group="models and data", choices=DATASETS
+        "cifar10",
+        "Images that the models were trained on.",
+        group="models and data",
+        choices=DATASETS,
     )
-    data_dir: str | None = option(None, "As for train_cifar.", group="models and data")
-    download: bool = option(True, "As for train_cifar.", group="models and data")
+    data_dir: str | None = option(
+        None,
+        "Where the data are: for CIFAR a TensorFlow Datasets (TFDS) folder, by default TFDS's "
+        "own; for --dataset=folder the folder with train/<class>/ and test/<class>/.",
+        group="models and data",
+    )
+    download: bool = option(
+        True, "Download CIFAR if it is not in --data_dir.", group="models and data"
+    )
     image_size: int | None = option(
-        None, "--image_size of the training runs.", group="models and data", least=1
+        None, "As it was for the trainings.", group="models and data", least=1
     )
     train_size: int | None = option(
         None,
-        "--train_size of the training runs; the metrics are of these images.",
+        "As it was for the trainings: the metrics are of these images.",
         group="models and data",
         least=1,
     )
     validation_size: int = option(
         0,
-        "--validation_size of the training runs.",
+        "As it was for the trainings.",
         group="models and data",
         least=0,
     )
     seed: int = option(
         0,
-        "--seed of the training runs; also of the samples.",
+        "As it was for the trainings; also the seed of the samples.",
         group="models and data",
         least=0,
     )
     metrics: tuple[str, ...] = option(
-        METRICS[:-1], f"Some of {', '.join(METRICS)}.", group="metrics", choices=METRICS
+        METRICS[:-1],
+        f"What to compute, some of {', '.join(METRICS)}.",
+        group="metrics",
+        choices=METRICS,
     )
-    num_samples: int = option(100, "N', images a trial.", group="metrics", least=1)
-    num_trials: int = option(100, "T, trials.", group="metrics", least=1)
+    num_samples: int = option(100, "N', images that a trial samples.", group="metrics", least=1)
+    num_trials: int = option(100, "T, number of trials.", group="metrics", least=1)
     normalize_logits: float | None = option(
-        None, "Divide logits by this times their norm (0.04).", group="metrics", above=0
+        None,
+        "Divide logits by this times their norm, as the paper does for its Table 2 (0.04).",
+        group="metrics",
+        above=0,
     )
-    output: str | None = option(None, "Directory of reports, trials and figures.", group="output")
+    output: str | None = option(
+        None,
+        "Folder for reports, trials and figures; by default nothing is written.",
+        group="output",
+    )
 
     def __post_init__(self) -> None:
         """Checks the values.

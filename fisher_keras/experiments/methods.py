@@ -13,18 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from fisher_keras.atomic import replacing
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import MetricSettings, train_losses, trained_run
 from fisher_keras.experiments.statistics.convergence import convergence_flags
 from fisher_keras.experiments.statistics.paired import difference_cell
-from fisher_keras.experiments.statistics.text_tables import (
-    latex_table,
-    markdown_table,
-    mean_and_std,
-)
+from fisher_keras.experiments.statistics.text_tables import mean_and_std, publish_table
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.models import RECIPES
 
@@ -132,16 +127,9 @@ def make_methods_table(options: ExperimentOptions) -> None:
     preset = preset_of(PRESETS, options)
     runs = methods_runs(preset)
     store = carry_out_runs(EXPERIMENT, runs, preset, options)
-    wanted = {run.key for run in runs}
-    records = [record for record in store.records() if record["key"] in wanted]
-    if not records or options.dry_run:
-        return
-    rows = methods_table(records)
-    print(f"\n{markdown_table(rows, num_names=2)}")
-    for suffix, text in (("md", markdown_table(rows, num_names=2)), ("tex", latex_table(rows))):
-        with replacing(store.directory / f"methods.{suffix}") as path:
-            path.write_text(text + "\n", encoding="utf-8")
-    print(f"\nIt is in {store.directory / 'methods'}.md and .tex.")
+    records = store.records_of(runs)
+    if records and not options.dry_run:
+        publish_table(store.directory, "methods", methods_table(records), num_names=2)
 
 
 def methods_table(records: Sequence[dict[str, Any]]) -> list[list[str]]:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fisher_keras.atomic import replacing
 from fisher_keras.experiments.flags import option
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
@@ -23,9 +22,8 @@ from fisher_keras.experiments.statistics.convergence import convergence_flags
 from fisher_keras.experiments.statistics.paired import difference_cell
 from fisher_keras.experiments.statistics.text_tables import (
     Rows,
-    latex_table,
-    markdown_table,
     mean_and_std,
+    publish_table,
 )
 from fisher_keras.experiments.training.config import TrainingConfig
 
@@ -250,17 +248,9 @@ def _make_table(
     """Carries out the runs, prints the table and writes it beside them."""
     runs = regularization_runs(preset, options.settings_file)
     store = carry_out_runs(EXPERIMENT, runs, preset, options)
-    # Not only those of this shard.
-    wanted = {run.key for run in runs}
-    records = [record for record in store.records() if record["key"] in wanted]
-    if not records or options.dry_run:
-        return
-    rows = table(records)
-    print(f"\n{markdown_table(rows)}")
-    for suffix, render in (("md", markdown_table), ("tex", latex_table)):
-        with replacing(store.directory / f"{name}.{suffix}") as path:
-            path.write_text(render(rows) + "\n", encoding="utf-8")
-    print(f"\nIt is in {store.directory / name}.md and .tex.")
+    records = store.records_of(runs)
+    if records and not options.dry_run:
+        publish_table(store.directory, name, table(records))
 
 
 def _groups(records: Sequence[dict[str, Any]]) -> _Groups:

@@ -91,11 +91,12 @@ def loss_gradient_gram(
         ValueError: If inputs, labels and outputs do not fit each other, or outputs or gradients
             are not finite; the message names the examples.
 
-    Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> gram = loss_gradient_gram(model, np.random.normal(size=(5, 4)), np.array([0, 1, 2, 0, 1]))
-    >>> gram.matrix.shape
-    TensorShape([5, 5])
+    Examples:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.normal(size=(5, 4)), np.array([0, 1, 2, 0, 1])
+        >>> gram = loss_gradient_gram(model, x, y)
+        >>> gram.matrix.shape
+        TensorShape([5, 5])
     """
     classifier = as_classifier(model, from_logits, normalize_logits)
     count = count_examples(x, y)

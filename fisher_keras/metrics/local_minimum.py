@@ -189,12 +189,12 @@ def evaluate_local_minimum(
             another kind.
         RuntimeError: If there are several processes, and another one has raised an error.
 
-    Example:
-    >>> classifier = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
-    >>> x, y = np.random.normal(size=(60, 8)), np.arange(60) % 3
-    >>> report = evaluate_local_minimum(classifier, (x, y), num_samples=10, num_trials=5)
-    >>> gamma_hat = report.metrics["log_determinant"].mean
-    >>> figure = report.plot_spectrum().figure
+    Examples:
+        >>> classifier = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.normal(size=(60, 8)), np.arange(60) % 3
+        >>> report = evaluate_local_minimum(classifier, (x, y), num_samples=10, num_trials=5)
+        >>> gamma_hat = report.metrics["log_determinant"].mean
+        >>> figure = report.plot_spectrum().figure
     """
     options = EvaluationOptions(num_samples, num_trials, seed, metrics, stratified, chunk_size)
     classifier = as_classifier(model, from_logits, normalize_logits)

@@ -86,14 +86,14 @@ class FisherRegularizedModel(ReplicatedModel):
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
 
-    Example:
-    >>> classifier = keras.Sequential(
-    ...     [keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)]
-    ... )
-    >>> model = FisherRegularizedModel(classifier, beta=10.0, num_sub_batches=4)
-    >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    >>> history = model.fit(np.ones((32, 8)), np.arange(32) % 3, verbose=0)
-    >>> model.model.save("classifier.keras")
+    Examples:
+        >>> classifier = keras.Sequential(
+        ...     [keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)]
+        ... )
+        >>> model = FisherRegularizedModel(classifier, beta=10.0, num_sub_batches=4)
+        >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> history = model.fit(np.ones((32, 8)), np.arange(32) % 3, verbose=0)
+        >>> model.model.save("classifier.keras")
     """
 
     training_logs = _LOG_NAMES

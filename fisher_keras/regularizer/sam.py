@@ -48,12 +48,12 @@ class SharpnessAwareModel(ReplicatedModel):
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
 
-    Example:
-    >>> classifier = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
-    >>> model = SharpnessAwareModel(classifier, rho=0.05)
-    >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    >>> history = model.fit(np.ones((32, 8)), np.arange(32) % 3, verbose=0)
-    >>> model.model.save("classifier.keras")
+    Examples:
+        >>> classifier = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+        >>> model = SharpnessAwareModel(classifier, rho=0.05)
+        >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> history = model.fit(np.ones((32, 8)), np.arange(32) % 3, verbose=0)
+        >>> model.model.save("classifier.keras")
     """
 
     training_logs = (_LOG_NAME,)

@@ -1,4 +1,4 @@
-"""The metrics of local minima of trained networks, side by side (Section 7.1).
+r"""The metrics of local minima of trained networks, side by side (Section 7.1).
 
 For example
 

@@ -4,7 +4,7 @@ For example
 
   pool --preset=laptop --label_smoothing=0.1 --num_workers=2
 
-Stopped, the same command goes on. bin/plot_results draws what came out.
+Stopped, the same command goes on. plot_results draws what came out.
 """
 
 from fisher_keras.experiments.command import Command

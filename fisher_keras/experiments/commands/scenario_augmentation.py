@@ -4,7 +4,7 @@ For example
 
   scenario_augmentation --preset=laptop --num_workers=2
 
-Stopped, the same command goes on. bin/plot_results draws what came out.
+Stopped, the same command goes on. plot_results draws what came out.
 """
 
 import functools

@@ -38,7 +38,7 @@ class Settings:
     train_size: int = option(
         400, "Training images, drawn at random for each seed.", group="quickstart", least=1
     )
-    epochs: int = option(40, "Passes over them.", group="quickstart", least=1)
+    epochs: int = option(40, "Passes over the training images.", group="quickstart", least=1)
     output_dir: str = option(
         "results/quickstart", "Folder of the networks and the results.", group="quickstart"
     )

@@ -22,18 +22,39 @@ class ExperimentOptions(EngineOptions):
     """How and where an experiment is done; the fields' texts are those of --help."""
 
     preset: str = option(
-        "paper", "How large the experiment is.", group="experiment", choices=PRESETS
+        "paper",
+        "How large the experiment is. paper: as in the paper, for GPUs; laptop: small networks of "
+        "few images, for hours on two cores; smoke: a minute, to see that everything runs. "
+        "--dry_run tells the details.",
+        group="experiment",
+        choices=PRESETS,
     )
     output_dir: str | None = option(
         None,
         "Folder of the runs; by default results/<name>_<preset>, with _smoothed or _to_<loss> for "
-        "the options below.",
+        "--label_smoothing or --target_loss.",
         group="experiment",
     )
-    label_smoothing: float = option(0.0, "As for train_cifar.", group="experiment", least=0)
-    target_loss: float | None = option(None, "As for train_cifar.", group="experiment", above=0)
-    data_dir: str | None = option(None, "As for train_cifar.", group="experiment")
-    download: bool = option(True, "As for train_cifar.", group="experiment")
+    label_smoothing: float = option(
+        0.0,
+        "Part of a label that is spread over all classes: above 0 the loss has a minimum, and the "
+        "metrics of the networks can be compared.",
+        group="experiment",
+        least=0,
+    )
+    target_loss: float | None = option(
+        None,
+        "End each training when the mean loss of its training images is at most this many nats "
+        "above the least that their labels allow.",
+        group="experiment",
+        above=0,
+    )
+    data_dir: str | None = option(
+        None,
+        "TensorFlow Datasets (TFDS) folder that CIFAR is in; by default TFDS's own.",
+        group="experiment",
+    )
+    download: bool = option(True, "Download CIFAR if it is not in --data_dir.", group="experiment")
     dry_run: bool = option(
         False, "Only list the runs and estimate their time.", group="experiment"
     )

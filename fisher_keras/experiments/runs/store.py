@@ -76,7 +76,7 @@ class Run:
 class ExperimentStore:
     """The folder of an experiment's runs.
 
-    Example:
+    Examples:
         >>> store = ExperimentStore("results/batch_size")
         >>> errors = [record["result"]["test"]["error_percent"] for record in store.records()]
     """
@@ -187,6 +187,11 @@ class ExperimentStore:
         for path in self.directory.glob("runs/*/record.json"):
             records += _read(path)
         return sorted({record["key"]: record for record in records}.values(), key=_order)
+
+    def records_of(self, runs: Iterable[Run]) -> list[dict[str, Any]]:
+        """Returns those of `records` that are of some runs."""
+        wanted = {run.key for run in runs}
+        return [record for record in self.records() if record["key"] in wanted]
 
     def write_lines(self) -> None:
         """Brings `runs.jsonl` up to date.

@@ -18,12 +18,14 @@ class PlotConfig:
 
     stores: tuple[str, ...] = option(
         REQUIRED,
-        "Folder of a scenario's runs; repeated for several.",
+        "Required. Folder of a scenario's runs.",
         group="results",
         repeated="store",
     )
     output: str | None = option(
-        None, "Folder of figures and summary; by default the store.", group="results"
+        None,
+        "Folder for the figures and the summary; by default the --store, if it is one.",
+        group="results",
     )
 
 

@@ -46,21 +46,27 @@ class TuningConfig(EngineOptions):
         group="search",
         choices=PRESETS,
     )
-    beta: tuple[str, ...] = option((), "Strengths of the regularizer to try.", group="search")
+    beta: tuple[str, ...] = option(
+        (),
+        "Strengths of the regularizer to try; by default the preset's, as below.",
+        group="search",
+    )
     num_sub_batches: tuple[str, ...] = option(
-        (), "Sub-batches of a batch to try, M.", group="search"
+        (), "Numbers of sub-batches to try, M.", group="search"
     )
     clip_norm: tuple[str, ...] = option(
         (), "Largest norms of a gradient to try, tau; 0 for no clipping.", group="search"
     )
     sampler: str = option(
         "grid",
-        "All combinations, or chosen by Optuna's TPE.",
+        "grid: all combinations; tpe: chosen by Optuna's TPE, --num_trials of them.",
         group="search",
         choices=("grid", "tpe"),
     )
     prune: bool = option(False, "End bad trials early, by successive halving.", group="search")
-    num_trials: int | None = option(None, "Trials of --sampler=tpe.", group="search")
+    num_trials: int | None = option(
+        None, "How many trials --sampler=tpe makes; by default the preset's.", group="search"
+    )
     storage: str | None = option(
         None,
         "The study's database, a URL as Optuna takes it; by default the file study.journal in "

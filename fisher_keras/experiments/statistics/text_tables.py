@@ -1,8 +1,11 @@
 """Tables as text, from rows of cells whose first is the header."""
 
 import math
+import pathlib
 import statistics
 from collections.abc import Sequence
+
+from fisher_keras.atomic import replacing
 
 Rows = Sequence[Sequence[str]]
 
@@ -54,3 +57,23 @@ def latex_table(rows: Rows) -> str:
     begin = rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
     rules = (begin, r"  \toprule", lines[0], r"  \midrule", *lines[1:], r"  \bottomrule")
     return "\n".join((*rules, r"\end{tabular}"))
+
+
+def publish_table(directory: pathlib.Path, name: str, rows: Rows, num_names: int = 1) -> None:
+    """Prints a table, and writes it as `name`.md and .tex.
+
+    Args:
+        directory: The folder.
+        name: The files' name, without suffix.
+        rows: The table.
+        num_names: See `markdown_table`.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    markdown = markdown_table(rows, num_names)
+    print(f"\n{markdown}")
+    for suffix, text in (("md", markdown), ("tex", latex_table(rows))):
+        with replacing(directory / f"{name}.{suffix}") as path:
+            path.write_text(text + "\n", encoding="utf-8")
+    print(f"\nIt is in {directory / name}.md and .tex.")

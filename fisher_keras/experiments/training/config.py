@@ -31,17 +31,20 @@ class TrainingConfig:
     None stands for what the recipe, the architecture or the data decide, see `resolve`.
     """
 
-    arch: str = option("cnn", "Network.", group="model", choices=ARCHITECTURES)
+    arch: str = option(
+        "cnn", "Network of the paper's Appendix E.", group="model", choices=ARCHITECTURES
+    )
     depth: int | None = option(
         None,
-        "Layers: resnet 20, wide_resnet 28, densenet 100; not for cnn.",
+        "Number of layers; by default 20 for resnet, 28 for wide_resnet, 100 for densenet. Not "
+        "for cnn.",
         group="model",
         least=1,
     )
     width: float | None = option(
         None,
-        "cnn: factor on the filters (1); resnet: filters of the first stage (16); wide_resnet: "
-        "widening factor k (2); densenet: growth rate k (12).",
+        "For cnn a factor on the filters, by default 1; for resnet the filters of the first "
+        "stage, 16; for wide_resnet the widening factor k, 2; for densenet the growth rate k, 12.",
         group="model",
         above=0,
     )
@@ -56,13 +59,11 @@ class TrainingConfig:
     dataset: str = option("cifar10", "Images to train on.", group="data", choices=DATASETS)
     data_dir: str | None = option(
         None,
-        "TensorFlow Datasets (TFDS) folder; for --dataset=folder the folder with train/<class>/ "
-        "and test/<class>/.",
+        "Where the data are: for CIFAR a TensorFlow Datasets (TFDS) folder, by default TFDS's "
+        "own; for --dataset=folder the folder with train/<class>/ and test/<class>/.",
         group="data",
     )
-    download: bool = option(
-        True, "Download CIFAR unless it is in --data_dir, or TFDS's default folder.", group="data"
-    )
+    download: bool = option(True, "Download CIFAR if it is not in --data_dir.", group="data")
     image_size: int | None = option(
         None,
         "Height and width that the images of --dataset=folder are resized to; by default they "
@@ -71,115 +72,155 @@ class TrainingConfig:
         least=1,
     )
     train_size: int | None = option(
-        None, "Training images, drawn at random; all by default.", group="data", least=1
+        None,
+        "Number of training images, drawn at random; all by default.",
+        group="data",
+        least=1,
     )
     confusion_size: int = option(
         0,
-        "Further images, trained on with random labels (Section 7.1, Scenario I).",
+        "Number of further images that are trained on with random labels (Section 7.1, Scenario "
+        "I).",
         group="data",
         least=0,
     )
     validation_size: int = option(
         0,
-        "Training images held out for the learning curves and best.keras. With 0 the curves are "
-        "of the test images, and best.keras has the lowest training loss.",
+        "Number of training images held out for the learning curves and for best.keras, the best "
+        "epoch's network. With 0 the curves are of the test images, and best.keras has the lowest "
+        "training loss.",
         group="data",
         least=0,
     )
     augmentation: str | None = option(
-        None, "By default the network's recipe's.", group="data", choices=AUGMENTATIONS
+        None,
+        "Random changes of training images: none, flips, or flips and crops of images padded by 1 "
+        "or 4 pixels; by default as the network's recipe says.",
+        group="data",
+        choices=AUGMENTATIONS,
     )
 
     method: str | None = option(
         None,
-        "plain; clipped: plain, its gradient clipped as the regularizer's; fisher: the same as "
-        "--regularize; sam: sharpness-aware minimization (Foret et al., 2021).",
+        "How to train. plain, the default: without the regularizer; clipped: plainly, the "
+        "gradient clipped as the regularizer's is; fisher: the same as --regularize; sam: by "
+        "sharpness-aware minimization (Foret et al., 2021).",
         group="regularizer",
         choices=METHODS,
     )
     rho: float | None = option(
         None,
-        "sam: length of the step to the weights whose gradient is taken, rho; by default 0.05, "
-        "adaptive 0.5.",
+        "For --method=sam: how far from the weights the gradient is taken; by default 0.05, with "
+        "--adaptive 0.5.",
         group="regularizer",
         above=0,
     )
     adaptive: bool = option(
         False,
-        "sam: measure rho in units of the weights (ASAM, Kwon et al., 2021).",
+        "For --method=sam: measure rho in units of the weights (ASAM, Kwon et al., 2021).",
         group="regularizer",
     )
-    regularize: bool = option(False, "Train with the regularizer.", group="regularizer")
+    regularize: bool = option(
+        False, "Train with the regularizer (Section 6, Algorithm 1).", group="regularizer"
+    )
     alpha: float | None = option(
         None,
-        "Length of the step along a sub-batch's gradient.",
+        "Length of the step along a sub-batch's gradient; by default as --settings_file says, "
+        "0.0001 without one.",
         group="regularizer",
         above=0,
     )
-    beta: float | None = option(None, "Strength of the regularizer.", group="regularizer", least=0)
+    beta: float | None = option(
+        None,
+        "Strength of the regularizer; by default as --settings_file says, 10 without one.",
+        group="regularizer",
+        least=0,
+    )
     beta_phases: str | None = option(
         None,
-        "Factors of beta between the falls of the recipe's learning rate, such as 0,1,1: off "
-        "until the first.",
+        "A factor of beta for each learning rate of the recipe, with commas between: 0,1,1 is off "
+        "until the learning rate falls.",
         group="regularizer",
     )
     num_sub_batches: int | None = option(
-        None, "Sub-batches of a batch, M.", group="regularizer", least=1
+        None,
+        "M, how many sub-batches a batch is split into; by default as --settings_file says, 8 "
+        "without one.",
+        group="regularizer",
+        least=1,
     )
     clip_norm: float | None = option(
         None,
-        "Largest norm of a gradient, tau; 0 for no clipping. Also without --regularize: plain "
-        "training with the same clipping, to tell apart what the regularizer does.",
+        "tau, the norm that a gradient is clipped to; 0 for no clipping. By default as "
+        "--settings_file says, 10 without one. Also without --regularize: plain training with the "
+        "same clipping, to tell apart what the regularizer does.",
         group="regularizer",
         least=0,
     )
     gradient: str | None = option(
         None,
-        "How the regularizer's gradient is taken.",
+        "How the regularizer's gradient is computed: as in the paper, the default, or its limit "
+        "for small alpha, which --mixed_precision needs.",
         group="regularizer",
         choices=GRADIENTS,
     )
     settings_file: str | None = option(
         None,
-        "Table of these values by data set and network, as tune_regularizer writes it; what is "
-        "not in it comes from the package's own table, which is not tuned.",
+        "JSON table of alpha, beta, M and tau by data set and network, as tune_regularizer writes "
+        "it; what is not in it comes from the package's own table, which is not tuned.",
         group="regularizer",
     )
     share_gradients: bool | None = option(
         None,
-        "Take the loss over the sub-batches, too: two gradients a step instead of three.",
+        "Compute the loss by sub-batches, too: two gradients a step instead of three, but batch "
+        "normalization then sees sub-batches alone.",
         group="regularizer",
     )
 
-    epochs: int | None = option(None, "By default the recipe's.", group="training", least=1)
-    batch_size: int | None = option(None, "By default the recipe's.", group="training", least=1)
+    epochs: int | None = option(
+        None,
+        "Passes over the training images; by default the recipe's.",
+        group="training",
+        least=1,
+    )
+    batch_size: int | None = option(
+        None, "Images a step; by default the recipe's.", group="training", least=1
+    )
     learning_rate: float | None = option(
-        None, "At first; by default the recipe's.", group="training", above=0
+        None, "Learning rate at the start; by default the recipe's.", group="training", above=0
     )
     schedule: str = option(
         SCHEDULES[0],
-        "Of the learning rate: the recipe's, or divided by 10 where the training loss plateaus "
-        "(Section 7.1).",
+        "When the learning rate falls: as in the recipe, or by a factor of 10 where the training "
+        "loss stops falling (Section 7.1).",
         group="training",
         choices=SCHEDULES,
     )
     label_smoothing: float = option(
         0.0,
-        "Part of a label that is spread over all classes, from 0 to below 1.",
+        "Part of a label that is spread over all classes, from 0 to below 1: above 0 the loss has "
+        "a minimum, and the metrics of several networks can be compared.",
         group="training",
         least=0,
     )
     target_loss: float | None = option(
         None,
-        "End as soon as the images trained on, a confusion set among them and not augmented, have "
-        "this cross-entropy in nats, over the least that their labels allow; --epochs at latest.",
+        "End when the mean loss of the training images, not augmented, is at most this many nats "
+        "above the least that their labels allow; after --epochs at latest.",
         group="training",
         above=0,
     )
     mixed_precision: str = option(
-        "none", "Keras policy.", group="training", choices=MIXED_PRECISIONS
+        "none",
+        "Compute in half precision, by this Keras policy.",
+        group="training",
+        choices=MIXED_PRECISIONS,
     )
-    jit_compile: bool = option(False, "Compile with XLA.", group="training")
+    jit_compile: bool = option(
+        False,
+        "Compile steps with XLA: a slower start, and faster steps on a GPU.",
+        group="training",
+    )
     strategy: str = option(
         STRATEGIES[0],
         "none; mirrored: on all GPUs of the machine; multi_worker: in the processes that the "
@@ -188,7 +229,7 @@ class TrainingConfig:
         group="training",
         choices=STRATEGIES,
     )
-    seed: int = option(0, "Of everything that is random.", group="training", least=0)
+    seed: int = option(0, "Seed of everything that is random.", group="training", least=0)
 
     output_dir: str | None = option(
         None,

@@ -1,0 +1,127 @@
+"""Watching gamma-hat during training, in TensorBoard."""
+
+# %% [markdown]
+# # Watching gamma-hat in TensorBoard
+#
+# The callback `FisherMetrics` evaluates the metrics of the current weights while `fit` runs.
+# Keras' TensorBoard callback writes them beside the loss, and `log_dir` adds a histogram of the
+# spectrum of $\xi$ for every evaluation.
+#
+# Run it with `python examples/watch_training.py`: half a minute on two cores; the logs are in
+# `watch_training/`, in the directory where it is run. It needs the package `tensorboard`, which
+# `pip install 'fisher_keras[experiments]'` brings.
+
+# %%
+import pathlib
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fisher_keras import FisherMetrics
+
+SEED = 0
+LOGS = pathlib.Path("watch_training")
+
+# %% [markdown]
+# ## A network and data
+
+# %%
+digits = load_digits()
+images = (digits.images[..., np.newaxis] / 16).astype("float32")
+rows = np.random.default_rng(SEED).permutation(len(images))
+train, validation = rows[:500], rows[500:1000]
+labels = keras.utils.to_categorical(digits.target, 10)
+smoothed = 0.9 * labels + 0.1 / 10
+least_loss = -np.sum(smoothed[0] * np.log(smoothed[0]))  # Their entropy.
+
+keras.utils.set_random_seed(SEED)
+classifier = keras.Sequential(
+    [
+        keras.Input((8, 8, 1)),
+        keras.layers.Conv2D(16, 3, padding="same", activation="relu"),
+        keras.layers.MaxPooling2D(),
+        keras.layers.Conv2D(16, 3, padding="same", activation="relu"),
+        keras.layers.Flatten(),
+        keras.layers.Dense(32, activation="relu"),
+        keras.layers.Dense(10),
+    ]
+)
+
+# %% [markdown]
+# ## Training
+#
+# `every=4` evaluates after the epochs 4, 8, 12 and so on; in the epochs between, the metrics are
+# NaN, which TensorBoard leaves out. Every evaluation has the same two samples (`num_trials`) of
+# 100 images, so that what the curves show is of the network and not of the samples.
+#
+# The order of the callbacks matters: TensorBoard writes the logs as the callbacks before it have
+# left them.
+
+# %%
+classifier.compile(
+    keras.optimizers.SGD(0.05, momentum=0.9),
+    keras.losses.CategoricalCrossentropy(from_logits=True),
+    metrics=["accuracy"],
+)
+fisher = FisherMetrics(
+    (images[train], smoothed[train]),
+    every=4,
+    metrics=("log_determinant", "log_squared_norms", "log_determinant_cosines"),
+    num_trials=2,
+    log_dir=LOGS / "spectrum",
+)
+history = classifier.fit(
+    images[train],
+    smoothed[train],
+    validation_data=(images[validation], labels[validation]),
+    batch_size=50,
+    epochs=60,
+    callbacks=[fisher, keras.callbacks.TensorBoard(LOGS)],
+    verbose=0,
+).history
+print(f"training loss {history['loss'][-1]:.3f}, accuracy {history['accuracy'][-1]:.3f}")
+
+# %% [markdown]
+# ## Watching
+#
+# While it runs, or later, in a second shell:
+#
+# ```bash
+# tensorboard --logdir watch_training
+# ```
+#
+# The curves are on the page "Time series", `epoch_log_determinant` among them; the spectrum is
+# `fisher_log10_spectrum` below "Histograms". What TensorBoard shows can also be read by a program.
+
+# %%
+spectra = EventAccumulator(str(LOGS / "spectrum"), {"tensors": 0}).Reload()
+events = spectra.Tensors("fisher_log10_spectrum")
+histograms = {event.step + 1: event.tensor_proto for event in events}
+print(f"{len(histograms)} histograms, after the epochs {list(histograms)}")
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+epochs = np.arange(1, len(history["loss"]) + 1)
+evaluated = ~np.isnan(history["log_determinant"])
+for name in ("log_determinant", "log_squared_norms", "log_determinant_cosines"):
+    left.plot(
+        epochs[evaluated], np.array(history[name])[evaluated], "o-", markersize=3, label=name
+    )
+left.set(xlabel="epoch")
+left.legend()
+right.semilogy(epochs, np.array(history["loss"]) - least_loss)
+right.set(xlabel="epoch", ylabel="training loss over its least (nats)")
+
+# %% [markdown]
+# ## Reading the curves
+#
+# $\ln|\xi|$ is the sum of two parts. `log_squared_norms` is how long the gradients are: it follows
+# the training loss, and falls as long as training goes on. `log_determinant_cosines` is how
+# different their directions are, whatever their lengths.
+#
+# While a network is still learning, the first part says little more than the loss does. The metric
+# compares *minima*: look at where the curve settles, and compare with other networks only there
+# (see [Which of my networks generalizes best?](../docs/comparing_minima.md)).
