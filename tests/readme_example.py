@@ -1,4 +1,7 @@
-"""Runs the README's Python example: python tests/readme_example.py. Also of the installed wheel."""
+"""Runs the README's Python example, with the package as it is installed:
+
+python tests/readme_example.py
+"""
 
 import contextlib
 import pathlib
