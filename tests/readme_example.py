@@ -1,7 +1,4 @@
-"""Runs the README's Python example, with the package as it is installed:
-
-python tests/readme_example.py
-"""
+"""Runs the README's Python example, also of the installed wheel: tests/readme_example.py."""
 
 import contextlib
 import pathlib

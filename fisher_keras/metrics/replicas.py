@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
@@ -51,7 +52,9 @@ def over_replicas(
 ) -> Iterator[Any]:
     """Calls a function for each argument, on each replica in turn, as many at once as there are.
 
-    These are the replicas of this process.
+    These are the replicas of this process. Where their copies of the model differ, as Keras leaves
+    moving statistics after `fit`, it is the first one's that counts, and is saved: all is then
+    done there.
 
     On a replica's device, mirrored variables are its own copies, and functions are traced for
     them: each replica has a `Classifier` of its own.
@@ -68,7 +71,7 @@ def over_replicas(
         The results, in the order of the arguments. No more calls are under way than there are
         replicas; where nobody asks for their results any more, they end in the background.
     """
-    if strategy.num_replicas_in_sync == 1:
+    if strategy.num_replicas_in_sync == 1 or not _copies_agree(strategy, classifier.model):
         yield from (function(classifier, argument) for argument in arguments)
         return
 
@@ -139,6 +142,15 @@ def told(processes: Processes, find: Callable[[], bytes]) -> list[bytes]:
         if other[:1] == b"!":
             raise RuntimeError(f"Process {rank} of {processes.count}: {other[1:].decode()}")
     return [other[1:] for other in messages]
+
+
+def _copies_agree(strategy: tf.distribute.Strategy, model: keras.Model) -> bool:
+    """Returns whether the replicas of this process have equal copies of a model."""
+    for variable in model.variables:
+        first, *others = strategy.experimental_local_results(variable.value)
+        if not all(np.array_equal(first, other, equal_nan=True) for other in others):
+            return False
+    return True
 
 
 def _on_a_replica(classifier: Classifier, device: str) -> Classifier:

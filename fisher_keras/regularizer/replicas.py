@@ -187,6 +187,17 @@ def check_replicas(model: keras.Model, own_loss: bool) -> None:
     stateless.check_equal_gradients(model.optimizer)
 
 
+def check_not_synchronized(model: keras.Model) -> None:
+    """Raises a ValueError if a layer needs all replicas where they cannot meet, in a branch."""
+    layers = synchronized_layers(model)
+    if layers:
+        raise ValueError(
+            "On several replicas, a schedule of beta with share_gradients=True has a plain step "
+            "in a branch, where replicas cannot meet. Use synchronized=False or "
+            f"share_gradients=False. Given: layer {layers[0].name!r} with synchronized=True."
+        )
+
+
 def check_in_scope(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
     """Raises a ValueError if replicas have no copies of their own of a model's variables."""
     if strategy.num_replicas_in_sync == 1:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from fisher_keras.callbacks import FisherMetrics
 from fisher_keras.classifier import Classifier
 from fisher_keras.fisher.gram_function import GramFunction
-from fisher_keras.metrics import METRICS, evaluate_local_minimum, local_minimum
+from fisher_keras.metrics import METRICS, evaluate_local_minimum, local_minimum, replicas
 
 DEVICES = ("CPU:0", "CPU:1")
 X = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
@@ -114,7 +114,16 @@ def test_a_model_made_outside_of_the_scope_it_is_evaluated_in(strategy, expected
     assert set(calls) == set(DEVICES)
 
 
-def test_replicas_use_their_own_copies_of_the_weights(mirrored, expected):
+def test_where_copies_differ_the_first_one_is_evaluated(mirrored, expected, calls):
+    """It is the one that is saved; Keras' own fit leaves each replica its moving statistics."""
+    mean = mirrored.layers[1].moving_mean.value
+    mean.values[1].assign(mean.values[0] + 1)
+    assert_equal_trials(evaluate(mirrored), expected)
+    assert set(calls) == {"CPU:0"}
+
+
+def test_replicas_use_their_own_copies_of_the_weights(mirrored, expected, monkeypatch):
+    monkeypatch.setattr(replicas, "_copies_agree", lambda *_: True)
     kernel = mirrored.layers[-1].kernel.value
     kernel.values[1].assign(3 * kernel.values[0])
     differs = [

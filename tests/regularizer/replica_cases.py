@@ -454,6 +454,9 @@ REFUSED = {
     "jit_compile=True": lambda: compiled(
         FisherRegularizedModel(network(), seed=1), jit_compile=True
     ),
+    "in a branch": lambda: regularized(
+        network("synchronized"), beta=phases(), share_gradients=True
+    ),
     "steps_per_execution=2": lambda: compiled(
         FisherRegularizedModel(network(), seed=1), steps_per_execution=2
     ),
