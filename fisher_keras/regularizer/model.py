@@ -56,21 +56,22 @@ class FisherRegularizedModel(ReplicatedModel):
     from the sub-batch in $\tilde L$, and from the whole batch in $L$; its moving statistics, like
     the seeds of dropout, end a step as they would without the regularizer.
 
-    A classifier's own `compute_loss` is $L$, and its own `compute_metrics` adds to the logs. With an
-    optimizer that accumulates gradients, each mini-batch has a split of its own, and what is
-    clipped is their mean. What $\tilde L$ cannot be evaluated with at other weights is refused when the
-    first step is traced: functions that have captured a weight (`tf.function`, `keras.remat`),
-    random numbers that are not of `keras.random`, and second derivatives that do not exist.
+    A classifier's own `compute_loss` is $L$, and its own `compute_metrics` adds to the logs. With
+    an optimizer that accumulates gradients, each mini-batch has a split of its own, and what is
+    clipped is their mean. What $\tilde L$ cannot be evaluated with at other weights is refused
+    when the first step is traced: functions that have captured a weight (`tf.function`,
+    `keras.remat`), random numbers that are not of `keras.random`, and second derivatives that do
+    not exist.
 
     Under a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`, made and compiled in
     its scope, $R$ replicas do what one device does with $R M$ sub-batches of the same examples:
     gradients are added up before they are clipped, and the moving statistics move by the mean over
-    the replicas. BatchNormalization takes its moments in $L$ from each replica's share of the batch,
-    or, `synchronized=True`, from the whole of it. docs/several_devices.md has the details.
+    the replicas. BatchNormalization takes its moments in $L$ from each replica's share of the
+    batch, or, `synchronized=True`, from the whole of it. docs/several_devices.md has the details.
 
     The training logs also have `fisher_regularizer`, $R_\alpha$, `fisher_trace`,
-    $R_\alpha / \alpha$, and `gradient_norm` (before clipping), as means over the epoch's steps; the first two are NaN
-    where no step of the epoch computed them, because beta was 0.
+    $R_\alpha / \alpha$, and `gradient_norm` (before clipping), as means over the epoch's steps;
+    the first two are NaN where no step of the epoch computed them, because beta was 0.
 
     They have `explicit_to_implicit`, too, by how much this regularizer is stronger than the one
     that SGD has anyway: $2 \alpha \beta M / \eta$, with $R M$ for $M$ on $R$ replicas. With steps
@@ -78,10 +79,10 @@ class FisherRegularizedModel(ReplicatedModel):
     in the mean over mini-batches $B$ (S. L. Smith, B. Dherin, D. G. T. Barrett and S. De, "On the
     Origin of Implicit Regularization in Stochastic Gradient Descent", ICLR 2021, arXiv
     2101.12176); $\beta R_\alpha$, its $g_i$ held constant, is $\frac{\alpha \beta}{2}$ times the
-    mean of $\|g_i\|^2$. Where noise dominates gradients, those of $|B| / M$ examples are
-    $\sqrt M$ times as long: the ratio follows. It takes $|B|$ for larger than $M$, and no momentum
-    $m$: the learning rate is in effect $1 / (1 - m)$ times as large, the ratio smaller by that. Far
-    below 1, $\beta$ changes next to nothing.
+    mean of $\|g_i\|^2$. Where noise dominates gradients, those of $|B| / M$ examples are $\sqrt M$
+    times as long: the ratio follows. It takes $|B|$ for larger than $M$, and no momentum $m$: the
+    learning rate is in effect $1 / (1 - m)$ times as large, the ratio smaller by that. Far below
+    1, $\beta$ changes next to nothing.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -123,8 +124,8 @@ class FisherRegularizedModel(ReplicatedModel):
             num_sub_batches: $M$ (4, 8 or 16 in the paper). Sizes that do not divide are split as
                 evenly as they can be; a batch of fewer than M examples is split into single ones.
                 On R replicas each splits its share of the batch into M: R M sub-batches in all.
-            clip_norm: The global norm that gradients are clipped to ($\tau$, 1 to 15 in the paper);
-                None does not clip.
+            clip_norm: The global norm that gradients are clipped to ($\tau$, 1 to 15 in the
+                paper); None does not clip.
             gradient: "finite_difference" as in the paper, or "hessian_vector_product": its limit
                 as $\alpha$ falls to 0, $\alpha H_i g_i$, which takes no difference of almost equal
                 gradients and so also works in half precision.
