@@ -103,17 +103,14 @@ histograms = {event.step + 1: event.tensor_proto for event in events}
 print(f"{len(histograms)} histograms, after the epochs {list(histograms)}")
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+figure, (top, bottom) = plt.subplots(2, sharex=True, figsize=(6, 5.5), layout="constrained")
 epochs = np.arange(1, len(history["loss"]) + 1)
 evaluated = ~np.isnan(history["log_determinant"])
 for name in ("log_determinant", "log_squared_norms", "log_determinant_cosines"):
-    left.plot(
-        epochs[evaluated], np.array(history[name])[evaluated], "o-", markersize=3, label=name
-    )
-left.set(xlabel="epoch")
-left.legend()
-right.semilogy(epochs, np.array(history["loss"]) - least_loss)
-right.set(xlabel="epoch", ylabel="training loss over its least (nats)")
+    top.plot(epochs[evaluated], np.array(history[name])[evaluated], "o-", markersize=3, label=name)
+top.legend()
+bottom.semilogy(epochs, np.array(history["loss"]) - least_loss)
+bottom.set(xlabel="epoch", ylabel="training loss over its least (nats)")
 
 # %% [markdown]
 # ## Reading the curves
