@@ -25,7 +25,7 @@ BELOW = {
         *("callbacks", "bound", "models", "datasets"),
     },
 }
-LEAVES = {"_backend", "_version", "arguments", "atomic", "extras"}
+LEAVES = {"_backend", "_version", "arguments", "atomic", "extras", "processes"}
 CORE = set(BELOW) - {"experiments", "models", "datasets"} | LEAVES
 MODULE_OF = {"scikit-learn": "sklearn", "dask[distributed]": "distributed"}
 
