@@ -115,23 +115,25 @@ for name, model in trained.items():
     print(f"{name}: training loss {histories[name]['loss'][-1]:.2g}")
 
 # %%
-figure, (loss_axes, metric_axes) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+figure, (loss_axes, metric_axes) = plt.subplots(
+    2, sharex=True, figsize=(6, 5.5), layout="constrained"
+)
 for name, history in histories.items():
     epochs = np.arange(1, len(history["loss"]) + 1)
     metric = np.array(history["log_determinant"])  # NaN between two evaluations
     measured = ~np.isnan(metric)
     loss_axes.semilogy(epochs, history["loss"], label=name)
     metric_axes.plot(epochs[measured], metric[measured], "o-", label=name)
-loss_axes.set(xlabel="epoch", ylabel="training loss (nats)")
+loss_axes.set(ylabel="training loss (nats)")
 metric_axes.set(xlabel="epoch", ylabel=r"$\ln|\xi|$ of one sample of 100 images")
 metric_axes.legend()
 figure.savefig(OUTPUT / "training.png", dpi=150)
 
 # %% [markdown]
 # The metric falls as the loss does: the Fisher information consists of the gradients of the
-# losses, and near a minimum these vanish. So while the networks are still learning, the curve on
-# the right says little more than the one on the left. The metric is for *minima*, compared with
-# each other once training is over.
+# losses, and near a minimum these vanish. So while the networks are still learning, the lower
+# curve says little more than the upper one. The metric is for *minima*, compared with each other
+# once training is over.
 #
 # ## 4. Measuring the two minima
 #

@@ -3,8 +3,8 @@
 # %% [markdown]
 # # Watching gamma-hat in TensorBoard
 #
-# The callback `FisherMetrics` evaluates the metrics of the current weights while `fit` runs.
-# Keras' TensorBoard callback writes them beside the loss, and `log_dir` adds a histogram of the
+# The callback `FisherMetrics` evaluates the metrics of the current weights while `fit` runs, and
+# adds them to the logs. With `log_dir` it also writes them for TensorBoard, and a histogram of the
 # spectrum of $\xi$ for every evaluation.
 #
 # Run it with `python examples/watch_training.py`: half a minute on two cores; the logs are in
@@ -17,6 +17,7 @@ import pathlib
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+import tensorflow as tf
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -53,12 +54,13 @@ classifier = keras.Sequential(
 # %% [markdown]
 # ## Training
 #
-# `every=4` evaluates after the epochs 4, 8, 12 and so on; in the epochs between, the metrics are
-# NaN, which TensorBoard leaves out. Every evaluation has the same two samples (`num_trials`) of
-# 100 images, so that what the curves show is of the network and not of the samples.
+# `every=4` evaluates after the epochs 4, 8, 12 and so on. Every evaluation has the same two
+# samples (`num_trials`) of 100 images, so that what the curves show is of the network and not of
+# the samples.
 #
-# The order of the callbacks matters: TensorBoard writes the logs as the callbacks before it have
-# left them.
+# In the epochs between, the metrics are NaN in the logs. Keras' own callback for TensorBoard
+# writes those as well, and TensorBoard draws no line through them; in `log_dir` there are only the
+# epochs with an evaluation.
 
 # %%
 classifier.compile(
@@ -71,7 +73,7 @@ fisher = FisherMetrics(
     every=4,
     metrics=("log_determinant", "log_squared_norms", "log_determinant_cosines"),
     num_trials=2,
-    log_dir=LOGS / "spectrum",
+    log_dir=LOGS / "fisher",
 )
 history = classifier.fit(
     images[train],
@@ -93,27 +95,27 @@ print(f"training loss {history['loss'][-1]:.3f}, accuracy {history['accuracy'][-
 # tensorboard --logdir watch_training
 # ```
 #
-# The curves are on the page "Time series", `epoch_log_determinant` among them; the spectrum is
-# `fisher_log10_spectrum` below "Histograms". What TensorBoard shows can also be read by a program.
+# The page "Time series" has `epoch_loss`, `fisher_log_determinant` with its two parts, and the
+# spectrum, `fisher_log10_spectrum`. What TensorBoard shows can also be read by a program.
 
 # %%
-spectra = EventAccumulator(str(LOGS / "spectrum"), {"tensors": 0}).Reload()
-events = spectra.Tensors("fisher_log10_spectrum")
-histograms = {event.step + 1: event.tensor_proto for event in events}
-print(f"{len(histograms)} histograms, after the epochs {list(histograms)}")
+events = EventAccumulator(str(LOGS / "fisher"), {"tensors": 0}).Reload()
+print(*sorted(events.Tags()["tensors"]))
+written = {
+    event.step + 1: float(tf.make_ndarray(event.tensor_proto))
+    for event in events.Tensors("fisher_log_determinant")
+}
+print(f"{len(written)} evaluations; the last, after epoch {max(written)}: {written[60]:.1f}")
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+figure, (top, bottom) = plt.subplots(2, sharex=True, figsize=(6, 5.5), layout="constrained")
 epochs = np.arange(1, len(history["loss"]) + 1)
 evaluated = ~np.isnan(history["log_determinant"])
 for name in ("log_determinant", "log_squared_norms", "log_determinant_cosines"):
-    left.plot(
-        epochs[evaluated], np.array(history[name])[evaluated], "o-", markersize=3, label=name
-    )
-left.set(xlabel="epoch")
-left.legend()
-right.semilogy(epochs, np.array(history["loss"]) - least_loss)
-right.set(xlabel="epoch", ylabel="training loss over its least (nats)")
+    top.plot(epochs[evaluated], np.array(history[name])[evaluated], "o-", markersize=3, label=name)
+top.legend()
+bottom.semilogy(epochs, np.array(history["loss"]) - least_loss)
+bottom.set(xlabel="epoch", ylabel="training loss over its least (nats)")
 
 # %% [markdown]
 # ## Reading the curves

@@ -31,7 +31,8 @@ def neighborhood_height(
 
     The neighborhood $\mathcal{M}(w_0)$ is the region of volume $V$ around the minimum in which the
     loss is at most $h$ (Section 5.1). Where the loss is quadratic (Assumption 2) it is an
-    ellipsoid, and Appendix B finds how far above the minimum that is, A = h - L_0:
+    ellipsoid, and Appendix B finds how far above the minimum that is,
+    $\mathcal{A} = h - \mathcal{L}_0$:
 
     $$\mathcal{A}_\text{exact} = \frac{\left(V \, \Gamma(\frac{W}{2} + 1)\right)^{2/W}
         |\mathcal{I}(w_0)|^{1/W}}{2 \pi}, \qquad

@@ -21,6 +21,7 @@ from fisher_keras.metrics.local_minimum import (
     EvaluationOptions,
     evaluate_local_minimum,
 )
+from fisher_keras.metrics.report import LocalMinimumReport
 
 
 class FisherMetrics(keras.callbacks.Callback):
@@ -28,7 +29,8 @@ class FisherMetrics(keras.callbacks.Callback):
 
     Works for plain and for regularized models, and leaves the model as it is. History shows the
     metrics, and so do callbacks that come after this one in the list, such as CSVLogger and
-    TensorBoard. In epochs between two evaluations they are NaN.
+    TensorBoard. In epochs between two evaluations they are NaN, through which TensorBoard draws no
+    line: see `log_dir`.
 
     Examples:
         >>> classifier = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
@@ -71,8 +73,9 @@ class FisherMetrics(keras.callbacks.Callback):
             normalize_logits: As for `evaluate_local_minimum`.
             stratified: As for `evaluate_local_minimum`.
             chunk_size: As for `evaluate_local_minimum`.
-            log_dir: Where to write histograms of the spectrum's decimal logarithms for
-                TensorBoard; None for none.
+            log_dir: Where to write for TensorBoard: the metrics as `fisher_` and their name, of
+                the epochs with an evaluation alone, and histograms of the spectrum's decimal
+                logarithms, `fisher_log10_spectrum`. None does not write.
 
         Raises:
             ValueError: If an argument is out of range, or the data are too few or have labels of
@@ -113,7 +116,7 @@ class FisherMetrics(keras.callbacks.Callback):
         )
         logs.update({name: summary.mean for name, summary in report.metrics.items()})
         if self._writer is not None:
-            self._write_spectrum(np.concatenate([t.log_spectrum for t in report.trials]), epoch)
+            self._write(report, epoch)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Drops what was traced, and completes the histograms."""
@@ -121,7 +124,11 @@ class FisherMetrics(keras.callbacks.Callback):
         if self._writer is not None:
             self._writer.flush()
 
-    def _write_spectrum(self, log_spectrum: np.ndarray, epoch: int) -> None:
+    def _write(self, report: LocalMinimumReport, epoch: int) -> None:
+        log_spectrum = np.concatenate([trial.log_spectrum for trial in report.trials])
         with self._writer.as_default():
+            # TensorBoard draws no line between points that have NaN between them.
+            for name, summary in report.metrics.items():
+                tf.summary.scalar(f"fisher_{name}", summary.mean, step=epoch)
             finite = log_spectrum[np.isfinite(log_spectrum)] / math.log(10)
             tf.summary.histogram("fisher_log10_spectrum", finite, step=epoch)

@@ -64,6 +64,7 @@ def test_logs_have_what_the_evaluation_gives_and_training_is_the_same(regularize
         for value in event.summary.value
     ]
     assert events.count("fisher_log10_spectrum") == 2
+    assert events.count("fisher_log_determinant") == 2  # Of no epoch between them.
 
 
 class Freezing(keras.callbacks.Callback):

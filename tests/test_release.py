@@ -47,10 +47,9 @@ def test_the_wheel_has_all_of_the_package_and_nothing_else(dist):
         names = archive.namelist()
     info = f"fisher_keras-{__version__}.dist-info"
     packed = {name for name in names if not name.startswith(f"{info}/")}
-    package = [
-        p for p in (ROOT / "fisher_keras").rglob("*") if p.suffix in (".py", ".json", ".typed")
-    ]
-    assert packed == {str(path.relative_to(ROOT)) for path in package}
+    files = [path for path in (ROOT / "fisher_keras").rglob("*") if path.is_file()]
+    package = {str(path.relative_to(ROOT)) for path in files if path.suffix != ".pyc"}
+    assert packed == package
     assert f"{info}/licenses/LICENSE" in names
     assert wheel.stat().st_size < 1e6
 

@@ -16,7 +16,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "results/README.md")
+PAGES = (
+    *("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md"),
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "results").glob("**/README.md"))),
+)
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 _FENCE = re.compile(r"^(```.*?^```)$", re.DOTALL | re.MULTILINE)
 

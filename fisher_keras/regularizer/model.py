@@ -38,50 +38,51 @@ class FisherRegularizedModel(ReplicatedModel):
     r"""A Keras classifier trained with the Fisher-information regularizer.
 
     Wraps any Keras classifier; `compile`, `fit`, `train_on_batch`, `evaluate` and `predict` are
-    Keras' own. One training step is Algorithm 1: the mini-batch B is split at random into M
-    sub-batches B_i, and the update follows
+    Keras' own. One training step is Algorithm 1: the mini-batch $B$ is split at random into
+    $M$ sub-batches $B_i$, and the update follows
 
     $$\nabla_w L(B, w) + \beta \frac{1}{M} \sum_{i=1}^M
         [g_i - \nabla_w \tilde L(B_i, w - \alpha g_i)],
         \qquad g_i = \nabla_w \tilde L(B_i, w),$$
 
-    which is the gradient of L(B, w) + beta R_alpha(w) (Equation 6) with g_i held constant.
-    R_alpha(w) is alpha times the mean of ||g_i||^2 to first order: with one example a sub-batch,
-    alpha times the trace of the observed Fisher information. The gradient is then clipped to the
-    global norm tau.
+    which is the gradient of $L(B, w) + \beta R_\alpha(w)$ (Equation 6) with $g_i$ held constant.
+    To first order $R_\alpha(w)$ is $\alpha$ times the mean of $\|g_i\|^2$: with one example a
+    sub-batch, $\alpha$ times the trace of the observed Fisher information. The gradient is then
+    clipped to the global norm $\tau$.
 
-    L is the compiled loss with all penalties of the model. L~ is the cross-entropy against the
-    most probable label, weighted by the sample weights, (1/|B_i|) sum_j s_j l_j, without
-    penalties. BatchNormalization takes its moments from the sub-batch in L~, and from the whole
-    batch in L; its moving statistics, like the seeds of dropout, end a step as they would without
-    the regularizer.
+    $L$ is the compiled loss with all penalties of the model. $\tilde L$ is the cross-entropy
+    against the most probable label, weighted by the sample weights,
+    $\frac{1}{|B_i|} \sum_j s_j \ell_j$, without penalties. BatchNormalization takes its moments
+    from the sub-batch in $\tilde L$, and from the whole batch in $L$; its moving statistics, like
+    the seeds of dropout, end a step as they would without the regularizer.
 
-    A classifier's own `compute_loss` is L, and its own `compute_metrics` adds to the logs. With an
-    optimizer that accumulates gradients, each mini-batch has a split of its own, and what is
-    clipped is their mean. What L~ cannot be evaluated with at other weights is refused when the
-    first step is traced: functions that have captured a weight (`tf.function`, `keras.remat`),
-    random numbers that are not of `keras.random`, and second derivatives that do not exist.
+    A classifier's own `compute_loss` is $L$, and its own `compute_metrics` adds to the logs. With
+    an optimizer that accumulates gradients, each mini-batch has a split of its own, and what is
+    clipped is their mean. What $\tilde L$ cannot be evaluated with at other weights is refused
+    when the first step is traced: functions that have captured a weight (`tf.function`,
+    `keras.remat`), random numbers that are not of `keras.random`, and second derivatives that do
+    not exist.
 
     Under a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`, made and compiled in
-    its scope, R replicas do what one device does with R M sub-batches of the same examples:
+    its scope, $R$ replicas do what one device does with $R M$ sub-batches of the same examples:
     gradients are added up before they are clipped, and the moving statistics move by the mean over
-    the replicas. BatchNormalization takes its moments in L from each replica's share of the batch,
-    or, `synchronized=True`, from the whole of it. docs/several_devices.md has the details.
+    the replicas. BatchNormalization takes its moments in $L$ from each replica's share of the
+    batch, or, `synchronized=True`, from the whole of it. docs/several_devices.md has the details.
 
-    The training logs also have `fisher_regularizer` (R_alpha), `fisher_trace` (R_alpha / alpha)
-    and `gradient_norm` (before clipping), as means over the epoch's steps; the first two are NaN
-    where no step of the epoch computed them, because beta was 0.
+    The training logs also have `fisher_regularizer`, $R_\alpha$, `fisher_trace`,
+    $R_\alpha / \alpha$, and `gradient_norm` (before clipping), as means over the epoch's steps;
+    the first two are NaN where no step of the epoch computed them, because beta was 0.
 
-    They have `explicit_to_implicit`, too: 2 alpha beta M / learning rate, with R M for M on R
-    replicas, by how much this regularizer is stronger than the one that SGD has anyway. With steps
-    of a small learning rate eta, SGD follows the gradient of L(w) + eta / 4 times the mean of
-    ||g_B||^2 over mini-batches B (S. L. Smith, B. Dherin, D. G. T. Barrett and S. De, "On the
+    They have `explicit_to_implicit`, too, by how much this regularizer is stronger than the one
+    that SGD has anyway: $2 \alpha \beta M / \eta$, with $R M$ for $M$ on $R$ replicas. With steps
+    of a small learning rate $\eta$, SGD follows the gradient of $L(w) + \frac{\eta}{4} \|g_B\|^2$,
+    in the mean over mini-batches $B$ (S. L. Smith, B. Dherin, D. G. T. Barrett and S. De, "On the
     Origin of Implicit Regularization in Stochastic Gradient Descent", ICLR 2021, arXiv
-    2101.12176); beta R_alpha, its g_i held constant, is alpha beta / 2 times the mean of
-    ||g_i||^2. Where noise dominates gradients, those of B / M examples are sqrt(M) times as long:
-    the ratio follows. It takes B for larger than M, and no momentum m: the learning rate is in
-    effect 1 / (1 - m) times as large, the ratio smaller by that. Far below 1, beta changes next to
-    nothing.
+    2101.12176); $\beta R_\alpha$, its $g_i$ held constant, is $\frac{\alpha \beta}{2}$ times the
+    mean of $\|g_i\|^2$. Where noise dominates gradients, those of $|B| / M$ examples are $\sqrt M$
+    times as long: the ratio follows. It takes $|B|$ for larger than $M$, and no momentum $m$: the
+    learning rate is in effect $1 / (1 - m)$ times as large, the ratio smaller by that. Far below
+    1, $\beta$ changes next to nothing.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -110,26 +111,26 @@ class FisherRegularizedModel(ReplicatedModel):
         seed: int | None = None,
         name: str | None = None,
     ) -> None:
-        """Wraps a classifier.
+        r"""Wraps a classifier.
 
         Args:
             model: A Keras classifier with one output of shape (B, K): logits or probabilities,
                 as the loss given to `compile` says. Or (B, 1) with a binary cross-entropy.
-            alpha: Length of the step along g_i (the paper's alpha, 0.0001 in all its
-                experiments); > 0.
-            beta: Weight of the regularizer (beta, 10 to 125 in the paper); >= 0. A Keras
+            alpha: Length of the step along $g_i$ ($\alpha$, 0.0001 in all experiments of the
+                paper); > 0.
+            beta: Weight of the regularizer ($\beta$, 10 to 125 in the paper); >= 0. A Keras
                 `LearningRateSchedule` makes it a function of the optimizer's step. Where it is 0,
                 the step is a plain Keras step, to the last bit: neither R nor the clipping.
-            num_sub_batches: M (4, 8 or 16 in the paper). Sizes that do not divide are split as
+            num_sub_batches: $M$ (4, 8 or 16 in the paper). Sizes that do not divide are split as
                 evenly as they can be; a batch of fewer than M examples is split into single ones.
                 On R replicas each splits its share of the batch into M: R M sub-batches in all.
-            clip_norm: The global norm that gradients are clipped to (tau, 1 to 15 in the paper);
-                None does not clip.
+            clip_norm: The global norm that gradients are clipped to ($\tau$, 1 to 15 in the
+                paper); None does not clip.
             gradient: "finite_difference" as in the paper, or "hessian_vector_product": its limit
-                as alpha falls to 0, alpha H_i g_i, which takes no difference of almost equal
+                as $\alpha$ falls to 0, $\alpha H_i g_i$, which takes no difference of almost equal
                 gradients and so also works in half precision.
             share_gradients: Take L as the mean of the sub-batches' losses (BatchNormalization's
-                moments too), so that the g_i serve for L as well: a step costs two gradients
+                moments too), so that the $g_i$ serve for $L$ as well: a step costs two gradients
                 instead of three. The moving statistics move by the mean over the sub-batches.
                 Labels that may be soft (one-hot or smoothed) cost one more backward pass.
             seed: Seed of the random splits, an int, 0 or greater; None draws one.
