@@ -16,8 +16,12 @@ import numpy as np
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.runs.trained_run import MetricSettings, train_losses, trained_run
-from fisher_keras.experiments.statistics.convergence import convergence_flags
+from fisher_keras.experiments.runs.trained_run import (
+    MetricSettings,
+    run_flags,
+    train_losses,
+    trained_run,
+)
 from fisher_keras.experiments.statistics.paired import difference_cell
 from fisher_keras.experiments.statistics.text_tables import mean_and_std, publish_table
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
@@ -210,10 +214,4 @@ def _difference(by_seed: dict[int, dict], others: dict[int, dict], same: bool) -
 
 
 def _flagged(by_seed: dict[int, dict]) -> str:
-    records = list(by_seed.values())
-    flags = convergence_flags(
-        train_losses(records),
-        [record["result"]["train"]["error_percent"] for record in records],
-        records[0]["config"]["training"].get("target_loss"),
-    )
-    return str(sum(map(bool, flags)) or "")
+    return str(sum(map(bool, run_flags(list(by_seed.values())))) or "")

@@ -15,10 +15,10 @@ from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINI
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import (
     MetricSettings,
+    run_flags,
     train_losses,
     trained_run,
 )
-from fisher_keras.experiments.statistics.convergence import convergence_flags
 from fisher_keras.experiments.statistics.paired import difference_cell
 from fisher_keras.experiments.statistics.text_tables import (
     Rows,
@@ -311,11 +311,7 @@ def _test_columns(groups: dict[bool, list[dict[str, Any]]]) -> list[str]:
 def _flagged(groups: dict[bool, list[dict[str, Any]]]) -> str:
     """Returns how many runs, without / with the regularizer, are at no minimum like the others."""
     records = [record for group in groups.values() for record in group]
-    flags = convergence_flags(
-        train_losses(records),
-        [record["result"]["train"]["error_percent"] for record in records],
-        records[0]["config"]["training"].get("target_loss"),
-    )
+    flags = run_flags(records)
     without = len(groups[False])
     counts = [sum(map(bool, part)) for part in (flags[:without], flags[without:])]
     return " / ".join(map(str, counts)) if any(counts) else ""

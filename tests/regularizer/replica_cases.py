@@ -40,15 +40,6 @@ def floatx(request):
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.fixture
-def float64():
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
-
-
 def network(batch_norm=None, dropout=0.0):
     """A small network; batch_norm is None, "own" (of each replica) or "synchronized"."""
     keras.utils.set_random_seed(7)

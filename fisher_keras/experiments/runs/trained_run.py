@@ -12,6 +12,7 @@ import numpy as np
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.statistics.convergence import convergence_flags
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.files import RunFiles
@@ -107,6 +108,15 @@ def train_losses(records: Sequence[dict[str, Any]]) -> list[float]:
     )
     parts = ("train", "confusion") if all_have_it else ("train",)
     return [_excess_loss(record, parts) for record in records]
+
+
+def run_flags(records: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Returns why networks are not at a minimum such as the others', see `convergence_flags`."""
+    return convergence_flags(
+        train_losses(records),
+        [record["result"]["train"]["error_percent"] for record in records],
+        records[0]["config"]["training"].get("target_loss"),
+    )
 
 
 def _excess_loss(record: dict[str, Any], parts: Sequence[str]) -> float:
