@@ -1,3 +1,5 @@
+import dataclasses
+import importlib
 import os
 import pathlib
 import sys
@@ -96,3 +98,22 @@ def light_package(tmp_path_factory):
     init = f"__path__ = [{str(pathlib.Path(__file__).parents[1] / 'fisher_keras')!r}]\n"
     (folder / "fisher_keras" / "__init__.py").write_text(init)
     return folder
+
+
+@pytest.fixture
+def assert_understood(run_command, monkeypatch):
+    """A function that takes the words of a command of ours as pages have it; returns its name."""
+
+    def check(words):
+        program, *flags = words
+        name = program.removeprefix("bin/") if program.startswith("bin/") else flags.pop(0)
+        module = importlib.import_module(f"fisher_keras.experiments.commands.{name}")
+        done = []
+        # What the flags ask for takes too long here.
+        command = dataclasses.replace(module.COMMAND, run=done.append)
+        monkeypatch.setattr(module, "COMMAND", command)
+        assert run_command(name, *flags)[0::2] == (0, "")
+        assert len(done) == 1
+        return name
+
+    return check
