@@ -13,6 +13,7 @@ import tensorflow as tf
 from fisher_keras.arguments import real_number, whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
+from fisher_keras.classifier.precision import coarse_formats
 from fisher_keras.classifier.wrapper import plain_classifier
 from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
 from fisher_keras.regularizer.gradients import clip, global_norm
@@ -189,8 +190,8 @@ class FisherRegularizedModel(ReplicatedModel):
 
         Raises:
             ValueError: If the loss is not a cross-entropy of Keras, or contradicts the model's
-                last activation; or if the model computes in half precision, where the finite
-                difference is lost in rounding.
+                last activation; or if the model computes in half precision or
+                TensorFloat-32, where the finite difference is lost in rounding.
         """
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self._checked = frozenset()
@@ -203,15 +204,18 @@ class FisherRegularizedModel(ReplicatedModel):
             if loss_weights is not None or own_loss:
                 # L is not L~ then: its gradient is another one.
                 self._cross_entropy = dataclasses.replace(self._cross_entropy, is_the_loss=False)
-        half = {layer.compute_dtype for layer in stateless.all_layers(self)}
-        half &= {"float16", "bfloat16"}
-        half |= {"float8"} if stateless.overwritten(self.model) else set()
-        if half and self.gradient == "finite_difference" and self.beta != 0:
+        coarse = coarse_formats(self.model)
+        coarse |= {"float8"} if stateless.overwritten(self.model) else set()
+        if coarse and self.gradient == "finite_difference" and self.beta != 0:
+            name = coarse.pop()
+            way_out = "train in float32"
+            if name == "TensorFloat-32":
+                way_out = "call tf.config.experimental.enable_tensor_float_32_execution(False)"
             raise ValueError(
                 f"gradient='finite_difference' cannot be used with a model that computes in "
-                f"{half.pop()}: w and w - alpha g_i (alpha={self.alpha:g}) give losses and "
+                f"{name}: w and w - alpha g_i (alpha={self.alpha:g}) give losses and "
                 "gradients that are equal to within its rounding, so that their difference is "
-                "noise. Use gradient='hessian_vector_product', or train in float32."
+                f"noise. Use gradient='hessian_vector_product', or {way_out}."
             )
 
     def get_config(self) -> dict[str, Any]:
