@@ -30,7 +30,8 @@ def regularizer_gradient(
         **options: `alpha` and `gradient` of `FisherRegularizedModel`.
     """
     with_r, without = (
-        _flat_gradient(classifier, x, y, beta=beta, **options) for beta in (1 / options["alpha"], 0)
+        _flat_gradient(classifier, x, y, beta=beta, **options)
+        for beta in (1 / options["alpha"], 0)
     )
     return with_r - without
 
