@@ -390,10 +390,11 @@ class FisherRegularizedModel(ReplicatedModel):
     def _step(self, objective: Objective) -> Step:
         """Returns a plain step where beta is 0, and a regularized step elsewhere."""
         beta = self._current_beta()
-        if isinstance(beta, tf.Tensor) or beta != 0:
+        regularizes = isinstance(beta, tf.Tensor) or beta != 0
+        if regularizes:
             self._check(objective)
         # Both kinds of step need L(B, w), unless gradients are shared.
-        loss = None if self._shares(objective) else objective.whole_batch()
+        loss = None if regularizes and self._shares(objective) else objective.whole_batch()
 
         def plain() -> Step:
             return objective.plain_step(objective.whole_batch() if loss is None else loss)
