@@ -21,7 +21,7 @@ from absl import app, flags
 _REPLICAS = 2
 _VARIANTS = {
     "plain": {"beta": 0.0},
-    "finite_difference": {},
+    "finite_difference": {"share_gradients": False},
     "finite_difference, shared": {"share_gradients": True},
 }
 

@@ -58,9 +58,12 @@ def _regularized(**options: object) -> Callable:
 VARIANTS: dict[str, Callable[[keras.Model, int], keras.Model]] = {
     "plain": lambda model, _: model,
     "SAM": lambda model, _: SharpnessAwareModel(model),
-    "finite_difference": _regularized(),
+    "finite_difference": _regularized(share_gradients=False),
+    "finite_difference, auto": _regularized(),
     "finite_difference, shared": _regularized(share_gradients=True),
-    "hessian_vector_product": _regularized(gradient="hessian_vector_product"),
+    "hessian_vector_product": _regularized(
+        gradient="hessian_vector_product", share_gradients=False
+    ),
     "hessian_vector_product, shared": _regularized(
         gradient="hessian_vector_product", share_gradients=True
     ),

@@ -1,11 +1,29 @@
 """How precise what a model computes is."""
 
+import os
+
 import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 
-_EPSILONS = {tf.bfloat16: 2.0**-7, tf.float16: 2.0**-10}
+# "float32" on its own is exact to 2^-23, as is what is made of float64 gradients.
+_EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "TensorFloat-32": 2.0**-10}
+
+
+def coarse_formats(model: keras.Model) -> set[str]:
+    """Returns which formats coarser than float32 a model's layers compute in.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        Some of "bfloat16", "float16" and "TensorFloat-32".
+    """
+    dtypes = {layer.compute_dtype for layer in stateless.all_layers(model)}
+    if "float32" in dtypes and tensor_float_32():
+        dtypes.add("TensorFloat-32")
+    return dtypes & _EPSILONS.keys()
 
 
 def rounding_of(model: keras.Model) -> float:
@@ -15,8 +33,21 @@ def rounding_of(model: keras.Model) -> float:
         model: A Keras model.
 
     Returns:
-        2^-7 with bfloat16, 2^-10 with float16, else 2^-23, float32's: also for float64, in which
-        what is made of gradients is no more precise.
+        2^-7 with bfloat16, 2^-10 with float16 and TensorFloat-32, else 2^-23, float32's: also for
+        float64, in which what is made of gradients is no more precise.
     """
-    dtypes = {tf.as_dtype(layer.compute_dtype) for layer in stateless.all_layers(model)}
-    return max((_EPSILONS[dtype] for dtype in dtypes & _EPSILONS.keys()), default=2.0**-23)
+    return max((_EPSILONS[name] for name in coarse_formats(model)), default=2.0**-23)
+
+
+def tensor_float_32() -> bool:
+    """Returns whether a GPU rounds the factors of float32 products to 10 bits.
+
+    GPUs of compute capability 8.0 and above (Ampere, Hopper) do, unless they are told not to by
+    `tf.config.experimental.enable_tensor_float_32_execution(False)` or `NVIDIA_TF32_OVERRIDE=0`.
+    """
+    if not tf.config.experimental.tensor_float_32_execution_enabled():
+        return False
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        return False
+    details = map(tf.config.experimental.get_device_details, tf.config.get_visible_devices("GPU"))
+    return any(detail.get("compute_capability", (0, 0)) >= (8, 0) for detail in details)

@@ -7,6 +7,7 @@ import zlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 from matplotlib.figure import Figure
 
 from fisher_keras.atomic import replacing
@@ -107,6 +108,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
         ValueError: If a model or the data cannot be used.
         OSError: If the output cannot be written.
     """
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # It has 10 bits, on a GPU.
     output = None if config.output is None else pathlib.Path(config.output)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

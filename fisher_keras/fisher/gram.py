@@ -37,7 +37,7 @@ class FisherGram:
         log_scale: s, the logarithm of each gradient's Euclidean norm, shape (N',), float64; -inf
             for a zero gradient.
         epsilon: Relative rounding of the gradients: that of float32 or, where the model computes
-            in half precision, of that.
+            in half precision or a GPU in TensorFloat-32, of that.
     """
 
     matrix: tf.Tensor

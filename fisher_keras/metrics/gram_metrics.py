@@ -23,11 +23,11 @@ def log_determinant(gram: FisherGram) -> float:
     r"""Returns $\ln |\xi|$: the paper's metric for one sample $S^t$ (Section 5.3, Equation 5).
 
     The mean over T samples is $\hat\gamma$. Gradients carry the rounding of float32, of relative
-    size $\epsilon = 2^{-23}$, or that of half precision where the model computes in it
-    (`FisherGram.epsilon`), and eigenvalues of C are squares of the singular values of the matrix
-    of unit gradients: one of $N' \epsilon^2$ (1.4e-12 for N' = 100 in float32, 1e-4 in float16,
-    6e-3 in bfloat16) or less is rounding and tells nothing of the network. $\xi$ is then
-    singular. Above, the logarithm of an eigenvalue $\lambda$ of C is good to about
+    size $\epsilon = 2^{-23}$, or that of half precision or TensorFloat-32 where the model
+    computes in it (`FisherGram.epsilon`), and eigenvalues of C are squares of the singular values
+    of the matrix of unit gradients: one of $N' \epsilon^2$ (1.4e-12 for N' = 100 in float32, 1e-4
+    in float16, 6e-3 in bfloat16) or less is rounding and tells nothing of the network. $\xi$ is
+    then singular. Above, the logarithm of an eigenvalue $\lambda$ of C is good to about
     $\epsilon \sqrt{N' / \lambda}$.
 
     Args:

@@ -26,11 +26,13 @@ class Dependence:
         parallel: Groups of examples whose gradients have the same direction, or the opposite
             one; such as a repeated image.
         dependent: Examples whose gradients are linearly dependent in another way.
+        epsilon: Relative rounding of the gradients, see `FisherGram`.
     """
 
     zero: tuple[int, ...]
     parallel: tuple[tuple[int, ...], ...]
     dependent: tuple[int, ...]
+    epsilon: float = 2.0**-23
 
     @classmethod
     def of_all(cls, dependences: Iterable["Dependence"]) -> "Dependence":
@@ -40,6 +42,7 @@ class Dependence:
             tuple(sorted({row for d in several for row in d.zero})),
             tuple(sorted({group for d in several for group in d.parallel})),
             tuple(sorted({row for d in several for row in d.dependent})),
+            max((d.epsilon for d in several), default=2.0**-23),
         )
 
     def __bool__(self) -> bool:
@@ -57,6 +60,12 @@ class Dependence:
             clauses.append(f"and for {len(self.parallel) - _MAX_LISTED} more groups")
         if self.dependent:
             clauses.append(f"gradients are linearly dependent for {_listed(self.dependent)}")
+        if self.epsilon > 2.0**-23:
+            clauses.append(
+                f"the model computes with a rounding of {self.epsilon:.2g}: in float32 (on a GPU "
+                "with tf.config.experimental.enable_tensor_float_32_execution(False)) more can be "
+                "told apart"
+            )
         return "; ".join(clauses)
 
 
@@ -97,6 +106,7 @@ def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Dep
         _named(names, np.flatnonzero(zero)),
         tuple(_named(names, group) for group in groups if len(group) > 1),
         _named(names, first[taking_part]),
+        gram.epsilon,
     )
 
 

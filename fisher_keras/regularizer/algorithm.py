@@ -119,6 +119,7 @@ def regularized_step(
     equation_6: Equation6,
     seed: tf.Tensor,
     static_sizes: bool = False,
+    by_examples: bool = False,
     share: tf.Tensor | None = None,
 ) -> Step:
     """Does all of Algorithm 1 but the update.
@@ -135,6 +136,8 @@ def regularized_step(
         equation_6: One of `EQUATION_6`.
         seed: Of the split, shape (2,), integers.
         static_sizes: See `SubBatches.sum_over`.
+        by_examples: Whether L, if gradients are shared, is the mean over examples rather than
+            sub-batches, which differ in size by one.
         share: Of all sub-batches, which part are those of this replica; None if it is alone.
 
     Returns:
@@ -148,6 +151,8 @@ def regularized_step(
         if not share_gradients:
             return Terms(equation_6(hard_label_loss, weights, alpha, None))  # Lines 4 to 7
         here, plain = objective.both_losses(sub_batch, weights)  # Line 4
+        if by_examples:
+            plain = plain.times(sub_batches.weight(sub_batch.rows))
         return Terms(equation_6(hard_label_loss, weights, alpha, here), plain)  # Lines 5 to 7
 
     terms = _traced_once(terms, reduce_retracing=True)  # One trace for sub-batches of every size.

@@ -13,6 +13,7 @@ import tensorflow as tf
 from fisher_keras.arguments import real_number, whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
+from fisher_keras.classifier.precision import coarse_formats
 from fisher_keras.classifier.wrapper import plain_classifier
 from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
 from fisher_keras.regularizer.gradients import clip, global_norm
@@ -107,7 +108,7 @@ class FisherRegularizedModel(ReplicatedModel):
         num_sub_batches: int = 8,
         clip_norm: float | None = 10.0,
         gradient: str = "finite_difference",
-        share_gradients: bool = False,
+        share_gradients: bool | str = "auto",
         seed: int | None = None,
         name: str | None = None,
     ) -> None:
@@ -129,10 +130,13 @@ class FisherRegularizedModel(ReplicatedModel):
             gradient: "finite_difference" as in the paper, or "hessian_vector_product": its limit
                 as $\alpha$ falls to 0, $\alpha H_i g_i$, which takes no difference of almost equal
                 gradients and so also works in half precision.
-            share_gradients: Take L as the mean of the sub-batches' losses (BatchNormalization's
-                moments too), so that the $g_i$ serve for $L$ as well: a step costs two gradients
-                instead of three. The moving statistics move by the mean over the sub-batches.
-                Labels that may be soft (one-hot or smoothed) cost one more backward pass.
+            share_gradients: Let the $g_i$ serve for $L$ as well: a step costs two gradients
+                instead of three. "auto" does where the step is the same but for rounding: no layer
+                takes examples together, draws random numbers or has a state, and labels are
+                integers. True always does: L is then the mean of the sub-batches' losses
+                (BatchNormalization's moments too), and the moving statistics move by the mean over
+                the sub-batches. Labels that may be soft (one-hot or smoothed) cost one more
+                backward pass. False never does.
             seed: Seed of the random splits, an int, 0 or greater; None draws one.
             name: Name of the model.
 
@@ -158,12 +162,18 @@ class FisherRegularizedModel(ReplicatedModel):
         if clip_norm is not None:
             self.clip_norm = real_number("clip_norm, if it is not None,", clip_norm, above=0)
         self.gradient = gradient
+        if share_gradients not in (True, False, "auto"):
+            raise ValueError(
+                "share_gradients must be True, False or 'auto'. "
+                f"Given: share_gradients={share_gradients!r}."
+            )
         self.share_gradients = share_gradients
         self.seed = random.randrange(2**31)
         if seed is not None:
             self.seed = whole_number("seed, if it is not None,", seed, least=0)
         self._cross_entropy = None
         self._checked: frozenset[tuple] = frozenset()
+        self._separable: dict[tuple, bool] = {}  # By signature: whether "auto" shares gradients.
         self._fisher_trackers = [MeanOfKnown(name=log_name) for log_name in _LOG_NAMES]
 
     # ---------------------------------------------------------------- what Keras asks of a model
@@ -189,11 +199,11 @@ class FisherRegularizedModel(ReplicatedModel):
 
         Raises:
             ValueError: If the loss is not a cross-entropy of Keras, or contradicts the model's
-                last activation; or if the model computes in half precision, where the finite
-                difference is lost in rounding.
+                last activation; or if the model computes in half precision or
+                TensorFloat-32, where the finite difference is lost in rounding.
         """
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
-        self._checked = frozenset()
+        self._checked, self._separable = frozenset(), {}
         own_loss = _overrides(self.model, "compute_loss")
         if own_loss:
             # It may call Keras' own, which asks for the classifier's compiled loss.
@@ -203,15 +213,18 @@ class FisherRegularizedModel(ReplicatedModel):
             if loss_weights is not None or own_loss:
                 # L is not L~ then: its gradient is another one.
                 self._cross_entropy = dataclasses.replace(self._cross_entropy, is_the_loss=False)
-        half = {layer.compute_dtype for layer in stateless.all_layers(self)}
-        half &= {"float16", "bfloat16"}
-        half |= {"float8"} if stateless.overwritten(self.model) else set()
-        if half and self.gradient == "finite_difference" and self.beta != 0:
+        coarse = coarse_formats(self.model)
+        coarse |= {"float8"} if stateless.overwritten(self.model) else set()
+        if coarse and self.gradient == "finite_difference" and self.beta != 0:
+            name = coarse.pop()
+            way_out = "train in float32"
+            if name == "TensorFloat-32":
+                way_out = "call tf.config.experimental.enable_tensor_float_32_execution(False)"
             raise ValueError(
                 f"gradient='finite_difference' cannot be used with a model that computes in "
-                f"{half.pop()}: w and w - alpha g_i (alpha={self.alpha:g}) give losses and "
+                f"{name}: w and w - alpha g_i (alpha={self.alpha:g}) give losses and "
                 "gradients that are equal to within its rounding, so that their difference is "
-                "noise. Use gradient='hessian_vector_product', or train in float32."
+                f"noise. Use gradient='hessian_vector_product', or {way_out}."
             )
 
     def get_config(self) -> dict[str, Any]:
@@ -322,7 +335,7 @@ class FisherRegularizedModel(ReplicatedModel):
         weights = stateless.values(stateless.weights(self.model))
         state = stateless.values(self.model.non_trainable_variables)
         with objective.scope(weights, state):
-            loss = None if self.share_gradients else objective.whole_batch(weights)
+            loss = None if self._shares(objective) else objective.whole_batch(weights)
             step = self._algorithm_1(objective, loss, self._current_beta(), clip_norm=None)
         step = objective.added_up(step)
         return objective.with_overwrites(step.gradient, loss), step.loss, step.regularizer
@@ -337,7 +350,7 @@ class FisherRegularizedModel(ReplicatedModel):
         prepare(self, batch, own_loss=_overrides(self.model, "compute_loss"))
         objective = Objective.of(self, self._cross_entropy, batch, self.num_sub_batches)
         scheduled = isinstance(self.beta, keras.optimizers.schedules.LearningRateSchedule)
-        if objective.shares is not None and scheduled and self.share_gradients:
+        if objective.shares is not None and scheduled and self.share_gradients is True:
             check_not_synchronized(self.model)
         return objective
 
@@ -363,15 +376,25 @@ class FisherRegularizedModel(ReplicatedModel):
         shares = objective.shares
         if shares is None:
             return None
-        return shares.sub_batches if self.share_gradients else shares.examples
+        return shares.sub_batches if self._shares(objective) else shares.examples
+
+    def _shares(self, objective: Objective) -> bool:
+        """Returns whether the gradients of the sub-batches serve for L, too."""
+        if self.share_gradients != "auto":
+            return self.share_gradients
+        signature = objective.batch.signature()
+        if signature not in self._separable:
+            self._separable[signature] = objective.is_separable()
+        return self._separable[signature]
 
     def _step(self, objective: Objective) -> Step:
         """Returns a plain step where beta is 0, and a regularized step elsewhere."""
         beta = self._current_beta()
-        if isinstance(beta, tf.Tensor) or beta != 0:
+        regularizes = isinstance(beta, tf.Tensor) or beta != 0
+        if regularizes:
             self._check(objective)
         # Both kinds of step need L(B, w), unless gradients are shared.
-        loss = None if self.share_gradients else objective.whole_batch()
+        loss = None if regularizes and self._shares(objective) else objective.whole_batch()
 
         def plain() -> Step:
             return objective.plain_step(objective.whole_batch() if loss is None else loss)
@@ -386,7 +409,7 @@ class FisherRegularizedModel(ReplicatedModel):
         else:
             step = tf.cond(
                 tf.equal(beta, 0),
-                lambda: objective.dense(plain(), self.share_gradients),
+                lambda: objective.dense(plain(), loss is None),
                 regularized,
             )
         gradient = objective.with_overwrites(step.gradient, loss)
@@ -434,6 +457,7 @@ class FisherRegularizedModel(ReplicatedModel):
             equation_6=EQUATION_6[self.gradient],
             seed=tf.stack([tf.constant(self.seed, tf.int64) + _SPLITS * replica.index, updates]),
             static_sizes=bool(self.jit_compile),
+            by_examples=self.share_gradients == "auto",
             share=None if objective.shares is None else objective.shares.sub_batches,
         )
         if step.changes is not None:

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
+from fisher_keras.classifier.call_graph import call_graph
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy, needs_check
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.regularizer import checks
@@ -137,7 +138,7 @@ class Objective:
         """
         classifier = self.model.model
         checks.check_layers(classifier)
-        if self.model.share_gradients and stateless.overwritten(classifier):
+        if self.model.share_gradients is True and stateless.overwritten(classifier):
             raise ValueError(
                 "share_gradients=True gives no gradient of the whole batch, which "
                 f"{stateless.overwritten(classifier)[0].path!r} is overwritten with (float8). Use "
@@ -159,6 +160,24 @@ class Objective:
             values = stateless.values(stateless.weights(classifier))
             with checks.second_derivatives():
                 _trace(self.hard_label_loss, sub_batch, values)
+
+    def is_separable(self) -> bool:
+        """Returns whether L(B, w) is the mean of the examples' L~, whatever the sub-batches.
+
+        That is so where the compiled loss is L~ but for penalties, and the classifier has neither
+        a state nor random numbers, and takes each example by itself. Nothing is computed.
+        """
+        classifier = self.model.model
+        if self.shares is not None or not self.cross_entropy.is_the_loss:
+            return False
+        if classifier.non_trainable_variables or stateless.overwritten(classifier):
+            return False
+        if not call_graph(classifier, _specs(self.batch.x), training=True).by_example:
+            return False
+        gradient, penalties = self._ordinary_gradient(stateless.weights(classifier))
+        # An optimizer leaves a weight alone that the loss does not depend on; it would not, were
+        # the gradient 0 instead of None.
+        return not penalties and all(derivative is not None for derivative in gradient)
 
     def whole_batch(self, weights: list[tf.Tensor] | None = None) -> BatchLoss:
         """Returns L(B, w), its gradient scaled as the optimizer wants it, and the outputs.
@@ -351,10 +370,14 @@ class Objective:
             checks.check_second_derivatives(operations, weights, classifier)
         if any(g is None for g in gradient):
             variables = stateless.weights(classifier)
-            checks.check_gradients(gradient, self._ordinary_gradient(variables), variables)
+            ordinary, _ = self._ordinary_gradient(variables)
+            checks.check_gradients(gradient, ordinary, variables)
 
-    def _ordinary_gradient(self, weights: list[keras.Variable]) -> list:
-        """Returns the gradient of L~(B, w) by the variables, in a graph that is thrown away."""
+    def _ordinary_gradient(self, weights: list[keras.Variable]) -> tuple[list, list]:
+        """Returns the gradient of L~(B, w) by the variables, and the penalties of activations.
+
+        They are of a graph that is thrown away.
+        """
         found = []
 
         def trace(batch: Batch) -> None:
@@ -362,9 +385,10 @@ class Objective:
                 loss = self._hard_label_mean(batch, self.model(batch.x, training=True))
             found.extend(tape.gradient(loss, weights))
 
-        with keras.StatelessScope():  # In no scope of other values; an init_scope stops tapes.
+        # In no scope of other values; an init_scope stops tapes.
+        with keras.StatelessScope(collect_losses=True) as scope:
             _trace(trace, _specs(self.batch))
-        return found
+        return found, scope.losses
 
     def _loss_scale(self) -> tf.Tensor | None:
         """Returns the factor that the optimizer wants losses scaled by, None for 1."""

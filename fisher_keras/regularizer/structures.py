@@ -37,6 +37,16 @@ class LossAndGradient(Structure):
     loss: tf.Tensor
     gradient: list[tf.Tensor]
 
+    def times(self, factor: tf.Tensor) -> "LossAndGradient":
+        """Returns both times a scalar."""
+
+        def times(tensor: tf.Tensor) -> tf.Tensor:
+            return tensor * tf.cast(factor, tensor.dtype)
+
+        return dataclasses.replace(
+            self, loss=times(self.loss), gradient=list(map(times, self.gradient))
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchLoss(LossAndGradient):
@@ -73,10 +83,8 @@ class Terms(Structure):
         """Returns losses and gradients times a share of all sub-batches; None is all of them."""
         if share is None:
             return self
-        loss = self.loss
-        if loss is not None:
-            loss = dataclasses.replace(loss, **_part(loss, share))
-        return Terms(LossAndGradient(**_part(self.regularizer, share)), loss)
+        loss = None if self.loss is None else self.loss.times(share)
+        return Terms(self.regularizer.times(share), loss)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +106,3 @@ class Step(Structure):
     gradient_norm: tf.Tensor
     outputs: tf.Tensor
     changes: list[tf.Tensor] | None = None
-
-
-def _part(whole: LossAndGradient, share: tf.Tensor) -> dict[str, Any]:
-    def times(tensor: tf.Tensor) -> tf.Tensor:
-        return tensor * tf.cast(share, tensor.dtype)
-
-    return {"loss": times(whole.loss), "gradient": [times(g) for g in whole.gradient]}

@@ -61,6 +61,11 @@ class SubBatches:
             sums = self._sum_range(terms, sums, first, end, size_of)
         return sums
 
+    def weight(self, rows: tf.Tensor) -> tf.Tensor:
+        """Returns M |B_i| / |B|, by which `mean` becomes one over examples; float64."""
+        weight = tf.cast(self.count * tf.size(rows), tf.float64)
+        return weight / tf.cast(tf.size(self.permutation), tf.float64)
+
     def mean(self, sums: Any) -> Any:
         """Returns a structure of sums over the sub-batches divided by M."""
         return tf.nest.map_structure(lambda total: _divide(total, self.count), sums)

@@ -230,7 +230,8 @@ def test_the_rank_tolerance_follows_the_precision(policy, num_layers):
     if num_layers == 2:
         assert np.isfinite(metrics.log_determinant(gram))
         return
-    with pytest.warns(metrics.SingularGramWarning):
+    reason = "a rounding of" if "16" in policy else "dependent for"
+    with pytest.warns(metrics.SingularGramWarning, match=reason):
         assert metrics.log_determinant(gram) == -np.inf
     assert np.isinf(metrics.log_spectrum(gram)).sum() == 3
 

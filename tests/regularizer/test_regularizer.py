@@ -83,7 +83,7 @@ def sub_batches_of(model, batch_size):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [False, True, "auto"])
 @pytest.mark.parametrize(
     ("batch_size", "num_sub_batches"), [(12, 4), (11, 4), (12, 1), (7, 7), (5, 8), (1, 4)]
 )
@@ -100,7 +100,8 @@ def test_equals_the_closed_form(float64, batch_size, num_sub_batches, shared, we
     )
     gradients, loss, regularizer = model.regularized_gradients(x, y, sample_weight)
     parts = sub_batches_of(model, batch_size)
-    expected = algorithm_1(x, y, weights_of(model), parts, 0.3, 2.0, sample_weight, shared)
+    by_parts = shared is True
+    expected = algorithm_1(x, y, weights_of(model), parts, 0.3, 2.0, sample_weight, by_parts)
     assert_close([loss, regularizer], expected[:2])
     assert_close(gradients, expected[2])
 

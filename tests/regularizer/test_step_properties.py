@@ -66,7 +66,7 @@ def losses(case, smoothing):
 @given(
     cases(st.integers(1, 7)),
     st.integers(1, 8),
-    st.booleans(),
+    st.sampled_from([False, True, "auto"]),
     st.booleans(),
     st.sampled_from(["finite_difference", "hessian_vector_product"]),
     st.sampled_from([0.0, 0.2]),
@@ -108,7 +108,7 @@ def test_step(case: Case, num_sub_batches, share_gradients, weighted, variant, s
     parts = parts_of(model, case.count)
     expected_loss, plain = means(
         lambda part: loss_and_gradient(classifier, x[part], lambda o: whole_loss(part, o)),
-        parts if share_gradients else [np.arange(case.count)],
+        parts if share_gradients is True else [np.arange(case.count)],
     )
     expected_regularizer, rest = means(
         lambda part: equation_6(classifier, x[part], lambda o: hard_loss(part, o), variant), parts
