@@ -22,6 +22,11 @@ settings.register_profile("long", max_examples=1000, **_SLOW)
 settings.load_profile("suite")
 
 
+def pytest_collection_modifyitems(items):
+    """Begins with what takes longest, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: "replicas" not in item.path.name)
+
+
 @pytest.fixture(scope="session")
 def cifar10_dir():
     """The TFDS data_dir that holds CIFAR-10; skips where there is none."""

@@ -11,7 +11,16 @@ from fisher_keras.fisher import loss_gradient_gram
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def switched_on():
+    """TensorFlow's default, which a training in the same process switches off."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    yield
+    tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+@pytest.fixture
+def gpu(monkeypatch, switched_on):
     """Returns a function that gives the machine a GPU of a compute capability, as far as asked."""
 
     def give(*capability):
@@ -21,13 +30,6 @@ def gpu(monkeypatch):
 
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     return give
-
-
-@pytest.fixture
-def switched_off():
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    yield
-    tf.config.experimental.enable_tensor_float_32_execution(True)
 
 
 def network(dtype="float32"):
@@ -66,8 +68,9 @@ def test_an_older_gpu_has_none(gpu, capability):
     assert rounding_of(network()) == 2.0**-23
 
 
-def test_switched_off_in_tensorflow(gpu, switched_off):
+def test_switched_off_in_tensorflow(gpu):
     gpu(9, 0)
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     compile_regularized(network())
     assert rounding_of(network()) == 2.0**-23
 
