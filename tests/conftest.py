@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import importlib
 import os
 import pathlib
@@ -25,6 +26,14 @@ settings.load_profile("suite")
 def pytest_collection_modifyitems(items):
     """Begins with what takes longest, so that no worker is left alone with it at the end."""
     items.sort(key=lambda item: "replicas" not in item.path.name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _graphs_are_searched_once():
+    """TensorFlow keeps all graphs, and each later collection would go through them."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

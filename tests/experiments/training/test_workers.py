@@ -152,8 +152,10 @@ def test_killed_and_started_again_they_end_with_the_same_weights(undisturbed, tm
         for mine, other in zip(weights(run, name), weights(undisturbed[0], name), strict=True):
             np.testing.assert_array_equal(mine, other)
     assert json.loads((run / "run.json").read_text())["resumed"]
-    # A finished run is told to all.
-    results = [finish(worker) for worker in start_workers(run, "--regularize")]
+
+
+def test_a_finished_run_is_told_to_all(undisturbed):
+    results = [finish(worker) for worker in start_workers(undisturbed[0], "--regularize")]
     assert [status for status, _, _ in results] == [0, 0], results
     assert "nothing is left to do" in results[0][1]
 
