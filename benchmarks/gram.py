@@ -36,11 +36,13 @@ class Network:
     Attributes:
         arch: One of `fisher_keras.models.ARCHITECTURES`.
         width: Its width; None for the architecture's own.
+        depth: Its depth, likewise.
         only_memory: Measure the memory of the Gram matrix and of the gradient, and nothing else.
     """
 
     arch: str
     width: float | None = None
+    depth: int | None = None
     only_memory: bool = False
 
 
@@ -184,7 +186,8 @@ def start(variant: str | Callable, name: str, settings: Settings) -> Callable:
         settings: What is measured.
     """
     keras.utils.set_random_seed(0)
-    model = build_model(NETWORKS[name].arch, _NUM_CLASSES, width=NETWORKS[name].width)
+    network = NETWORKS[name]
+    model = build_model(network.arch, _NUM_CLASSES, depth=network.depth, width=network.width)
     random = np.random.default_rng(0)
     images = random.normal(size=(settings.num_samples, 32, 32, 3)).astype(np.float32)
     labels = np.arange(settings.num_samples, dtype=np.int32) % _NUM_CLASSES

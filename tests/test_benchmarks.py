@@ -18,6 +18,10 @@ L2 = 0.01
 def _benchmarks_on_path(monkeypatch):
     # In front of the path of spawned processes, too.
     monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+    import measuring
+
+    # Among what other tests have left, it takes seconds, before every call that is timed.
+    monkeypatch.setattr(measuring.gc, "collect", lambda: 0)
 
 
 @pytest.fixture
@@ -183,6 +187,43 @@ def test_steps_on_two_devices_and_in_two_processes(monkeypatch):
         assert steps.count(place) == 1
     assert results["plain, one device"]["step_s_ratio"] == 1
     assert "| finite_difference, two processes " in scaling.table(results)
+
+
+def test_growth_is_measured_and_its_formula_found(monkeypatch):
+    import growth
+    import measuring
+
+    asked = []
+
+    def point(function, name, value, settings):
+        asked.append(value)
+        return value, [0.5 * value + 2 * value**2] * 3, 100 + 3 * value
+
+    monkeypatch.setattr(measuring, "in_fresh_process", point)
+    results = growth.measure("N'", growth.Settings(num_samples=(50, 100, 800)))
+    assert asked == [50, 100, 800]
+    for value in asked:
+        figures = results[str(value)]
+        assert figures["time_s"] == 0.5 * value + 2 * value**2
+        for measured, model in (("time_s", "time_model_s"), ("peak_mib", "peak_model_mib")):
+            assert figures[model] == pytest.approx(figures[measured])
+    assert "| 100 | 20050.000 | 1.00 | 400 | 1.00 |" in " ".join(growth.table(results).split())
+    above, below = growth.figure({"N'": results}).axes
+    assert above.lines[1].get_ydata()[2] == 0.5 * 800 + 2 * 800**2
+    assert below.lines[1].get_ydata()[0] == 250
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux' /proc")
+def test_a_point_of_growth(monkeypatch):
+    import gram
+    import growth
+
+    monkeypatch.setattr(gram, "NETWORKS", {})
+    weights, times, peak = growth._point("W", 1, growth.Settings(rounds=1))
+    assert weights == 77_850
+    assert len(times) == 1
+    assert times[0] > 0
+    assert peak > 0
 
 
 def test_the_peak_memory_is_that_of_a_fresh_process():
