@@ -287,6 +287,18 @@ def test_the_gram_benchmark_prints_tables_and_writes_json(tmp_path, monkeypatch,
     assert printed.count("+30") == 2
 
 
+def test_a_report_beside_its_gram_matrices(monkeypatch):
+    import gram
+    import report
+
+    monkeypatch.setattr(gram, "NETWORKS", {"cnn": gram.Network("cnn", width=0.1)})
+    settings = report.Settings(num_samples=3, num_trials=2, num_images=9, rounds=2)
+    results = report.measure("cnn", settings)
+    assert results["Gram matrices"]["time_s_ratio"] == 1
+    assert len(results["report"]["times_s"]) == 2
+    assert "| report " in report.table(results)
+
+
 def test_pytorchs_network_is_the_same():
     torch = pytest.importorskip("torch")
     import torch_resnet
