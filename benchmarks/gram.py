@@ -9,6 +9,7 @@ and as JSON. README.md beside this file explains the columns.
 import dataclasses
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def table(results: dict[str, dict]) -> str:
     return reporting.markdown(rows)
 
 
-def run(names: list[str], settings: Settings, output: pathlib.Path | None = None) -> None:
+def run(names: list[str], settings: Settings, output: str | os.PathLike | None = None) -> None:
     """Measures, prints a table for each network, and writes JSON after each.
 
     Args:
@@ -231,7 +232,7 @@ def _define_flags() -> None:
 def _main(_: list[str]) -> None:
     values = flags.FLAGS
     settings = Settings(values.num_samples, values.rounds)
-    run(values.network, settings, pathlib.Path(values.output) if values.output else None)
+    run(values.network, settings, values.output)
 
 
 if __name__ == "__main__":

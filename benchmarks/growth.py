@@ -6,7 +6,6 @@ figure of all. README.md beside this file explains them.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 
 import gram
@@ -18,9 +17,6 @@ import scipy.optimize
 import step
 from absl import app, flags
 
-# Of a WRN-10, for 0.08 to 37 million weights.
-_WIDTHS = (1, 2, 4, 8, 16, 22)
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -28,14 +24,15 @@ class Settings:
 
     Attributes:
         num_samples: Values of N', of a ResNet-20's Gram matrix.
-        widths: Widths of the WRN-10 whose Gram matrix of 100 examples is taken, for W.
+        widths: Widths of the WRN-10 whose Gram matrix of 100 examples is taken; W is then 0.08 to
+            36 million.
         num_sub_batches: Values of M, of a ResNet-20's step with shared gradients.
         batch_size: B of the steps.
         rounds: How often each time is taken.
     """
 
     num_samples: tuple[int, ...] = (50, 100, 200, 400, 800)
-    widths: tuple[float, ...] = _WIDTHS
+    widths: tuple[int, ...] = (1, 2, 4, 8, 16, 22)
     num_sub_batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     batch_size: int = 128
     rounds: int = 5
@@ -105,10 +102,9 @@ def measure(name: str, settings: Settings) -> dict[str, dict]:
         For each value "value", "time_s", the median, "times_s" and "peak_mib"; and as
         "time_model_s" and "peak_model_mib" what the fitted formulas say.
     """
+    points = {"N'": settings.num_samples, "W": settings.widths, "M": settings.num_sub_batches}
     measured = []
-    for value in {"N'": settings.num_samples, "W": settings.widths}.get(
-        name, settings.num_sub_batches
-    ):
+    for value in points[name]:
         measuring.progress(f"{name}: {value}")
         measured.append(measuring.in_fresh_process(_point, name, value, settings))
     values, times, peaks = (np.array(column, float) for column in zip(*measured, strict=True))
@@ -171,7 +167,7 @@ def figure(results: dict[str, dict[str, dict]]) -> plt.Figure:
     return drawing
 
 
-def _point(name: str, value: float, settings: Settings) -> tuple[float, list[float], float]:
+def _point(name: str, value: int, settings: Settings) -> tuple[float, list[float], float]:
     """Returns a value (for a width, W), the times and the peak; in a process of its own."""
     made = []
 
@@ -184,16 +180,16 @@ def _point(name: str, value: float, settings: Settings) -> tuple[float, list[flo
     return size, [measuring.seconds(action) for _ in range(settings.rounds)], peak
 
 
-def _action(name: str, value: float, settings: Settings) -> tuple[float, Callable]:
+def _action(name: str, value: int, settings: Settings) -> tuple[float, Callable]:
     if name == "M":
         variant = "finite_difference, shared"
-        of_step = step.Settings(settings.batch_size, int(value), settings.rounds, (variant,))
+        of_step = step.Settings(settings.batch_size, value, settings.rounds, (variant,))
         model = step.compiled(variant, "resnet", of_step)
         batches = iter(step.random_batches(settings.batch_size))
         return value, lambda: step.one_step(model, batches)
-    count, network = 100, gram.Network("wide_resnet", int(value), depth=10)
+    count, network = 100, gram.Network("wide_resnet", value, depth=10)
     if name == "N'":
-        count, network = int(value), gram.Network("resnet")
+        count, network = value, gram.Network("resnet")
     gram.NETWORKS[name] = network
     weights = []
 
@@ -223,9 +219,8 @@ def _main(_: list[str]) -> None:
         results[name] = measure(name, settings)
         return results[name]
 
-    output = pathlib.Path(values.output) if values.output else None
     headline = f"{settings.rounds} rounds"
-    reporting.run(headline, values.quantity, settings, measured, table, output)
+    reporting.run(headline, values.quantity, settings, measured, table, values.output)
     if values.figure:
         figure(results).savefig(values.figure, dpi=150)
 

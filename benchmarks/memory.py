@@ -6,7 +6,6 @@ the Gram matrix by chunk_size. README.md beside this file explains the columns.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 
 import gram
@@ -129,7 +128,7 @@ def _main(_: list[str]) -> None:
         settings,
         lambda name: parts[name][0](settings),
         lambda results: parts["steps" if "plain" in results else "gram"][1](results),
-        pathlib.Path(values.output) if values.output else None,
+        values.output,
     )
 
 

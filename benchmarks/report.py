@@ -5,7 +5,6 @@ For each network a Markdown table on stdout, and JSON. README.md beside this fil
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 
 import gram
@@ -100,7 +99,7 @@ def _main(_: list[str]) -> None:
         settings,
         lambda name: measure(name, settings),
         table,
-        pathlib.Path(values.output) if values.output else None,
+        values.output,
     )
 
 

@@ -27,7 +27,7 @@ def run(
     settings: object,
     measure: Callable[[str], dict],
     table: Callable[[dict], str],
-    output: pathlib.Path | None,
+    output: str | os.PathLike | None,
 ) -> None:
     """Measures, prints a table for each name, and writes JSON after each.
 
@@ -40,6 +40,7 @@ def run(
         output: The JSON file to write, or None.
     """
     if output is not None:
+        output = pathlib.Path(output)
         # A path that cannot be written is found before the work, not after.
         output.touch()
     report = {"settings": dataclasses.asdict(settings), **environment(), "results": {}}

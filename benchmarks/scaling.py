@@ -8,7 +8,6 @@ network, and JSON. README.md beside this file explains it.
 import dataclasses
 import json
 import os
-import pathlib
 import socket
 import subprocess
 import sys
@@ -188,7 +187,7 @@ def _main(_: list[str]) -> None:
         settings,
         lambda arch: measure(arch, settings),
         table,
-        pathlib.Path(values.output) if values.output else None,
+        values.output,
     )
 
 

@@ -6,7 +6,7 @@ Markdown table on stdout and as JSON. README.md beside this file explains the co
 """
 
 import dataclasses
-import pathlib
+import os
 from collections.abc import Callable
 
 import keras
@@ -126,7 +126,7 @@ def table(results: dict[str, dict]) -> str:
     return reporting.markdown(rows)
 
 
-def run(archs: list[str], settings: Settings, output: pathlib.Path | None = None) -> None:
+def run(archs: list[str], settings: Settings, output: str | os.PathLike | None = None) -> None:
     """Measures, prints a table for each architecture, and writes JSON after each.
 
     Args:
@@ -217,7 +217,7 @@ def _main(_: list[str]) -> None:
     values = flags.FLAGS
     variants = tuple(name for name in VARIANTS if name != "unrolled" or values.unrolled)
     settings = Settings(values.batch_size, values.num_sub_batches, values.steps, variants)
-    run(values.arch, settings, pathlib.Path(values.output) if values.output else None)
+    run(values.arch, settings, values.output)
 
 
 if __name__ == "__main__":

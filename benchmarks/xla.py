@@ -4,8 +4,6 @@
 A Markdown table on stdout for each network, and JSON. README.md beside this file explains it.
 """
 
-import pathlib
-
 import measuring
 import reporting
 import step
@@ -70,9 +68,13 @@ def _main(_: list[str]) -> None:
     values = flags.FLAGS
     settings = step.Settings(values.batch_size, values.num_sub_batches, values.steps, _VARIANTS)
     headline = f"B = {settings.batch_size}, M = {settings.num_sub_batches}"
-    output = pathlib.Path(values.output) if values.output else None
     reporting.run(
-        headline, values.arch, settings, lambda arch: measure(arch, settings), table, output
+        headline,
+        values.arch,
+        settings,
+        lambda arch: measure(arch, settings),
+        table,
+        values.output,
     )
 
 

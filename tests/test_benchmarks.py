@@ -18,10 +18,6 @@ L2 = 0.01
 def _benchmarks_on_path(monkeypatch):
     # In front of the path of spawned processes, too.
     monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[1] / "benchmarks"))
-    import measuring
-
-    # Among what other tests have left, it takes seconds, before every call that is timed.
-    monkeypatch.setattr(measuring.gc, "collect", lambda: 0)
 
 
 @pytest.fixture
