@@ -188,6 +188,29 @@ def symbolic_build(trainer: Any, iterator: Any, data_batch: Any) -> None:
     trainer._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
 
+def batch_spec(iterator: Any, data_batch: Any) -> Any:
+    """Returns what tells the shapes and dtypes of the batches to come, without taking one.
+
+    Args:
+        iterator: The batches, as Keras' trainer has them, or None.
+        data_batch: A batch, if there is no iterator.
+    """
+    return data_batch if iterator is None else iterator._distributed_dataset.element_spec
+
+
+def unbuilt_metrics(model: keras.Model) -> Any:
+    """Returns a compiled model's metrics if Keras knows no more than their names, or else None."""
+    metrics = model._compile_metrics
+    return None if metrics is None or metrics.built else metrics
+
+
+def symbolic(tensors: Any) -> Any:
+    """Returns the shapes and dtypes of tensors, as Keras builds models with."""
+    return keras.tree.map_structure(
+        lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)), tensors
+    )
+
+
 def is_built(model: keras.Model) -> bool:
     """Returns whether a model and all layers in it have their variables.
 

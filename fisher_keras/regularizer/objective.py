@@ -336,7 +336,7 @@ class Objective:
         regularizer = LossAndGradient(zero, _zeros(weights))
         if not shared:
             return Terms(regularizer)
-        outputs = self.model.compute_output_spec(symbolic(self.batch.x))
+        outputs = self.model.compute_output_spec(stateless.symbolic(self.batch.x))
         outputs = tf.zeros([self.batch_size, *outputs.shape[1:]], outputs.dtype)
         return Terms(regularizer, BatchLoss(zero, _zeros(weights), outputs, _zeros(state)))
 
@@ -441,8 +441,8 @@ def prepare(model: ClassifierWrapper, batch: Batch, own_loss: bool) -> None:
     Raises:
         ValueError: If there are no trainable variables, or see `check_replicas`.
     """
-    if not stateless.is_built(model):
-        model.compute_output_spec(symbolic(batch.x))
+    if not stateless.is_built(model.model):
+        model.compute_output_spec(stateless.symbolic(batch.x))
     if not model.trainable_variables:
         raise ValueError(
             f"The model {model.model.name!r} has no trainable variables: nothing can be "
@@ -455,13 +455,6 @@ def prepare(model: ClassifierWrapper, batch: Batch, own_loss: bool) -> None:
             "A replica got no example of a mini-batch, and BatchNormalization(synchronized=True) "
             "takes its moments over all. Give batches of one size, by drop_remainder=True.",
         )
-
-
-def symbolic(x: Any) -> Any:
-    """Returns the shapes and dtypes of inputs, as Keras builds models with."""
-    return keras.tree.map_structure(
-        lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)), x
-    )
 
 
 def _unscaled(gradient: list, scale: tf.Tensor | None) -> list:

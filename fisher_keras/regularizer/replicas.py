@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
@@ -259,6 +260,35 @@ class ReplicatedModel(ClassifierWrapper):
             data_batch = tf.nest.map_structure(lambda batch: local(batch)[0], next(batches))
             iterator = None
         stateless.symbolic_build(super(), iterator, data_batch)
+        self._build_before_tracing(iterator, data_batch)
+
+    def _build_before_tracing(self, iterator: Any, data_batch: Any) -> None:
+        """Makes variables that a step would make: `tf.function` traces such a step twice."""
+        built, metrics = stateless.is_built(self.model), stateless.unbuilt_metrics(self)
+        if built and metrics is None:
+            return
+        batch = stateless.batch_spec(iterator, data_batch)
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        if not all(map(_is_known, keras.tree.flatten((x, y)))):
+            return
+        # Of a functional model that is built, this computes nothing.
+        outputs = (self.model if built else self).compute_output_spec(stateless.symbolic(x))
+        if metrics is not None:
+            metrics.build(stateless.symbolic(y), outputs)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes Keras' function of a training step, and the optimizer's variables before it."""
+        ready = stateless.is_built(self.model) and self.trainable_variables
+        if ready and self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
+
+def _is_known(tensor: Any) -> bool:
+    """Returns whether something tells the shape and dtype of a dense tensor."""
+    if isinstance(tensor, (np.ndarray, tf.Tensor, tf.TensorSpec)):
+        return tf.TensorShape(tensor.shape).rank is not None
+    return False
 
 
 def replica_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

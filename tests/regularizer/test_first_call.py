@@ -1,0 +1,109 @@
+"""A step is traced once, whatever it needs that is not there before its first call."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
+
+X = np.random.default_rng(0).normal(size=(20, 6, 6, 2)).astype("float32")
+Y = np.random.default_rng(1).integers(0, 3, 20)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.flatten = keras.layers.Flatten()
+        self.dropout = keras.layers.Dropout(0.5)
+        self.head = keras.layers.Dense(3)
+
+    def call(self, inputs, training=None):
+        return self.head(self.dropout(self.flatten(inputs), training=training))
+
+
+def sequential(*first):
+    return keras.Sequential([*first, keras.layers.Flatten(), keras.layers.Dense(3)])
+
+
+CLASSIFIERS = {
+    "built": lambda: sequential(keras.Input((6, 6, 2))),
+    "unbuilt": sequential,
+    "subclassed": Subclassed,
+}
+OPTIMIZERS = {
+    "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+    "AdamW": lambda: keras.optimizers.AdamW(0.01, use_ema=True, gradient_accumulation_steps=2),
+}
+
+
+class Generator(keras.utils.PyDataset):
+    """Four batches an epoch."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return X[5 * index : 5 * index + 5], Y[5 * index : 5 * index + 5]
+
+
+FIT = {
+    "arrays": lambda model: model.fit(X, Y, batch_size=10, epochs=2, verbose=0),
+    "dataset": lambda model: model.fit(
+        tf.data.Dataset.from_tensor_slices((X, Y)).batch(5), epochs=2, verbose=0
+    ),
+    "generator": lambda model: model.fit(Generator(), epochs=2, verbose=0),
+    "steps": lambda model: model.fit(
+        tf.data.Dataset.from_tensor_slices((X, Y)).batch(5).repeat(), steps_per_epoch=3, verbose=0
+    ),
+    "batch": lambda model: [model.train_on_batch(X, Y) for _ in range(2)],
+}
+
+
+def traced(kind):
+    """A class whose instances count how often their step is traced."""
+
+    class Traced(kind):
+        traces = 0
+
+        def train_step(self, data):
+            self.traces += 1
+            return super().train_step(data)
+
+    return Traced
+
+
+def compiled(model, optimizer):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"], weighted_metrics=["accuracy"])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "classifier", "optimizer", "fit"),
+    [
+        *((FisherRegularizedModel, "built", optimizer, "arrays") for optimizer in OPTIMIZERS),
+        *((FisherRegularizedModel, c, "momentum", "dataset") for c in ("unbuilt", "subclassed")),
+        *((SharpnessAwareModel, "subclassed", "AdamW", fit) for fit in FIT),
+    ],
+)
+def test_a_step_is_traced_once(kind, classifier, optimizer, fit):
+    model = compiled(traced(kind)(CLASSIFIERS[classifier]()), OPTIMIZERS[optimizer]())
+    FIT[fit](model)
+    assert model.traces == 1
+
+
+def test_no_batch_is_taken_for_that():
+    model = compiled(SharpnessAwareModel(Subclassed()), "sgd")
+    taken = tf.Variable(0, dtype=tf.int64)
+    batches = tf.data.Dataset.from_tensor_slices((X, Y)).batch(5)
+    batches = batches.map(lambda x, y: (x, y + 0 * taken.assign_add(1)))
+    model.fit(batches, verbose=0)
+    assert int(taken) == int(model.optimizer.iterations) == 4
+
+
+def test_an_evaluation_makes_nothing_for_training():
+    model = compiled(FisherRegularizedModel(CLASSIFIERS["built"]()), OPTIMIZERS["AdamW"]())
+    before = len(model.optimizer.variables)
+    model.evaluate(X, Y, verbose=0)
+    assert len(model.optimizer.variables) == before
