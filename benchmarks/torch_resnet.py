@@ -1,11 +1,11 @@
-"""Measures the per-example gradients of a ResNet-20 by `torch.func`, for gram.py.
+"""Measures the per-example gradients of a ResNet-20 by `torch.func` and BackPACK, for gram.py.
 
 Prints JSON: the figures of `measuring.compared_with`. Arguments: N' and the number of rounds.
 """
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import measuring
 import torch
@@ -13,9 +13,16 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
+try:
+    import backpack
+    from backpack.extensions import BatchGrad
+except ImportError:
+    backpack = None
+
 _VERSION = torch.__version__.partition("+")[0]
 _GRADIENT = f"PyTorch {_VERSION}: batch gradient"
 _FUNC = f"PyTorch {_VERSION}: vmap(grad)"
+_BACKPACK = f"PyTorch {_VERSION}: BackPACK"
 
 
 class ResNet20(nn.Module):
@@ -93,18 +100,40 @@ def log_determinant(network: nn.Module, images: torch.Tensor, labels: torch.Tens
     gradients = vmap(grad(loss), in_dims=(None, 0, 0))
 
     def action() -> float:
-        rows = [g.flatten(1) for g in gradients(parameters, images, labels).values()]
-        jacobian = torch.cat(rows, dim=1).double()
-        return float(torch.linalg.slogdet(jacobian @ jacobian.T)[1])
+        return _log_determinant(gradients(parameters, images, labels).values())
 
     return action
 
 
+def log_determinant_by_backpack(
+    network: nn.Module, images: torch.Tensor, labels: torch.Tensor
+) -> Callable:
+    """Makes the action that takes ln det J J^T, with BackPACK's `BatchGrad` instead."""
+    network = backpack.extend(network)
+    loss = backpack.extend(nn.CrossEntropyLoss(reduction="sum"))
+
+    def action() -> float:
+        network.zero_grad()
+        with backpack.backpack(BatchGrad()):
+            loss(network(images), labels).backward()
+        return _log_determinant(p.grad_batch for p in network.parameters())
+
+    return action
+
+
+def _log_determinant(gradients: Iterable[torch.Tensor]) -> float:
+    """Takes the gradients of each parameter, one of them a row, to ln det J J^T."""
+    jacobian = torch.cat([g.flatten(1) for g in gradients], dim=1).double()
+    return float(torch.linalg.slogdet(jacobian @ jacobian.T)[1])
+
+
 _VARIANTS = {_GRADIENT: batch_gradient, _FUNC: log_determinant}
+if backpack is not None:
+    _VARIANTS[_BACKPACK] = log_determinant_by_backpack
 
 
 def measure(num_samples: int, rounds: int) -> dict[str, dict]:
-    """Measures both variants."""
+    """Measures all variants."""
     actions = {variant: _start(variant, num_samples) for variant in _VARIANTS}
     for variant, action in actions.items():
         measuring.progress(f"first calls, {variant}")

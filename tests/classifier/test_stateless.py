@@ -22,6 +22,8 @@ PACKAGE = pathlib.Path(fisher_keras.__file__).parent
 # Private attribute: the function of stateless.py that uses it.
 PRIVATE = {
     "_clip_gradients": "clipping",
+    "_compile_metrics": "unbuilt_metrics",
+    "_distributed_dataset": "batch_spec",
     "_flatten_layers": "all_layers",
     "_iterations": "updates",
     "_keras_history": "output_layer",
