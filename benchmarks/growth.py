@@ -16,6 +16,7 @@ import reporting
 import scipy.optimize
 import step
 from absl import app, flags
+from matplotlib import ticker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +163,13 @@ def figure(results: dict[str, dict[str, dict]]) -> plt.Figure:
             ax.loglog(dense, growth.fitted(values, measured)(dense), label=growth.formula)
             ax.loglog(values, measured, "o", label="measured")
             ax.set(xlabel=quantity.title, ylabel=unit)
+            if values.max() < 1000:
+                ax.set_xticks(values, [f"{value:g}" for value in values])
+            ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+            # Less than a decade has too few powers of ten.
+            ax.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
+            for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+                which(ticker.StrMethodFormatter("{x:g}"))
             ax.legend()
             ax.grid(alpha=0.3)
     return drawing
