@@ -2,8 +2,8 @@
 """Measures the Gram matrix with its log-determinant against one gradient of the same images.
 
 For each network: time and peak memory of `loss_gradient_gram`, of a plain `tf.vectorized_map`
-and, for ResNet-20 and where PyTorch is installed, of `torch.func` and BackPACK; as a Markdown table on stdout
-and as JSON. README.md beside this file explains the columns.
+and, for ResNet-20 and where they are installed, of PyTorch's `torch.func` and BackPACK; as a
+Markdown table on stdout and as JSON. README.md beside this file explains the columns.
 """
 
 import dataclasses
