@@ -23,6 +23,11 @@ settings.register_profile("long", max_examples=1000, **_SLOW)
 settings.load_profile("suite")
 
 
+def pytest_configure(config):
+    """Keeps the order below: pytest-xdist's own is that of the files' numbers of tests."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items):
     """Begins with what takes longest, so that no worker is left alone with it at the end."""
     items.sort(key=lambda item: "replicas" not in item.path.name)
