@@ -32,7 +32,31 @@ def map_examples(function: Callable[[Any], Any], examples: Any) -> Any:
     one = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape[1:], t.dtype), examples)
     outputs = tf.function(function, autograph=False).get_concrete_function(one).structured_outputs
     signature = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
-    return tf.map_fn(function, examples, fn_output_signature=signature)
+    return map_in_turn(function, examples, fn_output_signature=signature)
+
+
+def map_in_turn(function: Callable[[Any], Any], elements: Any, **options: Any) -> Any:
+    """Calls a function for each element, as `tf.map_fn` does, and leaves nothing if that raises.
+
+    `tf.map_fn` gives the scope of variables a caching device for as long as it traces the
+    function. If that raises, the device stays, and in this process no strategy's scope can be
+    entered, and no variable made in one, any more.
+
+    Args:
+        function: Takes an element to a structure of tensors.
+        elements: A structure of tensors of shape (N, ...).
+        options: Of `tf.map_fn`.
+
+    Returns:
+        What the function returns, stacked along a new first axis.
+    """
+    scope = tf.compat.v1.get_variable_scope()
+    before = scope.caching_device
+    try:
+        return tf.map_fn(function, elements, **options)
+    finally:
+        if scope.caching_device is not before:
+            scope.set_caching_device(before)
 
 
 def _vectorized(function: Callable[[Any], Any], examples: Any) -> Callable[[Any], Any] | None:

@@ -13,6 +13,7 @@ from fisher_keras.classifier.checks import ExamplesError, count_examples
 from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.tracing import for_batches
+from fisher_keras.fisher.vectorized import map_in_turn
 
 # Of the Jacobians that are there at once: a quarter of a gigabyte in float64.
 _MAX_ENTRIES = 2**25
@@ -143,7 +144,7 @@ def _relative_jacobian(
         return tf.cast(tf.concat(flat, axis=1), tf.float64)
 
     # One class after the other: memory for the activations' gradients of one.
-    rows = tf.map_fn(
+    rows = map_in_turn(
         row, tf.range(num_classes), fn_output_signature=tf.float64, parallel_iterations=1
     )
     return tf.transpose(rows, [1, 0, 2])

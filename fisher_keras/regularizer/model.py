@@ -121,7 +121,7 @@ class FisherRegularizedModel(ReplicatedModel):
                 paper); > 0.
             beta: Weight of the regularizer ($\beta$, 10 to 125 in the paper); >= 0. A Keras
                 `LearningRateSchedule` makes it a function of the optimizer's step. Where it is 0,
-                the step is a plain Keras step, to the last bit: neither R nor the clipping.
+                the step is a plain Keras step, the same operations: neither R nor the clipping.
             num_sub_batches: $M$ (4, 8 or 16 in the paper). Sizes that do not divide are split as
                 evenly as they can be; a batch of fewer than M examples is split into single ones.
                 On R replicas each splits its share of the batch into M: R M sub-batches in all.

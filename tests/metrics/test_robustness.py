@@ -5,6 +5,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy.special import softmax
 
 from fisher_keras.metrics import robustness
@@ -153,6 +154,9 @@ def test_integer_inputs_are_refused():
         robustness(model, np.ones((2, 3), "int64"))
     with pytest.raises(ValueError, match="Embedding"):
         robustness(model, np.ones((2, 3), "float32"))
+    # What is refused while it is traced leaves nothing behind.
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        assert keras.Variable([1.0]).value.numpy() == [1.0]
 
 
 def test_nan_is_an_error():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from processes import finish, wait_for
 
-from fisher_keras.experiments.training.train import TrainingConfig
+from fisher_keras.experiments.training.train import TrainingConfig, train
 from fisher_keras.experiments.training.workers import Workers
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -35,12 +35,6 @@ def hook(event, arguments):
         os.write(2, f"{event} {arguments}".encode())
         os._exit(99)
 sys.addaudithook(hook)
-"""
-TRAININGS = """
-import json, sys
-from fisher_keras.experiments.training.train import TrainingConfig, train
-for settings in json.loads(sys.argv[1]):
-    train(TrainingConfig(**settings), quiet=True)
 """
 # Two devices before TensorFlow's first use, and then what bin/train_cifar does.
 TWO_DEVICES = """
@@ -170,24 +164,12 @@ def test_what_the_chief_refuses_ends_the_others(undisturbed):
 
 
 def test_one_mirrored_device_trains_as_no_strategy_does(tmp_path):
-    # In a process of its own: a scope cannot be entered where a tf.map_fn has failed before.
     methods, strategies = ["plain", "clipped", "sam"], ["none", "mirrored"]
-    runs = [
-        {
-            **SETTINGS,
-            "epochs": 2,
-            "method": method,
-            "strategy": strategy,
-            "output_dir": str(tmp_path / method / strategy),
-        }
-        for method in methods
-        for strategy in strategies
-    ]
-    command = [sys.executable, "-c", TRAININGS, json.dumps(runs)]
-    result = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    for method in methods:
+        for strategy in strategies:
+            folder = str(tmp_path / method / strategy)
+            settings = SETTINGS | {"epochs": 2, "method": method, "strategy": strategy}
+            train(TrainingConfig(**settings, output_dir=folder), quiet=True)
     for method in methods:
         pair = [weights(tmp_path / method / strategy) for strategy in strategies]
         for mine, other in zip(*pair, strict=True):
