@@ -204,6 +204,7 @@ class FisherRegularizedModel(ReplicatedModel):
         """
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self._checked, self._separable = frozenset(), {}
+        self._gradients_by_xla = tf.function(self._gradients, autograph=False, jit_compile=True)
         own_loss = _overrides(self.model, "compute_loss")
         if own_loss:
             # It may call Keras' own, which asks for the classifier's compiled loss.
@@ -310,7 +311,8 @@ class FisherRegularizedModel(ReplicatedModel):
         """Returns the gradient that the next training step on this batch would clip and apply.
 
         Nothing changes: neither weights nor moving statistics, seeds or metrics. Also for use in
-        a training loop of one's own; inside a `tf.function` it is as fast as `fit`. On several
+        a training loop of one's own; inside a `tf.function` it is as fast as `fit`, and random as
+        that function is: with XLA, other examples are dropped out than without. On several
         replicas, by `strategy.run`, all get the gradient of the whole mini-batch.
 
         Args:
@@ -330,8 +332,16 @@ class FisherRegularizedModel(ReplicatedModel):
         y = tf.convert_to_tensor(y)
         if sample_weight is not None:
             sample_weight = tf.convert_to_tensor(sample_weight)
+        self._check(self._objective(Batch(x, y, sample_weight)))
+        if self.jit_compile and not self.run_eagerly and tf.executing_eagerly():
+            # From the same seeds XLA draws other masks of dropout.
+            return self._gradients_by_xla(x, y, sample_weight)
+        return self._gradients(x, y, sample_weight)
+
+    def _gradients(
+        self, x: Any, y: tf.Tensor, sample_weight: tf.Tensor | None
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         objective = self._objective(Batch(x, y, sample_weight))
-        self._check(objective)
         weights = stateless.values(stateless.weights(self.model))
         state = stateless.values(self.model.non_trainable_variables)
         with objective.scope(weights, state):

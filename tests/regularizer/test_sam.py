@@ -30,7 +30,9 @@ from fisher_keras.regularizer import sam
 def compiled(model, loss=None, optimizer=None, compile_kwargs=None, **kwargs):
     wrapped = SharpnessAwareModel(model, **kwargs)
     optimizer = optimizer or keras.optimizers.SGD(1.0)
-    wrapped.compile(optimizer, loss or sparse_loss(), **(compile_kwargs or {}))
+    # Keras' "auto" is XLA on a GPU, which draws other masks of dropout than the references here.
+    options = {"jit_compile": False, **(compile_kwargs or {})}
+    wrapped.compile(optimizer, loss or sparse_loss(), **options)
     return wrapped
 
 
