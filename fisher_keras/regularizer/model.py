@@ -204,7 +204,11 @@ class FisherRegularizedModel(ReplicatedModel):
         """
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self._checked, self._separable = frozenset(), {}
-        self._gradients_by_xla = tf.function(self._gradients, autograph=False, jit_compile=True)
+        self._gradients_by_xla = tf.function(
+            lambda *batch: self._gradients(self._objective(Batch(*batch))),
+            autograph=False,
+            jit_compile=True,
+        )
         own_loss = _overrides(self.model, "compute_loss")
         if own_loss:
             # It may call Keras' own, which asks for the classifier's compiled loss.
@@ -332,16 +336,14 @@ class FisherRegularizedModel(ReplicatedModel):
         y = tf.convert_to_tensor(y)
         if sample_weight is not None:
             sample_weight = tf.convert_to_tensor(sample_weight)
-        self._check(self._objective(Batch(x, y, sample_weight)))
+        objective = self._objective(Batch(x, y, sample_weight))
+        self._check(objective)
         if self.jit_compile and not self.run_eagerly and tf.executing_eagerly():
             # From the same seeds XLA draws other masks of dropout.
             return self._gradients_by_xla(x, y, sample_weight)
-        return self._gradients(x, y, sample_weight)
+        return self._gradients(objective)
 
-    def _gradients(
-        self, x: Any, y: tf.Tensor, sample_weight: tf.Tensor | None
-    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        objective = self._objective(Batch(x, y, sample_weight))
+    def _gradients(self, objective: Objective) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         weights = stateless.values(stateless.weights(self.model))
         state = stateless.values(self.model.non_trainable_variables)
         with objective.scope(weights, state):
