@@ -1,6 +1,7 @@
 """The observed Fisher information of a classifier, as the Gram matrix of its loss gradients."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,11 +39,20 @@ class FisherGram:
             for a zero gradient.
         epsilon: Relative rounding of the gradients: that of float32 or, where the model computes
             in half precision or a GPU in TensorFloat-32, of that.
+        logits: What the model gives for the examples, shape (N', K), float64, never normalized:
+            see `fisher_keras.classifier.Classifier.logits`. None if `loss_gradient_gram` did not
+            make this.
     """
 
     matrix: tf.Tensor
     log_scale: tf.Tensor
     epsilon: float = 2.0**-23
+    logits: tf.Tensor | None = None
+
+    @functools.cached_property
+    def smallest_eigenvalue(self) -> float:
+        """That of C, from 0 to 1 but for rounding: whether the gradients are independent."""
+        return float(np.linalg.eigvalsh(np.asarray(self.matrix))[0])
 
 
 def loss_gradient_gram(
@@ -105,8 +115,10 @@ def loss_gradient_gram(
     classifier.build(x)
     check_trainable(classifier.model)
     function = classifier.function(GramFunction, bool(training))
-    gram = _exact_where_needed(function, lambda exact: _normalized(*function(x, y, size, exact)))
-    return dataclasses.replace(gram, epsilon=rounding_of(classifier.model))
+    epsilon = rounding_of(classifier.model)
+    return _exact_where_needed(
+        function, lambda exact: _normalized(*function(x, y, size, exact), epsilon)
+    )
 
 
 def _exact_where_needed(function: GramFunction, gram: Callable[[bool], FisherGram]) -> FisherGram:
@@ -118,20 +130,18 @@ def _exact_where_needed(function: GramFunction, gram: Callable[[bool], FisherGra
     exact = None
     if function.exact_was_needed:
         exact = gram(True)
-        if _smallest_eigenvalue(exact) < _WELL_CONDITIONED / 2:
+        if exact.smallest_eigenvalue < _WELL_CONDITIONED / 2:
             return exact
     fast = gram(False)
-    function.exact_was_needed = _smallest_eigenvalue(fast) < _WELL_CONDITIONED
+    function.exact_was_needed = fast.smallest_eigenvalue < _WELL_CONDITIONED
     if not function.exact_was_needed:
         return fast
     return gram(True) if exact is None else exact
 
 
-def _smallest_eigenvalue(gram: FisherGram) -> float:
-    return np.linalg.eigvalsh(gram.matrix.numpy())[0]
-
-
-def _normalized(products: np.ndarray, log_scale: np.ndarray) -> FisherGram:
+def _normalized(
+    products: np.ndarray, log_scale: np.ndarray, logits: np.ndarray, epsilon: float
+) -> FisherGram:
     """Moves the length of the gradients from the products to the scale."""
     squares = np.diagonal(products)
     bad = np.flatnonzero(~(np.isfinite(log_scale) & np.isfinite(squares)))
@@ -148,4 +158,4 @@ def _normalized(products: np.ndarray, log_scale: np.ndarray) -> FisherGram:
     np.fill_diagonal(matrix, 1)
     with np.errstate(divide="ignore"):
         log_scale = log_scale + np.where(zero, -np.inf, np.log(lengths))
-    return FisherGram(tf.constant(matrix), tf.constant(log_scale))
+    return FisherGram(tf.constant(matrix), tf.constant(log_scale), epsilon, tf.constant(logits))

@@ -56,7 +56,7 @@ class GramFunction:
 
     def __call__(
         self, x: Any, y: Any, chunk_size: int, exact: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Computes the products of all pairs of gradients.
 
         Args:
@@ -66,8 +66,8 @@ class GramFunction:
             exact: Whether all products are taken in float64, see `sum_of_products`.
 
         Returns:
-            The products without the gradients' scale, shape (N, N), and the scale's logarithms,
-            shape (N,), both float64.
+            The products without the gradients' scale, shape (N, N), the scale's logarithms, shape
+            (N,), and the logits, shape (N, K), all float64.
 
         Raises:
             ValueError: If labels or outputs are not what they should be.
@@ -79,21 +79,23 @@ class GramFunction:
         ]
         products = np.zeros([count, count])
         log_scale = np.zeros([count])
+        logits = {}
         for pair in list(itertools.combinations(chunks, 2)) or [(chunks[0],)]:
             where = np.concatenate(pair)
             # In training mode each chunk is a batch; in inference mode examples do not interact.
             batches = pair if self._training else [where]
-            xi, scale = self._pair(x, y, batches, exact)
+            xi, log_scale[where], values = self._pair(x, y, batches, exact)
             products[np.ix_(where, where)] = xi
-            log_scale[where] = scale
-        return products, log_scale
+            logits.update(zip(where, values.numpy(), strict=True))
+        return products, log_scale, np.stack([logits[row] for row in range(count)])
 
     def _pair(
         self, x: Any, y: Any, batches: Sequence[np.ndarray], exact: bool
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         kind = repr([(len(rows), *_shapes(x)) for rows in batches])
         verify = not (self._training or kind in self._verified)
-        xi, log_scale, are_logits, distance, *errors = self._run(x, y, batches, exact, verify)
+        found = self._run(x, y, batches, exact, verify)
+        xi, log_scale, logits, are_logits, distance, *errors = found
         self._classifier.check_values(are_logits, distance)
         if verify:
             wrong = set(wrong_weights(errors[0].numpy()))
@@ -104,7 +106,7 @@ class GramFunction:
                 return self._pair(x, y, batches, exact)
             if errors[1].numpy().all():  # What is zero everywhere agrees with everything.
                 self._verified.add(kind)
-        return xi, log_scale
+        return xi, log_scale, logits
 
     def _same_alone(self, x: Any, rows: np.ndarray) -> bool:
         """Returns whether an example from the middle gives the same without the others."""
@@ -139,6 +141,7 @@ class GramFunction:
                 lambda: sum_of_products(fresh(gradients), exact=False),
             ),
             tf.concat([batch.log_scale for batch in batches], axis=0),
+            tf.concat([batch.logits.in_float64() for batch in batches], axis=0),
             tf.reduce_all(tf.stack([batch.logits.are_logits for batch in batches])),
             tf.reduce_max(tf.stack([batch.distance for batch in batches])),
         ]

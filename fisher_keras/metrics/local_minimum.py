@@ -25,7 +25,7 @@ from fisher_keras.classifier.labels import (
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.fisher.gram import FisherGram, loss_gradient_gram
 from fisher_keras.metrics import gram_metrics
-from fisher_keras.metrics.fit import Fit, evaluate_fit
+from fisher_keras.metrics.fit import Fit, GrowingFit, evaluate_fit
 from fisher_keras.metrics.replicas import (
     over_processes,
     over_replicas,
@@ -104,6 +104,10 @@ class EvaluationOptions:
                 f"from data of {len(data)}. Lower num_samples or give more data."
             )
 
+    def sample(self, data: LabelledData, trial: int) -> np.ndarray:
+        """Returns the rows of the examples that a trial samples."""
+        return draw_sample(data.hard_labels, self.num_samples, self.seed, trial, self.stratified)
+
     def check(self, classifier: Classifier, data: LabelledData) -> None:
         """Checks what can be checked before the first trial, and builds the model.
 
@@ -147,7 +151,7 @@ def evaluate_local_minimum(
 
     In the scope of a `tf.distribute.MirroredStrategy`, or if the model was made in one, the
     trials are spread over its replicas, one at a time on each device. The results are those of
-    one device, up to the rounding of the model's dtype. Losses and errors are computed on one
+    one device, up to the rounding of the model's dtype. What no trial samples is evaluated on one
     device. With a `tf.distribute.MultiWorkerMirroredStrategy`, all processes call this with the
     same model and data: each takes its share of the trials, only the chief writes `trials_path`
     and shows progress, and all return the report. Other strategies of several replicas are
@@ -203,7 +207,6 @@ def evaluate_local_minimum(
     train = labelled_data(data)
     options.check(classifier, train)
     test = None if test_data is None else labelled_data(test_data, "test_data")
-    train_fit = evaluate_fit(classifier, train)
     test_fit = None if test is None else evaluate_fit(classifier, test, "test_data")
     evaluation = {
         "num_samples": options.num_samples,
@@ -219,10 +222,16 @@ def evaluate_local_minimum(
         trials_path, progress = None, False
     file, finished = _finished(processes, trials_path, evaluation)
     missing = [index for index in range(options.num_trials) if index not in finished]
+    # Trials give the logits of their samples; those of other processes stay there.
+    with_logits = missing if options.need_gram and processes.count == 1 else []
+    fit = GrowingFit(train)
+    fit.evaluate(classifier, _not_sampled(train, options, with_logits))
 
     def evaluate(indices: Sequence[int]) -> Iterator[bytes]:
         samples = over_replicas(strategy, classifier, _sample_function(train, options), indices)
         for index, sample in zip(indices, samples, strict=True):
+            if with_logits:
+                fit.add(sample.rows, sample.gram.logits)
             yield to_json(_trial(index, sample, options.metrics)).encode()
 
     evaluated = over_processes(processes, evaluate, missing)
@@ -239,6 +248,7 @@ def evaluate_local_minimum(
                 file.add(trial)
         trials.append(trial)
     seconds = time.monotonic() - start
+    train_fit = fit.result()
     num_parameters = sum(int(np.prod(v.shape)) for v in stateless.weights(model))
     singular = _singular_note(trials, options.num_samples, num_parameters)
     if singular:
@@ -292,15 +302,23 @@ class _Sample:
     jacobian_norms: np.ndarray | None
 
 
+def _not_sampled(
+    data: LabelledData, options: EvaluationOptions, trials: Sequence[int]
+) -> np.ndarray:
+    """Returns the rows of the examples that none of some trials samples."""
+    rest = np.ones(len(data), bool)
+    for trial in trials:
+        rest[options.sample(data, trial)] = False
+    return np.flatnonzero(rest)
+
+
 def _sample_function(
     data: LabelledData, options: EvaluationOptions
 ) -> Callable[[Classifier, int], _Sample]:
     """Makes the function that evaluates a classifier for a trial, from the trial's index."""
 
     def evaluate(classifier: Classifier, index: int) -> _Sample:
-        rows = draw_sample(
-            data.hard_labels, options.num_samples, options.seed, index, options.stratified
-        )
+        rows = options.sample(data, index)
         examples = data.take(rows)
         size = options.chunk_size
         gram = jacobian_norms = None

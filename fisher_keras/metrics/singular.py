@@ -93,7 +93,7 @@ def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Dep
         raise ValueError("The Gram matrix holds NaN: so did the model's outputs or gradients.")
     tolerance = rank_tolerance(gram)
     zero = np.isneginf(log_scale)
-    if not zero.any() and np.linalg.eigvalsh(matrix)[0] > tolerance:
+    if not zero.any() and gram.smallest_eigenvalue > tolerance:
         return Dependence((), (), ())
     groups = _parallel_groups(matrix, np.flatnonzero(~zero), tolerance)
     first = np.array([group[0] for group in groups], dtype=int)

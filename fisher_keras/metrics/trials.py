@@ -69,7 +69,8 @@ def from_json(line: str | bytes) -> Trial:
 class TrialFile:
     """A file of JSON lines: first what evaluation it is of, then a trial a line.
 
-    A line that a killed process left unfinished at the end is dropped.
+    A line that a killed process left unfinished at the end is dropped. A file that holds no trial
+    yet is any evaluation's.
 
     Attributes:
         finished: The trials that the file holds, by index.
@@ -93,6 +94,8 @@ class TrialFile:
         # A torn first line is to be overwritten, but not a file of something else.
         if complete or not _FIRST.startswith(content[: len(_FIRST)]):
             self._read(complete, evaluation)
+        if not self.finished:
+            complete = b""
         with self._path.open("ab") as file:
             file.truncate(len(complete))
         if not complete:
@@ -117,6 +120,8 @@ class TrialFile:
                 f"{self._path} is not a file of trials, or is damaged ({error!r}). Give another "
                 "trials_path, or move the file away."
             ) from error
+        if not self.finished:
+            return
         expected = json.loads(json.dumps(json_ready(evaluation)))
         differences = [
             f"{key} is {found.get(key)!r} there and {expected.get(key)!r} here"

@@ -274,6 +274,7 @@ def test_softmax_outputs_give_the_same_as_logits():
         expected = loss_gradient_gram(model, x, y, True)
         np.testing.assert_allclose(gram.log_scale, expected.log_scale, rtol=1e-12)
         np.testing.assert_allclose(gram.matrix, expected.matrix, atol=1e-12)
+        np.testing.assert_allclose(gram.logits, model(x), rtol=1e-6)
 
 
 def test_probabilities_of_a_layer_of_ones_own():
@@ -285,6 +286,7 @@ def test_probabilities_of_a_layer_of_ones_own():
     found = loss_gradient_gram(keras.Model(inputs, outputs), x, y)
     expected = loss_gradient_gram(keras.Model(inputs, z), x, y)
     np.testing.assert_allclose(xi(found), xi(expected), rtol=1e-4)
+    np.testing.assert_allclose(found.logits, tf.nn.log_softmax(expected.logits), atol=1e-6)
     with pytest.raises(ValueError, match=r"normalize_logits=0\.3 needs logits"):
         loss_gradient_gram(keras.Model(inputs, outputs), x, y, normalize_logits=0.3)
 
@@ -298,7 +300,10 @@ def test_single_sigmoid_unit():
         return -tf.math.log(p[0] if label else 1 - p[0])
 
     j = jacobian(model, x, y, loss=loss)
-    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=1e-4)
+    found = loss_gradient_gram(model, x, y)
+    np.testing.assert_allclose(xi(found), j @ j.T, rtol=1e-4)
+    p = model(x).numpy()
+    np.testing.assert_allclose(found.logits, np.log(p / (1 - p)) * [0, 1], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(
         xi(loss_gradient_gram(model, x, y[:, np.newaxis].astype(np.float32))), j @ j.T, rtol=1e-4
     )
@@ -314,7 +319,9 @@ def test_normalized_logits():
         return -tf.nn.log_softmax(z / (0.04 * tf.norm(z)))[label]
 
     j = jacobian(model, x, y, loss=loss)
-    found = xi(loss_gradient_gram(model, x, y, normalize_logits=0.04))
+    found = loss_gradient_gram(model, x, y, normalize_logits=0.04)
+    np.testing.assert_allclose(found.logits, model(x), rtol=1e-5, atol=1e-6)
+    found = xi(found)
     np.testing.assert_allclose(found, j @ j.T, rtol=1e-3, atol=1e-6 * np.max(j @ j.T))
 
 
@@ -345,6 +352,7 @@ def test_chunks_change_nothing(seven, size):
     model, x, y, expected = seven
     found = loss_gradient_gram(model, x, y, chunk_size=size)
     np.testing.assert_allclose(xi(found), xi(expected), rtol=1e-5)
+    np.testing.assert_allclose(found.logits, model(x), rtol=1e-5, atol=1e-6)
 
 
 def test_one_example():

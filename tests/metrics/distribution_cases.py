@@ -152,7 +152,7 @@ def test_a_stopped_evaluation_goes_on_with_or_without_replicas(
     original = local_minimum.draw_sample
 
     def stopping(labels, num_samples, seed, trial, stratified):
-        if trial == 3:
+        if trial == 3 and threading.current_thread() is not threading.main_thread():
             raise KeyboardInterrupt
         return original(labels, num_samples, seed, trial, stratified)
 
@@ -172,6 +172,8 @@ def test_an_error_on_a_replica_is_raised(mirrored):
     mirrored.layers[0].kernel.assign(np.full((6, 5), np.nan))
     with pytest.raises(ValueError, match="outputs are NaN"):
         evaluate(mirrored)
+    with pytest.raises(ValueError, match="examples have no finite gradient"):
+        evaluate(mirrored, num_samples=len(X))  # All are on a replica.
 
 
 def test_metrics_during_fit(strategy):

@@ -19,6 +19,7 @@ from fisher_keras.metrics import (
     MetricSummary,
     SingularGramWarning,
     evaluate_local_minimum,
+    fit,
     local_minimum,
     robustness,
 )
@@ -127,12 +128,14 @@ def test_every_trial_against_the_explicit_jacobian(float64):
         np.testing.assert_allclose(
             [*vars(report.metrics[name]).values()], [np.mean(values), std, std / math.sqrt(3)]
         )
-    for fit, data in ((report.train, (x, y)), (report.test, test)):
-        np.testing.assert_allclose([fit.loss, fit.error], cross_entropy(model, *data), rtol=1e-9)
+    for found, data in ((report.train, (x, y)), (report.test, test)):
+        np.testing.assert_allclose(
+            [found.loss, found.error], cross_entropy(model, *data), rtol=1e-9
+        )
         p = tf.nn.softmax(model(data[0], training=False)).numpy()
         right = p.argmax(axis=1) == data[1]
         expected = bin_by_bin(p.max(axis=1), right, 15)
-        np.testing.assert_allclose(fit.calibration_error, expected, rtol=1e-9)
+        np.testing.assert_allclose(found.calibration_error, expected, rtol=1e-9)
     assert report.num_parameters == 4 * 5 + 4 + 2 * 4 + 4 * 3 + 3
     for value, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(value, variable.numpy())
@@ -183,6 +186,30 @@ def test_a_stopped_evaluation_goes_on(tmp_path, monkeypatch):
     model.layers[0].kernel.assign_add(np.ones((5, 4)))
     with pytest.raises(ValueError, match="another evaluation: model is"):
         evaluate(model, data, **arguments)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"chunk_size": 4}, {"normalize_logits": 0.3}, {"stratified": True}]
+)
+def test_what_trials_have_evaluated_is_not_evaluated_again(model, monkeypatch, tmp_path, options):
+    (x, y), path = examples(), tmp_path / "trials.jsonl"
+    soft = 0.8 * np.eye(NUM_CLASSES)[y] + 0.2 / NUM_CLASSES
+    expected = evaluate(model, (x, soft), metrics=("robustness",)).train
+    seen = []
+
+    def evaluating(fit, classifier, rows):
+        seen.append(rows.tolist())
+        return original(fit, classifier, rows)
+
+    original = fit.GrowingFit.evaluate
+    monkeypatch.setattr(fit.GrowingFit, "evaluate", evaluating)
+    for first, count in ((0, 2), (2, 5), (5, 5)):  # Those before are found in the file.
+        report = evaluate(model, (x, soft), num_trials=count, trials_path=path, **options)
+        stratified = options.get("stratified", False)
+        samples = [draw_sample(y, 6, 0, trial, stratified) for trial in range(first, count)]
+        assert seen.pop() == sorted(set(range(N)) - {row for rows in samples for row in rows})
+        for name, value in vars(expected).items():
+            assert getattr(report.train, name) == pytest.approx(value, rel=1e-6), name
 
 
 def test_a_trial_depends_on_its_sample_alone(model, traced, tmp_path):

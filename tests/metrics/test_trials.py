@@ -69,6 +69,13 @@ def test_a_file_of_another_evaluation_is_refused(tmp_path):
     assert TrialFile(path, EVALUATION).finished == {0: TRIALS[0]}
 
 
+def test_a_file_without_trials_is_anybodys(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    TrialFile(path, EVALUATION)
+    TrialFile(path, {**EVALUATION, "seed": 4}).add(TRIALS[0])
+    assert TrialFile(path, {**EVALUATION, "seed": 4}).finished == {0: TRIALS[0]}
+
+
 @pytest.mark.parametrize(
     "content",
     ["weights", "a,b\n1,2\n", "{}\n", '{"evaluation": {"seed": 3}}\n[]\n', "\xff\n"],
