@@ -1,6 +1,7 @@
 """What the tests of scripts and of several processes share."""
 
 import contextlib
+import json
 import os
 import pathlib
 import signal
@@ -48,6 +49,23 @@ def run_processes(directory):
     return found
 
 
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def cluster_of(count):
+    """Returns the TF_CONFIG of each of some workers on loopback."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(count)]}
+    return [
+        json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        for index in range(count)
+    ]
+
+
 class Processes:
     """Starts processes that import the package from `path`; ends what is left of them."""
 
@@ -81,9 +99,8 @@ class Cluster:
 
     def __init__(self, processes):
         self._processes = processes
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        (port,) = free_ports(1)
+        self.address = f"tcp://127.0.0.1:{port}"
         self.scheduler = self.start_scheduler()
 
     def start_scheduler(self):

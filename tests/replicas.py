@@ -15,14 +15,14 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *arguments]))
 """
 
 
-def run_cases(path, devices, *options):
+def run_cases(path, devices, *options, **environment):
     """Runs the tests of a file where there are so many CPU devices; fails as they do.
 
     Options are those of pytest.
     """
     result = subprocess.run(
         [sys.executable, "-c", _SEVERAL_CPUS, str(devices), str(path), *options],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
         capture_output=True,
         text=True,
     )

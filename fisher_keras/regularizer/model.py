@@ -133,10 +133,10 @@ class FisherRegularizedModel(ReplicatedModel):
             share_gradients: Let the $g_i$ serve for $L$ as well: a step costs two gradients
                 instead of three. "auto" does where the step is the same but for rounding: no layer
                 takes examples together, draws random numbers or has a state, and labels are
-                integers. True always does: L is then the mean of the sub-batches' losses
-                (BatchNormalization's moments too), and the moving statistics move by the mean over
-                the sub-batches. Labels that may be soft (one-hot or smoothed) cost one more
-                backward pass. False never does.
+                integers; on several replicas it never does. True always does: L is then the mean
+                of the sub-batches' losses (BatchNormalization's moments too), and the moving
+                statistics move by the mean over the sub-batches. Labels that may be soft (one-hot
+                or smoothed) cost one more backward pass. False never does.
             seed: Seed of the random splits, an int, 0 or greater; None draws one.
             name: Name of the model.
 

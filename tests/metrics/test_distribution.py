@@ -4,13 +4,12 @@ import json
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from processes import finish
+from processes import cluster_of, finish
 from replicas import run_cases
 
 HERE = pathlib.Path(__file__).parent
@@ -32,21 +31,14 @@ def test_trials_are_spread_over_two_devices():
 
 def evaluate_in_two_processes(code, tmp_path):
     """Returns exit code, stdout and stderr of both."""
-    sockets = [socket.socket() for _ in range(2)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    workers = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-    for one in sockets:
-        one.close()
     started = []
-    for index in range(2):
+    for index, config in enumerate(cluster_of(2)):
         (tmp_path / str(index)).mkdir(exist_ok=True)
-        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         path = os.pathsep.join([str(HERE), *sys.path])
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", WORKER + code],
-                env=os.environ | {"TF_CONFIG": json.dumps(task), "PYTHONPATH": path},
+                env=os.environ | {"TF_CONFIG": config, "PYTHONPATH": path},
                 cwd=tmp_path / str(index),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -1,10 +1,11 @@
-"""Tests that need several devices; test_replicas.py runs them where a process has some.
+"""Tests that need several devices; test_replicas.py runs them where there are some.
 
 R replicas with M sub-batches each are compared with one device that has R M sub-batches, which
 are told to be those of the replicas.
 """
 
 import contextlib
+import os
 
 import keras
 import numpy as np
@@ -16,7 +17,10 @@ from fisher_keras.regularizer import algorithm
 from fisher_keras.regularizer.sub_batches import SubBatches, split_batch
 
 # One for all tests: TensorFlow confuses what strategies of one process reduce.
-STRATEGY = tf.distribute.MirroredStrategy(tf.config.list_logical_devices("CPU"))
+if "TF_CONFIG" in os.environ:
+    STRATEGY = tf.distribute.MultiWorkerMirroredStrategy()
+else:
+    STRATEGY = tf.distribute.MirroredStrategy(tf.config.list_logical_devices("CPU"))
 R = STRATEGY.num_replicas_in_sync
 M = 2
 VARIANTS = {
@@ -285,6 +289,8 @@ def test_a_training_is_that_of_one_device(float64, name):
     expected_state = state_of(alone)
     assert any(np.any(v) for v in expected_state)
     assert_equal_training(alone, mine, (history, expected), "float64", name)
+    if name == "plain":
+        assert max(expected["gradient_norm"]) > alone.clip_norm  # So that clipping has a part.
     if name not in EVALUATED:
         return
     evaluated = mine.evaluate(X[:13], Y[:13], batch_size=8, verbose=0)

@@ -1,9 +1,25 @@
 """Training under `tf.distribute`; the tests themselves are in replica_cases.py."""
 
+import concurrent.futures
 import pathlib
 
+from processes import cluster_of
 from replicas import run_cases
+
+CASES = pathlib.Path(__file__).with_name("replica_cases.py")
 
 
 def test_two_replicas_train_as_one_device():
-    run_cases(pathlib.Path(__file__).with_name("replica_cases.py"), 2)
+    run_cases(CASES, 2)
+
+
+def test_gradients_of_two_processes_are_those_of_one_device():
+    """What `fit` makes of them there, test_workers.py compares with two devices of a process."""
+    kept = "gradients_are and (synchronized or float32)"
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        processes = [
+            threads.submit(run_cases, CASES, 1, "-k", kept, TF_CONFIG=config)
+            for config in cluster_of(2)
+        ]
+    for process in processes:
+        process.result()

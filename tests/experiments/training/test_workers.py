@@ -5,14 +5,13 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
-from processes import finish, wait_for
+from processes import cluster_of, finish, wait_for
 
 from fisher_keras.experiments.training.train import TrainingConfig, train
 from fisher_keras.experiments.training.workers import Workers
@@ -46,16 +45,6 @@ main(["train_cifar", *sys.argv[1:]])
 """
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 def start(command, path=(), **variables):
     variables["PYTHONPATH"] = os.pathsep.join(map(str, [*path, ROOT]))
     return subprocess.Popen(
@@ -77,14 +66,13 @@ def start_workers(output_dir, *more):
     watched = output_dir.with_name(f"{output_dir.name}_watched")
     watched.mkdir(exist_ok=True)
     (watched / "sitecustomize.py").write_text(f"OUTPUT = {str(output_dir)!r}\n{NO_WRITING}")
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     return [
         start(
             [ROOT / "bin" / "train_cifar", *flags(output_dir, "--strategy=multi_worker", *more)],
             [watched] * index,
-            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
+            TF_CONFIG=config,
         )
-        for index in (0, 1)
+        for index, config in enumerate(cluster_of(2))
     ]
 
 
