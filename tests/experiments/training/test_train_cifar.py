@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -43,46 +44,41 @@ def history_without_times(output_dir):
     return rows
 
 
-def test_killed_and_resumed_ends_with_the_same_weights(tmp_path):
+def test_killed_or_stopped_and_resumed_it_ends_with_the_same_weights(tmp_path):
     settings = {"dataset": "digits", "width": 0.125, "epochs": 5, "batch_size": 50, "seed": 5}
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    straight, resumed = tmp_path / "straight", tmp_path / "my run"
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    flags += ["--regularize", f"--output_dir={killed}", "--resume"]
+    flags += ["--regularize", f"--output_dir={resumed}", "--resume"]
 
-    for epoch in (1, 3):
-        process = start(*flags)
-        wait_for(killed / "backup" / f"epoch_{epoch}", process)
-        process.send_signal(signal.SIGKILL)
-        assert finish(process)[0] == -signal.SIGKILL
-    assert json.loads((killed / "run.json").read_text())["status"] == "running"
+    process = start(*flags)
+    wait_for(resumed / "backup" / "epoch_1", process)
+    process.send_signal(signal.SIGKILL)
+    assert finish(process)[0] == -signal.SIGKILL
+    assert json.loads((resumed / "run.json").read_text())["status"] == "running"
+    process = start(*flags)
+    wait_for(resumed / "backup" / "epoch_3", process)
+    process.send_signal(signal.SIGINT)
+    status, _, stderr = finish(process)
+    assert status == 130
+    said, command = re.fullmatch(r"(train_cifar: .*; go on with: )(.*)\n", stderr).groups()
+    assert said == "train_cifar: stopped; go on with: "
+    script, *words = shlex.split(command)
+    assert script.endswith("train_cifar")
+    assert words == flags
     status, stdout, stderr = finish(start(*flags))
 
     assert (status, stderr) == (0, "")
     assert re.search(r"epoch 5/5 .* loss .* left", stdout)
     train(TrainingConfig(**settings, regularize=True, output_dir=str(straight)))
     for name in ("last.keras", "best.keras"):
-        for value, expected in zip(weights(killed / name), weights(straight / name), strict=True):
+        for value, expected in zip(weights(resumed / name), weights(straight / name), strict=True):
             np.testing.assert_array_equal(value, expected)
-    rows = history_without_times(killed)
+    rows = history_without_times(resumed)
     assert rows == history_without_times(straight)
     assert [row["epoch"] for row in rows] == ["0", "1", "2", "3", "4"]
-    record = json.loads((killed / "run.json").read_text())
+    record = json.loads((resumed / "run.json").read_text())
     assert len(record["resumed"]) == 2
     assert record["test"] == json.loads((straight / "run.json").read_text())["test"]
-
-
-def test_ctrl_c_says_how_to_go_on(tmp_path):
-    output_dir = tmp_path / "my run"
-    process = start("--dataset=digits", "--width=0.125", f"--output_dir={output_dir}", "--resume")
-    wait_for(output_dir / "backup" / "epoch_1", process)
-    process.send_signal(signal.SIGINT)
-    status, _, stderr = finish(process)
-    assert status == 130
-    assert re.fullmatch(
-        r"train_cifar: stopped; go on with: \S.*train_cifar'? --dataset=digits --width=0\.125 "
-        r"'--output_dir=\S+/my run' --resume\n",
-        stderr,
-    )
 
 
 # No proxy is there, so that no host can be reached.
