@@ -93,8 +93,10 @@ class TrialFile:
         complete = content[: content.rfind(b"\n") + 1]
         # A torn first line is to be overwritten, but not a file of something else.
         if complete or not _FIRST.startswith(content[: len(_FIRST)]):
-            self._read(complete, evaluation)
-        if not self.finished:
+            found = self._read(complete)
+        if self.finished:
+            self._check_same(found, evaluation)
+        else:
             complete = b""
         with self._path.open("ab") as file:
             file.truncate(len(complete))
@@ -110,7 +112,8 @@ class TrialFile:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
 
-    def _read(self, content: bytes, evaluation: dict[str, Any]) -> None:
+    def _read(self, content: bytes) -> dict[str, Any]:
+        """Reads the trials; returns what evaluation they are of."""
         try:
             records = [json.loads(line) for line in content.splitlines()]
             found = records[0]["evaluation"]
@@ -120,8 +123,9 @@ class TrialFile:
                 f"{self._path} is not a file of trials, or is damaged ({error!r}). Give another "
                 "trials_path, or move the file away."
             ) from error
-        if not self.finished:
-            return
+        return found
+
+    def _check_same(self, found: dict[str, Any], evaluation: dict[str, Any]) -> None:
         expected = json.loads(json.dumps(json_ready(evaluation)))
         differences = [
             f"{key} is {found.get(key)!r} there and {expected.get(key)!r} here"
