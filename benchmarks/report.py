@@ -18,7 +18,7 @@ from fisher_keras.classifier import Classifier
 from fisher_keras.classifier.labels import labelled_data
 from fisher_keras.fisher import loss_gradient_gram
 from fisher_keras.metrics import evaluate_local_minimum
-from fisher_keras.metrics.fit import evaluate_fit
+from fisher_keras.metrics.loss_and_errors import evaluate_fit
 
 _GRAMS = "Gram matrices"
 

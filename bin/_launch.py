@@ -21,7 +21,7 @@ def launch(command: str) -> None:
     if sys.version_info < (3, 11) or importlib.util.find_spec("fisher_keras") is None:
         _go_on_in(_ROOT / ".venv")
     try:
-        from fisher_keras.experiments.main import main
+        from fisher_keras.experiments.command_line.main import main
     except ImportError as error:
         if error.name is not None:  # No check of ours, but a bug.
             raise

@@ -16,7 +16,7 @@ from fisher_keras.classifier.hard_label_loss import from_logits_of
 from fisher_keras.classifier.labels import labelled_data
 from fisher_keras.classifier.logits import FromLogits, gives_probabilities
 from fisher_keras.classifier.wrapper import plain_classifier
-from fisher_keras.metrics.local_minimum import (
+from fisher_keras.metrics.evaluation import (
     GRAM_METRICS,
     EvaluationOptions,
     evaluate_local_minimum,

@@ -88,13 +88,14 @@ def run_command(monkeypatch, capsys):
     """Runs `fisher-keras NAME FLAGS` in this process: its exit code, output and errors."""
 
     def run(*arguments):
-        from fisher_keras.experiments import command_line
-        from fisher_keras.experiments.main import main
+
+        from fisher_keras.experiments.command_line import running
+        from fisher_keras.experiments.command_line.main import main
 
         def app_run(run, argv, flags_parser):  # absl's own may be called once a process.
             sys.exit(run(flags_parser(argv)))
 
-        monkeypatch.setattr(command_line.app, "run", app_run)
+        monkeypatch.setattr(running.app, "run", app_run)
         before = set(flags.FLAGS)
         with pytest.raises(SystemExit) as exit_:
             main(arguments)

@@ -44,7 +44,8 @@ def run_processes(directory):
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             command = path.read_text().split("\0")
-            if "fisher_keras.experiments.runs.run" in command and str(directory) in str(command):
+            is_run = "fisher_keras.experiments.runs.process" in command
+            if is_run and str(directory) in str(command):
                 found.append(int(path.parent.name))
     return found
 

@@ -36,7 +36,7 @@ fi
 
 
 TESTS = "python -m pytest"
-QUICKSTART = "python -P -m fisher_keras.experiments.main quickstart"
+QUICKSTART = "python -P -m fisher_keras.experiments.command_line.main quickstart"
 
 
 def setup_cfg():

@@ -4,7 +4,7 @@ import importlib
 
 from absl import flags
 
-from fisher_keras.experiments import main
+from fisher_keras.experiments.command_line import main
 
 
 def print_help() -> None:

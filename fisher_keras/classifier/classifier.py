@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.call_graph import CallGraph, call_graph
+from fisher_keras.classifier.batch_axis import CallGraph, call_graph
 from fisher_keras.classifier.logits import FromLogits, Logits, check_values, find_logits
-from fisher_keras.classifier.tracing import for_batches, specs
 from fisher_keras.classifier.wrapper import plain_classifier
+from fisher_keras.graph.tracing import for_batches, specs
 
 # Attributes of a model that Keras sets while it trains; none has a part in a call.
 _OF_TRAINING = {

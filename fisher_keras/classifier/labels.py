@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier.checks import count_examples
+from fisher_keras.classifier.inputs import count_examples
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.checks import check_model
+from fisher_keras.classifier.inputs import check_model
 
 
 class ClassifierWrapper(keras.Model):

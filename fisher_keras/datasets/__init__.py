@@ -1,6 +1,5 @@
 """Image data sets in memory, and the `tf.data` pipelines from them to training batches."""
 
-from fisher_keras.datasets.checks import check_images_and_labels
 from fisher_keras.datasets.loading import DATASETS, ImageDataset, load_dataset
 from fisher_keras.datasets.pipelines import (
     AUGMENTATIONS,
@@ -9,6 +8,7 @@ from fisher_keras.datasets.pipelines import (
     training_pipeline,
 )
 from fisher_keras.datasets.splits import confusion_set, split_validation, subset
+from fisher_keras.datasets.validation import check_images_and_labels
 
 __all__ = [
     "AUGMENTATIONS",

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from fisher_keras.datasets.checks import check_images_and_labels
+from fisher_keras.datasets.validation import check_images_and_labels
 from fisher_keras.extras import require
 
 if TYPE_CHECKING:

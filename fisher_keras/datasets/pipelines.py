@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
-from fisher_keras.datasets.checks import check_images_and_labels
+from fisher_keras.datasets.validation import check_images_and_labels
 
 
 class _Scheme(NamedTuple):

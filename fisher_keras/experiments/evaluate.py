@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from fisher_keras.atomic import replacing
 from fisher_keras.datasets import DATASETS, load_dataset
-from fisher_keras.experiments.flags import REQUIRED, check_options, option
+from fisher_keras.experiments.command_line.flags import REQUIRED, check_options, option
 from fisher_keras.experiments.statistics.text_tables import markdown_table
 from fisher_keras.experiments.training.data import split_dataset
+from fisher_keras.files import replacing
 from fisher_keras.metrics import METRICS, LocalMinimumReport, evaluate_local_minimum
 
 

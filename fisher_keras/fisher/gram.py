@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
-from fisher_keras.classifier.checks import ExamplesError, check_trainable, count_examples
 from fisher_keras.classifier.classifier import Classifier, as_classifier
+from fisher_keras.classifier.inputs import ExamplesError, check_trainable, count_examples
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gram_function import GramFunction

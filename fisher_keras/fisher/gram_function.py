@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.classifier.labels import hard_labels
-from fisher_keras.classifier.tracing import concrete_function, specs
 from fisher_keras.fisher.gradients import Explicit, Gradients, fresh
 from fisher_keras.fisher.gram_product import sum_of_products
 from fisher_keras.fisher.per_example import Batch
@@ -20,6 +19,7 @@ from fisher_keras.fisher.verification import (
     same_logits,
     wrong_weights,
 )
+from fisher_keras.graph.tracing import concrete_function, specs
 
 
 class GramFunction:

@@ -10,8 +10,8 @@ from fisher_keras.classifier import Classifier, stateless
 from fisher_keras.fisher.cotangents import unit_cotangents
 from fisher_keras.fisher.gradients import Gradients
 from fisher_keras.fisher.structured import structured_gradients
-from fisher_keras.fisher.vectorized import map_examples
 from fisher_keras.fisher.weights import weights_in_graph
+from fisher_keras.graph.vectorized import map_examples
 
 # Keeps half precision's gradients away from its smallest numbers; a power of two, so exact.
 _HALF_SCALE = 1024.0

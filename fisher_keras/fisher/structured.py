@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence, Set
 
 import tensorflow as tf
 
-from fisher_keras.classifier.call_graph import downstream
+from fisher_keras.classifier.batch_axis import downstream
 from fisher_keras.fisher.gradients import Explicit, Gradients
 from fisher_keras.fisher.rules import RULES, Use
-from fisher_keras.fisher.vectorized import map_examples
 from fisher_keras.fisher.weights import Weight
+from fisher_keras.graph.vectorized import map_examples
 
 
 def structured_gradients(

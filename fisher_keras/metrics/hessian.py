@@ -9,15 +9,15 @@ import tensorflow as tf
 
 from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.checks import check_trainable, count_examples
 from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
+from fisher_keras.classifier.inputs import check_trainable, count_examples
 from fisher_keras.classifier.labels import label_distributions
 from fisher_keras.classifier.logits import FromLogits
-from fisher_keras.classifier.second_derivatives import (
+from fisher_keras.graph.second_derivatives import (
     check_second_derivatives,
     exact_second_derivatives,
 )
-from fisher_keras.classifier.tracing import concrete_function, specs
+from fisher_keras.graph.tracing import concrete_function, specs
 
 _WAY_OUT = "The Hessian is not to be had of this model: leave that layer out, or replace it."
 

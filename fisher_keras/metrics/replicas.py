@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
-from fisher_keras.processes import Processes
+from fisher_keras.devices import Processes
 
 
 def replica_strategy(model: keras.Model) -> tf.distribute.Strategy:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fisher_keras.extras import require
-from fisher_keras.metrics.fit import Fit
+from fisher_keras.metrics.loss_and_errors import Fit
 from fisher_keras.metrics.trials import Trial, json_ready
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
-from fisher_keras.classifier.checks import ExamplesError, count_examples
 from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
+from fisher_keras.classifier.inputs import ExamplesError, count_examples
 from fisher_keras.classifier.logits import FromLogits
-from fisher_keras.classifier.tracing import for_batches
-from fisher_keras.fisher.vectorized import map_in_turn
+from fisher_keras.graph.tracing import for_batches
+from fisher_keras.graph.vectorized import map_in_turn
 
 # Of the Jacobians that are there at once: a quarter of a gigabyte in float64.
 _MAX_ENTRIES = 2**25

@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any, TypeAlias
 
-from fisher_keras.atomic import replacing
+from fisher_keras.files import replacing
 from fisher_keras.models.architectures import check_architecture
 
 _PACKAGE_TABLE = pathlib.Path(__file__).with_name("regularizer_settings.json")

@@ -1,6 +1,6 @@
 """The regularizer (Section 6, Equation 6, Algorithm 1), and SAM to compare it with."""
 
-from fisher_keras.regularizer.model import GRADIENTS, FisherRegularizedModel
+from fisher_keras.regularizer.fisher import GRADIENTS, FisherRegularizedModel
 from fisher_keras.regularizer.sam import SharpnessAwareModel
 
 __all__ = ["GRADIENTS", "FisherRegularizedModel", "SharpnessAwareModel"]

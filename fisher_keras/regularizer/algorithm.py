@@ -25,10 +25,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from fisher_keras.regularizer.checks import second_derivatives
 from fisher_keras.regularizer.gradients import clip, global_norm, in_dtype
-from fisher_keras.regularizer.objective import Objective, SubBatch
-from fisher_keras.regularizer.structures import BatchLoss, LossAndGradient, Step, Terms
+from fisher_keras.regularizer.losses import Objective, SubBatch
+from fisher_keras.regularizer.preconditions import second_derivatives
+from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient, Step, Terms
 from fisher_keras.regularizer.sub_batches import split_batch
 
 LossFunction = Callable[[list[tf.Tensor]], LossAndGradient]

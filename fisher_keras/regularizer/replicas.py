@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.wrapper import ClassifierWrapper
-from fisher_keras.processes import count_processes
+from fisher_keras.devices import count_processes
 
 _MEANS = ("sum_over_batch_size", "mean")
 

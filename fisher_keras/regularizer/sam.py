@@ -14,7 +14,7 @@ import tensorflow as tf
 from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
 from fisher_keras.regularizer.logs import MeanOfKnown
-from fisher_keras.regularizer.objective import Batch, Objective, prepare
+from fisher_keras.regularizer.losses import Batch, Objective, prepare
 from fisher_keras.regularizer.replicas import ReplicatedModel, replica_logs
 
 RHO = {False: 0.05, True: 0.5}  # By `adaptive`: the papers' defaults, for CIFAR-10.

@@ -307,7 +307,7 @@ def test_an_optimizer_that_scales_no_loss_returns_it_itself():
 
 
 def test_tensorflow_takes_dataclasses_apart():
-    from fisher_keras.regularizer.structures import LossAndGradient, Terms
+    from fisher_keras.regularizer.step_types import LossAndGradient, Terms
 
     terms = Terms(LossAndGradient(tf.constant(1.0), [tf.constant(2.0), tf.constant(3.0)]))
     double = tf.function(lambda t: tf.nest.map_structure(lambda v: 2 * v, t), autograph=False)

@@ -62,10 +62,10 @@ def expected():
 def test_trials_are_spread_over_two_processes(tmp_path, expected):
     """Each has the whole report, the chief alone the file; what is there is not done again."""
     code = """
-from fisher_keras.metrics import local_minimum
+from fisher_keras.metrics import evaluation
 drawn = []
-draw = local_minimum.draw_sample
-local_minimum.draw_sample = lambda *a: drawn.append(a[3]) or draw(*a)
+draw = evaluation.draw_sample
+evaluation.draw_sample = lambda *a: drawn.append(a[3]) or draw(*a)
 evaluate(model(), trials_path="trials.jsonl", num_trials=2)
 print("DRAWN", drawn)
 report = evaluate(model(), trials_path="trials.jsonl", num_trials=5)
@@ -91,13 +91,13 @@ print("REPORT", report.to_json().replace("\\n", " "))
 
 def test_an_error_in_one_process_ends_all(tmp_path):
     code = """
-from fisher_keras.metrics import local_minimum
-draw = local_minimum.draw_sample
+from fisher_keras.metrics import evaluation
+draw = evaluation.draw_sample
 def failing(labels, num_samples, seed, trial, stratified):
     if trial == 3:
         raise ValueError("no sample")
     return draw(labels, num_samples, seed, trial, stratified)
-local_minimum.draw_sample = failing
+evaluation.draw_sample = failing
 evaluate(model(), num_trials=5)
 """
     results = evaluate_in_two_processes(code, tmp_path)

@@ -11,7 +11,7 @@ from fisher_keras.regularizer.algorithm import (
     hessian_vector_product,
     regularized_step,
 )
-from fisher_keras.regularizer.structures import BatchLoss, LossAndGradient, Step, Terms
+from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient, Step, Terms
 from fisher_keras.regularizer.sub_batches import split_batch
 
 NUM_CLASSES = 3

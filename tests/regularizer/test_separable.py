@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fisher_keras import FisherRegularizedModel
-from fisher_keras.regularizer.objective import Objective
+from fisher_keras.regularizer.losses import Objective
 
 CLASSES = 3
 L2 = keras.regularizers.L2(0.1)

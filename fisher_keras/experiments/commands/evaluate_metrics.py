@@ -6,7 +6,7 @@ For example
     --train_size=10000 --output=runs/comparison
 """
 
-from fisher_keras.experiments.command import Command
+from fisher_keras.experiments.command_line.command import Command
 from fisher_keras.experiments.evaluate import EvaluationConfig, evaluate
 
 COMMAND = Command.of(EvaluationConfig, evaluate)

@@ -9,7 +9,7 @@ For example
 Also of a scenario that is not finished: the runs that are there are drawn.
 """
 
-from fisher_keras.experiments.command import Command
+from fisher_keras.experiments.command_line.command import Command
 from fisher_keras.experiments.scenarios.plot import PlotConfig, plot_results
 
 COMMAND = Command.of(PlotConfig, plot_results)

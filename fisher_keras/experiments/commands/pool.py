@@ -7,7 +7,7 @@ For example
 Stopped, the same command goes on. plot_results draws what came out.
 """
 
-from fisher_keras.experiments.command import Command
+from fisher_keras.experiments.command_line.command import Command
 from fisher_keras.experiments.runs.experiment import ExperimentOptions
 from fisher_keras.experiments.scenarios.pool import run_pool
 

@@ -6,7 +6,7 @@ that it ends in is compared with their test errors. Stopped, the same command go
 flags train only the networks that they concern.
 """
 
-from fisher_keras.experiments.command import Command
+from fisher_keras.experiments.command_line.command import Command
 from fisher_keras.experiments.quickstart.networks import Settings
 from fisher_keras.experiments.quickstart.report import report
 

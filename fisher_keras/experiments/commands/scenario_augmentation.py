@@ -9,7 +9,7 @@ Stopped, the same command goes on. plot_results draws what came out.
 
 import functools
 
-from fisher_keras.experiments.command import Command
+from fisher_keras.experiments.command_line.command import Command
 from fisher_keras.experiments.runs.experiment import ExperimentOptions
 from fisher_keras.experiments.scenarios.runs import run_scenario
 

@@ -7,7 +7,7 @@ For example
 Stopped, the same command goes on. table1 and table2 read the same runs.
 """
 
-from fisher_keras.experiments.command import Command
-from fisher_keras.experiments.tables import TableOptions, make_table_1
+from fisher_keras.experiments.command_line.command import Command
+from fisher_keras.experiments.comparisons.regularization import TableOptions, make_table_1
 
 COMMAND = Command.of(TableOptions, make_table_1)

@@ -7,7 +7,7 @@ For example
 Stopped, the same command goes on. table1 and table2 read the same runs.
 """
 
-from fisher_keras.experiments.command import Command
-from fisher_keras.experiments.tables import Table2Options, make_table_2
+from fisher_keras.experiments.command_line.command import Command
+from fisher_keras.experiments.comparisons.regularization import Table2Options, make_table_2
 
 COMMAND = Command.of(Table2Options, make_table_2)

@@ -5,7 +5,7 @@ The defaults are the recipe of the network's own paper, for example
   train_cifar --arch=resnet --regularize --output_dir=runs/first
 """
 
-from fisher_keras.experiments.command import Command
+from fisher_keras.experiments.command_line.command import Command
 from fisher_keras.experiments.training.config import TrainingConfig
 from fisher_keras.experiments.training.train import train
 

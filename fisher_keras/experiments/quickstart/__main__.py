@@ -2,7 +2,7 @@
 
 import sys
 
-from fisher_keras.experiments.main import main
+from fisher_keras.experiments.command_line.main import main
 
 if __name__ == "__main__":
     main(["quickstart", *sys.argv[1:]])

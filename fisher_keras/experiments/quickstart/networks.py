@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 
-from fisher_keras.experiments.flags import option
+from fisher_keras.experiments.command_line.flags import option
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.models import RegularizerSettings
 

@@ -4,13 +4,13 @@ import dataclasses
 import json
 import pathlib
 
-from fisher_keras.atomic import replacing
 from fisher_keras.experiments.quickstart.figure import quickstart_figure
 from fisher_keras.experiments.quickstart.networks import Settings
 from fisher_keras.experiments.quickstart.next_commands import next_commands
 from fisher_keras.experiments.quickstart.results import error_differences, ordering
 from fisher_keras.experiments.quickstart.run import carry_out
 from fisher_keras.experiments.quickstart.text import summary
+from fisher_keras.files import replacing
 from fisher_keras.metrics.trials import json_ready
 
 

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from fisher_keras.atomic import replacing
 from fisher_keras.datasets import load_dataset
 from fisher_keras.experiments.quickstart.networks import METHODS, Network, Settings, networks
 from fisher_keras.experiments.quickstart.progress import Progress
 from fisher_keras.experiments.quickstart.results import MethodRun, Minimum
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import load_training_data
-from fisher_keras.experiments.training.files import RunFiles
+from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import train
+from fisher_keras.files import replacing
 from fisher_keras.metrics import evaluate_local_minimum
 from fisher_keras.metrics.trials import json_ready
 

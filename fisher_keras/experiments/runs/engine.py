@@ -1,8 +1,8 @@
 """Carries out runs with Dask: each in a process of its own, on this machine or on many.
 
 Dask decides where and when; what is done and what is left stands in the store's folder alone. A
-task starts `python -m fisher_keras.experiments.runs.run`, waits for it, and ends it if the run is
-no longer wanted. So TensorFlow's memory, its settings and its crashes are one run's alone, and
+task starts `python -m fisher_keras.experiments.runs.process`, waits for it, and ends it if the run
+is no longer wanted. So TensorFlow's memory, its settings and its crashes are one run's alone, and
 Dask's workers have nothing to do that could stop them.
 """
 
@@ -29,7 +29,7 @@ import distributed
 import tqdm
 from dask.system import cpu_count
 
-from fisher_keras.experiments.flags import check_options, option
+from fisher_keras.experiments.command_line.flags import check_options, option
 from fisher_keras.experiments.runs.store import CarryOut, ExperimentStore, Run
 
 _POLL_S = 0.2  # Between two looks whether a run is still wanted.
@@ -292,7 +292,7 @@ def _wait_for_folder(folder: str, worker: distributed.Worker) -> None:
 def _process(folder: str, environment: dict[str, str]) -> Iterator[subprocess.Popen]:
     """Starts the process of a run. It ends with the block, or with this process."""
     # -P: what lies in the working directory does not stand in for what is installed.
-    command = [sys.executable, "-P", "-m", "fisher_keras.experiments.runs.run", folder]
+    command = [sys.executable, "-P", "-m", "fisher_keras.experiments.runs.process", folder]
     process = subprocess.Popen(
         [*command, "--end_with_stdin"],
         stdin=subprocess.PIPE,

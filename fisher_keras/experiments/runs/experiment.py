@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from fisher_keras.datasets import load_dataset
-from fisher_keras.experiments.flags import option
+from fisher_keras.experiments.command_line.flags import option
 from fisher_keras.experiments.runs.engine import EngineOptions
 from fisher_keras.experiments.runs.presets import PRESETS, Preset
 from fisher_keras.experiments.runs.runner import run_experiment

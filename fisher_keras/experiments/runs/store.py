@@ -24,7 +24,7 @@ from typing import Any
 
 import filelock
 
-from fisher_keras.atomic import replacing
+from fisher_keras.files import replacing
 
 CarryOut = Callable[["Run", pathlib.Path], dict[str, Any]]
 
@@ -124,7 +124,7 @@ class ExperimentStore:
             yield
 
     def define(self, run: Run, carry_out: CarryOut) -> pathlib.Path:
-        """Makes a run's directory, ready for `python -m fisher_keras.experiments.runs.run`.
+        """Makes a run's directory, ready for `python -m fisher_keras.experiments.runs.process`.
 
         Args:
             run: The run.

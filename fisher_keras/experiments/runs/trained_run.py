@@ -15,10 +15,10 @@ from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.statistics.convergence import convergence_flags
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
-from fisher_keras.experiments.training.files import RunFiles
+from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import train
-from fisher_keras.metrics.fit import evaluate_fit
-from fisher_keras.metrics.local_minimum import evaluate_local_minimum
+from fisher_keras.metrics.evaluation import evaluate_local_minimum
+from fisher_keras.metrics.loss_and_errors import evaluate_fit
 from fisher_keras.metrics.report import LocalMinimumReport
 from fisher_keras.metrics.trials import json_ready
 

@@ -7,11 +7,11 @@ import keras
 
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import training_settings
-from fisher_keras.experiments.training.callbacks import TrainingDivergedError
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import load_training_data
-from fisher_keras.experiments.training.files import RunFiles
+from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import train
+from fisher_keras.experiments.training.training_callbacks import TrainingDivergedError
 
 EXPERIMENT = "tune_regularizer"
 # To be raised when the same settings no longer give the same networks.

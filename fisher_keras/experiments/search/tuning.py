@@ -12,14 +12,14 @@ from typing import Any
 
 import optuna
 
-from fisher_keras.experiments.flags import option
+from fisher_keras.experiments.command_line.flags import option
 from fisher_keras.experiments.runs.engine import EngineOptions, work_through
 from fisher_keras.experiments.runs.experiment import absolute, free_gpus
 from fisher_keras.experiments.runs.presets import PRESETS
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
-from fisher_keras.experiments.search.report import TuningReport
 from fisher_keras.experiments.search.trial_run import carry_out, trial_run
 from fisher_keras.experiments.search.trials import Trials, open_study, rungs_of
+from fisher_keras.experiments.search.tuning_report import TuningReport
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.models import RegularizerSettings, write_regularizer_settings

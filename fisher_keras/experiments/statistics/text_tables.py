@@ -5,7 +5,7 @@ import pathlib
 import statistics
 from collections.abc import Sequence
 
-from fisher_keras.atomic import replacing
+from fisher_keras.files import replacing
 
 Rows = Sequence[Sequence[str]]
 

@@ -4,10 +4,10 @@ import dataclasses
 import math
 
 from fisher_keras.datasets import AUGMENTATIONS, DATASETS
-from fisher_keras.experiments.flags import check_options, option
+from fisher_keras.experiments.command_line.flags import check_options, option
 from fisher_keras.experiments.training.workers import STRATEGIES
 from fisher_keras.models import ARCHITECTURES, RECIPES, regularizer_settings
-from fisher_keras.regularizer.model import GRADIENTS
+from fisher_keras.regularizer.fisher import GRADIENTS
 from fisher_keras.regularizer.sam import RHO
 
 MIXED_PRECISIONS = ("none", "mixed_float16", "mixed_bfloat16")

@@ -10,7 +10,16 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
-from fisher_keras.experiments.training.callbacks import (
+from fisher_keras.experiments.training.config import (
+    REGULARIZER_OPTIONS,
+    TrainingConfig,
+    phase_factors,
+    resolve,
+)
+from fisher_keras.experiments.training.data import TrainingData, load_training_data
+from fisher_keras.experiments.training.provenance import provenance
+from fisher_keras.experiments.training.run_files import RunFiles
+from fisher_keras.experiments.training.training_callbacks import (
     AtomicBackup,
     Every,
     PlainModelCheckpoint,
@@ -21,17 +30,8 @@ from fisher_keras.experiments.training.callbacks import (
     TrainingDivergedError,
     finished_epochs,
 )
-from fisher_keras.experiments.training.config import (
-    REGULARIZER_OPTIONS,
-    TrainingConfig,
-    phase_factors,
-    resolve,
-)
-from fisher_keras.experiments.training.data import TrainingData, load_training_data
-from fisher_keras.experiments.training.files import RunFiles
-from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.experiments.training.workers import STRATEGIES, Workers
-from fisher_keras.metrics.fit import evaluate_fit
+from fisher_keras.metrics.loss_and_errors import evaluate_fit
 from fisher_keras.models import (
     RECIPES,
     build_model,

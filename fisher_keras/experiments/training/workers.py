@@ -5,7 +5,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.processes import Processes
+from fisher_keras.devices import Processes
 
 STRATEGIES = ("none", "mirrored", "multi_worker")
 

@@ -233,7 +233,7 @@ def test_a_second_command_says_who_holds_the_folder(store, start):
 
 def test_a_second_process_for_a_run_waits_and_finds_the_record(store, processes):
     (run,) = fake_runs(1)
-    run_it = ("-m", "fisher_keras.experiments.runs.run", str(store.run_directory(run)))
+    run_it = ("-m", "fisher_keras.experiments.runs.process", str(store.run_directory(run)))
     store.define(run, fake_experiment.count)
     for process in [processes.start(*run_it) for _ in range(3)]:
         assert finish(process) == (0, "", "")

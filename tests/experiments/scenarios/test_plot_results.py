@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from fake_scenarios import record, write_store
 
-from fisher_keras.experiments.scenarios.figure import scenario_figure
-from fisher_keras.experiments.scenarios.forest import forest_figure
+from fisher_keras.experiments.scenarios.figures.forest import forest_figure
+from fisher_keras.experiments.scenarios.figures.over_variable import scenario_figure
+from fisher_keras.experiments.scenarios.figures.scatter import scatter_figure
 from fisher_keras.experiments.scenarios.plot import PlotConfig, plot_results
 from fisher_keras.experiments.scenarios.results import column, read_scenarios
-from fisher_keras.experiments.scenarios.scatter import scatter_figure
 from fisher_keras.experiments.scenarios.summary import (
     correlation_table,
     correlations,

@@ -18,7 +18,7 @@ from fake_search import CANDIDATES, EPOCHS, errors, trained_epochs
 
 from fisher_keras.experiments.runs.engine import FailedRunsError
 from fisher_keras.experiments.search import tuning
-from fisher_keras.experiments.search.flags import TUNING_PRESETS
+from fisher_keras.experiments.search.search_flags import TUNING_PRESETS
 from fisher_keras.experiments.search.tuning import TuningConfig, tune
 from fisher_keras.experiments.training.train import TrainingConfig
 from fisher_keras.models import regularizer_settings

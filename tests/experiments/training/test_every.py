@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from fisher_keras.experiments.training.callbacks import Every
 from fisher_keras.experiments.training.train import TrainingConfig, train
+from fisher_keras.experiments.training.training_callbacks import Every
 
 
 class Recorded(keras.callbacks.Callback):

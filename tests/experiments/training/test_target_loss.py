@@ -6,9 +6,9 @@ import pytest
 from keras.callbacks import LambdaCallback
 
 from fisher_keras.experiments.training import train as training
-from fisher_keras.experiments.training.callbacks import StopAtLoss
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.experiments.training.train import TrainingConfig, train
+from fisher_keras.experiments.training.training_callbacks import StopAtLoss
 
 SMOOTHED = {"label_smoothing": 0.2, "confusion_size": 20, "target_loss": 1.3}
 

@@ -20,7 +20,7 @@ from fisher_keras.models import (
     regularizer_settings,
     write_regularizer_settings,
 )
-from fisher_keras.regularizer.model import FisherRegularizedModel
+from fisher_keras.regularizer.fisher import FisherRegularizedModel
 
 BIG_ENOUGH_TO_DIVERGE = 1e8
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from fisher_keras.experiments.training.callbacks import (
+from fisher_keras.experiments.training.training_callbacks import (
     AtomicBackup,
     PlateauSchedule,
     finished_epochs,

@@ -40,7 +40,7 @@ TWO_DEVICES = """
 import sys, tensorflow as tf
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from fisher_keras.experiments.main import main
+from fisher_keras.experiments.command_line.main import main
 main(["train_cifar", *sys.argv[1:]])
 """
 

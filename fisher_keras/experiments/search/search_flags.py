@@ -6,8 +6,8 @@ from typing import Any
 
 from absl import flags
 
-from fisher_keras.experiments.flags import define_flags as define_flags_of
-from fisher_keras.experiments.flags import flag_groups, from_flags
+from fisher_keras.experiments.command_line.flags import define_flags as define_flags_of
+from fisher_keras.experiments.command_line.flags import flag_groups, from_flags
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING
 from fisher_keras.experiments.search.tuning import SEARCHED, TuningConfig
 from fisher_keras.experiments.training.config import TrainingConfig

@@ -15,11 +15,11 @@ import optuna
 import tqdm
 from optuna.trial import FrozenTrial, TrialState
 
-from fisher_keras.atomic import replacing
 from fisher_keras.experiments.runs.progress import duration, progress_line
 from fisher_keras.experiments.search.trials import finished_trials
 from fisher_keras.experiments.statistics.text_tables import markdown_table
 from fisher_keras.experiments.training.provenance import provenance
+from fisher_keras.files import replacing
 
 _TITLES = {"beta": "beta", "num_sub_batches": "M", "clip_norm": "tau"}
 

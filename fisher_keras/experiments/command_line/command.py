@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from fisher_keras.experiments import flags
+from fisher_keras.experiments.command_line import flags
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from fisher_keras.classifier.moments import exact_moments
+from fisher_keras.graph.moments import exact_moments
 
 _EXACT = contextvars.ContextVar("exact_second_derivatives", default=False)
 # First derivatives that TensorFlow registers as not differentiable, though they are. It has no
-# public list; tests/classifier/test_second_derivatives.py compares this one with its own.
+# public list; tests/graph/test_second_derivatives.py compares this one with its own.
 TAKEN_FOR_CONSTANT = (
     "FakeQuantWithMinMaxArgsGradient",
     "FakeQuantWithMinMaxVarsGradient",

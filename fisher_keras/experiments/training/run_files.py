@@ -9,8 +9,8 @@ import os
 import pathlib
 import tempfile
 
-from fisher_keras.atomic import replacing
 from fisher_keras.experiments.training.config import TrainingConfig
+from fisher_keras.files import replacing
 
 # Flags that may change on the way: the data are known by their fingerprint.
 _NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume"}

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from fisher_keras.experiments.scenarios.figure import AXIS_LABELS, FONT_SIZE, LABELS
+from fisher_keras.experiments.scenarios.figures.over_variable import AXIS_LABELS, FONT_SIZE, LABELS
 from fisher_keras.experiments.scenarios.results import Scenario, column
 
 _METRIC = "log_determinant"

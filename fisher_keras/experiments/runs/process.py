@@ -1,4 +1,4 @@
-"""One run in a process of its own: `python -m fisher_keras.experiments.runs.run FOLDER`.
+"""One run in a process of its own: `python -m fisher_keras.experiments.runs.process FOLDER`.
 
 The folder is that of a run in an `ExperimentStore`, with its `definition.json`. What the process
 prints goes to `run.log` there; its stderr gets one line if the run fails.

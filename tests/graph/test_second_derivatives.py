@@ -9,8 +9,8 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.framework import ops
 
-from fisher_keras.classifier import second_derivatives
-from fisher_keras.classifier.second_derivatives import (
+from fisher_keras.graph import second_derivatives
+from fisher_keras.graph.second_derivatives import (
     exact_second_derivatives,
     vanishing_second_derivatives,
 )

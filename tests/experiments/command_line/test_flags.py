@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from fisher_keras.experiments.evaluate import EvaluationConfig
-from fisher_keras.experiments.flags import (
+from fisher_keras.experiments.command_line.flags import (
     REQUIRED,
     check_options,
     define_flags,
@@ -15,6 +14,7 @@ from fisher_keras.experiments.flags import (
     from_flags,
     option,
 )
+from fisher_keras.experiments.evaluate import EvaluationConfig
 from fisher_keras.experiments.training.config import TrainingConfig
 
 

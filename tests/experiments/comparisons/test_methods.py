@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fisher_keras.experiments.methods import PRESETS, methods_runs, methods_table
+from fisher_keras.experiments.comparisons.methods import PRESETS, methods_runs, methods_table
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "bin" / "compare_methods"
+SCRIPT = pathlib.Path(__file__).parents[3] / "bin" / "compare_methods"
 
 
 def runs_of(preset, **options):

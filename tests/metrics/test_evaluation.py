@@ -19,8 +19,8 @@ from fisher_keras.metrics import (
     MetricSummary,
     SingularGramWarning,
     evaluate_local_minimum,
-    fit,
-    local_minimum,
+    evaluation,
+    loss_and_errors,
     robustness,
 )
 from fisher_keras.metrics.trials import draw_sample
@@ -142,7 +142,7 @@ def test_every_trial_against_the_explicit_jacobian(float64):
 
 
 def test_the_example_runs():
-    assert doctest.testmod(local_minimum).failed == 0
+    assert doctest.testmod(evaluation).failed == 0
 
 
 def test_all_forms_of_model_and_data_give_the_same(model, traced, tmp_path):
@@ -172,8 +172,8 @@ def test_a_stopped_evaluation_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    original = local_minimum.loss_gradient_gram
-    monkeypatch.setattr(local_minimum, "loss_gradient_gram", stopping)
+    original = evaluation.loss_gradient_gram
+    monkeypatch.setattr(evaluation, "loss_gradient_gram", stopping)
     arguments = {"trials_path": path, "num_trials": 5, "metrics": ("trace", "robustness")}
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, data, **arguments)
@@ -201,8 +201,8 @@ def test_what_trials_have_evaluated_is_not_evaluated_again(model, monkeypatch, t
         seen.append(rows.tolist())
         return original(fit, classifier, rows)
 
-    original = fit.GrowingFit.evaluate
-    monkeypatch.setattr(fit.GrowingFit, "evaluate", evaluating)
+    original = loss_and_errors.GrowingFit.evaluate
+    monkeypatch.setattr(loss_and_errors.GrowingFit, "evaluate", evaluating)
     for first, count in ((0, 2), (2, 5), (5, 5)):  # Those before are found in the file.
         report = evaluate(model, (x, soft), num_trials=count, trials_path=path, **options)
         stratified = options.get("stratified", False)
@@ -323,7 +323,7 @@ def test_the_least_loss_of_smoothed_labels_is_their_entropy():
     entropy = -np.mean(np.sum(y * np.log(y), axis=1))
     np.testing.assert_allclose(report.train.label_entropy, entropy)
     np.testing.assert_allclose(report.train.loss, entropy, rtol=1e-3)
-    assert report.train.loss > local_minimum.MAX_TRAIN_LOSS
+    assert report.train.loss > evaluation.MAX_TRAIN_LOSS
     assert report.notes == ()
 
 

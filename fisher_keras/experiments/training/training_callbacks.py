@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tqdm
 
-from fisher_keras.atomic import replacing
+from fisher_keras.files import replacing
 
 _PLATEAU_FACTOR = 0.1
 # The paper does not say what its plateaus are. Half as many epochs took chance for a plateau in

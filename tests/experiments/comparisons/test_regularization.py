@@ -7,20 +7,20 @@ import math
 import pathlib
 import statistics
 
-from fisher_keras.experiments.runs import presets
-from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
-from fisher_keras.experiments.search.flags import TUNING_PRESETS
-from fisher_keras.experiments.statistics.text_tables import (
-    latex_table,
-    markdown_table,
-    mean_and_std,
-)
-from fisher_keras.experiments.tables import (
+from fisher_keras.experiments.comparisons.regularization import (
     PAPER_TABLE_1,
     PRESETS,
     regularization_runs,
     table_1,
     table_2,
+)
+from fisher_keras.experiments.runs import presets
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
+from fisher_keras.experiments.search.search_flags import TUNING_PRESETS
+from fisher_keras.experiments.statistics.text_tables import (
+    latex_table,
+    markdown_table,
+    mean_and_std,
 )
 from fisher_keras.models import RegularizerSettings, write_regularizer_settings
 
@@ -125,7 +125,7 @@ def test_a_table_of_settings_decides_the_regularized_runs_alone(tmp_path):
 
 
 def test_records_of_before_are_still_those_of_runs():
-    results = pathlib.Path(__file__).parents[2] / "results" / "archive"
+    results = pathlib.Path(__file__).parents[3] / "results" / "archive"
     lines = (results / "regularization_laptop" / "runs.jsonl").read_text().splitlines()
     settings = str(results / "regularizer_settings_laptop.json")
     preset = preset_of(PRESETS, ExperimentOptions(preset="laptop"))

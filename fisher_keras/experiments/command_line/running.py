@@ -11,7 +11,7 @@ from typing import NoReturn
 import tensorflow as tf
 from absl import app, flags
 
-from fisher_keras.experiments.command import Command
+from fisher_keras.experiments.command_line.command import Command
 from fisher_keras.experiments.runs.engine import FailedRunsError
 
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort"}

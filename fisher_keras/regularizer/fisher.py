@@ -18,14 +18,14 @@ from fisher_keras.classifier.wrapper import plain_classifier
 from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
 from fisher_keras.regularizer.gradients import clip, global_norm
 from fisher_keras.regularizer.logs import MeanOfKnown
-from fisher_keras.regularizer.objective import Batch, Objective, prepare
+from fisher_keras.regularizer.losses import Batch, Objective, prepare
 from fisher_keras.regularizer.replicas import (
     Replica,
     ReplicatedModel,
     check_not_synchronized,
     replica_logs,
 )
-from fisher_keras.regularizer.structures import BatchLoss, Step
+from fisher_keras.regularizer.step_types import BatchLoss, Step
 
 GRADIENTS = tuple(EQUATION_6)
 # What a classifier must leave to Keras, for here it is Algorithm 1's.

@@ -14,8 +14,8 @@ import tqdm.auto
 
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.checks import ExamplesError, check_trainable
 from fisher_keras.classifier.classifier import Classifier, as_classifier
+from fisher_keras.classifier.inputs import ExamplesError, check_trainable
 from fisher_keras.classifier.labels import (
     LabelledData,
     check_labels,
@@ -23,9 +23,10 @@ from fisher_keras.classifier.labels import (
     labelled_data,
 )
 from fisher_keras.classifier.logits import FromLogits
+from fisher_keras.devices import Processes
 from fisher_keras.fisher.gram import FisherGram, loss_gradient_gram
 from fisher_keras.metrics import gram_metrics
-from fisher_keras.metrics.fit import Fit, GrowingFit, evaluate_fit
+from fisher_keras.metrics.loss_and_errors import Fit, GrowingFit, evaluate_fit
 from fisher_keras.metrics.replicas import (
     over_processes,
     over_replicas,
@@ -43,7 +44,6 @@ from fisher_keras.metrics.trials import (
     json_ready,
     to_json,
 )
-from fisher_keras.processes import Processes
 
 GRAM_METRICS: dict[str, Callable[[FisherGram], float]] = {
     "log_determinant": gram_metrics.log_determinant,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fisher_keras.fisher.vectorized import map_examples
+from fisher_keras.graph.vectorized import map_examples
 
 
 def run(function, *examples):

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fisher_keras.experiments.scenarios.figure import FONT_SIZE, LABELS
+from fisher_keras.experiments.scenarios.figures.over_variable import FONT_SIZE, LABELS
 from fisher_keras.experiments.scenarios.results import TITLES
 from fisher_keras.experiments.scenarios.summary import (
     ALL_RUNS,

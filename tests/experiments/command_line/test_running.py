@@ -12,19 +12,17 @@ import pytest
 import tensorflow as tf
 
 from fisher_keras import extras
-from fisher_keras.experiments import main as main_module
-from fisher_keras.experiments.command_line import one_line_errors
+from fisher_keras.experiments import commands
+from fisher_keras.experiments.command_line.running import one_line_errors
 from fisher_keras.experiments.commands import train_cifar
 from fisher_keras.experiments.training.train import TrainingConfig
 
-COMMANDS = sorted(
-    path.stem for path in pathlib.Path(main_module.__file__).parent.glob("commands/[!_]*.py")
-)
+COMMANDS = sorted(path.stem for path in pathlib.Path(commands.__file__).parent.glob("[!_]*.py"))
 
 
 def test_commands_are_listed_without_loading_tensorflow():
     code = (
-        "import sys; from fisher_keras.experiments.main import main\n"
+        "import sys; from fisher_keras.experiments.command_line.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as error: print(error.code, 'tensorflow' in sys.modules)"
     )
@@ -81,7 +79,9 @@ def test_a_missing_extra_is_one_line(run_command, monkeypatch):
         "find_spec",
         lambda name: None if name == "optuna" else find_spec(name),
     )
-    for name in [name for name in sys.modules if name.startswith("fisher_keras.experiments.comm")]:
+    for name in [
+        name for name in sys.modules if name.startswith("fisher_keras.experiments.commands")
+    ]:
         monkeypatch.delitem(sys.modules, name)
     assert run_command("train_cifar") == (
         1,

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fisher_keras.experiments.flags import option
+from fisher_keras.experiments.command_line.flags import option
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run

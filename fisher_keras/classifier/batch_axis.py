@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.tracing import concrete_function
+from fisher_keras.graph.tracing import concrete_function
 
 # Only tell the shape of a tensor: what depends on these alone does not depend on the examples.
 _SHAPE_OPS = ("Shape", "ShapeN", "Size", "Rank")

@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.second_derivatives import (
+from fisher_keras.graph.second_derivatives import (
     TAKEN_FOR_CONSTANT,
     exact_second_derivatives,
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fisher_keras.classifier.moments import exact_moments
+from fisher_keras.graph.moments import exact_moments
 
 X = np.array([0.5, -1.0, 2.0, 0.25])
 # Of the mean of (x - mean)^2, by hand: 2 / n (I - 1 1' / n). TensorFlow's lacks the second term.

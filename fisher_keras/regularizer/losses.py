@@ -9,10 +9,10 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.call_graph import call_graph
+from fisher_keras.classifier.batch_axis import call_graph
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy, needs_check
 from fisher_keras.classifier.wrapper import ClassifierWrapper
-from fisher_keras.regularizer import checks
+from fisher_keras.regularizer import preconditions
 from fisher_keras.regularizer.gradients import global_norm, scalar_dtype
 from fisher_keras.regularizer.replicas import (
     Replica,
@@ -20,7 +20,7 @@ from fisher_keras.regularizer.replicas import (
     check_replicas,
     synchronized_layers,
 )
-from fisher_keras.regularizer.structures import BatchLoss, LossAndGradient, Step, Structure, Terms
+from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient, Step, Structure, Terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +134,10 @@ class Objective:
 
         Raises:
             ValueError: If its outputs are not those of a classifier, or see
-                `fisher_keras.regularizer.checks`.
+                `fisher_keras.regularizer.preconditions`.
         """
         classifier = self.model.model
-        checks.check_layers(classifier)
+        preconditions.check_layers(classifier)
         if self.model.share_gradients is True and stateless.overwritten(classifier):
             raise ValueError(
                 "share_gradients=True gives no gradient of the whole batch, which "
@@ -147,7 +147,9 @@ class Objective:
 
         def call(x: Any) -> tf.Tensor:
             with self.replica.own_moments(classifier):
-                outputs = checks.check_calls(lambda: self.model(x, training=True), classifier)
+                outputs = preconditions.check_calls(
+                    lambda: self.model(x, training=True), classifier
+                )
             self.cross_entropy.check_shape(outputs)
             return outputs
 
@@ -158,7 +160,7 @@ class Objective:
             state = stateless.values(classifier.non_trainable_variables)
             sub_batch = self.sub_batch(tf.constant(0), rows, state)
             values = stateless.values(stateless.weights(classifier))
-            with checks.second_derivatives():
+            with preconditions.second_derivatives():
                 _trace(self.hard_label_loss, sub_batch, values)
 
     def is_separable(self) -> bool:
@@ -266,7 +268,7 @@ class Objective:
         """Returns L~(B_i, w) and its gradient, without a trace in the model."""
         scale = self._loss_scale()
         own_moments = self.replica.own_moments(self.model.model)
-        with own_moments, checks.traced_operations() as operations:
+        with own_moments, preconditions.traced_operations() as operations:
             with tf.GradientTape() as tape:
                 tape.watch(weights)
                 with self.scope(weights, sub_batch.state):
@@ -283,7 +285,7 @@ class Objective:
         """Returns L~(B_i, w) and L(B_i, w) with their gradients, without a trace in the model."""
         scale = self._loss_scale()
         own_moments = self.replica.own_moments(self.model.model)
-        with own_moments, checks.traced_operations() as operations:
+        with own_moments, preconditions.traced_operations() as operations:
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(weights)
                 with self.scope(weights, sub_batch.state) as scope:
@@ -297,7 +299,7 @@ class Objective:
                 scaled_hard_loss = _scaled_loss(hard_loss, scale)
                 scaled_rest = _scaled_loss(rest, scale)
             hard = _unscaled(_dense(tape.gradient(scaled_hard_loss, weights), weights), scale)
-        checks.check_variables(operations, self.model.model)
+        preconditions.check_variables(operations, self.model.model)
         gradient = _unscaled(_dense(tape.gradient(scaled_rest, weights), weights), scale)
         if shared:
             gradient = [tf.add(g, h) for g, h in zip(gradient, hard, strict=True)]
@@ -319,7 +321,7 @@ class Objective:
             state: Values of the model's non-trainable variables.
         """
         scale = self._loss_scale()
-        with checks.traced_operations() as operations:
+        with preconditions.traced_operations() as operations:
             with tf.GradientTape() as tape:
                 tape.watch(weights)
                 with self.scope(weights, state):
@@ -327,7 +329,7 @@ class Objective:
                     loss = self._part(self._loss(self.batch, outputs))
                 scaled_loss = _scaled_loss(loss, scale)
             gradient = tape.gradient(scaled_loss, weights)
-        checks.check_evaluation(operations, self.model.model)
+        preconditions.check_evaluation(operations, self.model.model)
         return LossAndGradient(loss, _unscaled(_dense(gradient, weights), scale))
 
     def zero_terms(self, weights: list[tf.Tensor], state: list[tf.Tensor], shared: bool) -> Terms:
@@ -365,13 +367,13 @@ class Objective:
         if not operations:
             return
         classifier = self.model.model
-        checks.check_evaluation(operations, classifier)
+        preconditions.check_evaluation(operations, classifier)
         if self.model.gradient == "hessian_vector_product":
-            checks.check_second_derivatives(operations, weights, classifier)
+            preconditions.check_second_derivatives(operations, weights, classifier)
         if any(g is None for g in gradient):
             variables = stateless.weights(classifier)
             ordinary, _ = self._ordinary_gradient(variables)
-            checks.check_gradients(gradient, ordinary, variables)
+            preconditions.check_gradients(gradient, ordinary, variables)
 
     def _ordinary_gradient(self, weights: list[keras.Variable]) -> tuple[list, list]:
         """Returns the gradient of L~(B, w) by the variables, and the penalties of activations.

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-_COMMANDS = pathlib.Path(__file__).with_name("commands")
+_COMMANDS = pathlib.Path(__file__).parents[1] / "commands"
 _HELP = {"-h", "-help", "--help", "-?", "help"}
 
 
@@ -37,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"fisher-keras: no command {arguments[0]!r}{guess}; fisher-keras --help lists them"
         )
     try:
-        from fisher_keras.experiments import quiet  # noqa: F401
+        from fisher_keras.experiments.command_line import quiet  # noqa: F401
 
         # First, as it asks for the packages that all others take for granted.
         module = importlib.import_module(f"fisher_keras.experiments.commands.{name}")
-        from fisher_keras.experiments.command_line import run_command
+        from fisher_keras.experiments.command_line.running import run_command
     except ImportError as error:
         if error.name is not None:  # No check of ours, but a bug.
             raise

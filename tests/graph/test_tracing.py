@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier.tracing import for_batches
+from fisher_keras.graph.tracing import for_batches
 
 
 def test_batches_of_any_size_are_traced_once():

@@ -1,0 +1,1 @@
+"""Commands: their flags, their table, and how they run."""

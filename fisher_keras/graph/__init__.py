@@ -1,0 +1,1 @@
+"""TensorFlow's graphs and Keras' private interfaces; nothing here knows of classifiers."""
