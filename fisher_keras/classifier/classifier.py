@@ -13,6 +13,7 @@ from fisher_keras.classifier import stateless
 from fisher_keras.classifier.batch_axis import CallGraph, call_graph
 from fisher_keras.classifier.logits import FromLogits, Logits, check_values, find_logits
 from fisher_keras.classifier.wrapper import plain_classifier
+from fisher_keras.graph import keras_private
 from fisher_keras.graph.tracing import for_batches, specs
 
 # Attributes of a model that Keras sets while it trains; none has a part in a call.
@@ -239,7 +240,7 @@ def _state(model: keras.Model) -> tuple[list, ...]:
     Of these the public ones, as an activation or a rate; they are compared by identity. What a
     trace itself leaves behind, a tensor of its graph, is none.
     """
-    layers = stateless.all_layers(model)
+    layers = keras_private.all_layers(model)
     attributes = [
         value
         for layer in layers

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from fisher_keras.classifier import stateless
+from fisher_keras.graph import keras_private
 
 FromLogits = bool | Literal["auto"]
 _ACTIVATIONS = ("softmax", "sigmoid")
@@ -140,7 +140,7 @@ def gives_probabilities(model: keras.Model) -> bool | None:
         if isinstance(layer, keras.Sequential):
             layer = layer.layers[-1] if layer.layers else None
         elif getattr(layer, "outputs", None):
-            layer = stateless.output_layer(layer)
+            layer = keras_private.output_layer(layer)
         else:
             return None
     units = getattr(layer, "units", units)  # Of a model that is not built yet.

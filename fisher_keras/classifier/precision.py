@@ -5,7 +5,7 @@ import os
 import keras
 import tensorflow as tf
 
-from fisher_keras.classifier import stateless
+from fisher_keras.graph import keras_private
 
 # "float32" on its own is exact to 2^-23, as is what is made of float64 gradients.
 _EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "TensorFloat-32": 2.0**-10}
@@ -20,7 +20,7 @@ def coarse_formats(model: keras.Model) -> set[str]:
     Returns:
         Some of "bfloat16", "float16" and "TensorFloat-32".
     """
-    dtypes = {layer.compute_dtype for layer in stateless.all_layers(model)}
+    dtypes = {layer.compute_dtype for layer in keras_private.all_layers(model)}
     if "float32" in dtypes and tensor_float_32():
         dtypes.add("TensorFloat-32")
     return dtypes & _EPSILONS.keys()

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.inputs import check_model
+from fisher_keras.graph import keras_private
 
 
 class ClassifierWrapper(keras.Model):
@@ -42,7 +43,7 @@ class ClassifierWrapper(keras.Model):
         # The classifier casts its inputs itself; its policy decides about loss scaling.
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
-        self.built = stateless.is_built(model)
+        self.built = keras_private.is_built(model)
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Returns the classifier's outputs."""
@@ -64,12 +65,12 @@ class ClassifierWrapper(keras.Model):
 
     def save_own_variables(self, store: dict[str, Any]) -> None:
         """Stores the classifier's seeds, which Keras leaves out of a saved model."""
-        for index, state in enumerate(stateless.seed_states(self.model)):
+        for index, state in enumerate(keras_private.seed_states(self.model)):
             store[f"seed_generator_{index}"] = state
 
     def load_own_variables(self, store: dict[str, Any]) -> None:
         """Restores what `save_own_variables` stored."""
-        for index, state in enumerate(stateless.seed_states(self.model)):
+        for index, state in enumerate(keras_private.seed_states(self.model)):
             state.assign(store[f"seed_generator_{index}"][()])
 
 

@@ -15,6 +15,7 @@ from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
 from fisher_keras.classifier.precision import coarse_formats
 from fisher_keras.classifier.wrapper import plain_classifier
+from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
 from fisher_keras.regularizer.gradients import clip, global_norm
 from fisher_keras.regularizer.logs import MeanOfKnown
@@ -440,7 +441,7 @@ class FisherRegularizedModel(ReplicatedModel):
         if self.clip_norm is not None and self._clips_when_applied(replica) and not off:
             no_norm = tf.constant(math.inf, tf.float64)
             clip_norm = tf.where(tf.equal(beta, 0), no_norm, self.clip_norm)
-            clipping = stateless.clipping(
+            clipping = keras_private.clipping(
                 self.optimizer, lambda g: clip(g, clip_norm, global_norm(g))
             )
         with clipping:
@@ -456,7 +457,7 @@ class FisherRegularizedModel(ReplicatedModel):
         """Returns what lines 2 to 9 compute, and moves the state of the classifier."""
         variables = self.model.non_trainable_variables
         state = stateless.values(variables)
-        updates, replica = stateless.updates(self.optimizer), objective.replica
+        updates, replica = keras_private.num_updates(self.optimizer), objective.replica
         step = regularized_step(
             objective,
             stateless.values(stateless.weights(self.model)),

@@ -12,6 +12,7 @@ from fisher_keras.classifier import stateless
 from fisher_keras.classifier.batch_axis import call_graph
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy, needs_check
 from fisher_keras.classifier.wrapper import ClassifierWrapper
+from fisher_keras.graph import keras_private
 from fisher_keras.regularizer import preconditions
 from fisher_keras.regularizer.gradients import global_norm, scalar_dtype
 from fisher_keras.regularizer.replicas import (
@@ -261,7 +262,7 @@ class Objective:
                 seeds, which it uses at w and at w - alpha g_i alike.
         """
         index = tf.cast(index, tf.int64) + self.replica.index * self.model.num_sub_batches
-        own_state = stateless.with_own_seeds(self.model.model, state, index)
+        own_state = keras_private.with_own_seeds(self.model.model, state, index)
         return SubBatch(self.batch.rows(rows), rows, own_state)
 
     def hard_label_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> LossAndGradient:
@@ -443,7 +444,7 @@ def prepare(model: ClassifierWrapper, batch: Batch, own_loss: bool) -> None:
     Raises:
         ValueError: If there are no trainable variables, or see `check_replicas`.
     """
-    if not stateless.is_built(model.model):
+    if not keras_private.is_built(model.model):
         model.compute_output_spec(stateless.symbolic(batch.x))
     if not model.trainable_variables:
         raise ValueError(

@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
+from fisher_keras.graph import keras_private
 from fisher_keras.graph.second_derivatives import (
     TAKEN_FOR_CONSTANT,
     exact_second_derivatives,
@@ -57,7 +58,7 @@ def check_layers(model: keras.Model) -> None:
     Raises:
         ValueError: If one is a stateful RNN.
     """
-    for layer in stateless.all_layers(model):
+    for layer in keras_private.all_layers(model):
         if getattr(layer, "stateful", False):
             raise ValueError(
                 "A stateful RNN carries a state from the examples of one batch to those of the "
@@ -276,7 +277,7 @@ def _holds_constant(node: Any, name: str) -> bool:
 
 def _where(operation: tf.Operation, model: keras.Model) -> str:
     """Returns the layer that an operation belongs to, by the scopes in its name."""
-    names = {layer.name for layer in stateless.all_layers(model)}
+    names = {layer.name for layer in keras_private.all_layers(model)}
     for scope in reversed(operation.name.split("/")):
         for name in (scope, re.sub(r"_\d+$", "", scope)):
             if name in names:

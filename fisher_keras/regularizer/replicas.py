@@ -18,6 +18,7 @@ import tensorflow as tf
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.devices import count_processes
+from fisher_keras.graph import keras_private
 
 _MEANS = ("sum_over_batch_size", "mean")
 
@@ -137,13 +138,13 @@ class Replica:
         """
         with contextlib.ExitStack() as stack:
             if self.count > 1:
-                stack.enter_context(stateless.equal_gradients(optimizer))
+                stack.enter_context(keras_private.gradients_already_reduced(optimizer))
             optimizer.apply_gradients(zip(gradient, weights, strict=True))
 
 
 def synchronized_layers(model: keras.Model) -> list[keras.Layer]:
     """Returns the layers that take their moments from the examples of all replicas."""
-    return [one for one in stateless.all_layers(model) if getattr(one, "synchronized", False)]
+    return [one for one in keras_private.all_layers(model) if getattr(one, "synchronized", False)]
 
 
 def check_replicas(model: keras.Model, own_loss: bool) -> None:
@@ -185,7 +186,7 @@ def check_replicas(model: keras.Model, own_loss: bool) -> None:
             f"steps_per_execution={model.steps_per_execution}."
         )
     _check_loss(model, own_loss, what)
-    stateless.check_equal_gradients(model.optimizer)
+    keras_private.check_gradients_already_reduced(model.optimizer)
 
 
 def check_not_synchronized(model: keras.Model) -> None:
@@ -259,15 +260,15 @@ class ReplicatedModel(ClassifierWrapper):
             local = strategy.experimental_local_results
             data_batch = tf.nest.map_structure(lambda batch: local(batch)[0], next(batches))
             iterator = None
-        stateless.symbolic_build(super(), iterator, data_batch)
+        keras_private.symbolic_build(super(), iterator, data_batch)
         self._build_before_tracing(iterator, data_batch)
 
     def _build_before_tracing(self, iterator: Any, data_batch: Any) -> None:
         """Makes variables that a step would make: `tf.function` traces such a step twice."""
-        built, metrics = stateless.is_built(self.model), stateless.unbuilt_metrics(self)
+        built, metrics = keras_private.is_built(self.model), keras_private.unbuilt_metrics(self)
         if built and metrics is None:
             return
-        batch = stateless.batch_spec(iterator, data_batch)
+        batch = keras_private.batch_spec(iterator, data_batch)
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         if not all(map(_is_known, keras.tree.flatten((x, y)))):
             return
@@ -278,7 +279,7 @@ class ReplicatedModel(ClassifierWrapper):
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes Keras' function of a training step, and the optimizer's variables before it."""
-        ready = stateless.is_built(self.model) and self.trainable_variables
+        ready = keras_private.is_built(self.model) and self.trainable_variables
         if ready and self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force)

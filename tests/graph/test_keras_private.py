@@ -17,20 +17,21 @@ import tensorflow as tf
 import fisher_keras
 from fisher_keras import FisherRegularizedModel
 from fisher_keras.classifier import stateless
+from fisher_keras.graph import keras_private
 
 PACKAGE = pathlib.Path(fisher_keras.__file__).parent
-# Private attribute: the function of stateless.py that uses it.
+# Private attribute: the function of keras_private.py that uses it.
 PRIVATE = {
     "_clip_gradients": "clipping",
     "_compile_metrics": "unbuilt_metrics",
     "_distributed_dataset": "batch_spec",
     "_flatten_layers": "all_layers",
-    "_iterations": "updates",
+    "_iterations": "num_updates",
     "_keras_history": "output_layer",
     "_maybe_symbolic_build": "symbolic_build",
 }
 # Methods of Keras that are replaced for a while, by name; those that a class of ours overrides.
-REPLACED = ("_all_reduce_sum_gradients", *stateless._MEETINGS)
+REPLACED = ("_all_reduce_sum_gradients", *keras_private._SYNC_POINTS)
 OVERRIDDEN = {
     "_get_metrics_result_or_logs": ["self", "logs"],
     "_maybe_symbolic_build": ["self", "iterator", "data_batch"],
@@ -57,7 +58,7 @@ def core_modules():
 
 def test_private_attributes_are_used_in_one_module_alone():
     found = {p.relative_to(PACKAGE).as_posix(): private_attributes(p) for p in core_modules()}
-    assert found.pop("classifier/stateless.py") == set(PRIVATE.items())
+    assert found.pop("graph/keras_private.py") == set(PRIVATE.items())
     assert not {path: names for path, names in found.items() if names}
 
 
@@ -75,8 +76,8 @@ def test_optimizers_meet_where_we_know_of():
     (trainer,) = [c for c in optimizer.__mro__ if "_all_reduce_sum_gradients" in vars(c)]
     source = inspect.getsource(trainer)
     meeting = set(re.findall(r"def (\w+)\(self(?:(?!\n    def )[\s\S])*?merge_call", source))
-    assert meeting == set(stateless._MEETINGS) - {"_overwrite_model_variables_with_average_value"}
-    for name in stateless._MEETINGS:
+    assert meeting == set(keras_private._SYNC_POINTS) - {"_overwrite_model_variables_with_average_value"}
+    for name in keras_private._SYNC_POINTS:
         assert sum(name in vars(c) for c in optimizer.__mro__) == 2
     assert set(REPLACED) <= set(dir(optimizer))
 
@@ -121,7 +122,7 @@ def test_all_layers_finds_layers_at_any_depth():
     holder, norm = Holder(), keras.layers.BatchNormalization()
     inner = keras.Sequential([keras.Input((4,)), holder])
     model = keras.Sequential([inner, norm])
-    found = {id(layer) for layer in stateless.all_layers(model)}
+    found = {id(layer) for layer in keras_private.all_layers(model)}
     expected = [model, inner, holder, holder.first, *holder.others, norm]
     assert {id(layer) for layer in expected} <= found, "Layer._flatten_layers has changed"
 
@@ -142,12 +143,12 @@ class HalfBuilt(keras.Model):
 
 def test_building():
     model = HalfBuilt()
-    assert not stateless.is_built(model)
+    assert not keras_private.is_built(model)
     model.build((None, 2))
     assert model.built
-    assert not stateless.is_built(model)
+    assert not keras_private.is_built(model)
     stateless.build(model, np.ones((7, 2), np.float32))
-    assert stateless.is_built(model)
+    assert keras_private.is_built(model)
     assert [tuple(v.shape) for v in model.trainable_variables] == [(2, 4), (4,), (4, 3), (3,)]
 
 
@@ -161,9 +162,9 @@ def test_output_layer_of_a_functional_model():
     output = head(shared(shared(inputs)))
     side = keras.layers.Dense(4)(inputs)
     message = "KerasTensor._keras_history has changed"
-    assert stateless.output_layer(keras.Model(inputs, output)) is head, message
-    assert stateless.output_layer(keras.Model(inputs, shared(side))) is shared, message
-    addition = stateless.output_layer(keras.Model(inputs, output + 1))
+    assert keras_private.output_layer(keras.Model(inputs, output)) is head, message
+    assert keras_private.output_layer(keras.Model(inputs, shared(side))) is shared, message
+    addition = keras_private.output_layer(keras.Model(inputs, output + 1))
     assert not isinstance(addition, keras.Layer), message
     assert isinstance(addition, keras.Operation), message
 
@@ -190,7 +191,7 @@ def test_seed_states_are_all_that_random_layers_move(layer):
         if np.any(variable.numpy() != old)
     ]
     message = "seed generators no longer keep a variable named seed_generator_state"
-    assert [v.path for v in stateless.seed_states(model)] == [v.path for v in moved], message
+    assert [v.path for v in keras_private.seed_states(model)] == [v.path for v in moved], message
     assert len(moved) == 2
 
 
@@ -213,7 +214,7 @@ def test_own_seeds_draw_other_numbers_again_and_again(layer):
     x = np.ones((5, 30, 4), np.float32)
 
     def drawn(index):
-        own = stateless.with_own_seeds(model, state, tf.constant(index))
+        own = keras_private.with_own_seeds(model, state, tf.constant(index))
         with stateless.scope(model, weights, own):
             return np.array(model(x, training=True))
 
@@ -222,7 +223,7 @@ def test_own_seeds_draw_other_numbers_again_and_again(layer):
     np.testing.assert_array_equal(drawn(0), unchanged)
     np.testing.assert_array_equal(drawn(3), drawn(3))
     assert len({drawn(index).tobytes() for index in range(6)}) == 6
-    own = stateless.with_own_seeds(model, state, tf.constant(3))
+    own = keras_private.with_own_seeds(model, state, tf.constant(3))
     names = [v.name for v in model.non_trainable_variables]
     changed = [n for n, a, b in zip(names, own, state, strict=True) if np.any(a != b)]
     assert set(changed) == {"seed_generator_state"}

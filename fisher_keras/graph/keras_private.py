@@ -1,0 +1,183 @@
+"""The private interfaces of Keras that this package uses, all of them.
+
+Each function says why no public name serves. tests/graph/test_keras_private.py names them all: a
+new Keras fails there first.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+# Where a Keras optimizer asks all replicas to meet.
+_SYNC_POINTS = (
+    "_apply_weight_decay",
+    "_backend_increment_gradient_accumulators",
+    "_backend_update_step",
+    "_overwrite_model_variables_with_average_value",
+)
+
+
+def num_updates(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
+    """Returns how many gradients an optimizer has been given, int64 scalar."""
+    # `iterations` stands still while gradients accumulate.
+    return tf.cast(getattr(optimizer, "inner_optimizer", optimizer)._iterations.value, tf.int64)
+
+
+@contextlib.contextmanager
+def clipping(
+    optimizer: keras.optimizers.Optimizer, clip: Callable[[list[tf.Tensor]], list[tf.Tensor]]
+) -> Iterator[None]:
+    """Lets an optimizer clip where it clips itself: the mean of the gradients it accumulates.
+
+    Args:
+        optimizer: An optimizer, maybe in a `LossScaleOptimizer`.
+        clip: Takes the gradients and clips them, before the optimizer's own clipping.
+    """
+    # `global_clipnorm` is a number for good, and excludes the other ways to clip.
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    own = type(optimizer)._clip_gradients
+    with _replaced(optimizer, _clip_gradients=lambda g: own(optimizer, clip(g))):
+        yield
+
+
+@contextlib.contextmanager
+def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """The context in which an optimizer takes its gradients for the same on all replicas.
+
+    Keras adds them up after it has clipped those of each replica, and asks for a meeting of all
+    replicas to do so and to update, which is impossible in a branch of a graph: where it
+    accumulates gradients, or overwrites weights with their means.
+
+    Args:
+        optimizer: An optimizer that `check_equal_gradients` lets pass.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    methods = {"_all_reduce_sum_gradients": lambda pairs: pairs}
+    if _branches(optimizer):
+        # What Keras does with other backends: each replica num_updates its own copies, all alike.
+        for name in _SYNC_POINTS:
+            methods[name] = functools.partial(_definitions(optimizer, name)[-1], optimizer)
+    with _replaced(optimizer, **methods):
+        yield
+
+
+def check_gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises a ValueError if `equal_gradients` is not for an optimizer, on several replicas."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    name = type(optimizer).__name__
+    if len(_definitions(optimizer, "apply")) > 1:
+        raise ValueError(
+            f"On several replicas, an optimizer must leave apply() to Keras. Given: {name}."
+        )
+    if _branches(optimizer) and any(len(_definitions(optimizer, m)) > 2 for m in _SYNC_POINTS):
+        raise ValueError(
+            "On several replicas, an optimizer with gradient_accumulation_steps or "
+            "ema_overwrite_frequency must update as Keras' own most do (SGD, Adam, AdamW...). "
+            f"Given: {name}."
+        )
+
+
+def _branches(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether an optimizer num_updates weights in some steps only."""
+    return bool(optimizer.gradient_accumulation_steps or optimizer.ema_overwrite_frequency)
+
+
+def _definitions(optimizer: keras.optimizers.Optimizer, method: str) -> list[Callable]:
+    """Returns the definitions of a method in an optimizer's classes, the most general last."""
+    return [vars(c)[method] for c in type(optimizer).__mro__ if method in vars(c)]
+
+
+@contextlib.contextmanager
+def _replaced(optimizer: keras.optimizers.Optimizer, **methods: Callable) -> Iterator[None]:
+    """The context in which an optimizer has other methods."""
+    for name, method in methods.items():
+        setattr(optimizer, name, method)
+    try:
+        yield
+    finally:
+        # Replicas meet inside: the first to leave does so for all.
+        for name in methods.keys() & vars(optimizer).keys():
+            delattr(optimizer, name)
+
+
+def symbolic_build(trainer: Any, iterator: Any, data_batch: Any) -> None:
+    """Builds what is not built of a model, before its first batch is trained on or evaluated.
+
+    Args:
+        trainer: The model, as its class' base knows it.
+        iterator: Batches, or None.
+        data_batch: A batch, if there is no iterator.
+    """
+    trainer._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+
+def batch_spec(iterator: Any, data_batch: Any) -> Any:
+    """Returns what tells the shapes and dtypes of the batches to come, without taking one.
+
+    Args:
+        iterator: The batches, as Keras' trainer has them, or None.
+        data_batch: A batch, if there is no iterator.
+    """
+    return data_batch if iterator is None else iterator._distributed_dataset.element_spec
+
+
+def unbuilt_metrics(model: keras.Model) -> Any:
+    """Returns a compiled model's metrics if Keras knows no more than their names, or else None."""
+    metrics = model._compile_metrics
+    return None if metrics is None or metrics.built else metrics
+
+
+def is_built(model: keras.Model) -> bool:
+    """Returns whether a model and all layers in it have their variables.
+
+    A model that builds some of its layers in `build`, and the others when it is first called, is
+    `built` in between.
+    """
+    return all(layer.built for layer in all_layers(model))
+
+
+def all_layers(model: keras.Model) -> list[keras.Layer]:
+    """Returns a model and all layers in it, at any depth."""
+    # `Model.layers` has the first level alone, and a layer that holds layers has no such list.
+    return model._flatten_layers()
+
+
+def output_layer(model: keras.Model) -> keras.Operation:
+    """Returns the layer or operation that gives the output of a functional model."""
+    # No public name tells the operation of a tensor: `Operation.output` tells the tensor of one,
+    # but not of one that is used twice. And the last of `Model.layers` need not be the output's.
+    return model.outputs[0]._keras_history.operation
+
+
+def seed_states(model: keras.Model) -> list[keras.Variable]:
+    """Returns the states of a model's seed generators, in its own order."""
+    # Keras lists them among `non_trainable_variables`, and nothing but their name sets them apart.
+    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+
+
+def with_own_seeds(
+    model: keras.Model, state: list[tf.Tensor], index: tf.Tensor
+) -> list[tf.Tensor]:
+    """Gives a model's seed generators other seeds, which depend on an index alone.
+
+    Args:
+        model: A built Keras model.
+        state: Values of its `non_trainable_variables`.
+        index: 0 or greater, scalar; 0 leaves the seeds as they are.
+
+    Returns:
+        The state with the seeds changed.
+    """
+    seeds = {id(v) for v in seed_states(model)}
+    # That a state is (seed, number of draws) is Keras' own affair, but a `SeedGenerator` can only
+    # be made with a seed, not be told one later. The shifts are Weyl's sequence: far apart from
+    # the small steps between the seeds of different layers.
+    shift = tf.cast(tf.cast(index, tf.int64) * 0x9E3779B1 % 2**32, tf.uint32)
+    return [
+        value + tf.cast(tf.stack([shift, 0]), value.dtype) if id(variable) in seeds else value
+        for variable, value in zip(model.non_trainable_variables, state, strict=True)
+    ]
