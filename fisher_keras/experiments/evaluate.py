@@ -1,4 +1,4 @@
-"""Evaluating and comparing trained networks: `bin/evaluate_metrics`."""
+"""Evaluation and comparison of trained networks: `bin/evaluate_metrics`."""
 
 import dataclasses
 import pathlib
@@ -20,7 +20,7 @@ from fisher_keras.metrics import METRICS, LocalMinimumReport, evaluate_local_min
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated, and how; the fields' texts are those of --help."""
+    """Options of an evaluation, also as flags."""
 
     models: tuple[str, ...] = option(
         REQUIRED,
@@ -65,10 +65,10 @@ class EvaluationConfig:
         least=0,
     )
     metrics: tuple[str, ...] = option(
-        METRICS[:-1],
+        tuple(name for name in METRICS if name != "robustness"),  # Which takes much longer.
         f"What to compute, some of {', '.join(METRICS)}.",
         group="metrics",
-        choices=METRICS,
+        choices=tuple(METRICS),
     )
     num_samples: int = option(100, "N', images that a trial samples.", group="metrics", least=1)
     num_trials: int = option(100, "T, number of trials.", group="metrics", least=1)
@@ -110,10 +110,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
     """
     tf.config.experimental.enable_tensor_float_32_execution(False)  # It has 10 bits, on a GPU.
     output = None if config.output is None else pathlib.Path(config.output)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-    names = _names(config.models)
-    models = {name: _load(path) for name, path in names.items()}
+    models = {name: _load(path) for name, path in _names(config.models).items()}
     data = split_dataset(
         load_dataset(config.dataset, config.data_dir, config.download, config.image_size),
         train_size=config.train_size,
@@ -122,31 +119,28 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
         one_hot=False,
         seed=config.seed,
     )
-    train, test = data.arrays("train"), data.arrays("test")
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
     reports = {}
     for name, model in models.items():
-        report = evaluate_local_minimum(
+        report = reports[name] = evaluate_local_minimum(
             model,
-            train,
+            data.arrays("train"),
             config.num_samples,
             config.num_trials,
             config.seed,
             config.metrics,
             config.normalize_logits,
-            test_data=test,
+            test_data=data.arrays("test"),
             trials_path=None if output is None else output / f"{name}.trials.jsonl",
         )
         print(f"\n{name}\n{report}", flush=True)
-        reports[name] = report
         if output is not None:
             _write_report(report, output, name)
     if "log_determinant" in config.metrics:
         reports = dict(sorted(reports.items(), key=lambda item: gamma_hat(item[1])))
     if len(reports) > 1:
-        print(f"\n{comparison(reports)}")
-        if output is not None and "log_determinant" in config.metrics:
-            with replacing(output / "comparison.png") as path:
-                chart(reports).savefig(path, dpi=150)
+        _write_comparison(reports, output)
     return reports
 
 
@@ -222,3 +216,10 @@ def _write_report(report: LocalMinimumReport, output: pathlib.Path, name: str) -
     if report.trials[0].log_spectrum:
         with replacing(output / f"{name}.spectrum.png") as path:
             report.plot_spectrum().figure.savefig(path, dpi=150)
+
+
+def _write_comparison(reports: dict[str, LocalMinimumReport], output: pathlib.Path | None) -> None:
+    print(f"\n{comparison(reports)}")
+    if output is not None and "log_determinant" in next(iter(reports.values())).metrics:
+        with replacing(output / "comparison.png") as path:
+            chart(reports).savefig(path, dpi=150)
