@@ -20,7 +20,7 @@ _Config = TypeVar("_Config")
 
 @dataclasses.dataclass(frozen=True)
 class _Flag:
-    """What `option` was told, and the field that it is of; None is left out of its kind."""
+    """Definition of a flag: the arguments of `option`, and the field; its kind leaves out None."""
 
     help: str
     group: str

@@ -91,7 +91,7 @@ COMMANDS = {
         "For example\n\n"
         "  evaluate_metrics --model=runs/plain/last.keras --model=runs/regularized/last.keras \\\n"
         "    --train_size=10000 --output=runs/comparison",
-        "evaluate:EvaluationConfig",
+        "evaluation_config:EvaluationConfig",
         "evaluate:evaluate",
     ),
     "plot_results": Command(
@@ -151,7 +151,7 @@ COMMANDS = {
     "tune_regularizer": Command(
         "Chooses beta, M and tau of the regularizer on a validation split (Section 7.2).",
         f"For example\n\n  tune_regularizer --preset=laptop --arch=resnet\n\n{_RESUMES}",
-        "search.tuning:TuningConfig",
+        "search.tuning_config:TuningConfig",
         "search.tuning:tune",
     ),
 }

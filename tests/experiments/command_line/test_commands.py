@@ -162,3 +162,15 @@ def test_a_script_is_named_as_it_was_started(run_command, replace_function, monk
     assert errors == (
         "train_cifar: stopped; go on with: '/a b/bin/train_cifar' --epochs=3 --resume\n"
     )
+
+
+@pytest.mark.parametrize("name", ["evaluate_metrics"])
+def test_help_and_a_typo_do_not_wait_for_tensorflow(name):
+    for flag, status in (("--help", 0), ("--nosuch=1", 2)):
+        code = (
+            "import sys; from fisher_keras.experiments.command_line.main import main\n"
+            f"try: main([{name!r}, {flag!r}])\n"
+            "except SystemExit as error: print(error.code or 0, 'tensorflow' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == f"{status} False", done.stderr

@@ -19,7 +19,8 @@ from fake_search import CANDIDATES, EPOCHS, errors, trained_epochs
 from fisher_keras.experiments.runs.engine import EngineOptions, FailedRunsError
 from fisher_keras.experiments.search import tuning
 from fisher_keras.experiments.search.search_presets import TUNING_PRESETS
-from fisher_keras.experiments.search.tuning import TuningConfig, tune
+from fisher_keras.experiments.search.tuning import tune
+from fisher_keras.experiments.search.tuning_config import TuningConfig
 from fisher_keras.experiments.training.train import TrainingConfig
 from fisher_keras.models import regularizer_settings
 
