@@ -17,12 +17,12 @@ def errors(values):
     return [last + 5.0 * epoch for epoch in reversed(range(EPOCHS))]
 
 
-def run_of(values, until_epoch):
-    return Run("fake", {"training": values, "until_epoch": until_epoch}, 0, 1, str(values))
+def run_of(values):
+    return Run("fake", {"training": values}, 0, 1, str(values))
 
 
-def carry_out(run, directory, data_dir=None, download=False):
-    """Trains each epoch once, over all runs of a combination, and writes it down."""
+def execute(run, directory, data_dir=None, download=False):
+    """Trains each epoch once, over all calls for a combination, and writes it down."""
     values = run.config["training"]
     store = directory.parents[1]
     told = store / "behaviour.json"
@@ -30,7 +30,7 @@ def carry_out(run, directory, data_dir=None, download=False):
     epochs = store / "epochs" / "_".join(str(values[name]) for name in CANDIDATES)
     epochs.parent.mkdir(exist_ok=True)
     done = len(epochs.read_text().splitlines()) if epochs.exists() else 0
-    for epoch in range(done, run.config["until_epoch"]):
+    for epoch in range(done, EPOCHS):
         if values["beta"] in behaviour.get("failing", ()) and epoch == 2:
             raise ValueError("no luck")
         if values["beta"] in behaviour.get("diverging", ()) and epoch == 2:
@@ -38,7 +38,7 @@ def carry_out(run, directory, data_dir=None, download=False):
         time.sleep(behaviour.get("epoch_s", 0.0))
         with epochs.open("a") as file:
             file.write(f"{epoch}\n")
-    return result(values, run.config["until_epoch"])
+    return result(values, EPOCHS)
 
 
 def result(values, epochs):
@@ -57,30 +57,23 @@ def trained_epochs(directory):
     }
 
 
-def main(directory, num_trials, prune, options):
+def main(directory, num_trials, options):
     import fake_search
     import optuna
 
     from fisher_keras.experiments.runs.engine import EngineOptions, work_through
     from fisher_keras.experiments.runs.store import ExperimentStore
-    from fisher_keras.experiments.search.trials import Trials, open_study, rungs_of
+    from fisher_keras.experiments.search.trials import Trials
 
     store = ExperimentStore(directory)
-    rungs = rungs_of(EPOCHS, prune)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with store.locked():
-        study = open_study(None, store.directory / "study.journal", "search", 0)
-        trials = Trials(study, CANDIDATES, num_trials, rungs, run_of, store, lambda number: None)
-        for run, record in work_through(
-            trials.next_run,
-            fake_search.carry_out,
-            store,
-            EngineOptions(**options),
-            (),
-            lambda running: None,
-        ):
+        trials = Trials(CANDIDATES, num_trials, run_of, store, 0)
+        function, engine = fake_search.execute, EngineOptions(**options)
+        ended = work_through(trials.next_run, function, store, engine, (), lambda running: None)
+        for run, record in ended:
             if record is not None:
-                trials.ended(run, record)
+                trials.end(run, record)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^``` ?(\w*).*?\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 # Programs of others, which the tests of what they are for start, if they can.
-OTHERS = {"dask", "export", "helm", "kubectl", "optuna-dashboard"}
+OTHERS = {"dask", "export", "helm", "kubectl"}
 
 
 def blocks(page, language):

@@ -1,6 +1,5 @@
-"""Evaluating and comparing trained networks: `bin/evaluate_metrics`."""
+"""Evaluation and comparison of trained networks: `bin/evaluate_metrics`."""
 
-import dataclasses
 import pathlib
 import zipfile
 import zlib
@@ -10,87 +9,12 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from fisher_keras.datasets import DATASETS, load_dataset
-from fisher_keras.experiments.command_line.flags import REQUIRED, check_options, option
+from fisher_keras.datasets import load_dataset
+from fisher_keras.experiments.evaluation_config import EvaluationConfig
 from fisher_keras.experiments.statistics.text_tables import markdown_table
 from fisher_keras.experiments.training.data import split_dataset
 from fisher_keras.files import replacing
-from fisher_keras.metrics import METRICS, LocalMinimumReport, evaluate_local_minimum
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """What is evaluated, and how; the fields' texts are those of --help."""
-
-    models: tuple[str, ...] = option(
-        REQUIRED,
-        "Required. A model to evaluate, a .keras file.",
-        group="models and data",
-        repeated="model",
-    )
-    dataset: str = option(
-        "cifar10",
-        "Images that the models were trained on.",
-        group="models and data",
-        choices=DATASETS,
-    )
-    data_dir: str | None = option(
-        None,
-        "Where the data are: for CIFAR a TensorFlow Datasets (TFDS) folder, by default TFDS's "
-        "own; for --dataset=folder the folder with train/<class>/ and test/<class>/.",
-        group="models and data",
-    )
-    download: bool = option(
-        True, "Download CIFAR if it is not in --data_dir.", group="models and data"
-    )
-    image_size: int | None = option(
-        None, "As it was for the trainings.", group="models and data", least=1
-    )
-    train_size: int | None = option(
-        None,
-        "As it was for the trainings: the metrics are of these images.",
-        group="models and data",
-        least=1,
-    )
-    validation_size: int = option(
-        0,
-        "As it was for the trainings.",
-        group="models and data",
-        least=0,
-    )
-    seed: int = option(
-        0,
-        "As it was for the trainings; also the seed of the samples.",
-        group="models and data",
-        least=0,
-    )
-    metrics: tuple[str, ...] = option(
-        METRICS[:-1],
-        f"What to compute, some of {', '.join(METRICS)}.",
-        group="metrics",
-        choices=METRICS,
-    )
-    num_samples: int = option(100, "N', images that a trial samples.", group="metrics", least=1)
-    num_trials: int = option(100, "T, number of trials.", group="metrics", least=1)
-    normalize_logits: float | None = option(
-        None,
-        "Divide logits by this times their norm, as the paper does for its Table 2 (0.04).",
-        group="metrics",
-        above=0,
-    )
-    output: str | None = option(
-        None,
-        "Folder for reports, trials and figures; by default nothing is written.",
-        group="output",
-    )
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            ValueError: If one cannot be used.
-        """
-        check_options(self)
+from fisher_keras.metrics import LocalMinimumReport, evaluate_local_minimum
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
@@ -110,10 +34,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
     """
     tf.config.experimental.enable_tensor_float_32_execution(False)  # It has 10 bits, on a GPU.
     output = None if config.output is None else pathlib.Path(config.output)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-    names = _names(config.models)
-    models = {name: _load(path) for name, path in names.items()}
+    models = {name: _load(path) for name, path in _names(config.models).items()}
     data = split_dataset(
         load_dataset(config.dataset, config.data_dir, config.download, config.image_size),
         train_size=config.train_size,
@@ -122,31 +43,28 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
         one_hot=False,
         seed=config.seed,
     )
-    train, test = data.arrays("train"), data.arrays("test")
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
     reports = {}
     for name, model in models.items():
-        report = evaluate_local_minimum(
+        report = reports[name] = evaluate_local_minimum(
             model,
-            train,
+            data.arrays("train"),
             config.num_samples,
             config.num_trials,
             config.seed,
             config.metrics,
             config.normalize_logits,
-            test_data=test,
+            test_data=data.arrays("test"),
             trials_path=None if output is None else output / f"{name}.trials.jsonl",
         )
         print(f"\n{name}\n{report}", flush=True)
-        reports[name] = report
         if output is not None:
             _write_report(report, output, name)
     if "log_determinant" in config.metrics:
         reports = dict(sorted(reports.items(), key=lambda item: gamma_hat(item[1])))
     if len(reports) > 1:
-        print(f"\n{comparison(reports)}")
-        if output is not None and "log_determinant" in config.metrics:
-            with replacing(output / "comparison.png") as path:
-                chart(reports).savefig(path, dpi=150)
+        _write_comparison(reports, output)
     return reports
 
 
@@ -222,3 +140,10 @@ def _write_report(report: LocalMinimumReport, output: pathlib.Path, name: str) -
     if report.trials[0].log_spectrum:
         with replacing(output / f"{name}.spectrum.png") as path:
             report.plot_spectrum().figure.savefig(path, dpi=150)
+
+
+def _write_comparison(reports: dict[str, LocalMinimumReport], output: pathlib.Path | None) -> None:
+    print(f"\n{comparison(reports)}")
+    if output is not None and "log_determinant" in next(iter(reports.values())).metrics:
+        with replacing(output / "comparison.png") as path:
+            chart(reports).savefig(path, dpi=150)

@@ -9,7 +9,8 @@ import keras
 import pytest
 
 from fisher_keras.datasets import load_dataset
-from fisher_keras.experiments.evaluate import EvaluationConfig, comparison, evaluate
+from fisher_keras.experiments.evaluate import comparison, evaluate
+from fisher_keras.experiments.evaluation_config import EvaluationConfig
 from fisher_keras.models import build_model
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "bin" / "evaluate_metrics"

@@ -20,7 +20,7 @@ _Config = TypeVar("_Config")
 
 @dataclasses.dataclass(frozen=True)
 class _Flag:
-    """What `option` was told, and the field that it is of; None is left out of its kind."""
+    """Definition of a flag: the arguments of `option`, and the field; its kind leaves out None."""
 
     help: str
     group: str
@@ -69,57 +69,61 @@ def option(
     return dataclasses.field(default=default, metadata={"flag": flag})
 
 
-def define_flags(
-    config: type, leave_out: Collection[str] = (), flag_values: flags.FlagValues = flags.FLAGS
-) -> None:
-    """Defines the flag of each `option` of a dataclass.
+def nested(config: type, leave_out: Collection[str] = ()) -> Any:
+    """Returns a dataclass field whose options are flags of the dataclass that it is in.
+
+    Args:
+        config: The dataclass that the field holds.
+        leave_out: Names of its fields that get no flag.
+
+    Returns:
+        The field.
+    """
+    return dataclasses.field(metadata={"nested": (config, frozenset(leave_out))})
+
+
+def parse(config: type, program: str, arguments: Sequence[str]) -> flags.FlagValues:
+    """Parses the flags of a dataclass.
 
     Args:
         config: The dataclass.
-        leave_out: Names of fields that get no flag.
-        flag_values: Where the flags are defined.
+        program: The command, for messages.
+        arguments: Of the command line.
+
+    Returns:
+        The flags with their values.
+
+    Raises:
+        ValueError: If a flag or an argument is unknown, or a value cannot be used.
     """
-    for flag in _flags(config, leave_out):
-        # --help lists a flag under the name of its module: here the group's.
-        place = {"module_name": flag.group, "flag_values": flag_values}
-        required = flag.default is REQUIRED
-        default = None if required else flag.default
-        bound = {} if flag.least is None else {"lower_bound": flag.least}
-        if flag.kind is tuple:
-            define = flags.DEFINE_multi_string if flag.repeated else flags.DEFINE_list
-            define(flag.name, default and list(default), flag.help, **place)
-        elif flag.choices:
-            flags.DEFINE_enum(flag.name, default, flag.choices, flag.help, **place)
-        elif flag.kind is bool:
-            flags.DEFINE_boolean(flag.name, default, flag.help, **place)
-        elif flag.kind is int:
-            flags.DEFINE_integer(flag.name, default, flag.help, **bound, **place)
-        elif flag.kind is float:
-            flags.DEFINE_float(flag.name, default, flag.help, **bound, **place)
-        else:
-            flags.DEFINE_string(flag.name, default, flag.help, **place)
-        if required:
-            flags.mark_flag_as_required(flag.name, flag_values)
+    values = _define(config)
+    try:
+        _, *rest = values([program, *arguments])
+    except flags.Error as error:
+        raise ValueError(f"{error} (--help lists the flags)") from error
+    if rest:
+        raise ValueError(
+            f"unexpected argument {rest[0]!r}: flags start with -- (--help lists them)"
+        )
+    return values
 
 
-def flag_groups(config: type) -> list[str]:
-    """Returns the groups of a dataclass's flags, in the order of its fields."""
-    return list(dict.fromkeys(flag.group for flag in _flags(config)))
+def help_text(config: type) -> str:
+    """Returns the flags of a dataclass in their groups, for --help."""
+    groups = dict.fromkeys(flag.group for flag in _flags(config, inner=True))
+    return "\n".join(map(_define(config).module_help, groups))
 
 
 def from_flags(
-    config: type[_Config],
-    leave_out: Collection[str] = (),
-    usual: Mapping[str, Any] | None = None,
-    flag_values: flags.FlagValues = flags.FLAGS,
+    config: type[_Config], values: flags.FlagValues, usual: Mapping[str, Any] | None = None
 ) -> _Config:
-    """Makes an instance of a dataclass from the parsed flags.
+    """Makes an instance of a dataclass from parsed flags.
 
     Args:
-        config: The dataclass, whose flags `define_flags` has defined.
-        leave_out: Names of fields whose values are not those of flags.
-        usual: Values of fields, by name, that go before the defaults of their flags: a preset.
-        flag_values: Where the flags were defined.
+        config: The dataclass.
+        values: From `parse`.
+        usual: Values of fields, by name, that go before the defaults of their flags. By default
+            what the dataclass's class method `usual` returns for the flags, if it has one.
 
     Returns:
         The instance.
@@ -127,13 +131,9 @@ def from_flags(
     Raises:
         ValueError: If a value cannot be used.
     """
-    values = dict(usual or {})
-    for flag in _flags(config, leave_out):
-        parsed = flag_values[flag.name]
-        if parsed.present or flag.field not in values:
-            is_list = flag.kind is tuple and parsed.value is not None
-            values[flag.field] = tuple(parsed.value) if is_list else parsed.value
-    return config(**values)
+    if usual is None:
+        usual = config.usual(values) if hasattr(config, "usual") else {}
+    return _filled(config, values, usual)
 
 
 def check_options(config: Any) -> None:
@@ -159,7 +159,8 @@ def check_options(config: Any) -> None:
             _set(config, flag, number)
 
 
-def _flags(config: type, leave_out: Collection[str] = ()) -> Iterator[_Flag]:
+def _flags(config: type, leave_out: Collection[str] = (), inner: bool = False) -> Iterator[_Flag]:
+    """Yields the flags of a dataclass, with `inner` those of nested ones, too."""
     types_ = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         if "flag" in field.metadata and field.name not in leave_out:
@@ -169,6 +170,54 @@ def _flags(config: type, leave_out: Collection[str] = ()) -> Iterator[_Flag]:
                 kind=_kind(types_[field.name]),
                 default=field.default,
             )
+        elif "nested" in field.metadata and inner:
+            yield from _flags(*field.metadata["nested"], inner)
+
+
+def _define(config: type) -> flags.FlagValues:
+    """Defines the flag of each option."""
+    values = flags.FlagValues()
+    for flag in _flags(config, inner=True):
+        # --help lists a flag under the name of its module: here the group's.
+        place = {"module_name": flag.group, "flag_values": values}
+        required = flag.default is REQUIRED
+        default = None if required else flag.default
+        bound = {} if flag.least is None else {"lower_bound": flag.least}
+        if flag.kind is tuple:
+            define = flags.DEFINE_multi_string if flag.repeated else flags.DEFINE_list
+            define(flag.name, default and list(default), flag.help, **place)
+        elif flag.choices:
+            flags.DEFINE_enum(flag.name, default, flag.choices, flag.help, **place)
+        elif flag.kind is bool:
+            flags.DEFINE_boolean(flag.name, default, flag.help, **place)
+        elif flag.kind is int:
+            flags.DEFINE_integer(flag.name, default, flag.help, **bound, **place)
+        elif flag.kind is float:
+            flags.DEFINE_float(flag.name, default, flag.help, **bound, **place)
+        else:
+            flags.DEFINE_string(flag.name, default, flag.help, **place)
+        if required:
+            flags.mark_flag_as_required(flag.name, values)
+    return values
+
+
+def _filled(
+    config: type[_Config],
+    values: flags.FlagValues,
+    usual: Mapping[str, Any],
+    leave_out: Collection[str] = (),
+) -> _Config:
+    fields = dict(usual)
+    for field in dataclasses.fields(config):
+        if "nested" in field.metadata:
+            inner, left_out = field.metadata["nested"]
+            fields[field.name] = _filled(inner, values, usual.get(field.name, {}), left_out)
+    for flag in _flags(config, leave_out):
+        parsed = values[flag.name]
+        if parsed.present or flag.field not in fields:
+            is_list = flag.kind is tuple and parsed.value is not None
+            fields[flag.field] = tuple(parsed.value) if is_list else parsed.value
+    return config(**fields)
 
 
 def _kind(annotation: Any) -> type:

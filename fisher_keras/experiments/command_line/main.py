@@ -1,16 +1,22 @@
 """`fisher-keras NAME`: all experiments behind one name on the user's PATH."""
 
-import ast
 import difflib
-import importlib
 import os
-import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
 
-_COMMANDS = pathlib.Path(__file__).parents[1] / "commands"
-_HELP = {"-h", "-help", "--help", "-?", "help"}
+from fisher_keras.experiments.command_line import flags
+from fisher_keras.experiments.command_line.errors import one_line_errors
+from fisher_keras.experiments.command_line.quiet import start_tensorflow, without_notices
+from fisher_keras.experiments.command_line.table import COMMANDS, Command
+from fisher_keras.extras import require
+
+_HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
+_EXTRA = (
+    *("distributed", "filelock", "matplotlib", "optuna"),
+    *("sklearn", "tensorboard", "tensorflow_datasets"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,47 +29,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The command's name, then its flags; by default those of the process.
 
     Raises:
-        SystemExit: With the command's exit code; 2 if there is no such command.
+        SystemExit: With the command's exit code; 1 or 2 if there is no such command.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in _HELP:
+    if not arguments or arguments[0] in {*_HELP, "help"}:
         print(_overview())
         sys.exit(0 if arguments else 2)
-    name = arguments[0].replace("-", "_")
-    if name not in _names():
-        close = difflib.get_close_matches(name, _names(), n=1)
+    name = arguments.pop(0)
+    command = COMMANDS.get(name.replace("-", "_"))
+    if command is None:
+        close = difflib.get_close_matches(name.replace("-", "_"), COMMANDS, n=1)
         guess = f" (did you mean {close[0]}?)" if close else ""
-        sys.exit(
-            f"fisher-keras: no command {arguments[0]!r}{guess}; fisher-keras --help lists them"
-        )
-    try:
-        from fisher_keras.experiments.command_line import quiet  # noqa: F401
-
-        # First, as it asks for the packages that all others take for granted.
-        module = importlib.import_module(f"fisher_keras.experiments.commands.{name}")
-        from fisher_keras.experiments.command_line.running import run_command
-    except ImportError as error:
-        if error.name is not None:  # No check of ours, but a bug.
-            raise
-        sys.exit(f"{name}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(f"fisher-keras: no command {name!r}{guess}; fisher-keras --help lists them")
     script = os.environ.pop("FISHER_KERAS_PROGRAM", None)
-    program = shlex.quote(script) if script else f"fisher-keras {name}"
-    run_command(module.COMMAND, module.__doc__, program, arguments[1:])
+    program = shlex.quote(script) if script else f"fisher-keras {name.replace('-', '_')}"
+    _run(command, program, arguments)
+    sys.exit()
 
 
-def _names() -> list[str]:
-    return sorted(path.stem for path in _COMMANDS.glob("[!_]*.py"))
+def _run(command: Command, program: str, arguments: Sequence[str]) -> None:
+    with one_line_errors(program, arguments, command.resume_flag):
+        require(*_EXTRA)
+        with without_notices():
+            config = command.load_options()
+        if _HELP.intersection(arguments):
+            print(command.help())
+            return
+        with one_line_errors(program, arguments, command.resume_flag, status=2):
+            values = flags.parse(config, program, arguments)
+        options = flags.from_flags(config, values)
+        with without_notices():
+            start_tensorflow()
+            function = command.load_function()
+        function(*command.arguments, options)
 
 
 def _overview() -> str:
     """Returns all commands with the first line of their help, without importing any."""
     lines = ["usage: fisher-keras COMMAND [--flags]; fisher-keras COMMAND --help lists them", ""]
-    for name in _names():
-        text = (_COMMANDS / f"{name}.py").read_text(encoding="utf-8")
-        summary = ast.get_docstring(ast.parse(text)).partition("\n")[0]
-        lines.append(f"  {name:<22}{summary}")
+    lines += [f"  {name:<22}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(lines)
 
 

@@ -1,19 +1,24 @@
-"""Imports TensorFlow without what its C++ prints as it starts, for commands.
-
-To be imported before anything that imports TensorFlow. Set TF_CPP_MIN_LOG_LEVEL to see them.
-"""
+"""Starts TensorFlow without the notices that its C++ prints."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 
+_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_ERRORS = "2"
+
 
 @contextlib.contextmanager
-def _without_notices() -> Iterator[None]:
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+def without_notices() -> Iterator[None]:
+    """Keeps imports of TensorFlow in a block from printing to stderr.
+
+    TF_CPP_MIN_LOG_LEVEL=0 or 1 shows the notices.
+    """
+    given = os.environ.get(_LEVEL)
+    if given is not None and given < _ERRORS:
         yield
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    os.environ[_LEVEL] = given or _ERRORS
     stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -22,10 +27,12 @@ def _without_notices() -> Iterator[None]:
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # Processes that this one starts do the same.
+        if given is None:
+            del os.environ[_LEVEL]  # Processes that this one starts do the same.
 
 
-with _without_notices():
+def start_tensorflow() -> None:
+    """Imports TensorFlow and has it look for GPUs, which is when it prints most."""
     import tensorflow as tf
 
-    tf.config.list_physical_devices()  # Not the logical ones, which would take the GPUs' memory.
+    tf.config.list_physical_devices()  # Not the logical ones: they take the GPUs' memory.

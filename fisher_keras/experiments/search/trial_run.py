@@ -1,9 +1,7 @@
-"""A run of a search: one network trained to an epoch, and its errors on the validation split."""
+"""A run of a search: one network trained, and its errors on the validation split."""
 
 import pathlib
 from typing import Any
-
-import keras
 
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import training_settings
@@ -18,44 +16,41 @@ EXPERIMENT = "tune_regularizer"
 RECIPE_VERSION = 1
 
 
-def trial_run(training: TrainingConfig, until_epoch: int, fingerprint: str) -> Run:
-    """Returns the run that trains a network to an epoch.
+def trial_run(training: TrainingConfig, fingerprint: str) -> Run:
+    """Returns the run that trains a network of a search.
 
     Args:
         training: How the network is trained; where the data and the output are does not count.
-        until_epoch: Epochs that are finished at the run's end.
         fingerprint: Of the data: others under the same name are refused.
 
     Returns:
         The run.
     """
     training = resolve(training)
-    label = f"beta {training.beta:g}, M {training.num_sub_batches}, tau {training.clip_norm:g}"
     config = {
         "training": training_settings(training),
-        "until_epoch": until_epoch,
+        "until_epoch": training.epochs,  # All of them: it stands here for the runs' keys.
         "data": fingerprint,
     }
-    if until_epoch < training.epochs:
-        label += f", to epoch {until_epoch}"
+    label = f"beta {training.beta:g}, M {training.num_sub_batches}, tau {training.clip_norm:g}"
     return Run(EXPERIMENT, config, training.seed, RECIPE_VERSION, label)
 
 
-def carry_out(
+def execute(
     run: Run, directory: pathlib.Path, data_dir: str | None, download: bool
 ) -> dict[str, Any]:
-    """Trains the network of a run, from where an earlier call or run ended.
+    """Trains the network of a run, from where an earlier call ended.
 
     Args:
         run: Made by `trial_run`.
         directory: Of the run, in a search's folder. The network's files are in
-            `trials/<combination>` there, for all runs that train it.
+            `trials/<combination>` there.
         data_dir: Where the data set is, see `load_dataset`.
         download: Whether it may be downloaded.
 
     Returns:
         The result for the store: `validation_error_percent` and `validation_cross_entropy` (nats)
-        after each epoch, the `seconds` of all of them, and what `diverged` says if it did.
+        after each epoch, the `seconds` of all of them, and the message of `diverged` if it did.
 
     Raises:
         ValueError: If the data or a setting cannot be used.
@@ -76,40 +71,18 @@ def carry_out(
         raise ValueError(f"the data in --data_dir={data_dir} are not those of the search")
     ending = {}
     try:
-        train(training, (_StopAfter(run.config["until_epoch"]),), data)
-    except _Stopped:
-        pass
+        train(training, data=data)
     except TrainingDivergedError as error:
         ending["diverged"] = str(error)
     history = RunFiles(training.output_dir).read_history()
-    columns = {
-        name: history.get(name, [])[: run.config["until_epoch"]]
-        for name in ("val_accuracy", "val_cross_entropy", "seconds")
-    }
-    seconds = sum(columns["seconds"])
+    seconds = sum(history.get("seconds", []))
     return {
-        "validation_error_percent": list(map(_error_percent, columns["val_accuracy"])),
-        "validation_cross_entropy": columns["val_cross_entropy"],
+        "validation_error_percent": list(map(_error_percent, history.get("val_accuracy", []))),
+        "validation_cross_entropy": history.get("val_cross_entropy", []),
         "seconds": seconds,
         "wall_time_s": seconds,
         **ending,
     }
-
-
-class _Stopped(Exception):
-    """The training has come to the epoch that was asked for."""
-
-
-class _StopAfter(keras.callbacks.Callback):
-    """Ends a training after an epoch, once all other callbacks have seen that."""
-
-    def __init__(self, epochs: int) -> None:
-        super().__init__()
-        self._epochs = epochs
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        if epoch >= self._epochs:
-            raise _Stopped
 
 
 def _error_percent(accuracy: float) -> float:

@@ -16,7 +16,7 @@ from fisher_keras.experiments.comparisons.regularization import (
 )
 from fisher_keras.experiments.runs import presets
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
-from fisher_keras.experiments.search.search_flags import TUNING_PRESETS
+from fisher_keras.experiments.search.search_presets import TUNING_PRESETS
 from fisher_keras.experiments.statistics.text_tables import (
     latex_table,
     markdown_table,

@@ -1,4 +1,4 @@
-"""The trials of a search whose trainings are a formula: what is proposed, judged and told."""
+"""The trials of a search whose trainings are a formula: what is proposed and found."""
 
 import json
 import math
@@ -14,15 +14,9 @@ from fake_search import CANDIDATES, EPOCHS, errors, run_of, trained_epochs
 from processes import Cluster, Processes, finish, run_processes, wait_until
 
 from fisher_keras.experiments.runs.store import ExperimentStore
-from fisher_keras.experiments.search.trials import (
-    Trials,
-    finished_trials,
-    open_study,
-    rungs_of,
-)
+from fisher_keras.experiments.search.trials import Trials
 
 TESTS = pathlib.Path(__file__).parents[2]
-COMPLETE, PRUNED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -39,156 +33,125 @@ def store(tmp_path):
     return ExperimentStore(directory)
 
 
-def open_search(store, storage=None, seed=0):
-    return open_study(storage, store.directory / "study.journal", "search", seed)
+def search(store, num_trials=None, seed=0, most=math.inf, kill=False):
+    """Carries out a search here, one run after the other, at most so many.
 
-
-def search(store, num_trials=None, prune=False, storage=None, seed=0, most=math.inf):
-    """Carries out a search here, one run after the other, at most so many; returns the study."""
-    rungs, study = rungs_of(EPOCHS, prune), open_search(store, storage, seed)
-    trials = Trials(study, CANDIDATES, num_trials, rungs, run_of, store, lambda number: None)
-    while most > 0 and (run := trials.next_run()):
-        store.define(run, fake_search.carry_out)
-        result = fake_search.carry_out(run, store.run_directory(run))
+    With `kill` one more run is begun. Returns the trials, and the values of the runs in order.
+    """
+    trials = Trials(CANDIDATES, num_trials, run_of, store, seed)
+    order = []
+    while run := trials.next_run() if most > len(order) or kill else None:
+        store.define(run, fake_search.execute)
+        if len(order) == most:
+            break
+        order.append((*run.config["training"].values(),))
+        result = fake_search.execute(run, store.run_directory(run))
         store.finish(run, result, 1.0)
-        trials.ended(run, store.record(run))
-        most -= 1
-    return study
+        trials.end(run, store.record(run))
+    return trials, order
 
 
-def told(study):
-    """Returns what the finished trials have come to, by their values."""
+def found(trials):
+    """Returns the errors of the finished trials by their values."""
     return {
-        (*trial.params.values(),): (trial.state, trial.last_step, trial.value)
-        for trial in finished_trials(study)
+        tuple(row[name] for name in CANDIDATES): row["validation_error_percent"]
+        for row in trials.rows()
     }
 
 
+def values_of(row):
+    return tuple(row[name] for name in CANDIDATES)
+
+
 GRID = {
-    (beta, m, tau): errors({"beta": beta, "num_sub_batches": m, "clip_norm": tau})
+    (beta, m, tau): errors({"beta": beta, "num_sub_batches": m, "clip_norm": tau})[-1]
     for beta in CANDIDATES["beta"]
     for m in CANDIDATES["num_sub_batches"]
     for tau in CANDIDATES["clip_norm"]
 }
-WHOLE_GRID = {values: (COMPLETE, EPOCHS, GRID[values][-1]) for values in GRID}
 
 
 # ------------------------------------------------------------------------------ in one process
 
 
-def test_the_grid_is_trained_in_order_and_every_epoch_is_reported(store):
-    study = search(store)
-    assert [(*trial.params.values(),) for trial in study.trials] == list(GRID)
-    assert told(study) == WHOLE_GRID
-    for trial in study.trials:
-        reported = GRID[(*trial.params.values(),)]
-        assert trial.intermediate_values == dict(enumerate(reported, start=1))
+def test_the_grid_is_trained_in_order(store):
+    trials, order = search(store)
+    assert order == list(GRID)
+    assert found(trials) == GRID
 
 
-@pytest.mark.parametrize("kills", [0, 1, 3, 7, 13, 15])
-def test_of_a_grid_the_best_quarter_goes_on_at_each_rung(store, kills):
-    assert rungs_of(EPOCHS, prune=True) == [1, 4, EPOCHS]
-    search(store, prune=True, most=kills)  # As a command does that is then killed.
-    study = search(store, prune=True)
-    best = sorted(GRID, key=lambda values: GRID[values][0])
-    expected = {values: (PRUNED, 1, GRID[values][0]) for values in best[3:]}
-    expected |= {values: (PRUNED, 4, GRID[values][3]) for values in best[1:3]}
-    assert told(study) == expected | {best[0]: WHOLE_GRID[best[0]]}
-    trained = sorted(map(len, trained_epochs(store.directory).values()))
-    assert trained == [1] * 9 + [4] * 2 + [EPOCHS]
+def test_the_best_comes_first_and_carries_its_place_in_the_grid(store):
+    rows = search(store)[0].rows()
+    assert [values_of(row) for row in rows] == sorted(GRID, key=GRID.get)
+    assert [values_of(row) for row in sorted(rows, key=lambda row: row["trial"])] == list(GRID)
+
+
+@pytest.mark.parametrize("most", [0, 1, 7, 11])
+def test_a_killed_grid_goes_on_with_what_is_missing(store, most):
+    search(store, most=most, kill=True)
+    trials, order = search(store)
+    assert order == list(GRID)[most:]
+    assert found(trials) == GRID
+    assert set(map(tuple, trained_epochs(store.directory).values())) == {tuple(range(EPOCHS))}
 
 
 def test_the_tpe_tries_nothing_twice_and_can_go_on(store):
-    assert len(told(search(store, num_trials=5))) == 5
-    assert len(told(search(store, num_trials=9, seed=1))) == 9
-    assert told(search(store, num_trials=12)) == WHOLE_GRID
+    assert len(found(search(store, num_trials=5)[0])) == 5
+    assert len(found(search(store, num_trials=9, seed=1)[0])) == 9
+    trials, order = search(store, num_trials=12)
+    assert len(order) == 3
+    assert found(trials) == GRID
 
 
 def test_the_tpe_is_the_same_with_the_same_seed(tmp_path):
-    found = []
+    orders = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         (tmp_path / name).mkdir()
-        found.append(list(told(search(ExperimentStore(tmp_path / name), num_trials=5, seed=seed))))
-    assert found[0] == found[1] != found[2]
+        orders.append(search(ExperimentStore(tmp_path / name), num_trials=5, seed=seed)[1])
+    assert orders[0] == orders[1] != orders[2]
 
 
-def test_the_tpe_learns(store):
-    study = optuna.create_study(sampler=open_search(store).sampler)  # In memory: it is faster.
+def test_a_killed_tpe_is_the_same_wherever_it_goes_on(tmp_path):
+    """The store alone decides: nothing else is left of the first command."""
+    orders = []
+    for name in ("a", "b"):
+        store = ExperimentStore(tmp_path / name)
+        _, begun = search(store, num_trials=12, most=4)
+        orders.append(begun + search(store, num_trials=12)[1])
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == sorted(GRID)
+
+
+def test_a_killed_tpe_goes_on_with_the_training_that_was_begun(store):
+    search(store, num_trials=5, most=3, kill=True)
+    runs = {run_of(dict(zip(CANDIDATES, values, strict=True))).key: values for values in GRID}
+    (begun,) = [
+        runs[path.name]
+        for path in store.directory.glob("runs/*")
+        if not (path / "record.json").exists()
+    ]
+    _, order = search(store, num_trials=5, seed=4)
+    assert order[0] == begun
+    assert len(order) == 2
+
+
+@pytest.mark.parametrize("most", [40, 12])
+def test_the_tpe_learns(store, most):
+    """With 12, a second command goes on: it knows what the first has found."""
     space = {"x": range(10), "y": range(10)}
-    trials = Trials(study, space, 40, [1], lambda v, e: run_of(v, e), store, lambda number: None)
     values = []
-    while run := trials.next_run():
-        values.append(sum(v**2 for v in run.config["training"].values()))
-        result = {"validation_error_percent": values[-1:], "validation_cross_entropy": []}
-        trials.ended(run, {"result": result})
-    assert len(set(map(str, (trial.params for trial in finished_trials(study))))) == 40
+    for num_runs in (most, 40 - most):
+        trials = Trials(space, 40, run_of, store, 0)
+        for _ in range(num_runs):
+            run = trials.next_run()
+            values.append(sum(v**2 for v in run.config["training"].values()))
+            result = {"validation_error_percent": values[-1:], "validation_cross_entropy": []}
+            store.define(run, fake_search.execute)
+            store.finish(run, result | {"seconds": 1.0}, 1.0)
+            trials.end(run, store.record(run))
+    assert len({(row["x"], row["y"]) for row in trials.rows()}) == 40
     everywhere = statistics.fmean(x**2 + y**2 for x in range(10) for y in range(10))
     assert statistics.fmean(values[10:]) < everywhere  # The first ten are random.
-
-
-def test_the_tpe_prunes_against_those_that_came_before(store):
-    states = [state for state, _, _ in told(search(store, num_trials=12, prune=True)).values()]
-    assert states[0] == COMPLETE
-    assert 6 <= states.count(PRUNED) < 12
-
-
-def test_a_command_that_was_killed_as_it_asked_goes_on(store):
-    search(store, most=3)
-    open_search(store).ask()  # It is a trial already, but has no values.
-    assert told(search(store)) == WHOLE_GRID
-
-
-def test_so_does_that_of_a_tpe(store):
-    search(store, num_trials=5, most=3)
-    open_search(store).ask()
-    assert len(told(search(store, num_trials=12))) == 12
-
-
-def test_a_lost_study_is_told_again_from_the_records(store):
-    before = told(search(store, num_trials=5))
-    (store.directory / "study.journal").unlink()
-    epochs = trained_epochs(store.directory)
-    assert told(search(store, num_trials=5, seed=7)) == before
-    assert trained_epochs(store.directory) == epochs
-
-
-def test_a_database_takes_the_place_of_the_journal(tmp_path, store):
-    url = f"sqlite:///{tmp_path}/study.db"
-    search(store, storage=url, most=7)
-    assert told(search(store, storage=url)) == WHOLE_GRID
-    assert not (store.directory / "study.journal").exists()
-
-
-def test_a_journal_cut_by_a_full_disk_goes_on(store):
-    search(store, most=7)
-    journal = store.directory / "study.journal"
-    journal.write_bytes(journal.read_bytes()[:-10])
-    journal.with_name("study.journal.lock").symlink_to(journal)  # Of a killed command.
-    assert told(search(store)) == WHOLE_GRID
-
-
-def test_a_broken_journal_is_named(store):
-    search(store, most=1)
-    journal = store.directory / "study.journal"
-    journal.write_text("x\n" + journal.read_text())
-    with pytest.raises(ValueError, match=r"study\.journal cannot be read \(.*\): remove it"):
-        search(store)
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("study.db", "Could not parse SQLAlchemy URL"),
-        ("sqlite:////nowhere/study.db", "unable to open database file"),
-        ("oracle://me:secret@host/studies", "No module named 'oracledb'"),
-    ],
-)
-def test_a_storage_that_cannot_be_used_is_one_clear_error(store, url, message):
-    with pytest.raises(ValueError, match="--storage cannot be used") as error:
-        open_search(store, url)
-    assert message in str(error.value)
-    assert "secret" not in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 # ---------------------------------------------------------------------------------- kill tests
@@ -201,7 +164,7 @@ def start(store, tmp_path, light_package):
     (store.directory / "behaviour.json").write_text(json.dumps({"epoch_s": 0.03}))
 
     def start(options=None, num_trials=None):
-        given = {"directory": str(store.directory), "num_trials": num_trials, "prune": True}
+        given = {"directory": str(store.directory), "num_trials": num_trials}
         given["options"] = options or {"num_workers": 2}
         return processes.start(str(TESTS / "fake_search.py"), json.dumps(given))
 
@@ -213,27 +176,26 @@ def start(store, tmp_path, light_package):
 
 def assert_finished(store):
     """Asserts that the search has come to its end, and that no epoch was trained twice."""
-    epochs = trained_epochs(store.directory)
-    for trained in epochs.values():
-        assert trained == list(range(len(trained)))
-    assert sorted(map(len, epochs.values())) == [1] * 9 + [4] * 2 + [EPOCHS]
-    assert told(open_search(store))[50.0, 8, 5.0] == WHOLE_GRID[50.0, 8, 5.0]
-    assert len(told(open_search(store))) == 12
+    assert list(trained_epochs(store.directory).values()) == [list(range(EPOCHS))] * 12
+    trials, order = search(store)
+    assert found(trials) == GRID
+    assert not order
 
 
 def under_way(store, count):
     return lambda: len(list(store.directory.glob("runs/*/run.log"))) >= count
 
 
-def test_a_killed_search_goes_on(store, start):
+@pytest.mark.parametrize("num_trials", [None, 12])
+def test_a_killed_search_goes_on(store, start, num_trials):
     moments = random.Random(3)
-    for kills in range(3):
-        process = start()
-        wait_until(under_way(store, 2 + 5 * kills))
+    for kills in range(2):
+        process = start(num_trials=num_trials)
+        wait_until(under_way(store, 2 + 4 * kills))
         time.sleep(moments.uniform(0.0, 0.3))
         process.kill()
         process.wait()
-    assert finish(start()) == (0, "", "")
+    assert finish(start(num_trials=num_trials)) == (0, "", "")
     assert_finished(store)
 
 

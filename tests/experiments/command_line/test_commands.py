@@ -1,9 +1,7 @@
-"""What every command does alike: help, one line an error, Ctrl-C."""
+"""Common behavior of all commands: help, one line an error, Ctrl-C."""
 
-import dataclasses
 import errno
 import json
-import pathlib
 import re
 import subprocess
 import sys
@@ -12,12 +10,9 @@ import pytest
 import tensorflow as tf
 
 from fisher_keras import extras
-from fisher_keras.experiments import commands
-from fisher_keras.experiments.command_line.running import one_line_errors
-from fisher_keras.experiments.commands import train_cifar
+from fisher_keras.experiments.command_line.errors import one_line_errors
+from fisher_keras.experiments.command_line.table import COMMANDS
 from fisher_keras.experiments.training.train import TrainingConfig
-
-COMMANDS = sorted(path.stem for path in pathlib.Path(commands.__file__).parent.glob("[!_]*.py"))
 
 
 def test_commands_are_listed_without_loading_tensorflow():
@@ -30,7 +25,7 @@ def test_commands_are_listed_without_loading_tensorflow():
     assert done.stderr == ""
     *lines, last = done.stdout.splitlines()
     assert last == "0 False"
-    assert [line.split()[0] for line in lines[2:]] == COMMANDS
+    assert [line.split()[0] for line in lines[2:]] == sorted(COMMANDS)
     assert all(len(line) < 120 for line in lines)
 
 
@@ -79,10 +74,6 @@ def test_a_missing_extra_is_one_line(run_command, monkeypatch):
         "find_spec",
         lambda name: None if name == "optuna" else find_spec(name),
     )
-    for name in [
-        name for name in sys.modules if name.startswith("fisher_keras.experiments.commands")
-    ]:
-        monkeypatch.delitem(sys.modules, name)
     assert run_command("train_cifar") == (
         1,
         "",
@@ -160,15 +151,26 @@ def test_ctrl_c_names_the_command_that_goes_on(capsys, program, name, resume_fla
     assert errors == f"{name}: stopped; go on with: {program} '--output_dir=my run'{added}\n"
 
 
-def test_a_script_is_named_as_it_was_started(run_command, monkeypatch):
+def test_a_script_is_named_as_it_was_started(run_command, replace_function, monkeypatch):
     def stopped(config):
         raise KeyboardInterrupt
 
-    command = dataclasses.replace(train_cifar.COMMAND, run=stopped)
-    monkeypatch.setattr(train_cifar, "COMMAND", command)
+    replace_function(stopped)
     monkeypatch.setenv("FISHER_KERAS_PROGRAM", "/a b/bin/train_cifar")
     status, _, errors = run_command("train_cifar", "--epochs=3")
     assert status == 130
     assert errors == (
         "train_cifar: stopped; go on with: '/a b/bin/train_cifar' --epochs=3 --resume\n"
     )
+
+
+@pytest.mark.parametrize("name", ["evaluate_metrics"])
+def test_help_and_a_typo_do_not_wait_for_tensorflow(name):
+    for flag, status in (("--help", 0), ("--nosuch=1", 2)):
+        code = (
+            "import sys; from fisher_keras.experiments.command_line.main import main\n"
+            f"try: main([{name!r}, {flag!r}])\n"
+            "except SystemExit as error: print(error.code or 0, 'tensorflow' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == f"{status} False", done.stderr

@@ -1,26 +1,10 @@
-"""The command line flags of `bin/tune_regularizer`, in groups, and its presets."""
+"""Presets of the search: the values to try, and the size of the trainings."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
-
-from fisher_keras.experiments.command_line.flags import define_flags as define_flags_of
-from fisher_keras.experiments.command_line.flags import flag_groups, from_flags
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING
-from fisher_keras.experiments.search.tuning import SEARCHED, TuningConfig
-from fisher_keras.experiments.training.config import TrainingConfig
-
-GROUPS = ("search", "runs", *flag_groups(TrainingConfig))
-
-# Of train_cifar; the search decides them, or has flags of its own under the same names.
-_LEFT_OUT = (
-    *SEARCHED,
-    *("adaptive", "confusion_size", "method", "output_dir", "regularize", "resume", "rho"),
-    "settings_file",
-    "target_loss",  # Trials are compared after the same epochs.
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,24 +69,3 @@ TUNING_PRESETS = {
         },
     ),
 }
-
-
-def define_flags() -> None:
-    """Defines the flags of the search, and those of the training that it leaves open."""
-    define_flags_of(TuningConfig)
-    define_flags_of(TrainingConfig, leave_out=_LEFT_OUT)
-
-
-def tuning_config() -> TuningConfig:
-    """Returns the search that the parsed flags ask for.
-
-    Raises:
-        ValueError: If a value cannot be used.
-    """
-    preset = TUNING_PRESETS[flags.FLAGS.preset]
-    network = preset.networks.get(flags.FLAGS.arch, {})
-    usual = {**preset.training, **network, "regularize": True}
-    search = {**preset.candidates, "training": from_flags(TrainingConfig, _LEFT_OUT, usual)}
-    if flags.FLAGS.sampler == "tpe":
-        search["num_trials"] = preset.num_trials
-    return from_flags(TuningConfig, usual=search)

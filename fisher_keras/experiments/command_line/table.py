@@ -1,0 +1,157 @@
+"""Table of the commands: `fisher-keras NAME`, or `bin/NAME` in a checkout.
+
+Options and functions are named here, and imported when they are needed: the list of the commands
+and their --help do not have to wait for TensorFlow.
+"""
+
+import dataclasses
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from fisher_keras.experiments.command_line import flags
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command: its help, its options and its function.
+
+    Attributes:
+        summary: First line of --help.
+        description: The rest of it, before the flags.
+        options: Dataclass of the options (see `flags.option`), as "module:Name" below
+            `fisher_keras.experiments`.
+        function: Function that gets `arguments` and an instance of it, likewise.
+        arguments: What the function gets first.
+        resume_flag: Flag that makes the command resume after it was stopped; None if the same
+            flags do.
+    """
+
+    summary: str
+    description: str
+    options: str
+    function: str
+    arguments: tuple[str, ...] = ()
+    resume_flag: str | None = None
+
+    def load_options(self) -> type:
+        """Imports and returns the dataclass of the options."""
+        return _load(self.options)
+
+    def load_function(self) -> Callable[..., object]:
+        """Imports and returns the function."""
+        return _load(self.function)
+
+    def help(self) -> str:
+        """Returns the text of --help."""
+        return f"{self.summary}\n\n{self.description}\n{flags.help_text(self.load_options())}"
+
+
+def _load(name: str) -> Any:
+    return pkgutil.resolve_name(f"fisher_keras.experiments.{name}")
+
+
+_RESUMES = (
+    "If the command is interrupted, run it again: it resumes after the last completed epoch."
+)
+
+
+def _scenario(name: str, summary: str) -> Command:
+    return Command(
+        summary,
+        f"For example\n\n  {name} --preset=laptop --num_workers=2\n\n{_RESUMES}\n"
+        "The command plot_results draws the results.",
+        "runs.experiment:ExperimentOptions",
+        "scenarios.runs:run_scenario",
+        (name,),
+    )
+
+
+def _table(number: int, summary: str, options: str) -> Command:
+    return Command(
+        summary,
+        f"For example\n\n  table{number} --preset=laptop --num_workers=2\n\n{_RESUMES}\n"
+        "The commands table1 and table2 read the same runs.",
+        f"comparisons.regularization:{options}",
+        f"comparisons.regularization:make_table_{number}",
+    )
+
+
+COMMANDS = {
+    "compare_methods": Command(
+        "Compares the regularizer with plain, clipped and sharpness-aware training.",
+        "Each method is trained at several strengths. For example\n\n"
+        f"  compare_methods --preset=laptop --num_workers=2\n\n{_RESUMES}\n"
+        "The table of the finished runs is printed at the end.",
+        "runs.experiment:ExperimentOptions",
+        "comparisons.methods:make_methods_table",
+    ),
+    "evaluate_metrics": Command(
+        "Computes the metrics of trained networks' local minima, side by side (Section 7.1).",
+        "For example\n\n"
+        "  evaluate_metrics --model=runs/plain/last.keras --model=runs/regularized/last.keras \\\n"
+        "    --train_size=10000 --output=runs/comparison",
+        "evaluation_config:EvaluationConfig",
+        "evaluate:evaluate",
+    ),
+    "plot_results": Command(
+        "Draws Figures 1 to 3, and shows how well each metric orders networks by test error.",
+        "For example\n\n"
+        "  plot_results --store=results/scenario_confusion_laptop\n"
+        "  plot_results --store=results/scenario_confusion_laptop \\\n"
+        "    --store=results/scenario_batch_size_laptop --output=results/laptop\n\n"
+        "A scenario does not have to be finished: the completed runs are drawn.",
+        "scenarios.plot:PlotConfig",
+        "scenarios.plot:plot_results",
+    ),
+    "pool": Command(
+        "Trains a pool of networks that differ in many settings at once, by random search.",
+        "For example\n\n  pool --preset=laptop --label_smoothing=0.1 --num_workers=2\n\n"
+        f"{_RESUMES}\nThe command plot_results draws the results.",
+        "runs.experiment:ExperimentOptions",
+        "scenarios.pool:run_pool",
+    ),
+    "quickstart": Command(
+        "Shows both halves of the paper in minutes, on handwritten digits.",
+        "A narrow CNN is trained without the regularizer, with its gradient clipping alone, and\n"
+        "with it. Then a ResNet-8 is trained on digits some of which have random labels, and\n"
+        "gamma-hat of the minima is compared with the test errors of the networks.\n"
+        f"{_RESUMES}\nChanged flags train only the networks that they concern.",
+        "quickstart.networks:Settings",
+        "quickstart.report:report",
+    ),
+    "scenario_augmentation": _scenario(
+        "scenario_augmentation",
+        "Scenario II of Section 7.1: minima of trainings with several augmentations.",
+    ),
+    "scenario_batch_size": _scenario(
+        "scenario_batch_size",
+        "Scenario III of Section 7.1: minima of trainings with several batch sizes.",
+    ),
+    "scenario_confusion": _scenario(
+        "scenario_confusion",
+        "Scenario I of Section 7.1: minima of trainings with confusion sets of several sizes.",
+    ),
+    "table1": _table(
+        1, "Table 1: test errors with and without the regularizer (Section 7.2).", "TableOptions"
+    ),
+    "table2": _table(
+        2,
+        "Table 2: gamma-hat of the minima found with and without the regularizer (Section 7.2.2).",
+        "Table2Options",
+    ),
+    "train_cifar": Command(
+        "Trains one of the paper's networks, with or without the regularizer (Section 7.2).",
+        "The defaults are the recipe of the network's own paper. For example\n\n"
+        "  train_cifar --arch=resnet --regularize --output_dir=runs/first",
+        "training.config:TrainingConfig",
+        "training.train:train",
+        resume_flag="--resume",
+    ),
+    "tune_regularizer": Command(
+        "Chooses beta, M and tau of the regularizer on a validation split (Section 7.2).",
+        f"For example\n\n  tune_regularizer --preset=laptop --arch=resnet\n\n{_RESUMES}",
+        "search.tuning_config:TuningConfig",
+        "search.tuning:tune",
+    ),
+}

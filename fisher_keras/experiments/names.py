@@ -1,0 +1,15 @@
+"""Names that flags accept.
+
+They repeat what the core defines, and a test compares the two: importing the core takes seconds,
+for which --help and a typo in a flag should not have to wait.
+"""
+
+ARCHITECTURES = ("cnn", "resnet", "wide_resnet", "densenet")
+AUGMENTATIONS = ("no-aug", "flip-only", "1-crop-f", "4-crop-f")
+DATASETS = ("cifar10", "cifar100", "digits", "folder")
+GRADIENTS = ("finite_difference", "hessian_vector_product")
+METRICS = (
+    *("log_determinant", "log_squared_norms", "log_determinant_cosines"),
+    *("spectral_radius", "frobenius_norm", "sample_frobenius_norm", "trace", "effective_rank"),
+    "robustness",
+)

@@ -1,0 +1,148 @@
+"""Options of `bin/tune_regularizer`."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+from absl import flags
+
+from fisher_keras.experiments.command_line.flags import check_options, nested, option
+from fisher_keras.experiments.runs.engine import EngineOptions
+from fisher_keras.experiments.runs.presets import PRESETS
+from fisher_keras.experiments.search.search_presets import TUNING_PRESETS
+from fisher_keras.experiments.training.config import TrainingConfig, resolve
+
+SEARCHED = {"beta": float, "num_sub_batches": int, "clip_norm": float}
+# Of train_cifar; the search decides them, or has flags of its own under the same names.
+_LEFT_OUT = (
+    *SEARCHED,
+    *("adaptive", "confusion_size", "method", "output_dir", "regularize", "resume", "rho"),
+    "settings_file",
+    "target_loss",  # Trials are compared after the same epochs.
+)
+# Where a network is trained, but not how.
+_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "settings_file"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """Options of a search, also as flags.
+
+    Attributes:
+        engine: Where the trainings are carried out.
+        training: How each network is trained, `regularize` set and the `SEARCHED` fields None.
+    """
+
+    preset: str = option(
+        PRESETS[0],
+        "paper: its 96 full trainings; laptop: 6 of a ResNet-8 or a narrow CNN, 5 to 10 "
+        "minutes each on one core; smoke: seconds. A value given by its own flag goes before the "
+        "preset's.",
+        group="search",
+        choices=PRESETS,
+    )
+    beta: tuple[str, ...] = option(
+        (),
+        "Strengths of the regularizer to try; by default the preset's, as below.",
+        group="search",
+    )
+    num_sub_batches: tuple[str, ...] = option(
+        (), "Numbers of sub-batches to try, M.", group="search"
+    )
+    clip_norm: tuple[str, ...] = option(
+        (), "Largest norms of a gradient to try, tau; 0 for no clipping.", group="search"
+    )
+    sampler: str = option(
+        "grid",
+        "grid: all combinations; tpe: chosen by Optuna's TPE, --num_trials of them.",
+        group="search",
+        choices=("grid", "tpe"),
+    )
+    num_trials: int | None = option(
+        None, "How many trials --sampler=tpe makes; by default the preset's.", group="search"
+    )
+    engine: EngineOptions = nested(EngineOptions)
+    training: TrainingConfig = nested(TrainingConfig, _LEFT_OUT)
+    output_dir: str | None = option(
+        None,
+        "Folder of the search; by default runs/tune_<dataset>_<arch>_<preset>.",
+        group="output",
+    )
+    settings_file: str | None = option(
+        None,
+        "Table that gets the best values, for train_cifar --regularize --settings_file.",
+        group="output",
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the search.
+
+        Raises:
+            ValueError: If a value cannot be used.
+        """
+        check_options(self)
+        if self.sampler == "grid" and self.num_trials is not None:
+            raise ValueError(
+                "--num_trials has no effect on a grid: leave it out, or add --sampler=tpe"
+            )
+        if self.training.validation_size < 1:
+            raise ValueError(
+                "--validation_size must be at least 1: the error on these images decides"
+            )
+        batch_size = resolve(self.training).batch_size
+        for name, values in self.candidates.items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"--{name} must be one or several different values")
+            for value in values:
+                dataclasses.replace(self.training, **{name: value})  # Checks it.
+                if name == "num_sub_batches" and value > batch_size:
+                    raise ValueError(
+                        f"--num_sub_batches must be at most the {batch_size} images of a batch, "
+                        f"got {value}"
+                    )
+        num_combinations = math.prod(map(len, self.candidates.values()))
+        if self.sampler == "tpe" and not 1 <= (self.num_trials or 0) <= num_combinations:
+            raise ValueError(
+                f"--num_trials must be from 1 to the {num_combinations} combinations of --beta, "
+                f"--num_sub_batches and --clip_norm, got {self.num_trials}"
+            )
+
+    @functools.cached_property
+    def candidates(self) -> dict[str, list[float]]:
+        """The values of each of `SEARCHED`.
+
+        Raises:
+            ValueError: If one is no number.
+        """
+        candidates = {}
+        for name, number in SEARCHED.items():
+            try:
+                candidates[name] = list(map(number, getattr(self, name)))
+            except ValueError as error:
+                raise ValueError(
+                    f"--{name} must be numbers with commas between: {error}"
+                ) from error
+        return candidates
+
+    @classmethod
+    def usual(cls, values: flags.FlagValues) -> dict[str, Any]:
+        """Returns the fields that the preset of the flags decides."""
+        preset = TUNING_PRESETS[values["preset"].value]
+        network = preset.networks.get(values["arch"].value, {})
+        usual = {**preset.candidates, "training": preset.training | network | {"regularize": True}}
+        if values["sampler"].value == "tpe":
+            usual["num_trials"] = preset.num_trials
+        return usual
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the settings that determine a trial, for JSON.
+
+        More trials of a TPE, or another place for the files, leave the search the same.
+        """
+        training = dataclasses.asdict(resolve(self.training))
+        return {
+            **{key: training[key] for key in training if key not in {*_NOT_DECISIVE, *SEARCHED}},
+            **self.candidates,
+            "sampler": self.sampler,
+        }

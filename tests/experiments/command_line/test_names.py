@@ -1,0 +1,13 @@
+"""The names that flags accept are those of the core."""
+
+from fisher_keras import datasets, metrics, models
+from fisher_keras.experiments import names
+from fisher_keras.regularizer.fisher import GRADIENTS
+
+
+def test_names_are_those_of_the_core():
+    assert tuple(models.ARCHITECTURES) == names.ARCHITECTURES
+    assert tuple(datasets.AUGMENTATIONS) == names.AUGMENTATIONS
+    assert tuple(datasets.DATASETS) == names.DATASETS
+    assert tuple(GRADIENTS) == names.GRADIENTS
+    assert tuple(metrics.METRICS) == names.METRICS
