@@ -13,10 +13,16 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
+from fisher_keras.graph.operations import (
+    assigns,
+    calls_function,
+    downstream,
+    nodes,
+    traced_operations,
+    upstream,
+)
 from fisher_keras.graph.tracing import concrete_function
 
-# Only tell the shape of a tensor: what depends on these alone does not depend on the examples.
-_SHAPE_OPS = ("Shape", "ShapeN", "Size", "Rank")
 # Larger than most sizes in a model, and small enough for loops over examples in Python.
 _LEAST_COUNT = 251
 # With these, rows stay what they are, also where a row is one of several of an example.
@@ -106,31 +112,6 @@ def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
     return CallGraph(changes_variables, operations, leading, trace.by_example(leading))
 
 
-def downstream(tensors: Sequence[tf.Tensor], avoiding: Any = ()) -> dict:
-    """Returns references to all that is computed from tensors without going through others.
-
-    What depends on their shapes alone is left out.
-
-    Args:
-        tensors: The tensors, which are among those that are returned.
-        avoiding: References to the others.
-
-    Returns:
-        The references as the keys of a dictionary, a set that keeps its order: results are the
-        same to the bit each time.
-    """
-    found = dict.fromkeys(tensor.ref() for tensor in tensors)
-    waiting = list(tensors)
-    while waiting:
-        for op in waiting.pop().consumers():
-            if op.type in _SHAPE_OPS:
-                continue
-            new = [t for t in op.outputs if t.ref() not in found and t.ref() not in avoiding]
-            found |= dict.fromkeys(t.ref() for t in new)
-            waiting += new
-    return found
-
-
 @dataclasses.dataclass(frozen=True)
 class _Trace:
     """The graph of a call."""
@@ -141,16 +122,12 @@ class _Trace:
     operations: list[tf.Operation]
 
     def writes(self) -> bool:
-        definition = self.graph.as_graph_def()
-        nodes = itertools.chain(
-            definition.node, *(f.node_def for f in definition.library.function)
-        )
-        return any(node.op.startswith(("Assign", "ResourceScatter")) for node in nodes)
+        return any(assigns(node) for _, node in nodes(self.operations))
 
     def check_functions(self, model: keras.Model) -> None:
         """Refuses a `tf.function` that writes: it keeps its trace, with or without the writing."""
         for op in self.operations:
-            if "PartitionedCall" in op.type and any(t.dtype == tf.resource for t in op.inputs):
+            if calls_function(op) and any(t.dtype == tf.resource for t in op.inputs):
                 raise ValueError(
                     f"A tf.function inside of the model {model.name!r} ({op.name!r}) may change "
                     "variables, which an evaluation must not. Remove tf.function there: Keras "
@@ -175,8 +152,8 @@ class _Trace:
 
     def between(self) -> list[tf.Tensor]:
         """Returns all that is computed from the inputs, and outputs from it."""
-        upstream = _upstream(self.outputs)
-        return [ref.deref() for ref in downstream(self.inputs) if ref in upstream]
+        outputs_use = upstream(self.outputs)
+        return [ref.deref() for ref in downstream(self.inputs) if ref in outputs_use]
 
     def by_example(self, leading: frozenset[tuple[int, int]]) -> bool:
         leads = {self.operations[place].outputs[output].ref() for place, output in leading}
@@ -211,9 +188,8 @@ def _trace(model: keras.Model, specs: Any, training: bool) -> _Trace | None:
 
     def call(x: Any) -> None:
         graph = tf.compat.v1.get_default_graph()
-        before = len(graph.get_operations())
-        outputs = keras.tree.flatten(stateless.apply(model, x, training))
-        operations = graph.get_operations()[before:]
+        with traced_operations() as operations:
+            outputs = keras.tree.flatten(stateless.apply(model, x, training))
         traces.append(_Trace(graph, keras.tree.flatten(x), outputs, operations))
 
     try:
@@ -254,17 +230,6 @@ def _is_stateful(op: tf.Operation) -> bool:
 
 def _is_float(tensor: tf.Tensor) -> bool:
     return tensor.dtype.is_floating or tensor.dtype.is_complex
-
-
-def _upstream(tensors: Sequence[tf.Tensor]) -> dict:
-    """Returns references to all that tensors are computed from, as the keys of a dictionary."""
-    found = dict.fromkeys(tensor.ref() for tensor in tensors)
-    waiting = list(tensors)
-    while waiting:
-        new = [t for t in waiting.pop().op.inputs if t.ref() not in found]
-        found |= dict.fromkeys(t.ref() for t in new)
-        waiting += new
-    return found
 
 
 def _prime(sizes: set[int]) -> int:

@@ -7,10 +7,10 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.graph import keras_private
+from fisher_keras.graph.operations import behind, producer
 
 FromLogits = bool | Literal["auto"]
 _ACTIVATIONS = ("softmax", "sigmoid")
-_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 # Between softmax and the model's output these change nothing.
 _TRANSPARENT = ("Identity", "Cast")
 # Row sums of probabilities are off by about this much in half precision ...
@@ -91,7 +91,7 @@ def find_logits(
             "output, of which only the sign would be left. Pass normalize_logits=None."
         )
     check_head(outputs)
-    last = _behind(outputs, _TRANSPARENT)
+    last = behind(outputs, _TRANSPARENT)
     activation = last.op.type.lower()
     if activation in _ACTIVATIONS:
         if from_logits is True:
@@ -108,7 +108,7 @@ def find_logits(
             "probabilities cannot be told apart. Pass from_logits=True or False."
         )
     # What a layer gives that adds a bias in the end is not bounded, whatever its values are.
-    if _last_operation(_behind(last, (*_TRANSPARENT, "Reshape"))) == "BiasAdd":
+    if producer(last, (*_TRANSPARENT, "Reshape")) == "BiasAdd":
         return Logits(outputs, tf.constant(True), normalize_logits)
     tolerance = rounding(last.dtype)
     may_be = are_probabilities(outputs, tolerance) | _are_positive_up_to_one(outputs)
@@ -122,7 +122,7 @@ def check_head(outputs: tf.Tensor) -> None:
     Args:
         outputs: The model's outputs, shape (N, K), a tensor of a graph.
     """
-    last = _last_operation(_behind(outputs, _TRANSPARENT))
+    last = producer(outputs, (*_TRANSPARENT, "Reshape"))
     _check_activation(last.lower(), outputs.shape[-1])
 
 
@@ -191,35 +191,6 @@ def check_values(are_logits: bool, distance: float, normalize_logits: float | No
             f"normalize_logits={normalize_logits} needs logits, and the model gives only "
             "probabilities. Evaluate a model that ends in its logits, or in softmax."
         )
-
-
-def _behind(tensor: tf.Tensor, transparent: tuple[str, ...]) -> tf.Tensor:
-    """Returns the tensor that operations of some types only pass on."""
-    while tensor.op.type in transparent:
-        tensor = tensor.op.inputs[0]
-    return tensor
-
-
-def _last_operation(tensor: tf.Tensor) -> str:
-    """Returns the type of the operation that gives a tensor, looking into called functions."""
-    op, index = tensor.op, tensor.value_index
-    if op.type not in _CALLS:
-        return op.type
-    # The functions of a graph have no public side but its serialized form.
-    library = {f.signature.name: f for f in op.graph.as_graph_def().library.function}
-    function = library[op.get_attr("f").name]
-    while True:
-        nodes = {node.name: node for node in function.node_def}
-        source = function.ret[function.signature.output_arg[index].name]
-        node = nodes.get(source.split(":")[0])
-        while node is not None and node.op in (*_TRANSPARENT, "Reshape"):
-            source = node.input[0]
-            node = nodes.get(source.split(":")[0])
-        if node is None:  # An argument of the function.
-            return ""
-        if node.op not in _CALLS:
-            return node.op
-        function, index = library[node.attr["f"].func.name], int(source.split(":")[-1])
 
 
 def _activation(layer: Any) -> str | None:

@@ -11,6 +11,7 @@ from fisher_keras.fisher.cotangents import unit_cotangents
 from fisher_keras.fisher.gradients import Gradients
 from fisher_keras.fisher.structured import structured_gradients
 from fisher_keras.fisher.weights import weights_in_graph
+from fisher_keras.graph.operations import traced_operations
 from fisher_keras.graph.vectorized import map_examples
 
 # Keeps half precision's gradients away from its smallest numbers; a power of two, so exact.
@@ -41,9 +42,8 @@ class Batch:
         self._x = x
         self.size = labels.shape[0]
         graph = tf.compat.v1.get_default_graph()
-        before = len(graph.get_operations())
-        self.logits = self._logits_of(x)
-        operations = graph.get_operations()[before:]
+        with traced_operations() as operations:
+            self.logits = self._logits_of(x)
         self._leading = classifier.call_graph(x, training).leading_in(operations)
         self.weights = weights_in_graph(stateless.weights(classifier.model), graph)
         self._outputs = self.logits.values

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence, Set
 
 import tensorflow as tf
 
-from fisher_keras.classifier.batch_axis import downstream
 from fisher_keras.fisher.gradients import Explicit, Gradients
 from fisher_keras.fisher.rules import RULES, Use
 from fisher_keras.fisher.weights import Weight
+from fisher_keras.graph.operations import downstream
 from fisher_keras.graph.vectorized import map_examples
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from fisher_keras.graph.moments import exact_moments
+from fisher_keras.graph.operations import nodes
 
 _EXACT = contextvars.ContextVar("exact_second_derivatives", default=False)
 # First derivatives that TensorFlow registers as not differentiable, though they are. It has no
@@ -85,9 +86,11 @@ def vanishing_second_derivatives(graph: tf.Graph) -> list[str]:
     Returns:
         The operations, each by its type and name.
     """
-    definition = graph.as_graph_def()
-    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
-    found = (f"{node.op} ({node.name!r})" for node in nodes if node.op in TAKEN_FOR_CONSTANT)
+    found = [
+        f"{node.op} ({node.name!r})"
+        for _, node in nodes(graph.get_operations())
+        if node.op in TAKEN_FOR_CONSTANT
+    ]
     return list(dict.fromkeys(found))
 
 

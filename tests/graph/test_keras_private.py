@@ -76,7 +76,9 @@ def test_optimizers_meet_where_we_know_of():
     (trainer,) = [c for c in optimizer.__mro__ if "_all_reduce_sum_gradients" in vars(c)]
     source = inspect.getsource(trainer)
     meeting = set(re.findall(r"def (\w+)\(self(?:(?!\n    def )[\s\S])*?merge_call", source))
-    assert meeting == set(keras_private._SYNC_POINTS) - {"_overwrite_model_variables_with_average_value"}
+    assert meeting == set(keras_private._SYNC_POINTS) - {
+        "_overwrite_model_variables_with_average_value"
+    }
     for name in keras_private._SYNC_POINTS:
         assert sum(name in vars(c) for c in optimizer.__mro__) == 2
     assert set(REPLACED) <= set(dir(optimizer))
