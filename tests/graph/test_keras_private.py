@@ -70,7 +70,7 @@ def test_private_modules_are_not_imported():
                 assert not any(n.startswith(("keras.src", "tensorflow.python")) for n in names)
 
 
-def test_optimizers_meet_where_we_know_of():
+def test_optimizers_synchronize_where_we_know_of():
     """And nowhere else, so that without these each replica updates by itself."""
     optimizer = keras.optimizers.Optimizer
     (trainer,) = [c for c in optimizer.__mro__ if "_all_reduce_sum_gradients" in vars(c)]
