@@ -140,6 +140,23 @@ def upstream(tensors: Sequence[tf.Tensor]) -> dict:
     return found
 
 
+def depending_on(
+    tensors: Iterable[Any], operations: Iterable[tf.Operation]
+) -> Iterator[tuple[tf.Operation, Any]]:
+    """Yields what `nodes` does of those operations that depend on some tensors.
+
+    Args:
+        tensors: Tensors or handles of variables, of this graph or captured from outside of it.
+        operations: Of one graph, in the order in which they were made: one pass is then enough.
+    """
+    source = sources()
+    depending = {id(source(tensor)) for tensor in tensors}
+    for operation, node in nodes(operations):
+        if any(id(source(tensor)) in depending for tensor in operation.inputs):
+            depending |= {id(tensor) for tensor in operation.outputs}
+            yield operation, node
+
+
 def sources() -> Callable[[Any], Any]:
     """Returns a function that takes a tensor to the one that its graph has captured as it."""
     captures = functools.cache(

@@ -7,8 +7,7 @@ they cost time when a step is traced, and none when it runs.
 """
 
 import contextlib
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -16,6 +15,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.graph import keras_private
+from fisher_keras.graph import second_derivatives as second
 from fisher_keras.graph.operations import (
     assigns,
     called_functions,
@@ -26,15 +26,8 @@ from fisher_keras.graph.operations import (
     sources,
     traced_operations,
 )
-from fisher_keras.graph.second_derivatives import (
-    TAKEN_FOR_CONSTANT,
-    exact_second_derivatives,
-)
 
-_WAY_OUT = "Use gradient='finite_difference'. Given: gradient='hessian_vector_product'."
-# Functions of TensorFlow that hold constant what makes no difference: the shift of a logarithm of
-# sums, and a mean that is not held constant any more in `exact_moments`.
-_HARMLESS = re.compile(r"(ReduceLogSumExp|moments)(_\d+)?/StopGradient")
+_REMEDY = "Use gradient='finite_difference'. Given: gradient='hessian_vector_product'."
 
 
 def check_layers(model: keras.Model) -> None:
@@ -137,44 +130,13 @@ def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> 
 def check_second_derivatives(
     operations: Iterable[tf.Operation], weights: list[tf.Tensor], model: keras.Model
 ) -> None:
-    """Checks that no derivative of a gradient is left out silently.
-
-    Args:
-        operations: Those of a loss and its gradient, in the order in which they were made.
-        weights: What the loss is a function of.
-        model: The model, to name the layer.
-
-    Raises:
-        ValueError: If TensorFlow takes one of the operations as not differentiable, or if the
-            model holds constant what depends on weights.
-    """
-    source = sources()
-    depending = {id(source(weight)) for weight in weights}
-    for operation, node in nodes(operations):
-        if any(id(source(tensor)) in depending for tensor in operation.inputs):
-            depending |= {id(tensor) for tensor in operation.outputs}
-            if _holds_constant(node, operation.name) or node.op in TAKEN_FOR_CONSTANT:
-                raise ValueError(
-                    f"TensorFlow takes the derivative of {node.op} in {layer_of(operation, model)} "
-                    f"for zero, which makes second derivatives wrong. {_WAY_OUT}"
-                )
+    """Checks that no second derivative of L~ is dropped, see `graph.second_derivatives`."""
+    second.check_second_derivatives(operations, weights, model, _REMEDY)
 
 
-@contextlib.contextmanager
-def second_derivatives() -> Iterator[None]:
-    """The context in which L~ is traced where its second derivatives are asked for.
-
-    Raises:
-        ValueError: If an operation has none that TensorFlow knows of.
-    """
-    try:
-        with exact_second_derivatives(_WAY_OUT):
-            yield
-    except (NotImplementedError, TypeError) as error:  # Of loops and recomputed functions.
-        bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.DOTALL)  # By Keras.
-        raise ValueError(
-            f"TensorFlow gives no second derivative: {bold[1] if bold else error} {_WAY_OUT}"
-        ) from error
+def second_derivatives() -> contextlib.AbstractContextManager:
+    """Returns the context in which L~ is traced where its second derivatives are asked for."""
+    return second.exact_second_derivatives(_REMEDY)
 
 
 def check_gradients(given: list, ordinary: list, weights: list[keras.Variable]) -> None:
@@ -200,10 +162,3 @@ def _captured(weight: keras.Variable) -> ValueError:
         "tf.custom_gradient or a loaded SavedModel. Call the layer without that. Given: weight "
         f"{weight.path!r}."
     )
-
-
-def _holds_constant(node: Any, name: str) -> bool:
-    """Returns whether a node holds constant what has a derivative."""
-    if node.op != "StopGradient" or not tf.as_dtype(node.attr["T"].type).is_floating:
-        return False  # A shape, such as the one that the gradient of average pooling holds.
-    return not _HARMLESS.search(name)
