@@ -47,14 +47,14 @@ class CallGraph:
         changes_variables: Whether it writes a variable, as moving statistics or a seed.
         operations: The types of the call's operations, in order.
         leading: The outputs of these that have the examples on the leading axis, in order: pairs
-            of the operation's place and the output's.
-        by_example: Whether no operation can let examples interact, or is random, by its type.
+            of the operation's index and the output's.
+        independent: Whether no operation can let examples interact, or is random, by its type.
     """
 
     changes_variables: bool = True
     operations: tuple[str, ...] = ()
-    leading: frozenset[tuple[int, int]] = frozenset()
-    by_example: bool = False
+    batch_leading: frozenset[tuple[int, int]] = frozenset()
+    independent: bool = False
 
     def leading_in(self, operations: Sequence[tf.Operation]) -> frozenset:
         """Returns references to the tensors with leading examples in another trace of the call.
@@ -66,9 +66,9 @@ class CallGraph:
         pairs = zip(self.operations, operations, strict=False)
         same = list(itertools.takewhile(lambda pair: pair[0] == pair[1].type, pairs))
         return frozenset(
-            operations[place].outputs[output].ref()
-            for place, output in self.leading
-            if place < len(same)
+            operations[index].outputs[output].ref()
+            for index, output in self.batch_leading
+            if index < len(same)
         )
 
 
@@ -109,7 +109,7 @@ def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
         trace.check_interaction(model, count)
     operations = tuple(op.type for op in trace.operations)
     leading = trace.leading(count)
-    return CallGraph(changes_variables, operations, leading, trace.by_example(leading))
+    return CallGraph(changes_variables, operations, leading, trace.independent(leading))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +155,8 @@ class _Trace:
         outputs_use = upstream(self.outputs)
         return [ref.deref() for ref in downstream(self.inputs) if ref in outputs_use]
 
-    def by_example(self, leading: frozenset[tuple[int, int]]) -> bool:
-        leads = {self.operations[place].outputs[output].ref() for place, output in leading}
+    def independent(self, batch_leading: frozenset[tuple[int, int]]) -> bool:
+        leads = {self.operations[index].outputs[output].ref() for index, output in batch_leading}
         leads |= {tensor.ref() for tensor in self.inputs}
         if any(_is_stateful(op) and op.type != "ReadVariableOp" for op in self.operations):
             return False
@@ -173,13 +173,13 @@ class _Trace:
     def leading(self, count: int) -> frozenset[tuple[int, int]]:
         """Returns which outputs of the operations have the examples in front."""
         found = {tensor.ref() for tensor in self.inputs}
-        places = set()
-        for place, op in enumerate(self.operations):
+        indices = set()
+        for index, op in enumerate(self.operations):
             for output, tensor in enumerate(op.outputs):
                 if _examples_lead(tensor, count, found):
                     found.add(tensor.ref())
-                    places.add((place, output))
-        return frozenset(places)
+                    indices.add((index, output))
+        return frozenset(indices)
 
 
 def _trace(model: keras.Model, specs: Any, training: bool) -> _Trace | None:
@@ -189,7 +189,7 @@ def _trace(model: keras.Model, specs: Any, training: bool) -> _Trace | None:
     def call(x: Any) -> None:
         graph = tf.compat.v1.get_default_graph()
         with traced_operations() as operations:
-            outputs = keras.tree.flatten(stateless.apply(model, x, training))
+            outputs = keras.tree.flatten(stateless.call(model, x, training))
         traces.append(_Trace(graph, keras.tree.flatten(x), outputs, operations))
 
     try:

@@ -63,7 +63,7 @@ def dropping_changes() -> keras.StatelessScope:
     return keras.StatelessScope()
 
 
-def apply(model: keras.Model, x: Any, training: bool | None) -> Any:
+def call(model: keras.Model, x: Any, training: bool | None) -> Any:
     """Calls a model, telling it the mode if its `call` asks for one."""
     asks = "training" in inspect.signature(model.call).parameters
     return model(x, training=training) if asks else model(x)

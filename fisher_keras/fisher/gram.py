@@ -114,7 +114,7 @@ def loss_gradient_gram(
     size = count if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
     classifier.build(x)
     check_trainable(classifier.model)
-    function = classifier.function(GramFunction, bool(training))
+    function = classifier.cached(GramFunction, bool(training))
     epsilon = rounding_of(classifier.model)
     return _exact_where_needed(
         function, lambda exact: _normalized(*function(x, y, size, exact), epsilon)

@@ -110,7 +110,7 @@ class GramFunction:
 
     def _same_alone(self, x: Any, rows: np.ndarray) -> bool:
         """Returns whether an example from the middle gives the same without the others."""
-        if self._classifier.call_graph(x).by_example:
+        if self._classifier.call_graph(x).independent:
             return True
         logits = self._classifier.logits
         middle = len(rows) // 2

@@ -32,7 +32,7 @@ def specs(structure: Any) -> Any:
     return keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), structure)
 
 
-def for_batches(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def trace_for_any_batch_size(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Traces a function of a batch once for all sizes of the batch.
 
     Args:

@@ -34,10 +34,10 @@ def map_examples(function: Callable[[Any], Any], examples: Any) -> Any:
     one = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape[1:], t.dtype), examples)
     outputs = tf.function(function, autograph=False).get_concrete_function(one).structured_outputs
     signature = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
-    return map_in_turn(function, examples, fn_output_signature=signature)
+    return map_sequentially(function, examples, fn_output_signature=signature)
 
 
-def map_in_turn(function: Callable[[Any], Any], elements: Any, **options: Any) -> Any:
+def map_sequentially(function: Callable[[Any], Any], elements: Any, **options: Any) -> Any:
     """Calls a function for each element, as `tf.map_fn` does, and leaves nothing if that raises.
 
     `tf.map_fn` gives the scope of variables a caching device for as long as it traces the

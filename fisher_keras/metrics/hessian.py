@@ -70,7 +70,7 @@ def hessian(
     classifier.build(x)
     check_trainable(classifier.model)
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
-    function = classifier.function(_second_derivatives)
+    function = classifier.cached(_second_derivatives)
     with exact_second_derivatives(_REMEDY):
         concrete = concrete_function(function, specs(x), tf.TensorSpec([count, None], tf.float64))
     target = label_distributions(y, classifier.num_classes, label_smoothing)

@@ -145,9 +145,9 @@ def test_gram_is_that_of_the_slow_jacobian(case):
 @pytest.mark.parametrize("case", STRUCTURED, indirect=True)
 def test_structured_gradients_agree_with_the_fallback(case):
     classifier, x, y, structured = case
-    assert not classifier.function(GramFunction, False).fallback_weights
+    assert not classifier.cached(GramFunction, False).fallback_weights
     other = Classifier(classifier.model)
-    other.function(GramFunction, False).take_fallback(range(len(other.model.trainable_variables)))
+    other.cached(GramFunction, False).take_fallback(range(len(other.model.trainable_variables)))
     found = loss_gradient_gram(other, x, y)
     np.testing.assert_allclose(xi(structured), xi(found), rtol=1e-4, atol=1e-6)
 
@@ -211,7 +211,7 @@ def test_the_networks_need_no_fallback(arch):
     np.testing.assert_allclose(
         xi(loss_gradient_gram(classifier, x, y)), j @ j.T, rtol=1e-3, atol=1e-5 * np.max(j @ j.T)
     )
-    assert not classifier.function(GramFunction, False).fallback_weights
+    assert not classifier.cached(GramFunction, False).fallback_weights
 
 
 @pytest.mark.parametrize("vocabulary", [11, 200])  # Fewer and more than the examples' 35 tokens.

@@ -253,7 +253,7 @@ def test_apply_tells_the_mode_to_all_layers():
         assert np.any(model(x, training=True) != x)
         np.testing.assert_array_equal(model(x, training=False), x)
     assert np.any(FisherRegularizedModel(Untold())(x, training=True) != x)
-    np.testing.assert_array_equal(stateless.apply(Untold(), x, None), x)
+    np.testing.assert_array_equal(stateless.call(Untold(), x, None), x)
 
 
 def test_scope_has_other_values_and_drops_what_is_assigned():
