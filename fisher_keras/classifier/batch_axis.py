@@ -1,4 +1,4 @@
-"""What the graph of a model's call tells: where its examples are, and what the call changes.
+"""Batch axis and side effects of a model's call, from its graph.
 
 A model is traced for a number of examples that divides no other size in it, so that an axis of
 that size is the examples', whatever sizes a user's data happen to have. Nothing is computed.
@@ -41,7 +41,7 @@ _EXAMPLE_BY_EXAMPLE = _ROW_BY_ROW | {
 
 @dataclasses.dataclass(frozen=True)
 class CallGraph:
-    """What was found out about the call of a model.
+    """Properties of a traced call of a model.
 
     Attributes:
         changes_variables: Whether it writes a variable, as moving statistics or a seed.
@@ -85,7 +85,7 @@ def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
         training: Whether in training mode.
 
     Returns:
-        What was found out.
+        Its properties.
 
     Raises:
         ValueError: If examples interact in inference mode, so that there is no loss of one alone;
@@ -213,7 +213,7 @@ def _examples_lead(tensor: tf.Tensor, count: int, leading: set) -> bool:
 
 
 def _number_of_axes(tensor: tf.Tensor, count: int) -> int:
-    """Returns how many axes are the examples'; 1 where it is not known."""
+    """Returns the number of axes that are the examples'; 1 where it is not known."""
     if tensor.shape.rank is None or None in tensor.shape.as_list():
         return 1
     number = 0

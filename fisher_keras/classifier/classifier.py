@@ -1,4 +1,4 @@
-"""A Keras classifier, how its logits are found, and what was traced of it."""
+"""A Keras classifier with its logits and cached traced functions."""
 
 import contextlib
 import threading
@@ -114,7 +114,7 @@ class Classifier:
             training: Whether in training mode.
 
         Returns:
-            What to differentiate at, see `fisher_keras.classifier.logits.find_logits`.
+            The tensor to differentiate at, see `fisher_keras.classifier.logits.find_logits`.
         """
         with self._dropping_changes(x, training):
             outputs = stateless.call(self.model, x, training)
@@ -123,7 +123,7 @@ class Classifier:
         return found
 
     def call_graph(self, x: Any, training: bool = False) -> CallGraph:
-        """Returns what the graph of the model's call tells, found out once for a kind of examples.
+        """Returns the properties of the model's call, cached by input signature.
 
         Args:
             x: Inputs of N examples, a structure of tensors; N does not matter.
@@ -157,7 +157,7 @@ class Classifier:
         check_values(bool(are_logits), float(distance), self.normalize_logits)
 
     def cached(self, factory: Callable[..., Callable], *options: Any) -> Any:
-        """Returns what `factory(self, *options)` makes, once.
+        """Returns `factory(self, *options)`, cached until layers or variables change.
 
         It is made anew when layers were frozen or unfrozen, or variables replaced.
 
@@ -235,10 +235,10 @@ def _logits_of_batches(classifier: Classifier) -> Callable[[Any], tuple]:
 
 
 def _trace_key(model: keras.Model) -> tuple[list, ...]:
-    """Returns what a trace takes for granted: variables, layers and their attributes.
+    """Returns what a trace depends on: variables, layers and their attributes.
 
-    Of these the public ones, as an activation or a rate; they are compared by identity. What a
-    trace itself leaves behind, a tensor of its graph, is none.
+    Of these the public ones, as an activation or a rate; they are compared by identity. A tensor
+    of a graph, which a trace itself leaves behind, does not count.
     """
     layers = keras_private.all_layers(model)
     attributes = [

@@ -94,7 +94,7 @@ class HardLabelCrossEntropy:
             )
 
     def check_outputs(self, outputs: tf.Tensor) -> list[tf.Operation]:
-        """Asserts that outputs are what the loss takes them for, as far as their values tell.
+        """Asserts that outputs are logits or probabilities, as the loss expects.
 
         Args:
             outputs: The model's outputs, shape (B, K).

@@ -1,4 +1,4 @@
-"""Logits or probabilities: what a classifier gives, found out and checked."""
+"""Detects and checks whether a classifier outputs logits or probabilities."""
 
 import dataclasses
 from typing import Any, Literal
@@ -21,7 +21,7 @@ _ROUNDING = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Logits:
-    r"""What the hard-label losses of N examples are differentiated at, in a graph.
+    r"""The tensor at which the hard-label losses of N examples are differentiated, in a graph.
 
     Attributes:
         values: Logits z, or probabilities where the model has no logits, of any floating dtype,
@@ -37,7 +37,7 @@ class Logits:
     tolerance: float = _HALF_ROUNDING
 
     def distance_from_probabilities(self) -> tf.Tensor:
-        """Returns how far the values are from probabilities, a float64 scalar; 0 if rounding."""
+        """Returns the values' distance from probabilities, a float64 scalar; 0 if rounding."""
         distance = _distance_from_probabilities(self.values)
         return tf.where(distance <= self.tolerance, tf.zeros_like(distance), distance)
 
@@ -59,15 +59,15 @@ class Logits:
 def find_logits(
     outputs: tf.Tensor, from_logits: FromLogits, normalize_logits: float | None = None
 ) -> Logits:
-    """Finds what the hard-label loss is differentiated at, in the graph of a model.
+    """Finds the tensor at which the hard-label loss is differentiated, in the graph of a model.
 
     A softmax or a sigmoid at the end is passed over: its input has digits that its output has
     lost where the model is sure.
 
     Args:
         outputs: The model's outputs, shape (N, K), a tensor of a graph.
-        from_logits: Whether they are logits; "auto" finds out from the graph or, where a layer of
-            one's own gives the outputs, from their values: those that add up to 1 to rounding are
+        from_logits: Whether they are logits; "auto" finds out from the graph or, where a custom
+            layer gives the outputs, from their values: those that add up to 1 to rounding are
             probabilities, and those that are in 0..1 without adding up to 1 may be either and are
             refused.
         normalize_logits: `Logits.normalize`.
@@ -152,12 +152,12 @@ def gives_probabilities(model: keras.Model) -> bool | None:
 
 
 def rounding(dtype: tf.DType) -> float:
-    """Returns how far sums of probabilities of a dtype are from 1 by rounding."""
+    """Returns the rounding error of sums of probabilities of a dtype."""
     return _HALF_ROUNDING if dtype.size == 2 else _ROUNDING
 
 
 def are_probabilities(outputs: tf.Tensor, tolerance: float) -> tf.Tensor:
-    """Returns whether outputs, shape (N, K), can be probabilities; NaN is none.
+    """Returns whether outputs, shape (N, K), can be probabilities; NaN is not.
 
     Args:
         outputs: Outputs of a model.
@@ -227,9 +227,9 @@ def _are_positive_up_to_one(outputs: tf.Tensor) -> tf.Tensor:
 
 
 def _distance_from_probabilities(outputs: tf.Tensor) -> tf.Tensor:
-    """Returns how far any of the outputs, shape (N, K), are below 0, or their sums from 1.
+    """Returns the largest distance of outputs, shape (N, K), below 0, or of their sums from 1.
 
-    Of a single unit, shape (N, 1), it is how far they are outside of 0 to 1.
+    Of a single unit, shape (N, 1), it is that of outputs outside of 0 to 1.
     """
     outputs = tf.cast(outputs, tf.float64)
     excess = tf.reduce_sum(outputs, axis=-1) - 1

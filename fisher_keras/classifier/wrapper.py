@@ -50,7 +50,7 @@ class ClassifierWrapper(keras.Model):
         return stateless.call(self.model, inputs, training)
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Returns what `compile` was given."""
+        """Returns the arguments of `compile`."""
         return super().get_compile_config()
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ class ClassifierWrapper(keras.Model):
             store[f"seed_generator_{index}"] = state
 
     def load_own_variables(self, store: dict[str, Any]) -> None:
-        """Restores what `save_own_variables` stored."""
+        """Restores the seeds that `save_own_variables` stored."""
         for index, state in enumerate(keras_private.seed_states(self.model)):
             state.assign(store[f"seed_generator_{index}"][()])
 

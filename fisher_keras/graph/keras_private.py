@@ -24,7 +24,7 @@ if hasattr(keras.optimizers.Optimizer, "_backend_maybe_overwrite_model_variables
 
 
 def num_updates(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
-    """Returns how many gradients an optimizer has been given, int64 scalar."""
+    """Returns the number of gradients that an optimizer has been given, int64 scalar."""
     # `iterations` stands still while gradients accumulate.
     return tf.cast(getattr(optimizer, "inner_optimizer", optimizer)._iterations.value, tf.int64)
 
@@ -107,7 +107,7 @@ def _replaced(optimizer: keras.optimizers.Optimizer, **methods: Callable) -> Ite
 
 
 def symbolic_build(trainer: Any, iterator: Any, data_batch: Any) -> None:
-    """Builds what is not built of a model, before its first batch is trained on or evaluated.
+    """Builds the unbuilt layers of a model, before its first batch is trained on or evaluated.
 
     Args:
         trainer: The model, as its class' base knows it.

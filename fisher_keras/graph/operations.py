@@ -143,7 +143,7 @@ def upstream(tensors: Sequence[tf.Tensor]) -> dict:
 def depending_on(
     tensors: Iterable[Any], operations: Iterable[tf.Operation]
 ) -> Iterator[tuple[tf.Operation, Any]]:
-    """Yields what `nodes` does of those operations that depend on some tensors.
+    """Yields the `nodes` of those operations that depend on some tensors.
 
     Args:
         tensors: Tensors or handles of variables, of this graph or captured from outside of it.

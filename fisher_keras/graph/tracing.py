@@ -18,7 +18,7 @@ def concrete_function(function: Any, *arguments: Any) -> Callable:
 
     Args:
         function: The `tf.function`.
-        *arguments: What to trace it for: tensors, `tf.TensorSpec`s, Python values.
+        *arguments: Its arguments: tensors, `tf.TensorSpec`s, Python values.
 
     Returns:
         The graph, to be called with arguments of that kind.

@@ -1,4 +1,4 @@
-"""`tf.vectorized_map`, and what to do where TensorFlow has no right one."""
+"""`tf.vectorized_map` with a sequential fallback."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""The exact Hessian of the training loss, for small models: what the metrics estimate."""
+"""The exact Hessian of the training loss, for small models."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""What Algorithm 1 takes for granted of a classifier, established from the graph that is traced.
+"""Preconditions of Algorithm 1, established from the graph that is traced.
 
 L~ is evaluated at w and at w - alpha g_i, by values that stand in for the classifier's variables
 (`stateless.scope`). That is right if its graph computes with these values alone, always does the
@@ -99,7 +99,7 @@ def check_variables(operations: Iterable[tf.Operation], model: keras.Model) -> N
 
 
 def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> None:
-    """Checks that a loss and its gradient depend on what is given alone, and change nothing.
+    """Checks that a loss and its gradient are pure functions of the given values.
 
     Args:
         operations: Those of the loss and gradient, traced with values for the model's variables.
