@@ -15,7 +15,7 @@ from fisher_keras.classifier import Classifier
 from fisher_keras.classifier.hard_label_loss import from_logits_of
 from fisher_keras.classifier.labels import labelled_data
 from fisher_keras.classifier.logits import FromLogits, gives_probabilities
-from fisher_keras.classifier.wrapper import plain_classifier
+from fisher_keras.classifier.wrapper import unwrap
 from fisher_keras.metrics.evaluation import (
     GRAM_METRICS,
     EvaluationOptions,
@@ -96,7 +96,7 @@ class FisherMetrics(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Takes the model, for all evaluations of this training, and checks that it can."""
         from_logits = self._from_logits
-        if from_logits == "auto" and not gives_probabilities(plain_classifier(self.model)):
+        if from_logits == "auto" and not gives_probabilities(unwrap(self.model)):
             known = from_logits_of(self.model.loss)
             from_logits = from_logits if known is None else known
         self._classifier = Classifier(self.model, from_logits, self._normalize_logits)

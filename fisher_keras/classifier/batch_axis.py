@@ -1,4 +1,4 @@
-"""What the graph of a model's call tells: where its examples are, and what the call changes.
+"""Batch axis and side effects of a model's call, from its graph.
 
 A model is traced for a number of examples that divides no other size in it, so that an axis of
 that size is the examples', whatever sizes a user's data happen to have. Nothing is computed.
@@ -13,10 +13,16 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
+from fisher_keras.graph.operations import (
+    assigns,
+    calls_function,
+    downstream,
+    nodes,
+    traced_operations,
+    upstream,
+)
 from fisher_keras.graph.tracing import concrete_function
 
-# Only tell the shape of a tensor: what depends on these alone does not depend on the examples.
-_SHAPE_OPS = ("Shape", "ShapeN", "Size", "Rank")
 # Larger than most sizes in a model, and small enough for loops over examples in Python.
 _LEAST_COUNT = 251
 # With these, rows stay what they are, also where a row is one of several of an example.
@@ -35,20 +41,20 @@ _EXAMPLE_BY_EXAMPLE = _ROW_BY_ROW | {
 
 @dataclasses.dataclass(frozen=True)
 class CallGraph:
-    """What was found out about the call of a model.
+    """Properties of a traced call of a model.
 
     Attributes:
         changes_variables: Whether it writes a variable, as moving statistics or a seed.
         operations: The types of the call's operations, in order.
         leading: The outputs of these that have the examples on the leading axis, in order: pairs
-            of the operation's place and the output's.
-        by_example: Whether no operation can let examples interact, or is random, by its type.
+            of the operation's index and the output's.
+        independent: Whether no operation can let examples interact, or is random, by its type.
     """
 
     changes_variables: bool = True
     operations: tuple[str, ...] = ()
-    leading: frozenset[tuple[int, int]] = frozenset()
-    by_example: bool = False
+    batch_leading: frozenset[tuple[int, int]] = frozenset()
+    independent: bool = False
 
     def leading_in(self, operations: Sequence[tf.Operation]) -> frozenset:
         """Returns references to the tensors with leading examples in another trace of the call.
@@ -60,9 +66,9 @@ class CallGraph:
         pairs = zip(self.operations, operations, strict=False)
         same = list(itertools.takewhile(lambda pair: pair[0] == pair[1].type, pairs))
         return frozenset(
-            operations[place].outputs[output].ref()
-            for place, output in self.leading
-            if place < len(same)
+            operations[index].outputs[output].ref()
+            for index, output in self.batch_leading
+            if index < len(same)
         )
 
 
@@ -79,7 +85,7 @@ def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
         training: Whether in training mode.
 
     Returns:
-        What was found out.
+        Its properties.
 
     Raises:
         ValueError: If examples interact in inference mode, so that there is no loss of one alone;
@@ -103,32 +109,7 @@ def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
         trace.check_interaction(model, count)
     operations = tuple(op.type for op in trace.operations)
     leading = trace.leading(count)
-    return CallGraph(changes_variables, operations, leading, trace.by_example(leading))
-
-
-def downstream(tensors: Sequence[tf.Tensor], avoiding: Any = ()) -> dict:
-    """Returns references to all that is computed from tensors without going through others.
-
-    What depends on their shapes alone is left out.
-
-    Args:
-        tensors: The tensors, which are among those that are returned.
-        avoiding: References to the others.
-
-    Returns:
-        The references as the keys of a dictionary, a set that keeps its order: results are the
-        same to the bit each time.
-    """
-    found = dict.fromkeys(tensor.ref() for tensor in tensors)
-    waiting = list(tensors)
-    while waiting:
-        for op in waiting.pop().consumers():
-            if op.type in _SHAPE_OPS:
-                continue
-            new = [t for t in op.outputs if t.ref() not in found and t.ref() not in avoiding]
-            found |= dict.fromkeys(t.ref() for t in new)
-            waiting += new
-    return found
+    return CallGraph(changes_variables, operations, leading, trace.independent(leading))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,16 +122,12 @@ class _Trace:
     operations: list[tf.Operation]
 
     def writes(self) -> bool:
-        definition = self.graph.as_graph_def()
-        nodes = itertools.chain(
-            definition.node, *(f.node_def for f in definition.library.function)
-        )
-        return any(node.op.startswith(("Assign", "ResourceScatter")) for node in nodes)
+        return any(assigns(node) for _, node in nodes(self.operations))
 
     def check_functions(self, model: keras.Model) -> None:
         """Refuses a `tf.function` that writes: it keeps its trace, with or without the writing."""
         for op in self.operations:
-            if "PartitionedCall" in op.type and any(t.dtype == tf.resource for t in op.inputs):
+            if calls_function(op) and any(t.dtype == tf.resource for t in op.inputs):
                 raise ValueError(
                     f"A tf.function inside of the model {model.name!r} ({op.name!r}) may change "
                     "variables, which an evaluation must not. Remove tf.function there: Keras "
@@ -175,11 +152,11 @@ class _Trace:
 
     def between(self) -> list[tf.Tensor]:
         """Returns all that is computed from the inputs, and outputs from it."""
-        upstream = _upstream(self.outputs)
-        return [ref.deref() for ref in downstream(self.inputs) if ref in upstream]
+        outputs_use = upstream(self.outputs)
+        return [ref.deref() for ref in downstream(self.inputs) if ref in outputs_use]
 
-    def by_example(self, leading: frozenset[tuple[int, int]]) -> bool:
-        leads = {self.operations[place].outputs[output].ref() for place, output in leading}
+    def independent(self, batch_leading: frozenset[tuple[int, int]]) -> bool:
+        leads = {self.operations[index].outputs[output].ref() for index, output in batch_leading}
         leads |= {tensor.ref() for tensor in self.inputs}
         if any(_is_stateful(op) and op.type != "ReadVariableOp" for op in self.operations):
             return False
@@ -196,13 +173,13 @@ class _Trace:
     def leading(self, count: int) -> frozenset[tuple[int, int]]:
         """Returns which outputs of the operations have the examples in front."""
         found = {tensor.ref() for tensor in self.inputs}
-        places = set()
-        for place, op in enumerate(self.operations):
+        indices = set()
+        for index, op in enumerate(self.operations):
             for output, tensor in enumerate(op.outputs):
                 if _examples_lead(tensor, count, found):
                     found.add(tensor.ref())
-                    places.add((place, output))
-        return frozenset(places)
+                    indices.add((index, output))
+        return frozenset(indices)
 
 
 def _trace(model: keras.Model, specs: Any, training: bool) -> _Trace | None:
@@ -211,9 +188,8 @@ def _trace(model: keras.Model, specs: Any, training: bool) -> _Trace | None:
 
     def call(x: Any) -> None:
         graph = tf.compat.v1.get_default_graph()
-        before = len(graph.get_operations())
-        outputs = keras.tree.flatten(stateless.apply(model, x, training))
-        operations = graph.get_operations()[before:]
+        with traced_operations() as operations:
+            outputs = keras.tree.flatten(stateless.call(model, x, training))
         traces.append(_Trace(graph, keras.tree.flatten(x), outputs, operations))
 
     try:
@@ -237,7 +213,7 @@ def _examples_lead(tensor: tf.Tensor, count: int, leading: set) -> bool:
 
 
 def _number_of_axes(tensor: tf.Tensor, count: int) -> int:
-    """Returns how many axes are the examples'; 1 where it is not known."""
+    """Returns the number of axes that are the examples'; 1 where it is not known."""
     if tensor.shape.rank is None or None in tensor.shape.as_list():
         return 1
     number = 0
@@ -254,17 +230,6 @@ def _is_stateful(op: tf.Operation) -> bool:
 
 def _is_float(tensor: tf.Tensor) -> bool:
     return tensor.dtype.is_floating or tensor.dtype.is_complex
-
-
-def _upstream(tensors: Sequence[tf.Tensor]) -> dict:
-    """Returns references to all that tensors are computed from, as the keys of a dictionary."""
-    found = dict.fromkeys(tensor.ref() for tensor in tensors)
-    waiting = list(tensors)
-    while waiting:
-        new = [t for t in waiting.pop().op.inputs if t.ref() not in found]
-        found |= dict.fromkeys(t.ref() for t in new)
-        waiting += new
-    return found
 
 
 def _prime(sizes: set[int]) -> int:

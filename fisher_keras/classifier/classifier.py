@@ -1,4 +1,4 @@
-"""A Keras classifier, how its logits are found, and what was traced of it."""
+"""A Keras classifier with its logits and cached traced functions."""
 
 import contextlib
 import threading
@@ -12,9 +12,9 @@ from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.batch_axis import CallGraph, call_graph
 from fisher_keras.classifier.logits import FromLogits, Logits, check_values, find_logits
-from fisher_keras.classifier.wrapper import plain_classifier
+from fisher_keras.classifier.wrapper import unwrap
 from fisher_keras.graph import keras_private
-from fisher_keras.graph.tracing import for_batches, specs
+from fisher_keras.graph.tracing import specs, trace_for_any_batch_size
 
 # Attributes of a model that Keras sets while it trains; none has a part in a call.
 _OF_TRAINING = {
@@ -70,14 +70,14 @@ class Classifier:
         """
         if from_logits not in (True, False, "auto"):
             raise ValueError(f"from_logits must be True, False or 'auto'. Given: {from_logits!r}.")
-        self.model = plain_classifier(model)
+        self.model = unwrap(model)
         self.from_logits = from_logits if from_logits == "auto" else bool(from_logits)
         self.normalize_logits = None
         if normalize_logits is not None:
             self.normalize_logits = real_number("normalize_logits", normalize_logits, above=0)
         self.num_classes: int | None = None
         self._functions: dict[tuple, Callable] = {}
-        self._state: tuple[list, ...] = ()
+        self._trace_key: tuple[list, ...] = ()
         self._making = threading.RLock()
 
     def build(self, x: Any) -> None:
@@ -102,7 +102,7 @@ class Classifier:
             ValueError: If outputs are not what `from_logits` and `normalize_logits` need.
         """
         self.build(x)
-        logits, *to_check = self.function(_logits_of_batches)(x)
+        logits, *to_check = self.cached(_logits_of_batches)(x)
         self.check_values(*to_check)
         return logits
 
@@ -114,16 +114,16 @@ class Classifier:
             training: Whether in training mode.
 
         Returns:
-            What to differentiate at, see `fisher_keras.classifier.logits.find_logits`.
+            The tensor to differentiate at, see `fisher_keras.classifier.logits.find_logits`.
         """
         with self._dropping_changes(x, training):
-            outputs = stateless.apply(self.model, x, training)
+            outputs = stateless.call(self.model, x, training)
         found = find_logits(outputs, self.from_logits, self.normalize_logits)
         self.num_classes = max(2, found.values.shape[-1])
         return found
 
     def call_graph(self, x: Any, training: bool = False) -> CallGraph:
-        """Returns what the graph of the model's call tells, found out once for a kind of examples.
+        """Returns the properties of the model's call, cached by input signature.
 
         Args:
             x: Inputs of N examples, a structure of tensors; N does not matter.
@@ -138,7 +138,7 @@ class Classifier:
             training,
             *((s.shape[1:].as_list(), s.dtype) for s in keras.tree.flatten(described)),
         )
-        graphs = self.function(_call_graphs)
+        graphs = self.cached(_call_graphs)
         if repr(key) not in graphs:
             graphs[repr(key)] = call_graph(self.model, described, training)
         return graphs[repr(key)]
@@ -156,26 +156,26 @@ class Classifier:
         """
         check_values(bool(are_logits), float(distance), self.normalize_logits)
 
-    def function(self, make: Callable[..., Callable], *options: Any) -> Any:
-        """Returns what `make(self, *options)` makes, once.
+    def cached(self, factory: Callable[..., Callable], *options: Any) -> Any:
+        """Returns `factory(self, *options)`, cached until layers or variables change.
 
         It is made anew when layers were frozen or unfrozen, or variables replaced.
 
         Args:
-            make: Makes a function that traces what it needs.
+            factory: Makes a function that traces what it needs.
             *options: Further arguments, hashable.
 
         Returns:
             The function.
         """
         with self._making:
-            state = _state(self.model)
-            if not _same(state, self._state):
+            key_of_model = _trace_key(self.model)
+            if not _same(key_of_model, self._trace_key):
                 self._functions.clear()
-                self._state = state
-            key = (make, *options)
+                self._trace_key = key_of_model
+            key = (factory, *options)
             if key not in self._functions:
-                self._functions[key] = make(self, *options)
+                self._functions[key] = factory(self, *options)
             return self._functions[key]
 
 
@@ -231,14 +231,14 @@ def logits_function(classifier: Classifier) -> Any:
 
 
 def _logits_of_batches(classifier: Classifier) -> Callable[[Any], tuple]:
-    return for_batches(logits_function(classifier))
+    return trace_for_any_batch_size(logits_function(classifier))
 
 
-def _state(model: keras.Model) -> tuple[list, ...]:
-    """Returns what a trace takes for granted: variables, layers and their attributes.
+def _trace_key(model: keras.Model) -> tuple[list, ...]:
+    """Returns what a trace depends on: variables, layers and their attributes.
 
-    Of these the public ones, as an activation or a rate; they are compared by identity. What a
-    trace itself leaves behind, a tensor of its graph, is none.
+    Of these the public ones, as an activation or a rate; they are compared by identity. A tensor
+    of a graph, which a trace itself leaves behind, does not count.
     """
     layers = keras_private.all_layers(model)
     attributes = [

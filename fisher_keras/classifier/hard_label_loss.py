@@ -38,13 +38,13 @@ class HardLabelCrossEntropy:
             distribution over the classes, shape (B, K)) or "binary" (a single sigmoid unit:
             probabilities of class 1, shape (B,) or (B, 1)).
         from_logits: Whether the model's outputs are logits; otherwise they are probabilities.
-        is_the_loss: Whether its mean over a batch is the compiled loss itself (less the
+        equals_compiled_loss: Whether its mean over a batch is the compiled loss itself (less the
             penalties), so that one gradient serves for both.
     """
 
     kind: str
     from_logits: bool
-    is_the_loss: bool
+    equals_compiled_loss: bool
 
     def __call__(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """Returns -ln f_w(x)_c for each example, c being its most probable label.
@@ -94,7 +94,7 @@ class HardLabelCrossEntropy:
             )
 
     def check_outputs(self, outputs: tf.Tensor) -> list[tf.Operation]:
-        """Asserts that outputs are what the loss takes them for, as far as their values tell.
+        """Asserts that outputs are logits or probabilities, as the loss expects.
 
         Args:
             outputs: The model's outputs, shape (B, K).
@@ -156,11 +156,11 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
     probabilities = gives_probabilities(model)
     if probabilities is not None and probabilities == from_logits:
         raise ValueError(_mismatch(from_logits))
-    is_the_loss = kind == "sparse" and config.get("reduction", "sum_over_batch_size") in (
+    equals_compiled_loss = kind == "sparse" and config.get("reduction", "sum_over_batch_size") in (
         "sum_over_batch_size",
         "mean",
     )
-    return HardLabelCrossEntropy(kind, from_logits, is_the_loss)
+    return HardLabelCrossEntropy(kind, from_logits, equals_compiled_loss)
 
 
 def from_logits_of(loss: Any) -> bool | None:

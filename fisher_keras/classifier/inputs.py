@@ -1,4 +1,4 @@
-"""What the metrics need of a model and of inputs, checked before anything is computed."""
+"""Checks of models and inputs for the metrics."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def count_examples(x: Any, *labels: Any) -> int:
 
 
 class ExamplesError(ValueError):
-    """What is wrong with some examples, who are called by their rows.
+    """Error about some examples, identified by row.
 
     Attributes:
         rows: The rows.

@@ -45,7 +45,7 @@ class LabelledData:
 
 
 def labelled_data(data: Any, name: str = "data") -> LabelledData:
-    """Reads what a user gives as data into memory, and checks it.
+    """Reads labelled data into memory, and checks it.
 
     Args:
         data: A pair (x, y) of arrays or tensors, x possibly a structure of them; or a finite
@@ -174,7 +174,7 @@ def _checked_labels(y: Any, num_classes: int | None = None, what: str = "Labels"
 
 
 def _label_problem(y: np.ndarray, num_classes: int | None) -> str | None:
-    """Says what is wrong with labels, and where first."""
+    """Describes the first invalid label; None if all are valid."""
     if y.dtype.kind not in "biuf":
         return f"dtype {y.dtype}"
     values = y.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Logits or probabilities: what a classifier gives, found out and checked."""
+"""Detects and checks whether a classifier outputs logits or probabilities."""
 
 import dataclasses
 from typing import Any, Literal
@@ -7,10 +7,10 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.graph import keras_private
+from fisher_keras.graph.operations import behind, producer
 
 FromLogits = bool | Literal["auto"]
 _ACTIVATIONS = ("softmax", "sigmoid")
-_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 # Between softmax and the model's output these change nothing.
 _TRANSPARENT = ("Identity", "Cast")
 # Row sums of probabilities are off by about this much in half precision ...
@@ -21,7 +21,7 @@ _ROUNDING = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Logits:
-    r"""What the hard-label losses of N examples are differentiated at, in a graph.
+    r"""The tensor at which the hard-label losses of N examples are differentiated, in a graph.
 
     Attributes:
         values: Logits z, or probabilities where the model has no logits, of any floating dtype,
@@ -37,7 +37,7 @@ class Logits:
     tolerance: float = _HALF_ROUNDING
 
     def distance_from_probabilities(self) -> tf.Tensor:
-        """Returns how far the values are from probabilities, a float64 scalar; 0 if rounding."""
+        """Returns the values' distance from probabilities, a float64 scalar; 0 if rounding."""
         distance = _distance_from_probabilities(self.values)
         return tf.where(distance <= self.tolerance, tf.zeros_like(distance), distance)
 
@@ -59,15 +59,15 @@ class Logits:
 def find_logits(
     outputs: tf.Tensor, from_logits: FromLogits, normalize_logits: float | None = None
 ) -> Logits:
-    """Finds what the hard-label loss is differentiated at, in the graph of a model.
+    """Finds the tensor at which the hard-label loss is differentiated, in the graph of a model.
 
     A softmax or a sigmoid at the end is passed over: its input has digits that its output has
     lost where the model is sure.
 
     Args:
         outputs: The model's outputs, shape (N, K), a tensor of a graph.
-        from_logits: Whether they are logits; "auto" finds out from the graph or, where a layer of
-            one's own gives the outputs, from their values: those that add up to 1 to rounding are
+        from_logits: Whether they are logits; "auto" finds out from the graph or, where a custom
+            layer gives the outputs, from their values: those that add up to 1 to rounding are
             probabilities, and those that are in 0..1 without adding up to 1 may be either and are
             refused.
         normalize_logits: `Logits.normalize`.
@@ -91,7 +91,7 @@ def find_logits(
             "output, of which only the sign would be left. Pass normalize_logits=None."
         )
     check_head(outputs)
-    last = _behind(outputs, _TRANSPARENT)
+    last = behind(outputs, _TRANSPARENT)
     activation = last.op.type.lower()
     if activation in _ACTIVATIONS:
         if from_logits is True:
@@ -108,7 +108,7 @@ def find_logits(
             "probabilities cannot be told apart. Pass from_logits=True or False."
         )
     # What a layer gives that adds a bias in the end is not bounded, whatever its values are.
-    if _last_operation(_behind(last, (*_TRANSPARENT, "Reshape"))) == "BiasAdd":
+    if producer(last, (*_TRANSPARENT, "Reshape")) == "BiasAdd":
         return Logits(outputs, tf.constant(True), normalize_logits)
     tolerance = rounding(last.dtype)
     may_be = are_probabilities(outputs, tolerance) | _are_positive_up_to_one(outputs)
@@ -122,7 +122,7 @@ def check_head(outputs: tf.Tensor) -> None:
     Args:
         outputs: The model's outputs, shape (N, K), a tensor of a graph.
     """
-    last = _last_operation(_behind(outputs, _TRANSPARENT))
+    last = producer(outputs, (*_TRANSPARENT, "Reshape"))
     _check_activation(last.lower(), outputs.shape[-1])
 
 
@@ -152,12 +152,12 @@ def gives_probabilities(model: keras.Model) -> bool | None:
 
 
 def rounding(dtype: tf.DType) -> float:
-    """Returns how far sums of probabilities of a dtype are from 1 by rounding."""
+    """Returns the rounding error of sums of probabilities of a dtype."""
     return _HALF_ROUNDING if dtype.size == 2 else _ROUNDING
 
 
 def are_probabilities(outputs: tf.Tensor, tolerance: float) -> tf.Tensor:
-    """Returns whether outputs, shape (N, K), can be probabilities; NaN is none.
+    """Returns whether outputs, shape (N, K), can be probabilities; NaN is not.
 
     Args:
         outputs: Outputs of a model.
@@ -191,35 +191,6 @@ def check_values(are_logits: bool, distance: float, normalize_logits: float | No
             f"normalize_logits={normalize_logits} needs logits, and the model gives only "
             "probabilities. Evaluate a model that ends in its logits, or in softmax."
         )
-
-
-def _behind(tensor: tf.Tensor, transparent: tuple[str, ...]) -> tf.Tensor:
-    """Returns the tensor that operations of some types only pass on."""
-    while tensor.op.type in transparent:
-        tensor = tensor.op.inputs[0]
-    return tensor
-
-
-def _last_operation(tensor: tf.Tensor) -> str:
-    """Returns the type of the operation that gives a tensor, looking into called functions."""
-    op, index = tensor.op, tensor.value_index
-    if op.type not in _CALLS:
-        return op.type
-    # The functions of a graph have no public side but its serialized form.
-    library = {f.signature.name: f for f in op.graph.as_graph_def().library.function}
-    function = library[op.get_attr("f").name]
-    while True:
-        nodes = {node.name: node for node in function.node_def}
-        source = function.ret[function.signature.output_arg[index].name]
-        node = nodes.get(source.split(":")[0])
-        while node is not None and node.op in (*_TRANSPARENT, "Reshape"):
-            source = node.input[0]
-            node = nodes.get(source.split(":")[0])
-        if node is None:  # An argument of the function.
-            return ""
-        if node.op not in _CALLS:
-            return node.op
-        function, index = library[node.attr["f"].func.name], int(source.split(":")[-1])
 
 
 def _activation(layer: Any) -> str | None:
@@ -256,9 +227,9 @@ def _are_positive_up_to_one(outputs: tf.Tensor) -> tf.Tensor:
 
 
 def _distance_from_probabilities(outputs: tf.Tensor) -> tf.Tensor:
-    """Returns how far any of the outputs, shape (N, K), are below 0, or their sums from 1.
+    """Returns the largest distance of outputs, shape (N, K), below 0, or of their sums from 1.
 
-    Of a single unit, shape (N, 1), it is how far they are outside of 0 to 1.
+    Of a single unit, shape (N, 1), it is that of outputs outside of 0 to 1.
     """
     outputs = tf.cast(outputs, tf.float64)
     excess = tf.reduce_sum(outputs, axis=-1) - 1

@@ -1,14 +1,21 @@
-"""How precise what a model computes is."""
+"""Numerical precision of a model's layers."""
 
 import os
+from collections.abc import Iterable
 
 import keras
 import tensorflow as tf
 
 from fisher_keras.graph import keras_private
 
-# "float32" on its own is exact to 2^-23, as is what is made of float64 gradients.
-_EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "TensorFloat-32": 2.0**-10}
+_EPSILONS = {
+    "bfloat16": 2.0**-7,
+    "float16": 2.0**-10,
+    "TensorFloat-32": 2.0**-10,
+    "float32": 2.0**-23,
+    "float64": 2.0**-52,
+}
+_COARSE = {name for name, epsilon in _EPSILONS.items() if epsilon > 2.0**-23}
 
 
 def coarse_formats(model: keras.Model) -> set[str]:
@@ -20,10 +27,7 @@ def coarse_formats(model: keras.Model) -> set[str]:
     Returns:
         Some of "bfloat16", "float16" and "TensorFloat-32".
     """
-    dtypes = {layer.compute_dtype for layer in keras_private.all_layers(model)}
-    if "float32" in dtypes and tensor_float_32():
-        dtypes.add("TensorFloat-32")
-    return dtypes & _EPSILONS.keys()
+    return _as_computed(_compute_dtypes(model)) & _COARSE
 
 
 def rounding_of(model: keras.Model) -> float:
@@ -36,7 +40,28 @@ def rounding_of(model: keras.Model) -> float:
         2^-7 with bfloat16, 2^-10 with float16 and TensorFloat-32, else 2^-23, float32's: also for
         float64, in which what is made of gradients is no more precise.
     """
-    return max((_EPSILONS[name] for name in coarse_formats(model)), default=2.0**-23)
+    return max(2.0**-23, rounding_of_dtypes(_compute_dtypes(model)))
+
+
+def rounding_of_dtypes(dtypes: Iterable[str]) -> float:
+    """Returns the relative rounding of the coarsest of some dtypes, as this device multiplies.
+
+    Args:
+        dtypes: Their names; those that are not floating are passed over.
+    """
+    return max((_EPSILONS[name] for name in _as_computed(dtypes) & _EPSILONS.keys()), default=0.0)
+
+
+def _compute_dtypes(model: keras.Model) -> set[str]:
+    return {layer.compute_dtype for layer in keras_private.all_layers(model)}
+
+
+def _as_computed(dtypes: Iterable[str]) -> set[str]:
+    """Returns dtypes with those formats that the device takes instead in products."""
+    formats = set(dtypes)
+    if "float32" in formats and tensor_float_32():
+        formats.add("TensorFloat-32")
+    return formats
 
 
 def tensor_float_32() -> bool:

@@ -1,4 +1,4 @@
-"""Evaluates a Keras model at given weights, without a trace in it (design: no hidden state)."""
+"""Evaluates a Keras model at given weights, statelessly."""
 
 import inspect
 from typing import Any
@@ -29,7 +29,7 @@ def overwritten(model: keras.Model) -> list[keras.Variable]:
 
 
 def handles(variables: list[keras.Variable]) -> list[tf.Tensor]:
-    """Returns what operations take that read variables or assign to them, in any scope."""
+    """Returns the resource handles of variables, in any scope."""
     with keras.StatelessScope():
         return [v.value.handle for v in variables]
 
@@ -37,7 +37,7 @@ def handles(variables: list[keras.Variable]) -> list[tf.Tensor]:
 def scope(
     model: keras.Model, weights: list[tf.Tensor], state: list[tf.Tensor]
 ) -> keras.StatelessScope:
-    """Makes the scope in which a model has other values, and what it assigns is dropped.
+    """Returns a StatelessScope with given values, which discards assignments.
 
     `keras.Model.stateless_call` is this scope around `call`. We need `__call__`, which also casts
     to the compute dtype and tells layers of the mode that `call` does not pass on; and penalties
@@ -59,18 +59,18 @@ def scope(
 
 
 def dropping_changes() -> keras.StatelessScope:
-    """Makes the scope in which models have their own values, and what they assign is dropped."""
+    """Returns a StatelessScope with the models' own values, which discards assignments."""
     return keras.StatelessScope()
 
 
-def apply(model: keras.Model, x: Any, training: bool | None) -> Any:
-    """Calls a model, telling it the mode if its `call` asks for one."""
-    asks = "training" in inspect.signature(model.call).parameters
-    return model(x, training=training) if asks else model(x)
+def call(model: keras.Model, x: Any, training: bool | None) -> Any:
+    """Calls a model, passing `training` if its `call` accepts it."""
+    accepts = "training" in inspect.signature(model.call).parameters
+    return model(x, training=training) if accepts else model(x)
 
 
 def build(model: keras.Model, x: Any) -> None:
-    """Builds what is not built of a model, outside of any graph, where its variables must be made.
+    """Builds the unbuilt layers of a model, outside of any graph, where variables must be made.
 
     Args:
         model: A Keras model.

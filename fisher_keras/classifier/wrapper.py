@@ -13,7 +13,7 @@ from fisher_keras.graph import keras_private
 class ClassifierWrapper(keras.Model):
     """A Keras model that trains a classifier; its outputs are the classifier's.
 
-    What is said of a local minimum is said of the classifier inside: `plain_classifier` finds it.
+    What is said of a local minimum is said of the classifier inside: `unwrap` finds it.
 
     Attributes:
         model: The classifier, to be saved, evaluated or served without the wrapper.
@@ -47,10 +47,10 @@ class ClassifierWrapper(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Returns the classifier's outputs."""
-        return stateless.apply(self.model, inputs, training)
+        return stateless.call(self.model, inputs, training)
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Returns what `compile` was given."""
+        """Returns the arguments of `compile`."""
         return super().get_compile_config()
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -69,12 +69,12 @@ class ClassifierWrapper(keras.Model):
             store[f"seed_generator_{index}"] = state
 
     def load_own_variables(self, store: dict[str, Any]) -> None:
-        """Restores what `save_own_variables` stored."""
+        """Restores the seeds that `save_own_variables` stored."""
         for index, state in enumerate(keras_private.seed_states(self.model)):
             state.assign(store[f"seed_generator_{index}"][()])
 
 
-def plain_classifier(model: keras.Model) -> keras.Model:
+def unwrap(model: keras.Model) -> keras.Model:
     """Returns the classifier inside a `ClassifierWrapper`, and any other model as it is.
 
     Raises:

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from fisher_keras.fisher.gradients import Explicit, Factored
 
-# Stands for a row or column outside of an image.
-_NOWHERE = -1
+# The index of a row or column outside of an image.
+_PADDING = -1
 
 
 def filter_gradients(op: tf.Operation, x: tf.Tensor, delta: tf.Tensor) -> Factored:
@@ -56,7 +56,9 @@ def depthwise_gradients(op: tf.Operation, x: tf.Tensor, delta: tf.Tensor) -> Exp
     x = tf.pad(x, [[0, 0], rows.margins(), columns.margins(), [0, 0]])
     delta = tf.reshape(delta, [*delta.shape[:3], channels, multiplier])
     entries = [
-        tf.reduce_sum(x[:, rows.met_by(i), columns.met_by(j), :, tf.newaxis] * delta, [1, 2])
+        tf.reduce_sum(
+            x[:, rows.input_slice(i), columns.input_slice(j), :, tf.newaxis] * delta, [1, 2]
+        )
         for i in range(height)
         for j in range(width)
     ]
@@ -66,7 +68,7 @@ def depthwise_gradients(op: tf.Operation, x: tf.Tensor, delta: tf.Tensor) -> Exp
 
 @dataclasses.dataclass(frozen=True)
 class _WindowAxis:
-    """How the windows of a convolution lie along one axis of its images."""
+    """Geometry of convolution windows along one axis."""
 
     inputs: int
     kernel: int
@@ -76,29 +78,29 @@ class _WindowAxis:
     outputs: int
 
     def margins(self) -> list[int]:
-        """Returns how much has to be put around the images, so that no window leaves them."""
+        """Returns the padding on both sides, so that no window leaves the images."""
         span = (self.outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
         return [self.padding, max(span - self.inputs - self.padding, 0)]
 
-    def met_by(self, entry: int) -> slice:
-        """Returns where in images with margins the outputs meet an entry of the kernel."""
+    def input_slice(self, entry: int) -> slice:
+        """Returns the slice of padded inputs that a kernel entry reads."""
         first = entry * self.dilation
         return slice(first, first + (self.outputs - 1) * self.stride + 1, self.stride)
 
     def inputs_of_outputs(self) -> np.ndarray:
-        """Returns where each output meets each of the kernel's entries, (outputs, kernel)."""
+        """Returns the input index that each output reads by each entry, (outputs, kernel)."""
         first = np.arange(self.outputs)[:, np.newaxis] * self.stride - self.padding
         return _inside(first + np.arange(self.kernel) * self.dilation, self.inputs)
 
     def outputs_of_inputs(self) -> np.ndarray:
-        """Returns which output meets each input with each entry, (inputs, kernel); stride 1."""
+        """Returns the output that reads each input by each entry, (inputs, kernel); stride 1."""
         last = np.arange(self.inputs)[:, np.newaxis] + self.padding
         return _inside(last - np.arange(self.kernel) * self.dilation, self.outputs)
 
 
-def _inside(places: np.ndarray, size: int) -> np.ndarray:
-    """Marks places that are not of the image."""
-    return np.where((places >= 0) & (places < size), places, _NOWHERE)
+def _inside(positions: np.ndarray, size: int) -> np.ndarray:
+    """Marks positions outside the image."""
+    return np.where((positions >= 0) & (positions < size), positions, _PADDING)
 
 
 def _window_axes(
@@ -108,13 +110,13 @@ def _window_axes(
     kernel = op.inputs[1].shape
     axes = []
     for axis in (1, 2):
-        place = axis + 1 if channels_first else axis
-        stride, dilation = op.get_attr("strides")[place], op.get_attr("dilations")[place]
+        index = axis + 1 if channels_first else axis
+        stride, dilation = op.get_attr("strides")[index], op.get_attr("dilations")[index]
         size, entries, count = inputs[axis], kernel[axis - 1], outputs[axis]
         padding = op.get_attr("padding")
         before = 0
         if padding == b"EXPLICIT":
-            before = op.get_attr("explicit_paddings")[2 * place]
+            before = op.get_attr("explicit_paddings")[2 * index]
         elif padding == b"SAME":
             before = max((count - 1) * stride + (entries - 1) * dilation + 1 - size, 0) // 2
         axes.append(_WindowAxis(size, entries, stride, dilation, before, count))
@@ -124,7 +126,7 @@ def _window_axes(
 def _dense_convolution(
     x: tf.Tensor, delta: tf.Tensor, kernel: tf.TensorShape, rows: _WindowAxis, columns: _WindowAxis
 ) -> Factored:
-    """Takes the kernel's columns from shifts of X, and its rows from shifts of Delta.
+    """Factors of a convolution with stride 1: kernel columns shift X, kernel rows shift Delta.
 
     One product over the pixels of X's rows and Delta's columns then gives all pairs, and each is
     copied k times instead of k^2 times one of them.
@@ -147,7 +149,7 @@ def _dense_convolution(
 
 
 def _gather_pixels(images: tf.Tensor, rows: np.ndarray, columns: np.ndarray) -> tf.Tensor:
-    """Collects, for each position, the pixels that meet there.
+    """Gathers, for each position, the pixels that a window reads there.
 
     Args:
         images: Shape (N, H, W, C).
@@ -155,11 +157,11 @@ def _gather_pixels(images: tf.Tensor, rows: np.ndarray, columns: np.ndarray) -> 
         columns: For each position along the width, columns of images, shape (Q, T).
 
     Returns:
-        Shape (N, P Q, S T C); zero where a row or column is `_NOWHERE`.
+        Shape (N, P Q, S T C); zero where a row or column is `_PADDING`.
     """
     count, height, width, channels = images.shape
     rows, columns = rows[:, np.newaxis, :, np.newaxis], columns[np.newaxis, :, np.newaxis, :]
-    outside = (rows == _NOWHERE) | (columns == _NOWHERE)
+    outside = (rows == _PADDING) | (columns == _PADDING)
     # A pixel of zeros behind the last one stands for all that are outside.
     pixels = np.where(outside, height * width, rows * width + columns)
     pixels = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)

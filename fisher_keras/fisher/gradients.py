@@ -13,7 +13,7 @@ _BLOCK_ENTRIES = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class Explicit:
-    """Gradients of N examples that are there as a tensor.
+    """N per-example gradients, stored as a tensor.
 
     Attributes:
         gradients: Shape (N, *weight.shape).
@@ -37,7 +37,7 @@ class Explicit:
 
 @dataclasses.dataclass(frozen=True)
 class Factored:
-    r"""Gradients of N examples that are $\sum_l X_{nla} \Delta_{nlb}$, over positions l.
+    r"""N per-example gradients of the form $\sum_l X_{nla} \Delta_{nlb}$, over positions l.
 
     Attributes:
         size: N, L, A and B.
@@ -81,13 +81,13 @@ class Factored:
 
 
 @dataclasses.dataclass(frozen=True)
-class Looked:
-    """Gradients of a table of which N examples take L rows each: zero in all other rows.
+class SparseRows:
+    """Row-sparse gradients of an embedding table: N examples look up L rows each.
 
     Attributes:
         shape: Of the table, (rows, ...).
-        indices: The rows that are taken, int, shape (N, L).
-        deltas: The gradients at what was taken, shape (N, L, B), B entries to a row.
+        indices: The rows that are looked up, int, shape (N, L).
+        deltas: The gradients at the values of these rows, shape (N, L, B), B entries to a row.
     """
 
     shape: tuple[int, ...]
@@ -107,9 +107,9 @@ class Looked:
         return tf.reshape(table, self.shape)
 
     def blocks(self) -> list[Callable[[], tf.Tensor]]:
-        """Returns functions that give columns of the matrix of gradients, but for those of zeros.
+        """Returns functions that give the nonzero columns of the gradient matrix.
 
-        Of the table's rows these hold as many as the examples take at most, in any order.
+        Of the table's rows these hold at most as many as the examples look up, in any order.
         """
         count, length, entries = self.deltas.shape
         rows = min(self.shape[0], count * length)
@@ -135,11 +135,11 @@ class Looked:
         return tf.reshape(tables, [count, rows, entries])
 
 
-Gradients = Explicit | Factored | Looked
+Gradients = Explicit | Factored | SparseRows
 
 
-def fresh(gradients: list[Gradients]) -> list[Gradients]:
-    """Returns gradients for another graph inside of theirs, which makes factors of its own."""
+def for_new_graph(gradients: list[Gradients]) -> list[Gradients]:
+    """Returns gradients for use in another graph inside of theirs, without the factors made."""
     return [dataclasses.replace(part) for part in gradients]
 
 

@@ -39,7 +39,7 @@ class FisherGram:
             for a zero gradient.
         epsilon: Relative rounding of the gradients: that of float32 or, where the model computes
             in half precision or a GPU in TensorFloat-32, of that.
-        logits: What the model gives for the examples, shape (N', K), float64, never normalized:
+        logits: The model's logits of the examples, shape (N', K), float64, never normalized:
             see `fisher_keras.classifier.Classifier.logits`. None if `loss_gradient_gram` did not
             make this.
     """
@@ -114,29 +114,31 @@ def loss_gradient_gram(
     size = count if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
     classifier.build(x)
     check_trainable(classifier.model)
-    function = classifier.function(GramFunction, bool(training))
+    function = classifier.cached(GramFunction, bool(training))
     epsilon = rounding_of(classifier.model)
-    return _exact_where_needed(
-        function, lambda exact: _normalized(*function(x, y, size, exact), epsilon)
+    return _float64_where_needed(
+        function, lambda float64: _normalized(*function(x, y, size, float64), epsilon)
     )
 
 
-def _exact_where_needed(function: GramFunction, gram: Callable[[bool], FisherGram]) -> FisherGram:
-    """Returns the fast result if its cosines are well conditioned, else the exact one.
+def _float64_where_needed(
+    function: GramFunction, gram: Callable[[bool], FisherGram]
+) -> FisherGram:
+    """Returns the fast result if its cosines are well conditioned, else that in float64.
 
     So it depends on the examples alone. What the last ones needed is tried first: the two differ
-    by rounding, so that an exact smallest eigenvalue far below the limit needs no fast one.
+    by rounding, so that a smallest eigenvalue in float64 far below the limit needs no fast one.
     """
-    exact = None
-    if function.exact_was_needed:
-        exact = gram(True)
-        if exact.smallest_eigenvalue < _WELL_CONDITIONED / 2:
-            return exact
+    in_float64 = None
+    if function.needed_float64:
+        in_float64 = gram(True)
+        if in_float64.smallest_eigenvalue < _WELL_CONDITIONED / 2:
+            return in_float64
     fast = gram(False)
-    function.exact_was_needed = fast.smallest_eigenvalue < _WELL_CONDITIONED
-    if not function.exact_was_needed:
+    function.needed_float64 = fast.smallest_eigenvalue < _WELL_CONDITIONED
+    if not function.needed_float64:
         return fast
-    return gram(True) if exact is None else exact
+    return gram(True) if in_float64 is None else in_float64
 
 
 def _normalized(

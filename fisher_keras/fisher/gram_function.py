@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.classifier.labels import hard_labels
-from fisher_keras.fisher.gradients import Explicit, Gradients, fresh
+from fisher_keras.fisher.gradients import Explicit, Gradients, for_new_graph
 from fisher_keras.fisher.gram_product import sum_of_products
-from fisher_keras.fisher.per_example import Batch
+from fisher_keras.fisher.per_example import TracedBatch
 from fisher_keras.fisher.verification import (
     no_errors,
     relative_errors,
@@ -31,8 +31,8 @@ class GramFunction:
 
     Attributes:
         fallback_weights: Indices of the weights whose structured gradients failed.
-        exact_was_needed: Whether it was for the last examples, see `loss_gradient_gram`. It tells
-            what to try first, and changes no result.
+        needed_float64: Whether the last examples needed products in float64, see
+            `loss_gradient_gram`. It decides what is tried first, and changes no result.
     """
 
     def __init__(self, classifier: Classifier, training: bool) -> None:
@@ -47,7 +47,7 @@ class GramFunction:
         self._verified: set[str] = set()
         self._traced = tf.function(self._evaluate, autograph=False)
         self.fallback_weights: set[int] = set()
-        self.exact_was_needed = False
+        self.needed_float64 = False
 
     def take_fallback(self, indices: Iterable[int]) -> None:
         """Takes the gradients of some weights, by their index, example by example."""
@@ -55,7 +55,7 @@ class GramFunction:
         self._traced = tf.function(self._evaluate, autograph=False)
 
     def __call__(
-        self, x: Any, y: Any, chunk_size: int, exact: bool
+        self, x: Any, y: Any, chunk_size: int, float64: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Computes the products of all pairs of gradients.
 
@@ -63,7 +63,7 @@ class GramFunction:
             x: Inputs of N examples, a structure of tensors.
             y: Their labels, in any form.
             chunk_size: How many examples at a time, in pairs of chunks.
-            exact: Whether all products are taken in float64, see `sum_of_products`.
+            float64: Whether all products are taken in float64, see `sum_of_products`.
 
         Returns:
             The products without the gradients' scale, shape (N, N), the scale's logarithms, shape
@@ -84,17 +84,17 @@ class GramFunction:
             where = np.concatenate(pair)
             # In training mode each chunk is a batch; in inference mode examples do not interact.
             batches = pair if self._training else [where]
-            xi, log_scale[where], values = self._pair(x, y, batches, exact)
+            xi, log_scale[where], values = self._pair(x, y, batches, float64)
             products[np.ix_(where, where)] = xi
             logits.update(zip(where, values.numpy(), strict=True))
         return products, log_scale, np.stack([logits[row] for row in range(count)])
 
     def _pair(
-        self, x: Any, y: Any, batches: Sequence[np.ndarray], exact: bool
+        self, x: Any, y: Any, batches: Sequence[np.ndarray], float64: bool
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         kind = repr([(len(rows), *_shapes(x)) for rows in batches])
         verify = not (self._training or kind in self._verified)
-        found = self._run(x, y, batches, exact, verify)
+        found = self._run(x, y, batches, float64, verify)
         xi, log_scale, logits, are_logits, distance, *errors = found
         self._classifier.check_values(are_logits, distance)
         if verify:
@@ -103,14 +103,14 @@ class GramFunction:
                 raise ValueError(_interaction(self._classifier.model))
             if wrong:
                 self.take_fallback(wrong)
-                return self._pair(x, y, batches, exact)
+                return self._pair(x, y, batches, float64)
             if errors[1].numpy().all():  # What is zero everywhere agrees with everything.
                 self._verified.add(kind)
         return xi, log_scale, logits
 
     def _same_alone(self, x: Any, rows: np.ndarray) -> bool:
-        """Returns whether an example from the middle gives the same without the others."""
-        if self._classifier.call_graph(x).by_example:
+        """Returns whether the middle example has the same logits when evaluated alone."""
+        if self._classifier.call_graph(x).independent:
             return True
         logits = self._classifier.logits
         middle = len(rows) // 2
@@ -126,7 +126,7 @@ class GramFunction:
         return concrete(chunks, [classes[rows] for rows in batches], *map(tf.constant, options))
 
     def _evaluate(
-        self, chunks: list, labels: list[tf.Tensor], exact: tf.Tensor, verify: tf.Tensor
+        self, chunks: list, labels: list[tf.Tensor], float64: tf.Tensor, verify: tf.Tensor
     ) -> list[tf.Tensor]:
         """Computes the products and, where they are to be verified, the gradients' errors.
 
@@ -136,9 +136,9 @@ class GramFunction:
         gradients = self._gradients(batches)
         results = [
             tf.cond(
-                exact,
-                lambda: sum_of_products(fresh(gradients), exact=True),
-                lambda: sum_of_products(fresh(gradients), exact=False),
+                float64,
+                lambda: sum_of_products(for_new_graph(gradients), float64=True),
+                lambda: sum_of_products(for_new_graph(gradients), float64=False),
             ),
             tf.concat([batch.log_scale for batch in batches], axis=0),
             tf.concat([batch.logits.in_float64() for batch in batches], axis=0),
@@ -148,20 +148,20 @@ class GramFunction:
         if not self._training:
             results += tf.cond(
                 verify,
-                lambda: relative_errors(batches[0], fresh(gradients)),
+                lambda: relative_errors(batches[0], for_new_graph(gradients)),
                 lambda: no_errors(len(gradients)),
             )
         return results
 
-    def _batches(self, chunks: list, labels: list[tf.Tensor]) -> list[Batch]:
+    def _batches(self, chunks: list, labels: list[tf.Tensor]) -> list[TracedBatch]:
         return [
-            Batch(self._classifier, self._training, x, y)
+            TracedBatch(self._classifier, self._training, x, y)
             for x, y in zip(chunks, labels, strict=True)
         ]
 
-    def _gradients(self, batches: list[Batch]) -> list[Gradients]:
+    def _gradients(self, batches: list[TracedBatch]) -> list[Gradients]:
         if self._training:
-            per_batch = [batch.coupled() for batch in batches]
+            per_batch = [batch.with_interactions() for batch in batches]
             return [Explicit(tf.concat(parts, axis=0)) for parts in zip(*per_batch, strict=True)]
         (batch,) = batches
         gradients = batch.structured()
@@ -170,7 +170,7 @@ class GramFunction:
             for index, found in enumerate(gradients)
             if found is None or index in self.fallback_weights
         ]
-        for index, found in zip(missing, batch.one_by_one(missing), strict=True):
+        for index, found in zip(missing, batch.by_vectorized_map(missing), strict=True):
             gradients[index] = Explicit(found)
         return gradients
 

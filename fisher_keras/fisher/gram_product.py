@@ -11,19 +11,19 @@ _BLOCK = 768
 _COLLECTED_ENTRIES = 2**22
 
 
-def sum_of_products(gradients: list[Gradients], exact: bool) -> tf.Tensor:
+def sum_of_products(gradients: list[Gradients], float64: bool) -> tf.Tensor:
     """Adds up G G^T over the weights, G being a weight's per-example gradients.
 
     Args:
         gradients: Of each weight, for the same N examples.
-        exact: Take all products in float64. Otherwise those of float32 gradients are taken in
+        float64: Take all products in float64. Otherwise those of float32 gradients are taken in
             float32 and added up in float64 after every 768; cosines are then off by about 1e-7
             (less for many weights), and it takes half the time.
 
     Returns:
         J J^T, shape (N, N), float64.
     """
-    products = _Products(exact)
+    products = _Products(float64)
     # The last layer's gradients are there first.
     for part in reversed(gradients):
         if isinstance(part, Factored) and part.size[1] == 1:
@@ -39,8 +39,8 @@ def sum_of_products(gradients: list[Gradients], exact: bool) -> tf.Tensor:
 class _Products:
     """Multiplies columns once there are enough of them."""
 
-    def __init__(self, exact: bool) -> None:
-        self._exact = exact
+    def __init__(self, float64: bool) -> None:
+        self._float64 = float64
         self._products = []
         self._collected = []
         self.last: list[tf.Tensor] = []  # What the next block waits for.
@@ -71,12 +71,12 @@ class _Products:
         self._collected = []
 
     def _add_product(self, columns: tf.Tensor) -> None:
-        exact = self._exact or columns.dtype == tf.float64
-        self.add(_exact_product(columns) if exact else _blocked_product(columns))
+        float64 = self._float64 or columns.dtype == tf.float64
+        self.add(_float64_product(columns) if float64 else _blocked_product(columns))
         self.last = self._products[-1:]
 
 
-def _exact_product(columns: tf.Tensor) -> tf.Tensor:
+def _float64_product(columns: tf.Tensor) -> tf.Tensor:
     columns = tf.cast(columns, tf.float64)
     return tf.matmul(columns, columns, transpose_b=True)
 

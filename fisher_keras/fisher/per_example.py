@@ -9,23 +9,23 @@ import tensorflow as tf
 from fisher_keras.classifier import Classifier, stateless
 from fisher_keras.fisher.cotangents import unit_cotangents
 from fisher_keras.fisher.gradients import Gradients
-from fisher_keras.fisher.structured import structured_gradients
-from fisher_keras.fisher.weights import weights_in_graph
+from fisher_keras.fisher.structured import structured_gradients, weights_in_graph
+from fisher_keras.graph.operations import traced_operations
 from fisher_keras.graph.vectorized import map_examples
 
 # Keeps half precision's gradients away from its smallest numbers; a power of two, so exact.
 _HALF_SCALE = 1024.0
 
 
-class Batch:
-    """A batch of N examples, what the model gives for it, and its losses' gradients there.
+class TracedBatch:
+    """A traced batch of N examples with its logits and per-example loss gradients.
 
     Attributes:
         size: N.
-        logits: What is differentiated.
+        logits: The tensor that the losses are differentiated at.
         weights: The model's trainable variables in the graph.
         distance: How far that is from probabilities, a scalar.
-        log_scale: ln of what the gradients below lack as a factor, shape (N,), float64.
+        log_scale: ln of the factor that the gradients below lack, shape (N,), float64.
     """
 
     def __init__(self, classifier: Classifier, training: bool, x: Any, labels: tf.Tensor) -> None:
@@ -41,9 +41,8 @@ class Batch:
         self._x = x
         self.size = labels.shape[0]
         graph = tf.compat.v1.get_default_graph()
-        before = len(graph.get_operations())
-        self.logits = self._logits_of(x)
-        operations = graph.get_operations()[before:]
+        with traced_operations() as operations:
+            self.logits = self._logits_of(x)
         self._leading = classifier.call_graph(x, training).leading_in(operations)
         self.weights = weights_in_graph(stateless.weights(classifier.model), graph)
         self._outputs = self.logits.values
@@ -55,12 +54,12 @@ class Batch:
         self.log_scale = log_scale - tf.math.log(tf.constant(scale, tf.float64))
 
     def structured(self) -> list[Gradients | None]:
-        """Returns what `structured_gradients` finds. To be called before anything else."""
+        """Returns the `structured_gradients`. To be called before anything else."""
         inputs = keras.tree.flatten(self._x)
         leading = self._leading | {tensor.ref() for tensor in inputs}
         return structured_gradients(self._outputs, self._cotangents, inputs, self.weights, leading)
 
-    def one_by_one(self, indices: list[int]) -> list[tf.Tensor]:
+    def by_vectorized_map(self, indices: list[int]) -> list[tf.Tensor]:
         """Returns gradients of some of the weights, each example a batch of its own.
 
         It is the fallback where there are no structured ones.
@@ -91,7 +90,7 @@ class Batch:
 
         return map_examples(one_example, (self._x, self._cotangents))
 
-    def coupled(self) -> list[tf.Tensor]:
+    def with_interactions(self) -> list[tf.Tensor]:
         """Returns the gradients where a loss depends on the other examples of the batch, too."""
         return map_examples(self.weighted_sum, tf.eye(self.size, dtype=self._outputs.dtype))
 

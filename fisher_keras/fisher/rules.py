@@ -7,69 +7,69 @@ from collections.abc import Callable, Set
 import tensorflow as tf
 
 from fisher_keras.fisher import convolution
-from fisher_keras.fisher.gradients import Explicit, Factored, Gradients, Looked
+from fisher_keras.fisher.gradients import Explicit, Factored, Gradients, SparseRows
 
 
 @dataclasses.dataclass(frozen=True)
-class Use:
+class WeightUse:
     """An operation that uses a weight.
 
     Attributes:
         op: The operation.
-        position: The place of its input that is a weight or computed from weights.
+        input_index: The index of its input that is a weight or computed from weights.
         leading: References to the tensors with the examples on the leading axis, in order; each
             may have several entries in a row there.
     """
 
     op: tf.Operation
-    position: int
+    input_index: int
     leading: Set
 
     @property
     def tensor(self) -> tf.Tensor:
-        """The input at that place."""
-        return self.op.inputs[self.position]
+        """The input with that index."""
+        return self.op.inputs[self.input_index]
 
     @property
     def other(self) -> tf.Tensor:
         """The other input of an operation that has two."""
-        return self.op.inputs[1 - self.position]
+        return self.op.inputs[1 - self.input_index]
 
     def leads(self, tensor: tf.Tensor, count: int) -> bool:
         """Returns whether each entry along the leading axis of a tensor is one of N examples."""
         return tensor.ref() in self.leading and tensor.shape[0] == count
 
 
-def _matrix_product(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
+def _matrix_product(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
     """The weight is a matrix; its other factor (N, ..., A), or (N L, A) as layers flatten it."""
     names = ("transpose_a", "transpose_b") if use.op.type == "MatMul" else ("adj_x", "adj_y")
     other_transposed, transposed = map(use.op.get_attr, names)
-    is_matrix = use.position == 1 and not other_transposed and use.tensor.shape.rank == 2
+    is_matrix = use.input_index == 1 and not other_transposed and use.tensor.shape.rank == 2
     shape = use.other.shape
     if not is_matrix or not shape.is_fully_defined() or use.other.ref() not in use.leading:
         return None
     length = math.prod(shape[:-1]) // count
     factors = (delta, use.other) if transposed else (use.other, delta)
-    x, delta = (_wide(tf.reshape(t, [count, length, t.shape[-1]])) for t in factors)
+    x, delta = (_at_least_float32(tf.reshape(t, [count, length, t.shape[-1]])) for t in factors)
     size = (count, length, x.shape[-1], delta.shape[-1])
     return Factored(size, lambda: (x, delta), lambda gradients: gradients)
 
 
-def _lookup(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
+def _lookup(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
     """The weight is a table of which the examples take rows."""
     indices = use.op.inputs[1]
     plain = use.op.get_attr("batch_dims") == 0 and tf.get_static_value(use.op.inputs[2]) == 0
-    if use.position != 0 or not plain or not use.leads(indices, count):
+    if use.input_index != 0 or not plain or not use.leads(indices, count):
         return None
     length, entries = math.prod(indices.shape[1:]), math.prod(use.tensor.shape[1:])
-    return Looked(
+    return SparseRows(
         tuple(use.tensor.shape),
         tf.reshape(indices, [count, length]),
-        _wide(tf.reshape(delta, [count, length, entries])),
+        _at_least_float32(tf.reshape(delta, [count, length, entries])),
     )
 
 
-def _convolution(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
+def _convolution(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
     """The weight is a filter of a two-dimensional convolution (of which 1D ones are made)."""
     images = _images(use, delta, count)
     if images is None or images[0].shape[-1] != use.tensor.shape[2]:  # Of groups.
@@ -77,28 +77,28 @@ def _convolution(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
     return convolution.filter_gradients(use.op, *images)
 
 
-def _depthwise(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
+def _depthwise(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
     """The weight is a filter for each channel."""
     images = _images(use, delta, count)
     return None if images is None else convolution.depthwise_gradients(use.op, *images)
 
 
-def _images(use: Use, delta: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor] | None:
+def _images(use: WeightUse, delta: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor] | None:
     """Returns a convolution's images and the gradient at its output, channels last."""
     x = use.other
     if use.op.get_attr("data_format") == b"NCHW":
         x, delta = (tf.transpose(t, [0, 2, 3, 1]) for t in (x, delta))
-    if use.position != 1 or not use.leads(use.other, count) or None in x.shape[1:]:
+    if use.input_index != 1 or not use.leads(use.other, count) or None in x.shape[1:]:
         return None
-    return _wide(x), _wide(delta)
+    return _at_least_float32(x), _at_least_float32(delta)
 
 
-def _einsum(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
+def _einsum(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
     """The weight is a factor of an `einsum`, as in EinsumDense and attention."""
     inputs, output = use.op.get_attr("equation").decode().split("->")
     if "." in inputs or inputs.count(",") != 1:
         return None
-    mine, other = inputs.split(",")[use.position], inputs.split(",")[1 - use.position]
+    mine, other = inputs.split(",")[use.input_index], inputs.split(",")[1 - use.input_index]
     example = output[:1]
     examples_lead = other[:1] == example and example not in mine
     summed_alone = set(mine) - set(other) - set(output)
@@ -106,22 +106,22 @@ def _einsum(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
     if not (examples_lead and use.leads(use.other, count)) or summed_alone or repeated:
         return None
     equation = f"{other},{output}->{example}{mine}"
-    return Explicit(tf.einsum(equation, _wide(use.other), _wide(delta)))
+    return Explicit(tf.einsum(equation, _at_least_float32(use.other), _at_least_float32(delta)))
 
 
-def _broadcast_product(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
-    return _broadcast(use, _wide(delta) * _wide(use.other), count)
+def _broadcast_product(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
+    return _broadcast(use, _at_least_float32(delta) * _at_least_float32(use.other), count)
 
 
-def _broadcast_sum(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
-    return _broadcast(use, _wide(delta), count)
+def _broadcast_sum(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
+    return _broadcast(use, _at_least_float32(delta), count)
 
 
-def _broadcast_difference(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
-    return _broadcast(use, _wide(-delta if use.position == 1 else delta), count)
+def _broadcast_difference(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
+    return _broadcast(use, _at_least_float32(-delta if use.input_index == 1 else delta), count)
 
 
-def _broadcast(use: Use, products: tf.Tensor, count: int) -> Gradients | None:
+def _broadcast(use: WeightUse, products: tf.Tensor, count: int) -> Gradients | None:
     """Sums over the axes along which the weight was repeated, but for the examples'."""
     shape, full = use.tensor.shape, products.shape
     missing = len(full) - len(shape)
@@ -135,23 +135,25 @@ def _broadcast(use: Use, products: tf.Tensor, count: int) -> Gradients | None:
     return Explicit(tf.reshape(tf.reduce_sum(products, repeated), [count, *shape.as_list()]))
 
 
-def _bias(use: Use, delta: tf.Tensor, count: int) -> Gradients | None:
-    if use.position != 1 or not use.leads(use.op.outputs[0], count):
+def _bias(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
+    if use.input_index != 1 or not use.leads(use.op.outputs[0], count):
         return None
     channels = 1 if use.op.get_attr("data_format") == b"NCHW" else len(delta.shape) - 1
     return Explicit(
-        tf.reduce_sum(_wide(delta), [a for a in range(1, len(delta.shape)) if a != channels])
+        tf.reduce_sum(
+            _at_least_float32(delta), [a for a in range(1, len(delta.shape)) if a != channels]
+        )
     )
 
 
-def _wide(values: tf.Tensor) -> tf.Tensor:
-    """Sums of many products are taken in float32 at least."""
+def _at_least_float32(values: tf.Tensor) -> tf.Tensor:
+    """Casts half precision to float32, for sums of many products."""
     return tf.cast(values, tf.float32) if values.dtype.size < 4 else values
 
 
-# Each takes a use, the gradient at the operation's output, and N; returns None if it is not of
-# the form that it knows.
-RULES: dict[str, Callable[[Use, tf.Tensor, int], Gradients | None]] = {
+# Each rule takes a use, the gradient at the operation's output, and N; it returns None if the use
+# is not of the form that it knows.
+RULES: dict[str, Callable[[WeightUse, tf.Tensor, int], Gradients | None]] = {
     "Add": _broadcast_sum,
     "AddV2": _broadcast_sum,
     "BatchMatMulV2": _matrix_product,

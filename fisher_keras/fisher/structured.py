@@ -6,15 +6,50 @@ consists of: for a convolution or a matrix product, a product of the two over po
 broadcast sum or product, a sum. No example needs a pass of its own.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence, Set
 
+import keras
 import tensorflow as tf
 
-from fisher_keras.classifier.batch_axis import downstream
 from fisher_keras.fisher.gradients import Explicit, Gradients
-from fisher_keras.fisher.rules import RULES, Use
-from fisher_keras.fisher.weights import Weight
+from fisher_keras.fisher.rules import RULES, WeightUse
+from fisher_keras.graph.operations import downstream
 from fisher_keras.graph.vectorized import map_examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A trainable variable and its reads in a graph that evaluates the model.
+
+    Attributes:
+        variable: TensorFlow's variable; of one that is mirrored, the copy that the graph uses.
+        handle: The graph's own handle of it, by which gradients can be taken; None if the graph
+            does not use it.
+        reads: The values that the graph has read, all the same.
+        read_in_this_graph: Whether the graph itself reads the variable wherever it is used.
+            Otherwise a function that the graph calls does (`tf.function`, a loop), in which uses
+            are not looked for.
+    """
+
+    variable: tf.Variable
+    handle: tf.Tensor | None
+    reads: tuple[tf.Tensor, ...]
+    read_in_this_graph: bool
+
+
+def weights_in_graph(variables: Sequence[keras.Variable], graph: tf.Graph) -> list[Weight]:
+    """Finds trainable variables in a graph that has evaluated the model.
+
+    Args:
+        variables: Its weights.
+        graph: The graph of a `tf.function`.
+
+    Returns:
+        A weight for each, in their order.
+    """
+    handles = {id(outside): inside for outside, inside in graph.captures}
+    return [_weight(variable.value, handles) for variable in variables]
 
 
 def structured_gradients(
@@ -39,19 +74,26 @@ def structured_gradients(
         takes examples apart in a way that is not. It is for the caller to verify the result.
     """
     count = outputs.shape[0]
+    # Everything downstream of the inputs belongs to the examples. Rules are for the operations at
+    # the border: those that take a tensor without examples and return one with examples.
     with_examples = downstream(inputs)
     reached = [list(_uses(weight, with_examples, leading)) for weight in weights]
+    # All uses or none: a weight's gradient is the sum over its uses, and one that a called
+    # function reads may have uses that are not seen here.
     known = [
-        weight.only_read and all(use.op.type in RULES for use in uses)
+        weight.read_in_this_graph and all(use.op.type in RULES for use in uses)
         for weight, uses in zip(weights, reached, strict=True)
     ]
     used = _unique(use for uses, ok in zip(reached, known, strict=True) if ok for use in uses)
+    # One backward pass for all operations. What does not reach the outputs has a gradient of zero.
     deltas = tf.gradients(
         outputs,
         [use.op.outputs[0] for use in used],
         cotangents,
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
+    # By tensor rather than by weight: several weights may meet in one tensor, and one weight may
+    # reach the examples by several.
     gradients: dict[object, list] = {}
     for use, delta in zip(used, deltas, strict=True):
         gradients.setdefault(use.tensor.ref(), []).append(RULES[use.op.type](use, delta, count))
@@ -63,9 +105,10 @@ def structured_gradients(
         tensors = list(dict.fromkeys(use.tensor.ref() for use in uses))
         if not ok or any(combined[tensor] is None for tensor in tensors):
             continue
-        if not tensors:
+        if not tensors:  # The outputs do not depend on it.
             variable = weight.variable
             result[index] = Explicit(tf.zeros([count, *variable.shape], variable.dtype))
+        # Reads are the weight itself: their gradients are its own, and add up.
         elif set(tensors) <= {read.ref() for read in weight.reads}:
             result[index] = _combined([combined[tensor] for tensor in tensors])
         else:
@@ -74,22 +117,33 @@ def structured_gradients(
     return result
 
 
-def _uses(weight: Weight, with_examples: dict, leading: Set) -> Iterator[Use]:
-    """Finds the operations where a weight, or what is computed from weights, meets examples."""
+def _weight(variable: tf.Variable, handles: dict[int, tf.Tensor]) -> Weight:
+    copies = getattr(variable, "values", [variable])
+    for copy in copies:
+        if id(copy.handle) in handles:
+            handle = handles[id(copy.handle)]
+            uses = handle.consumers()
+            reads = tuple(op.outputs[0] for op in uses if op.type == "ReadVariableOp")
+            return Weight(copy, handle, reads, len(reads) == len(uses))
+    return Weight(copies[0], None, (), read_in_this_graph=True)
+
+
+def _uses(weight: Weight, with_examples: dict, leading: Set) -> Iterator[WeightUse]:
+    """Finds the operations that combine a weight (or a function of weights) with the examples."""
     for tensor in downstream(weight.reads, avoiding=with_examples):
         for op in tensor.deref().consumers():
             if any(output.ref() in with_examples for output in op.outputs):
-                for position, value in enumerate(op.inputs):
+                for input_index, value in enumerate(op.inputs):
                     if value is tensor.deref():
-                        yield Use(op, position, leading)
+                        yield WeightUse(op, input_index, leading)
 
 
-def _unique(uses: Iterator[Use]) -> list[Use]:
+def _unique(uses: Iterator[WeightUse]) -> list[WeightUse]:
     return list(dict.fromkeys(uses))
 
 
 def _combined(parts: list[Gradients | None]) -> Gradients | None:
-    """Adds the gradients of several operations that use the same tensor."""
+    """Adds the gradients of several uses of the same tensor; None if a rule gave none."""
     if len(parts) == 1:
         return parts[0]
     return None if None in parts else Explicit(tf.add_n([part.explicit() for part in parts]))
@@ -99,7 +153,8 @@ def _pull_back(result: list, indirect: list, combined: dict, weights: Sequence[W
     """Completes the weights that reach the examples by way of other tensors, as gamma does.
 
     BatchNormalization multiplies by gamma / sqrt(variance + epsilon): gradients at such tensors
-    are taken back to the weights, one example after another (vectorized).
+    are taken back to the weights, one example after another (vectorized). In the part of the graph
+    between the weights and these tensors there are no examples, so that it is the same for all.
     """
     if not indirect:
         return

@@ -1,10 +1,10 @@
-"""What makes sure that per-example gradients are right: one ordinary backward pass."""
+"""Verification of per-example gradients against one reverse-mode pass."""
 
 import numpy as np
 import tensorflow as tf
 
 from fisher_keras.fisher.gradients import Gradients
-from fisher_keras.fisher.per_example import Batch
+from fisher_keras.fisher.per_example import TracedBatch
 
 # Gradients that agree with reverse mode to within rounding differ by about 1e-5 of the largest
 # entry in float32 and 1e-2 in half precision; a wrong one by about 1.
@@ -14,7 +14,7 @@ _TOLERANCE = 0.05
 _NEGLIGIBLE = 1e-5
 
 
-def relative_errors(batch: Batch, gradients: list[Gradients]) -> tuple[tf.Tensor, tf.Tensor]:
+def relative_errors(batch: TracedBatch, gradients: list[Gradients]) -> tuple[tf.Tensor, tf.Tensor]:
     """Compares a random weighted sum of per-example gradients with that of reverse mode.
 
     Args:
@@ -41,7 +41,7 @@ def relative_errors(batch: Batch, gradients: list[Gradients]) -> tuple[tf.Tensor
 
 
 def no_errors(number: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns what `relative_errors` gives for so many weights, where nothing is compared."""
+    """Returns zero errors of so many weights, in the form of `relative_errors`."""
     return tf.zeros([number], tf.float64), tf.zeros([number], tf.bool)
 
 

@@ -12,17 +12,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Where a Keras optimizer asks all replicas to meet.
+# The methods in which a Keras optimizer asks all replicas to synchronize.
 _SYNC_POINTS = (
     "_apply_weight_decay",
     "_backend_increment_gradient_accumulators",
     "_backend_update_step",
     "_overwrite_model_variables_with_average_value",
 )
+if hasattr(keras.optimizers.Optimizer, "_backend_maybe_overwrite_model_variables"):  # From 3.16.
+    _SYNC_POINTS = (*_SYNC_POINTS, "_backend_maybe_overwrite_model_variables")
 
 
 def num_updates(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
-    """Returns how many gradients an optimizer has been given, int64 scalar."""
+    """Returns the number of gradients that an optimizer has been given, int64 scalar."""
     # `iterations` stands still while gradients accumulate.
     return tf.cast(getattr(optimizer, "inner_optimizer", optimizer)._iterations.value, tf.int64)
 
@@ -46,19 +48,19 @@ def clipping(
 
 @contextlib.contextmanager
 def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """The context in which an optimizer takes its gradients for the same on all replicas.
+    """The context in which an optimizer treats its gradients as already all-reduced.
 
-    Keras adds them up after it has clipped those of each replica, and asks for a meeting of all
-    replicas to do so and to update, which is impossible in a branch of a graph: where it
+    Keras adds them up after it has clipped those of each replica, and needs all replicas to
+    synchronize to do so and to update, which is impossible in a branch of a graph: where it
     accumulates gradients, or overwrites weights with their means.
 
     Args:
-        optimizer: An optimizer that `check_equal_gradients` lets pass.
+        optimizer: An optimizer that `check_gradients_already_reduced` lets pass.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     methods = {"_all_reduce_sum_gradients": lambda pairs: pairs}
     if _branches(optimizer):
-        # What Keras does with other backends: each replica num_updates its own copies, all alike.
+        # What Keras does with other backends: each replica updates its own copies, all alike.
         for name in _SYNC_POINTS:
             methods[name] = functools.partial(_definitions(optimizer, name)[-1], optimizer)
     with _replaced(optimizer, **methods):
@@ -66,7 +68,7 @@ def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Iterator
 
 
 def check_gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> None:
-    """Raises a ValueError if `equal_gradients` is not for an optimizer, on several replicas."""
+    """Raises a ValueError if `gradients_already_reduced` is not for this optimizer."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     name = type(optimizer).__name__
     if len(_definitions(optimizer, "apply")) > 1:
@@ -82,7 +84,7 @@ def check_gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> No
 
 
 def _branches(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Returns whether an optimizer num_updates weights in some steps only."""
+    """Returns whether an optimizer updates weights in some steps only."""
     return bool(optimizer.gradient_accumulation_steps or optimizer.ema_overwrite_frequency)
 
 
@@ -99,13 +101,13 @@ def _replaced(optimizer: keras.optimizers.Optimizer, **methods: Callable) -> Ite
     try:
         yield
     finally:
-        # Replicas meet inside: the first to leave does so for all.
+        # Replicas synchronize inside: the first to leave does so for all.
         for name in methods.keys() & vars(optimizer).keys():
             delattr(optimizer, name)
 
 
 def symbolic_build(trainer: Any, iterator: Any, data_batch: Any) -> None:
-    """Builds what is not built of a model, before its first batch is trained on or evaluated.
+    """Builds the unbuilt layers of a model, before its first batch is trained on or evaluated.
 
     Args:
         trainer: The model, as its class' base knows it.
@@ -116,7 +118,7 @@ def symbolic_build(trainer: Any, iterator: Any, data_batch: Any) -> None:
 
 
 def batch_spec(iterator: Any, data_batch: Any) -> Any:
-    """Returns what tells the shapes and dtypes of the batches to come, without taking one.
+    """Returns the element spec of the coming batches, without taking one.
 
     Args:
         iterator: The batches, as Keras' trainer has them, or None.
@@ -174,7 +176,7 @@ def with_own_seeds(
     """
     seeds = {id(v) for v in seed_states(model)}
     # That a state is (seed, number of draws) is Keras' own affair, but a `SeedGenerator` can only
-    # be made with a seed, not be told one later. The shifts are Weyl's sequence: far apart from
+    # be made with a seed, not be given one later. The shifts are Weyl's sequence: far apart from
     # the small steps between the seeds of different layers.
     shift = tf.cast(tf.cast(index, tf.int64) * 0x9E3779B1 % 2**32, tf.uint32)
     return [

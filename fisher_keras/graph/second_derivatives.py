@@ -1,4 +1,4 @@
-"""Second derivatives that TensorFlow lacks: made up for where they are simple, else refused.
+"""Second derivatives missing in TensorFlow: registered where simple, refused otherwise.
 
 A gradient that TensorFlow registers as not differentiable has a derivative of zero in a Hessian,
 without a word; one that it does not register at all is an error. Resizing an image is linear, so
@@ -9,13 +9,18 @@ import contextlib
 import contextvars
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from fisher_keras.graph.moments import exact_moments
+from fisher_keras.graph.operations import depending_on, layer_of
 
+# A function of TensorFlow that holds constant what makes no difference: the shift of a logarithm
+# of sums.
+_HARMLESS = re.compile(r"(^|/)ReduceLogSumExp(_\d+)?/StopGradient(_\d+)?$")
 _EXACT = contextvars.ContextVar("exact_second_derivatives", default=False)
 # First derivatives that TensorFlow registers as not differentiable, though they are. It has no
 # public list; tests/graph/test_second_derivatives.py compares this one with its own.
@@ -29,17 +34,18 @@ TAKEN_FOR_CONSTANT = (
 
 
 @contextlib.contextmanager
-def exact_second_derivatives(way_out: str) -> Iterator[None]:
+def exact_second_derivatives(remedy: str) -> Iterator[None]:
     """The context in which a function is traced that takes second derivatives.
 
     It has `exact_moments` and a bilinear resizing that can be differentiated twice, and its error
     for what has no second derivative is one of a line.
 
     Args:
-        way_out: What to do without them, a sentence that ends the error.
+        remedy: What to do without them, a sentence that ends the error.
 
     Raises:
-        ValueError: If an operation has no second derivative that TensorFlow knows of.
+        ValueError: If an operation has no second derivative that TensorFlow knows of, as a loop
+            or a recomputed function may have none.
     """
     _install()
     token = _EXACT.set(True)
@@ -55,40 +61,47 @@ def exact_second_derivatives(way_out: str) -> Iterator[None]:
         what, name = (next(filter(None, m.groups())) if m else "?" for m in (operation, where))
         raise ValueError(
             f"TensorFlow has no derivative of {what} ({name!r}), a first derivative: there is no "
-            f"second one. {way_out}"
+            f"second one. {remedy}"
+        ) from error
+    except (NotImplementedError, TypeError) as error:  # Of loops and recomputed functions.
+        bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.DOTALL)  # By Keras.
+        raise ValueError(
+            f"TensorFlow gives no second derivative: {bold[1] if bold else error} {remedy}"
         ) from error
     finally:
         _EXACT.reset(token)
 
 
-def check_second_derivatives(graph: tf.Graph, way_out: str) -> None:
-    """Raises a ValueError if second derivatives vanish in a graph that should not.
+def check_second_derivatives(
+    operations: Iterable[tf.Operation], weights: list[tf.Tensor], model: keras.Model, remedy: str
+) -> None:
+    """Checks that no second derivative of a loss is dropped.
 
     Args:
-        graph: The graph of a function that takes them.
-        way_out: What to do without them, a sentence that ends the error.
+        operations: Those of a loss and its gradient, in the order in which they were made.
+        weights: The tensors, or handles of variables, that the loss is a function of.
+        model: The model, to name the layer.
+        remedy: What to do without them, a sentence that ends the error.
+
+    Raises:
+        ValueError: If TensorFlow takes one of the operations as not differentiable, or if the
+            model holds constant what depends on weights.
     """
-    vanishing = vanishing_second_derivatives(graph)
-    if vanishing:
-        raise ValueError(
-            f"TensorFlow takes the derivative of {', '.join(vanishing[:3])} for zero, which it is "
-            f"not: second derivatives would be wrong. {way_out}"
-        )
+    for operation, node in depending_on(weights, operations):
+        if _holds_constant(node, operation.name) or node.op in TAKEN_FOR_CONSTANT:
+            raise ValueError(
+                f"TensorFlow takes the derivative of {node.op} in {layer_of(operation, model)} "
+                f"for zero, which makes second derivatives wrong. {remedy}"
+            )
 
 
-def vanishing_second_derivatives(graph: tf.Graph) -> list[str]:
-    """Finds first derivatives that TensorFlow registers as not differentiable.
-
-    Args:
-        graph: A graph. The bodies of its loops, branches and functions are looked at, too.
-
-    Returns:
-        The operations, each by its type and name.
-    """
-    definition = graph.as_graph_def()
-    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
-    found = (f"{node.op} ({node.name!r})" for node in nodes if node.op in TAKEN_FOR_CONSTANT)
-    return list(dict.fromkeys(found))
+def _holds_constant(node: Any, name: str) -> bool:
+    """Returns whether a node stops a gradient."""
+    if node.op == "PyFunc":  # Of tf.numpy_function; that of tf.py_function has a gradient.
+        return True
+    if node.op != "StopGradient" or not tf.as_dtype(node.attr["T"].type).is_floating:
+        return False  # A shape, such as the one that the gradient of average pooling holds.
+    return not _HARMLESS.search(name)
 
 
 def _install() -> None:

@@ -18,7 +18,7 @@ def concrete_function(function: Any, *arguments: Any) -> Callable:
 
     Args:
         function: The `tf.function`.
-        *arguments: What to trace it for: tensors, `tf.TensorSpec`s, Python values.
+        *arguments: Its arguments: tensors, `tf.TensorSpec`s, Python values.
 
     Returns:
         The graph, to be called with arguments of that kind.
@@ -32,7 +32,7 @@ def specs(structure: Any) -> Any:
     return keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), structure)
 
 
-def for_batches(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def trace_for_any_batch_size(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Traces a function of a batch once for all sizes of the batch.
 
     Args:

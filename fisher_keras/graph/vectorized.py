@@ -1,4 +1,4 @@
-"""`tf.vectorized_map`, and what to do where TensorFlow has no right one."""
+"""`tf.vectorized_map` with a sequential fallback."""
 
 import contextlib
 import logging
@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+
+from fisher_keras.graph.operations import nodes
 
 
 def map_examples(function: Callable[[Any], Any], examples: Any) -> Any:
@@ -32,10 +34,10 @@ def map_examples(function: Callable[[Any], Any], examples: Any) -> Any:
     one = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape[1:], t.dtype), examples)
     outputs = tf.function(function, autograph=False).get_concrete_function(one).structured_outputs
     signature = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
-    return map_in_turn(function, examples, fn_output_signature=signature)
+    return map_sequentially(function, examples, fn_output_signature=signature)
 
 
-def map_in_turn(function: Callable[[Any], Any], elements: Any, **options: Any) -> Any:
+def map_sequentially(function: Callable[[Any], Any], elements: Any, **options: Any) -> Any:
     """Calls a function for each element, as `tf.map_fn` does, and leaves nothing if that raises.
 
     `tf.map_fn` gives the scope of variables a caching device for as long as it traces the
@@ -72,7 +74,7 @@ def _vectorized(function: Callable[[Any], Any], examples: Any) -> Callable[[Any]
             traced = tf.function(all_at_once, autograph=False).get_concrete_function(specs)
     except Exception:  # Of any kind. What is wrong with the function itself, its own trace raises.
         return None
-    return None if _has_unsafe_product(traced.graph.as_graph_def(add_shapes=True)) else traced
+    return None if _has_unsafe_product(traced.graph) else traced
 
 
 @contextlib.contextmanager
@@ -87,12 +89,14 @@ def _quiet_logger() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _has_unsafe_product(graph: tf.compat.v1.GraphDef) -> bool:
+def _has_unsafe_product(graph: tf.Graph) -> bool:
     """Returns whether there may be a product with batch axes (N, 1), one factor broadcast."""
-    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
-    shapes = [
-        tf.TensorShape(node.attr["_output_shapes"].list.shape[0])
-        for node in nodes
-        if node.op == "BatchMatMulV2"
-    ]
-    return any(shape.is_compatible_with([None, 1, None, None]) for shape in shapes)
+    for operation, node in nodes(graph.get_operations(), add_shapes=True):
+        if node.op != "BatchMatMulV2":
+            continue
+        shape = operation.outputs[0].shape
+        if operation.type != node.op:  # Inside of a function that the operation calls.
+            shape = tf.TensorShape(node.attr["_output_shapes"].list.shape[0])
+        if shape.is_compatible_with([None, 1, None, None]):
+            return True
+    return False

@@ -326,7 +326,7 @@ def _sample_function(
             if options.need_gram:
                 gram = loss_gradient_gram(classifier, examples.x, examples.y, chunk_size=size)
             if "robustness" in options.metrics:
-                norms = classifier.function(squared_jacobian_norms)
+                norms = classifier.cached(squared_jacobian_norms)
                 jacobian_norms = norms(examples.x, size or len(rows))
         except ExamplesError as error:
             raise error.renamed(rows) from error

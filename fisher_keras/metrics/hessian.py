@@ -1,5 +1,6 @@
-"""The exact Hessian of the training loss, for small models: what the metrics estimate."""
+"""The exact Hessian of the training loss, for small models."""
 
+import math
 import warnings
 from typing import Any
 
@@ -9,17 +10,21 @@ import tensorflow as tf
 
 from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
+from fisher_keras.classifier.classifier import Classifier, as_classifier
 from fisher_keras.classifier.inputs import check_trainable, count_examples
 from fisher_keras.classifier.labels import label_distributions
 from fisher_keras.classifier.logits import FromLogits
+from fisher_keras.classifier.precision import rounding_of_dtypes
+from fisher_keras.graph.operations import depending_on, traced_operations
 from fisher_keras.graph.second_derivatives import (
     check_second_derivatives,
     exact_second_derivatives,
 )
 from fisher_keras.graph.tracing import concrete_function, specs
 
-_WAY_OUT = "The Hessian is not to be had of this model: leave that layer out, or replace it."
+# Asymmetries of this many roundings of the largest entry are rounding: 2 are usual.
+_ROUNDINGS_ADDED_UP = 64
+_REMEDY = "The Hessian is not to be had of this model: leave that layer out, or replace it."
 
 
 def hessian(
@@ -51,7 +56,8 @@ def hessian(
     Raises:
         ValueError: If labels do not fit the model's classes, outputs are not what `from_logits`
             says, nothing is trainable, an operation has no second derivative that TensorFlow knows
-            of, derivatives are not finite, or a `Classifier` normalizes its logits.
+            of or that is dropped by `tf.stop_gradient`, the matrix is not symmetric to within
+            rounding, derivatives are not finite, or a `Classifier` normalizes its logits.
     """
     classifier = as_classifier(model, from_logits)
     if classifier.normalize_logits is not None:
@@ -64,12 +70,11 @@ def hessian(
     classifier.build(x)
     check_trainable(classifier.model)
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
-    function = classifier.function(_second_derivatives)
-    with exact_second_derivatives(_WAY_OUT):
+    function = classifier.cached(_second_derivatives)
+    with exact_second_derivatives(_REMEDY):
         concrete = concrete_function(function, specs(x), tf.TensorSpec([count, None], tf.float64))
-    check_second_derivatives(concrete.graph, _WAY_OUT)
     target = label_distributions(y, classifier.num_classes, label_smoothing)
-    matrix, *to_check = concrete(x, tf.constant(target))
+    matrix, rounding, *to_check = concrete(x, tf.constant(target))
     classifier.check_values(*to_check)
     matrix = matrix.numpy().astype(np.float64)
     if not np.isfinite(matrix).all():
@@ -77,6 +82,7 @@ def hessian(
             f"The Hessian of the model {classifier.model.name!r} is NaN or infinite for these "
             "examples. Check the inputs, and whether training has diverged."
         )
+    _check_symmetric(matrix, float(rounding), classifier.model)
     return (matrix + matrix.T) / 2
 
 
@@ -129,26 +135,63 @@ def hessian_log_determinant(
 
 def _second_derivatives(classifier: Classifier) -> Any:
     """Makes the `tf.function` that `exact_second_derivatives` is to be the context of."""
-    # Of its own: another's trace may have other moments.
-    logits = logits_function(classifier)
-    variables = [v.value for v in stateless.weights(classifier.model)]
+    weights = stateless.weights(classifier.model)
+    variables = [v.value for v in weights]
 
     @tf.function(autograph=False)
     def second_derivatives(x: Any, target: tf.Tensor) -> tuple:
-        with tf.GradientTape(persistent=True) as outer:
+        with tf.GradientTape(persistent=True) as outer, traced_operations() as operations:
             with tf.GradientTape() as inner:
-                logits_of_x, *to_check = logits(x)
-                log_p = tf.nn.log_softmax(logits_of_x)
+                # Traced here: another trace of the logits may have other moments.
+                found = classifier.find_logits(x)
+                log_p = tf.nn.log_softmax(found.in_float64())
                 target.set_shape(log_p.shape)
                 loss = -tf.reduce_mean(tf.reduce_sum(target * log_p, axis=-1))
             gradient = _flat(inner.gradient(loss, variables, unconnected_gradients="zero"))
+        handles = stateless.handles(weights)
+        check_second_derivatives(operations, handles, classifier.model, _REMEDY)
+        rounding = rounding_of_dtypes(
+            tensor.dtype.name
+            for operation, _ in depending_on(handles, operations)
+            for tensor in operation.outputs
+        )
         rows = outer.jacobian(
             gradient, variables, unconnected_gradients="zero", experimental_use_pfor=False
         )
         matrix = tf.concat([tf.reshape(r, [tf.size(gradient), -1]) for r in rows], axis=1)
-        return matrix, *to_check
+        return matrix, tf.constant(rounding), found.are_logits, found.distance_from_probabilities()
 
     return second_derivatives
+
+
+def _check_symmetric(matrix: np.ndarray, rounding: float, model: keras.Model) -> None:
+    """Raises a ValueError if a Hessian is not symmetric to within rounding.
+
+    Second derivatives do not depend on their order, so that an asymmetry tells that some gradient
+    is not the derivative of what it is the gradient of. Rounding errors are relative to what is
+    added up: the entries of a row come from the same pass, and where all of a row cancel out, as
+    those of a bias that softmax ignores, what is left is rounding of the largest entries.
+    """
+    size = np.abs(matrix)
+    of_rows = np.maximum(size.max(axis=0, initial=0), size.max(axis=1, initial=0))
+    allowed = np.sqrt(rounding) * np.maximum.outer(of_rows, of_rows)
+    allowed += _ROUNDINGS_ADDED_UP * rounding * size.max(initial=0)
+    excess = np.abs(matrix - matrix.T) - allowed
+    if (excess > 0).any():
+        i, j = np.unravel_index(np.argmax(excess), excess.shape)
+        weights = stateless.weights(model)
+        first, second = (weights[k].path for k in np.searchsorted(_ends(weights), (i, j), "right"))
+        raise ValueError(
+            f"The Hessian of the model {model.name!r} is not symmetric: its second derivative by "
+            f"{first!r} and {second!r} is {matrix[i, j]:.3g} in one order and {matrix[j, i]:.3g} "
+            "in the other. Some layer has a gradient that is not the derivative of its outputs, "
+            f"as by tf.custom_gradient. {_REMEDY}"
+        )
+
+
+def _ends(weights: list[keras.Variable]) -> np.ndarray:
+    """Returns where each weight's parameters end among all."""
+    return np.cumsum([math.prod(weight.shape) for weight in weights])
 
 
 def _flat(gradients: list[tf.Tensor]) -> tf.Tensor:

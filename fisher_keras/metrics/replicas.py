@@ -77,7 +77,7 @@ def over_replicas(
 
     def call(device: str, argument: Any) -> Any:
         with strategy.scope(), tf.device(device):
-            return function(classifier.function(_on_a_replica, device), argument)
+            return function(classifier.cached(_on_a_replica, device), argument)
 
     devices = strategy.extended.worker_devices
     # A thread each, so that a slow device keeps no other waiting for its next call.

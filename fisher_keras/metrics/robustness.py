@@ -12,8 +12,8 @@ from fisher_keras.arguments import whole_number
 from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
 from fisher_keras.classifier.inputs import ExamplesError, count_examples
 from fisher_keras.classifier.logits import FromLogits
-from fisher_keras.graph.tracing import for_batches
-from fisher_keras.graph.vectorized import map_in_turn
+from fisher_keras.graph.tracing import trace_for_any_batch_size
+from fisher_keras.graph.vectorized import map_sequentially
 
 # Of the Jacobians that are there at once: a quarter of a gigabyte in float64.
 _MAX_ENTRIES = 2**25
@@ -52,7 +52,7 @@ def robustness(
     batch_size = whole_number("batch_size", batch_size, least=1)
     count_examples(x)
     classifier.build(x)
-    return float(np.mean(classifier.function(squared_jacobian_norms)(x, batch_size)))
+    return float(np.mean(classifier.cached(squared_jacobian_norms)(x, batch_size)))
 
 
 def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any, int], np.ndarray]:
@@ -74,7 +74,7 @@ def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any, int], np.nd
     logits = logits_function(classifier)
     c = classifier.normalize_logits
 
-    @for_batches
+    @trace_for_any_batch_size
     def jacobian_products(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         differentiable = [leaf for leaf in keras.tree.flatten(x) if leaf.dtype.is_floating]
         with tf.GradientTape(persistent=True) as tape:
@@ -144,7 +144,7 @@ def _relative_jacobian(
         return tf.cast(tf.concat(flat, axis=1), tf.float64)
 
     # One class after the other: memory for the activations' gradients of one.
-    rows = map_in_turn(
+    rows = map_sequentially(
         row, tf.range(num_classes), fn_output_signature=tf.float64, parallel_iterations=1
     )
     return tf.transpose(rows, [1, 0, 2])

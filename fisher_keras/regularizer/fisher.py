@@ -14,7 +14,7 @@ from fisher_keras.arguments import real_number, whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
 from fisher_keras.classifier.precision import coarse_formats
-from fisher_keras.classifier.wrapper import plain_classifier
+from fisher_keras.classifier.wrapper import unwrap
 from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
 from fisher_keras.regularizer.gradients import clip, global_norm
@@ -218,19 +218,21 @@ class FisherRegularizedModel(ReplicatedModel):
             self._cross_entropy = hard_label_cross_entropy(loss, self.model)
             if loss_weights is not None or own_loss:
                 # L is not L~ then: its gradient is another one.
-                self._cross_entropy = dataclasses.replace(self._cross_entropy, is_the_loss=False)
+                self._cross_entropy = dataclasses.replace(
+                    self._cross_entropy, equals_compiled_loss=False
+                )
         coarse = coarse_formats(self.model)
         coarse |= {"float8"} if stateless.overwritten(self.model) else set()
         if coarse and self.gradient == "finite_difference" and self.beta != 0:
             name = coarse.pop()
-            way_out = "train in float32"
+            remedy = "train in float32"
             if name == "TensorFloat-32":
-                way_out = "call tf.config.experimental.enable_tensor_float_32_execution(False)"
+                remedy = "call tf.config.experimental.enable_tensor_float_32_execution(False)"
             raise ValueError(
                 f"gradient='finite_difference' cannot be used with a model that computes in "
                 f"{name}: w and w - alpha g_i (alpha={self.alpha:g}) give losses and "
                 "gradients that are equal to within its rounding, so that their difference is "
-                f"noise. Use gradient='hessian_vector_product', or {way_out}."
+                f"noise. Use gradient='hessian_vector_product', or {remedy}."
             )
 
     def get_config(self) -> dict[str, Any]:
@@ -481,5 +483,5 @@ class FisherRegularizedModel(ReplicatedModel):
 
 def _overrides(model: keras.Model, method: str) -> bool:
     """Returns whether a classifier has a way of its own to do what Keras does."""
-    own = getattr(plain_classifier(model), method)
+    own = getattr(unwrap(model), method)
     return getattr(own, "__func__", own) is not getattr(keras.Model, method)

@@ -171,11 +171,11 @@ class Objective:
         a state nor random numbers, and takes each example by itself. Nothing is computed.
         """
         classifier = self.model.model
-        if self.shares is not None or not self.cross_entropy.is_the_loss:
+        if self.shares is not None or not self.cross_entropy.equals_compiled_loss:
             return False
         if classifier.non_trainable_variables or stateless.overwritten(classifier):
             return False
-        if not call_graph(classifier, _specs(self.batch.x), training=True).by_example:
+        if not call_graph(classifier, _specs(self.batch.x), training=True).independent:
             return False
         gradient, penalties = self._ordinary_gradient(stateless.weights(classifier))
         # An optimizer leaves a weight alone that the loss does not depend on; it would not, were
@@ -295,7 +295,7 @@ class Objective:
                     penalties = self.model.losses
                 hard_loss = self._hard_label_mean(sub_batch.batch, outputs)
                 # Where L is L~ but for penalties, the gradient of these is all that is new.
-                shared = self.cross_entropy.is_the_loss
+                shared = self.cross_entropy.equals_compiled_loss
                 rest = tf.add_n(penalties or [tf.zeros_like(loss)]) if shared else loss
                 scaled_hard_loss = _scaled_loss(hard_loss, scale)
                 scaled_rest = _scaled_loss(rest, scale)

@@ -1,4 +1,4 @@
-"""What Algorithm 1 takes for granted of a classifier, established from the graph that is traced.
+"""Preconditions of Algorithm 1, established from the graph that is traced.
 
 L~ is evaluated at w and at w - alpha g_i, by values that stand in for the classifier's variables
 (`stateless.scope`). That is right if its graph computes with these values alone, always does the
@@ -7,9 +7,7 @@ they cost time when a step is traced, and none when it runs.
 """
 
 import contextlib
-import functools
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -17,36 +15,19 @@ import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.graph import keras_private
-from fisher_keras.graph.second_derivatives import (
-    TAKEN_FOR_CONSTANT,
-    exact_second_derivatives,
+from fisher_keras.graph import second_derivatives as second
+from fisher_keras.graph.operations import (
+    assigns,
+    called_functions,
+    calls_function,
+    is_random,
+    layer_of,
+    nodes,
+    sources,
+    traced_operations,
 )
 
-_WAY_OUT = "Use gradient='finite_difference'. Given: gradient='hessian_vector_product'."
-# These ask for numbers that differ each time, and have no attribute "seed" to tell them by.
-_RANDOM = ("Rng", "StatefulRandom", "StatefulStandard", "StatefulTruncated", "StatefulUniform")
-_ASSIGNING = ("Assign", "ResourceScatter", "ResourceApply", "ResourceStridedSliceAssign")
-# Functions of TensorFlow that hold constant what makes no difference: the shift of a logarithm of
-# sums, and a mean that is not held constant any more in `exact_moments`.
-_HARMLESS = re.compile(r"(ReduceLogSumExp|moments)(_\d+)?/StopGradient")
-_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
-
-
-@contextlib.contextmanager
-def traced_operations() -> Iterator[list[tf.Operation]]:
-    """Collects the operations that are added to the graph in scope; in eager mode there are none.
-
-    Yields:
-        The list, filled at the end.
-    """
-    operations: list[tf.Operation] = []
-    if tf.executing_eagerly():
-        yield operations
-        return
-    graph = tf.compat.v1.get_default_graph()
-    before = len(graph.get_operations())
-    yield operations
-    operations += graph.get_operations()[before:]
+_REMEDY = "Use gradient='finite_difference'. Given: gradient='hessian_vector_product'."
 
 
 def check_layers(model: keras.Model) -> None:
@@ -87,12 +68,14 @@ def check_calls(call: Callable[[], Any], model: keras.Model) -> Any:
     with traced_operations() as operations:
         result = call()
     try:
-        check_variables([op for op in operations if op.type in _CALLS], model)
+        check_variables(filter(calls_function, operations), model)
     except ValueError:
         with traced_operations() as others:
             call()
-        lasting = {name for op in others for name in _functions(op.node_def)}
-        check_variables([op for op in operations if _functions(op.node_def) & lasting], model)
+        lasting = {name for op in others for name in called_functions(op.node_def)}
+        check_variables(
+            [op for op in operations if called_functions(op.node_def) & lasting], model
+        )
     return result
 
 
@@ -108,7 +91,7 @@ def check_variables(operations: Iterable[tf.Operation], model: keras.Model) -> N
     """
     weights = stateless.weights(model)
     by_handle = dict(zip(map(id, stateless.handles(weights)), weights, strict=True))
-    source = _sources()
+    source = sources()
     for operation in operations:
         for tensor in operation.inputs:
             if tensor.dtype == tf.resource and id(source(tensor)) in by_handle:
@@ -116,7 +99,7 @@ def check_variables(operations: Iterable[tf.Operation], model: keras.Model) -> N
 
 
 def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> None:
-    """Checks that a loss and its gradient depend on what is given alone, and change nothing.
+    """Checks that a loss and its gradient are pure functions of the given values.
 
     Args:
         operations: Those of the loss and gradient, traced with values for the model's variables.
@@ -127,64 +110,33 @@ def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> 
             cannot be drawn again, or assign to a variable.
     """
     check_variables(operations, model)
-    for operation, node in _nodes(operations):
-        if _is_random(node):
+    for operation, node in nodes(operations):
+        if is_random(node):
             raise ValueError(
                 "Training evaluates the model with the same random numbers at several weights, "
                 f"and those of {node.op} cannot be repeated. Draw them with keras.random and a "
                 "keras.random.SeedGenerator, or use a layer of Keras. Given: "
-                f"{_where(operation, model)}."
+                f"{layer_of(operation, model)}."
             )
-        if node.op.startswith(_ASSIGNING):
+        if assigns(node):
             raise ValueError(
                 "Training evaluates the model at several weights, and each evaluation would "
                 f"assign to a variable that Keras does not know ({node.op}). Make it with "
                 "add_weight or keras.Variable, and assign to it outside of any tf.function. "
-                f"Given: {_where(operation, model)}."
+                f"Given: {layer_of(operation, model)}."
             )
 
 
 def check_second_derivatives(
     operations: Iterable[tf.Operation], weights: list[tf.Tensor], model: keras.Model
 ) -> None:
-    """Checks that no derivative of a gradient is left out silently.
-
-    Args:
-        operations: Those of a loss and its gradient, in the order in which they were made.
-        weights: What the loss is a function of.
-        model: The model, to name the layer.
-
-    Raises:
-        ValueError: If TensorFlow takes one of the operations as not differentiable, or if the
-            model holds constant what depends on weights.
-    """
-    source = _sources()
-    depending = {id(source(weight)) for weight in weights}
-    for operation, node in _nodes(operations):
-        if any(id(source(tensor)) in depending for tensor in operation.inputs):
-            depending |= {id(tensor) for tensor in operation.outputs}
-            if _holds_constant(node, operation.name) or node.op in TAKEN_FOR_CONSTANT:
-                raise ValueError(
-                    f"TensorFlow takes the derivative of {node.op} in {_where(operation, model)} "
-                    f"for zero, which makes second derivatives wrong. {_WAY_OUT}"
-                )
+    """Checks that no second derivative of L~ is dropped, see `graph.second_derivatives`."""
+    second.check_second_derivatives(operations, weights, model, _REMEDY)
 
 
-@contextlib.contextmanager
-def second_derivatives() -> Iterator[None]:
-    """The context in which L~ is traced where its second derivatives are asked for.
-
-    Raises:
-        ValueError: If an operation has none that TensorFlow knows of.
-    """
-    try:
-        with exact_second_derivatives(_WAY_OUT):
-            yield
-    except (NotImplementedError, TypeError) as error:  # Of loops and recomputed functions.
-        bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.DOTALL)  # By Keras.
-        raise ValueError(
-            f"TensorFlow gives no second derivative: {bold[1] if bold else error} {_WAY_OUT}"
-        ) from error
+def second_derivatives() -> contextlib.AbstractContextManager:
+    """Returns the context in which L~ is traced where its second derivatives are asked for."""
+    return second.exact_second_derivatives(_REMEDY)
 
 
 def check_gradients(given: list, ordinary: list, weights: list[keras.Variable]) -> None:
@@ -210,76 +162,3 @@ def _captured(weight: keras.Variable) -> ValueError:
         "tf.custom_gradient or a loaded SavedModel. Call the layer without that. Given: weight "
         f"{weight.path!r}."
     )
-
-
-def _sources() -> Callable[[Any], Any]:
-    """Returns a function that takes a tensor to the one that its graph has captured as it."""
-    captures = functools.cache(
-        lambda graph: {id(inner): outer for outer, inner in getattr(graph, "captures", ())}
-    )
-
-    def source(tensor: Any) -> Any:
-        while not hasattr(tensor, "numpy") and id(tensor) in captures(tensor.graph):
-            tensor = captures(tensor.graph)[id(tensor)]
-        return tensor
-
-    return source
-
-
-def _nodes(operations: Iterable[tf.Operation]) -> Iterator[tuple[tf.Operation, Any]]:
-    """Yields operations and those inside of the functions that they call, as NodeDefs.
-
-    Each comes with the operation that it is, or that calls it.
-    """
-    library: dict[str, Any] = {}
-    for operation in operations:
-        if operation.type in ("Const", "Placeholder"):
-            continue
-        node = operation.node_def
-        yield operation, node
-        called, seen = _functions(node), set()
-        if called and not library:
-            definition = operation.graph.as_graph_def().library
-            library = {f.signature.name: f for f in definition.function}
-        while called:
-            name = called.pop()
-            if name in seen or name not in library:
-                continue
-            seen.add(name)
-            for inner in library[name].node_def:
-                yield operation, inner
-                called |= _functions(inner)
-
-
-def _functions(node: Any) -> set[str]:
-    """Returns the names of the functions that a node calls."""
-    names = set()
-    for attribute in node.attr.values():
-        names |= {f.name for f in [attribute.func, *attribute.list.func] if f.name}
-    return names
-
-
-def _is_random(node: Any) -> bool:
-    """Returns whether a node gives other values each time it runs."""
-    if node.op.startswith("CudnnRNN"):
-        return node.attr["dropout"].f > 0
-    if "seed" in node.attr:
-        return not node.attr["deterministic"].b
-    return node.op in ("PyFunc", "EagerPyFunc") or node.op.startswith(_RANDOM)
-
-
-def _holds_constant(node: Any, name: str) -> bool:
-    """Returns whether a node holds constant what has a derivative."""
-    if node.op != "StopGradient" or not tf.as_dtype(node.attr["T"].type).is_floating:
-        return False  # A shape, such as the one that the gradient of average pooling holds.
-    return not _HARMLESS.search(name)
-
-
-def _where(operation: tf.Operation, model: keras.Model) -> str:
-    """Returns the layer that an operation belongs to, by the scopes in its name."""
-    names = {layer.name for layer in keras_private.all_layers(model)}
-    for scope in reversed(operation.name.split("/")):
-        for name in (scope, re.sub(r"_\d+$", "", scope)):
-            if name in names:
-                return f"layer {name!r}"
-    return f"operation {operation.name!r}"

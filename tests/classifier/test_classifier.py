@@ -45,9 +45,9 @@ def test_a_function_is_made_once_for_its_options():
         return object()
 
     first, second = Classifier(network()), Classifier(network())
-    assert first.function(make, 1) is first.function(make, 1)
-    assert first.function(make, 2) is not first.function(make, 1)
-    assert second.function(make, 1) is not first.function(make, 1)
+    assert first.cached(make, 1) is first.cached(make, 1)
+    assert first.cached(make, 2) is not first.cached(make, 1)
+    assert second.cached(make, 1) is not first.cached(make, 1)
     assert made == [(first, 1), (first, 2), (second, 1)]
 
 
@@ -79,9 +79,9 @@ def test_what_a_call_leaves_behind_is_no_change():
     model, (x, y) = network(Scaled()), examples()
     classifier = Classifier(model)
     loss_gradient_gram(classifier, x, y)
-    function = classifier.function(GramFunction, False)
+    function = classifier.cached(GramFunction, False)
     loss_gradient_gram(classifier, x, y)
-    assert classifier.function(GramFunction, False) is function
+    assert classifier.cached(GramFunction, False) is function
 
 
 def frozen(model):

@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy
 
-LOGITS = HardLabelCrossEntropy("sparse", from_logits=True, is_the_loss=True)
-PROBABILITIES = HardLabelCrossEntropy("sparse", from_logits=False, is_the_loss=True)
+LOGITS = HardLabelCrossEntropy("sparse", from_logits=True, equals_compiled_loss=True)
+PROBABILITIES = HardLabelCrossEntropy("sparse", from_logits=False, equals_compiled_loss=True)
 
 
 @pytest.mark.parametrize("dtype", [tf.float64, tf.float32, tf.float16, tf.bfloat16])

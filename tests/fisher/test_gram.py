@@ -13,7 +13,7 @@ from slow_jacobian import IMAGES, images, jacobian, shake, xi
 from fisher_keras.classifier import Classifier
 from fisher_keras.fisher import FisherGram, gram, loss_gradient_gram
 from fisher_keras.fisher.gram_function import GramFunction
-from fisher_keras.fisher.rules import RULES, Use
+from fisher_keras.fisher.rules import RULES, WeightUse
 from fisher_keras.models import build_model
 
 
@@ -145,9 +145,9 @@ def test_gram_is_that_of_the_slow_jacobian(case):
 @pytest.mark.parametrize("case", STRUCTURED, indirect=True)
 def test_structured_gradients_agree_with_the_fallback(case):
     classifier, x, y, structured = case
-    assert not classifier.function(GramFunction, False).fallback_weights
+    assert not classifier.cached(GramFunction, False).fallback_weights
     other = Classifier(classifier.model)
-    other.function(GramFunction, False).take_fallback(range(len(other.model.trainable_variables)))
+    other.cached(GramFunction, False).take_fallback(range(len(other.model.trainable_variables)))
     found = loss_gradient_gram(other, x, y)
     np.testing.assert_allclose(xi(structured), xi(found), rtol=1e-4, atol=1e-6)
 
@@ -181,7 +181,9 @@ def test_rule_for_einsum(equation):
     delta = generator.normal(size=einsum(equation, x, weight).shape)
     with tf.Graph().as_default():
         op = einsum(equation, tf.constant(x), tf.constant(weight)).op
-        use = Use(op, 1 if equation[0] in "a." else 0, {tensor.ref() for tensor in op.inputs})
+        use = WeightUse(
+            op, 1 if equation[0] in "a." else 0, {tensor.ref() for tensor in op.inputs}
+        )
         found = RULES["Einsum"](use, tf.constant(delta), 5)
         assert (found is None) == (equation in EINSUMS_WITHOUT_RULE)
         if found is None:
@@ -211,7 +213,7 @@ def test_the_networks_need_no_fallback(arch):
     np.testing.assert_allclose(
         xi(loss_gradient_gram(classifier, x, y)), j @ j.T, rtol=1e-3, atol=1e-5 * np.max(j @ j.T)
     )
-    assert not classifier.function(GramFunction, False).fallback_weights
+    assert not classifier.cached(GramFunction, False).fallback_weights
 
 
 @pytest.mark.parametrize("vocabulary", [11, 200])  # Fewer and more than the examples' 35 tokens.
@@ -407,8 +409,8 @@ def test_a_result_depends_on_its_examples_alone():
 class Remembering:
     """Stands for a GramFunction."""
 
-    def __init__(self, exact_was_needed):
-        self.exact_was_needed = exact_was_needed
+    def __init__(self, needed_float64):
+        self.needed_float64 = needed_float64
 
 
 @pytest.mark.parametrize(
@@ -425,17 +427,17 @@ def test_exact_products_where_they_are_needed(
     fast, exact, is_exact, calls_after_fast, calls_after_exact
 ):
     """What the last examples needed is tried first, and decides nothing."""
-    for exact_was_needed, expected_calls in ((False, calls_after_fast), (True, calls_after_exact)):
+    for needed_float64, expected_calls in ((False, calls_after_fast), (True, calls_after_exact)):
         calls = []
 
         def make(wants_exact, calls=calls):
             calls.append("e" if wants_exact else "f")
             return FisherGram(tf.linalg.diag([1.0, exact if wants_exact else fast]), wants_exact)
 
-        function = Remembering(exact_was_needed)
-        assert gram._exact_where_needed(function, make).log_scale == is_exact
+        function = Remembering(needed_float64)
+        assert gram._float64_where_needed(function, make).log_scale == is_exact
         assert "".join(calls) == expected_calls
-        assert function.exact_was_needed == is_exact
+        assert function.needed_float64 == is_exact
 
 
 def test_float64_and_half_precision():

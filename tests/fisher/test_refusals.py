@@ -257,7 +257,7 @@ class MomentsOfTheBatch(keras.Model):
 
 
 def test_moments_of_the_batch_in_inference_mode():
-    """The coupled gradients are those of a batch, and nothing moves."""
+    """These gradients are those of a batch, and nothing moves."""
     x, y = images(5, (4,))
     model = ready(MomentsOfTheBatch(), x)
     refused(model, x, y)

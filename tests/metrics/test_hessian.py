@@ -188,6 +188,85 @@ def test_a_saddle_is_no_minimum():
         assert np.isnan(hessian_log_determinant(model, x, np.array([0, 1, 2])))
 
 
+@tf.custom_gradient
+def clipped_in_passing(x):
+    return tf.identity(x), lambda upstream: tf.clip_by_value(upstream, -1e-3, 1e-3)
+
+
+@tf.custom_gradient
+def normalized_in_passing(x):
+    return tf.identity(x), lambda upstream: tf.clip_by_norm(upstream, 1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("function", [clipped_in_passing, normalized_in_passing])
+def test_a_gradient_that_is_no_derivative_is_refused(function, dtype):
+    """Nor is its derivative symmetric; the mean with the transpose would hide that."""
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.layers.Dense(3, "tanh", dtype=dtype, name="first"),
+        keras.layers.Lambda(function, dtype=dtype),
+        keras.layers.Dense(3, dtype=dtype, name="last"),
+    ]
+    model = keras.Sequential([keras.Input((2,), dtype=dtype), *layers])
+    x = np.random.default_rng(0).normal(size=(9, 2))
+    with pytest.raises(ValueError, match=r"not symmetric.*'.*first.*in one order") as error:
+        hessian(model, x, np.arange(9) % 3)
+    assert len(str(error.value)) < 450
+
+
+class Attention(keras.layers.Layer):
+    """The gradient by the bias of the keys is zero but for rounding."""
+
+    def __init__(self, dtype):
+        super().__init__(dtype=dtype)
+        self.attention = keras.layers.MultiHeadAttention(2, 3, dtype=dtype)
+
+    def call(self, x):
+        return self.attention(x, x)
+
+
+def with_scales(dtype):
+    """Entries of the Hessian from 1e-8 to 1e+8."""
+    large = keras.layers.Rescaling(1e4, dtype=dtype)
+    small = keras.layers.Rescaling(1e-4, dtype=dtype)
+    return [large, keras.layers.Dense(4, "tanh", dtype=dtype), small]
+
+
+MIDDLES = {
+    "convolution": lambda dtype: [
+        keras.layers.Conv1D(4, 3, activation="gelu", dtype=dtype),
+        keras.layers.LayerNormalization(dtype=dtype),
+        keras.layers.MaxPooling1D(dtype=dtype),
+    ],
+    "recurrent": lambda dtype: [keras.layers.GRU(3, use_cudnn=False, dtype=dtype)],
+    "attention": lambda dtype: [Attention(dtype), keras.layers.UnitNormalization(dtype=dtype)],
+    "deep": lambda dtype: [keras.layers.Dense(5, "tanh", dtype=dtype) for _ in range(12)],
+    "scales": with_scales,
+    "resized": lambda dtype: [
+        keras.layers.Reshape((8, 3, 1)),
+        keras.layers.Resizing(5, 5, dtype=dtype),
+    ],
+}
+
+
+@pytest.mark.parametrize("middle", MIDDLES.values(), ids=MIDDLES)
+def test_rounding_is_no_asymmetry(middle):
+    """A model in float32, whose Hessian is that of the same in float64 to within rounding."""
+    found, weights = [], None
+    for dtype in ("float64", "float32"):
+        keras.utils.set_random_seed(3)
+        layers = [*middle(dtype), keras.layers.Flatten(), keras.layers.Dense(3, dtype=dtype)]
+        model = keras.Sequential([keras.Input((8, 3), dtype=dtype), *layers])
+        if weights is not None:
+            model.set_weights(weights)
+        weights = model.get_weights()
+        x = np.random.default_rng(0).normal(size=(6, 8, 3))
+        found.append(hessian(model, x, np.arange(6) % 3))
+    truth, rounded = found
+    np.testing.assert_allclose(rounded, truth, atol=1e-4 * np.abs(truth).max())
+
+
 def test_nan_is_an_error():
     with pytest.raises(ValueError, match="NaN or infinite"):
         hessian(network(2), np.array([[1.0, np.nan]]), np.array([0]))

@@ -129,13 +129,13 @@ def test_pieces_of_any_size(monkeypatch, max_entries):
     x = np.random.default_rng(0).normal(size=(7, 5, 5, 2)).astype("float32")
     model, sizes = conv_net(), []
     expected = robustness(model, x, batch_size=7)
-    original = robustness_module.for_batches
+    original = robustness_module.trace_for_any_batch_size
 
     def recording(function):
         traced = original(function)
         return lambda x: sizes.append(len(x)) or traced(x)
 
-    monkeypatch.setattr(robustness_module, "for_batches", recording)
+    monkeypatch.setattr(robustness_module, "trace_for_any_batch_size", recording)
     monkeypatch.setattr(robustness_module, "_MAX_ENTRIES", max_entries)
     assert robustness(model, x, batch_size=7) == pytest.approx(expected, rel=1e-6)
     assert sizes == {1: [1] * 7, 600: [3, 3, 1], 2**25: [7]}[max_entries]
