@@ -21,7 +21,7 @@ def run_of(values, until_epoch):
     return Run("fake", {"training": values, "until_epoch": until_epoch}, 0, 1, str(values))
 
 
-def carry_out(run, directory, data_dir=None, download=False):
+def execute(run, directory, data_dir=None, download=False):
     """Trains each epoch once, over all runs of a combination, and writes it down."""
     values = run.config["training"]
     store = directory.parents[1]
@@ -61,7 +61,7 @@ def main(directory, num_trials, prune, options):
     import fake_search
     import optuna
 
-    from fisher_keras.experiments.runs.engine import EngineOptions, work_through
+    from fisher_keras.experiments.runs.engine import EngineOptions, execute_all
     from fisher_keras.experiments.runs.store import ExperimentStore
     from fisher_keras.experiments.search.trials import Trials, open_study, rungs_of
 
@@ -71,9 +71,9 @@ def main(directory, num_trials, prune, options):
     with store.locked():
         study = open_study(None, store.directory / "study.journal", "search", 0)
         trials = Trials(study, CANDIDATES, num_trials, rungs, run_of, store, lambda number: None)
-        for run, record in work_through(
+        for run, record in execute_all(
             trials.next_run,
-            fake_search.carry_out,
+            fake_search.execute,
             store,
             EngineOptions(**options),
             (),

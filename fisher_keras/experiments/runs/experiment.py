@@ -1,4 +1,4 @@
-"""What all experiments of trained networks share: their flags, and how their runs are started."""
+"""Options and start of every experiment of trained networks."""
 
 import contextlib
 import dataclasses
@@ -14,12 +14,12 @@ from fisher_keras.experiments.runs.engine import EngineOptions
 from fisher_keras.experiments.runs.presets import PRESETS, Preset
 from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
-from fisher_keras.experiments.runs.trained_run import carry_out
+from fisher_keras.experiments.runs.trained_run import execute
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentOptions(EngineOptions):
-    """How and where an experiment is done; the fields' texts are those of --help."""
+    """Options of an experiment, also as flags."""
 
     preset: str = option(
         "paper",
@@ -86,13 +86,13 @@ def absolute(path: str | None) -> str | None:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def carry_out_runs(
+def execute_runs(
     name: str,
     runs: Sequence[Run],
     preset: Preset,
     options: ExperimentOptions,
 ) -> ExperimentStore:
-    """Prints the preset and carries out the runs of an experiment.
+    """Prints the preset and executes the runs of an experiment.
 
     Args:
         name: Of the experiment.
@@ -112,13 +112,11 @@ def carry_out_runs(
     store = ExperimentStore(options.output_dir or f"results/{name}_{options.protocol}")
     gpus = free_gpus()
     if not options.dry_run:
-        finished = {record["key"] for record in store.records()}
+        finished = {record.key for record in store.records()}
         _check_datasets([run for run in runs if run.key not in finished], options)
     run_experiment(
         runs,
-        functools.partial(
-            carry_out, data_dir=absolute(options.data_dir), download=options.download
-        ),
+        functools.partial(execute, data_dir=absolute(options.data_dir), download=options.download),
         store,
         options,
         gpus=gpus,

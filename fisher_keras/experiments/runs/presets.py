@@ -23,11 +23,11 @@ LAPTOP_NETWORKS = {"resnet": {"depth": 8}, "cnn": {"width": 0.25, "batch_size": 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """How large an experiment is.
+    """Size of an experiment.
 
     Attributes:
-        about: What it is, and what it gives up against the paper.
-        values: What the experiment varies, in order.
+        about: The size in words, and its concessions against the paper.
+        values: Of the settings that the experiment varies, in order.
         num_seeds: Networks that are trained for each value.
         training: Fields of `TrainingConfig` that are the same in all trainings; the recipe of the
             architecture decides what is not here.

@@ -10,7 +10,7 @@ import dataclasses
 import random
 from typing import Any
 
-from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, execute_runs, preset_of
 from fisher_keras.experiments.runs.presets import Preset
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import trained_run
@@ -121,4 +121,4 @@ def run_pool(options: ExperimentOptions) -> None:
         FailedRunsError: If runs failed; all others are finished.
     """
     preset = preset_of(PRESETS, options)
-    carry_out_runs(EXPERIMENT, pool_runs(preset), preset, options)
+    execute_runs(EXPERIMENT, pool_runs(preset), preset, options)

@@ -7,7 +7,7 @@ error: I, the size of a confusion set; II, the augmentation; III, the batch size
 import dataclasses
 from collections.abc import Mapping
 
-from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, execute_runs, preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import MetricSettings, trained_run
@@ -144,4 +144,4 @@ def run_scenario(experiment: str, options: ExperimentOptions) -> None:
         FailedRunsError: If runs failed; all others are finished.
     """
     preset = preset_of(SCENARIOS[experiment], options)
-    carry_out_runs(experiment, scenario_runs(experiment, preset), preset, options)
+    execute_runs(experiment, scenario_runs(experiment, preset), preset, options)

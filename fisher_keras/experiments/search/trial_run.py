@@ -41,7 +41,7 @@ def trial_run(training: TrainingConfig, until_epoch: int, fingerprint: str) -> R
     return Run(EXPERIMENT, config, training.seed, RECIPE_VERSION, label)
 
 
-def carry_out(
+def execute(
     run: Run, directory: pathlib.Path, data_dir: str | None, download: bool
 ) -> dict[str, Any]:
     """Trains the network of a run, from where an earlier call or run ended.

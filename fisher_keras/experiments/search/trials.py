@@ -120,7 +120,7 @@ class Trials:
         self._rungs = rungs
         self._run_of = run_of
         self._after_trial = after_trial
-        self._records = {record["key"]: record for record in store.records()}
+        self._records = {record.key: record for record in store.records()}
         self._ready: deque[tuple[optuna.Trial, int]] = deque()
         self._under_way: dict[str, tuple[optuna.Trial, int]] = {}
         self._paused: list[list[optuna.Trial]] = [[] for _ in rungs]
@@ -154,7 +154,7 @@ class Trials:
             record: Of the run.
         """
         trial, rung = self._under_way.pop(run.key)
-        result = record["result"]
+        result = record.result
         errors = result["validation_error_percent"]
         reported = self._study.trials[trial.number].intermediate_values
         for epoch, error in enumerate(errors, start=1):

@@ -13,11 +13,11 @@ from typing import Any
 import optuna
 
 from fisher_keras.experiments.command_line.flags import option
-from fisher_keras.experiments.runs.engine import EngineOptions, work_through
+from fisher_keras.experiments.runs.engine import EngineOptions, execute_all
 from fisher_keras.experiments.runs.experiment import absolute, free_gpus
 from fisher_keras.experiments.runs.presets import PRESETS
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
-from fisher_keras.experiments.search.trial_run import carry_out, trial_run
+from fisher_keras.experiments.search.trial_run import execute, trial_run
 from fisher_keras.experiments.search.trials import Trials, open_study, rungs_of
 from fisher_keras.experiments.search.tuning_report import TuningReport
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
@@ -215,10 +215,10 @@ def _tune(config: TuningConfig, store: ExperimentStore) -> dict[str, Any]:
         report.after_trial,
     )
     function = functools.partial(
-        carry_out, data_dir=absolute(config.training.data_dir), download=config.training.download
+        execute, data_dir=absolute(config.training.data_dir), download=config.training.download
     )
     try:
-        ended = work_through(trials.next_run, function, store, config, gpus, report.show)
+        ended = execute_all(trials.next_run, function, store, config, gpus, report.show)
         with report.under_way(study), contextlib.closing(ended):
             for run, record in ended:
                 if record is not None:

@@ -1,4 +1,4 @@
-"""Which runs of a scenario did not reach the minimum that the metrics assume."""
+"""Convergence flags: reasons why a run is not at the minimum that the metrics assume."""
 
 from collections.abc import Sequence
 

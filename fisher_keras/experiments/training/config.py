@@ -1,4 +1,4 @@
-"""What a training run can be told, and the recipe's values where it is not."""
+"""Configuration of one training, with the recipe's values for all that is not given."""
 
 import dataclasses
 import math
@@ -26,9 +26,10 @@ REGULARIZER_OPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that `train` can be told; the fields' texts are those of --help.
+    """Options of a training, also as flags.
 
-    None stands for what the recipe, the architecture or the data decide, see `resolve`.
+    None stands for a value that the recipe, the architecture or the data decide, see `resolve`.
+    `method` is always one of `METHODS`, and `regularize` tells whether it is "fisher".
     """
 
     arch: str = option(
@@ -102,8 +103,8 @@ class TrainingConfig:
 
     method: str | None = option(
         None,
-        "How to train. plain, the default: without the regularizer; clipped: plainly, the "
-        "gradient clipped as the regularizer's is; fisher: the same as --regularize; sam: by "
+        "How to train. plain, the default; clipped: plainly, the gradient clipped as the "
+        "regularizer's is; fisher: with the regularizer (Section 6, Algorithm 1); sam: by "
         "sharpness-aware minimization (Foret et al., 2021).",
         group="regularizer",
         choices=METHODS,
@@ -120,9 +121,7 @@ class TrainingConfig:
         "For --method=sam: measure rho in units of the weights (ASAM, Kwon et al., 2021).",
         group="regularizer",
     )
-    regularize: bool = option(
-        False, "Train with the regularizer (Section 6, Algorithm 1).", group="regularizer"
-    )
+    regularize: bool = option(False, "The same as --method=fisher.", group="regularizer")
     alpha: float | None = option(
         None,
         "Length of the step along a sub-batch's gradient; by default as --settings_file says, "
@@ -233,8 +232,7 @@ class TrainingConfig:
 
     output_dir: str | None = option(
         None,
-        "Folder of the run; by default "
-        "runs/<dataset>_<arch>_<plain, clipped, regularized or sam>_seed<seed>.",
+        "Folder of the run; by default runs/<dataset>_<arch>_<method>_seed<seed>.",
         group="output",
     )
     resume: bool = option(
@@ -242,7 +240,7 @@ class TrainingConfig:
     )
 
     def __post_init__(self) -> None:
-        """Checks what does not depend on the recipe.
+        """Checks the values that do not depend on the recipe.
 
         Raises:
             ValueError: If a value cannot be used.
@@ -266,7 +264,7 @@ class TrainingConfig:
             self._check_beta_phases()
 
     def _check_method(self) -> None:
-        """Refuses what does not go together; `fisher` becomes `regularize`."""
+        """Rejects conflicting options, and finds the method that they ask for."""
         if self.regularize and self.method not in (None, "fisher"):
             raise ValueError(f"--method={self.method} has no regularizer: leave out --regularize")
         if self.method == "plain" and self.clip_norm:
@@ -276,9 +274,10 @@ class TrainingConfig:
         if self.method != "sam" and (self.rho is not None or self.adaptive):
             name = "adaptive" if self.rho is None else "rho"
             raise ValueError(f"--{name} has no effect without --method=sam: add it")
-        if self.method in ("plain", "fisher"):
-            object.__setattr__(self, "regularize", self.method == "fisher")
-            object.__setattr__(self, "method", None)
+        unregularized = "clipped" if self.clip_norm else "plain"
+        method = self.method or ("fisher" if self.regularize else unregularized)
+        object.__setattr__(self, "method", method)
+        object.__setattr__(self, "regularize", method == "fisher")
 
     def _check_beta_phases(self) -> None:
         if self.schedule != "recipe":
@@ -295,7 +294,7 @@ class TrainingConfig:
 
 
 def phase_factors(beta_phases: str) -> list[float]:
-    """Returns the factors of `beta_phases`; NaN for what is no number."""
+    """Returns the factors of `beta_phases`; NaN for non-numbers."""
     factors = []
     for part in beta_phases.split(","):
         try:
@@ -306,46 +305,41 @@ def phase_factors(beta_phases: str) -> list[float]:
 
 
 def resolve(config: TrainingConfig) -> TrainingConfig:
-    """Fills in what the recipe decides.
+    """Fills in the recipe's defaults.
 
     Args:
         config: The configuration, with None where the recipe's value is wanted.
 
     Returns:
         The configuration that is trained. None is left where the architecture or the data decide
-        (`depth`, `width`, `l2_penalty`, `train_size`, `data_dir`), for `settings_file` and, but
-        for sam, for `method`, whose values are now in the other fields, and, without
-        `regularize`, for those of the regularizer's options that are not given.
+        (`depth`, `width`, `l2_penalty`, `train_size`, `data_dir`), for `settings_file`, whose
+        values are now in the other fields, and, without `regularize`, for those of the
+        regularizer's options that are not given.
 
     Raises:
         ValueError: If `settings_file` is no table, or a value in it cannot be used.
         OSError: If it cannot be read.
     """
     recipe = RECIPES[config.arch]
-    if config.regularize or config.method == "clipped":
-        settings = regularizer_settings(config.arch, config.dataset, config.settings_file)
-    if config.method == "clipped":
-        clip_norm = config.clip_norm or settings.clip_norm
-        if clip_norm is None:
-            raise ValueError(f"the table has no clip_norm for {config.arch}: give --clip_norm")
-        config = dataclasses.replace(config, method=None, settings_file=None, clip_norm=clip_norm)
-    unregularized = config.method or ("clipped" if config.clip_norm else "plain")
-    method = "regularized" if config.regularize else unregularized
     defaults = {
         "augmentation": recipe.augmentation,
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "learning_rate": recipe.learning_rate,
-        "output_dir": f"runs/{config.dataset}_{config.arch}_{method}_seed{config.seed}",
+        "output_dir": f"runs/{config.dataset}_{config.arch}_{config.method}_seed{config.seed}",
     }
     if config.method == "sam":
         defaults["rho"] = RHO[config.adaptive]
-    if config.regularize:
+    if config.method in ("clipped", "fisher"):
+        settings = regularizer_settings(config.arch, config.dataset, config.settings_file)
+        defaults["clip_norm"] = settings.clip_norm or 0.0
+        if config.method == "clipped" and not (config.clip_norm or settings.clip_norm):
+            raise ValueError(f"the table has no clip_norm for {config.arch}: give --clip_norm")
+    if config.method == "fisher":
         defaults |= {
             "alpha": settings.alpha,
             "beta": settings.beta,
             "num_sub_batches": settings.num_sub_batches,
-            "clip_norm": settings.clip_norm or 0.0,
             "gradient": GRADIENTS[0],
             "share_gradients": False,
         }

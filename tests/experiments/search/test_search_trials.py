@@ -48,8 +48,8 @@ def search(store, num_trials=None, prune=False, storage=None, seed=0, most=math.
     rungs, study = rungs_of(EPOCHS, prune), open_search(store, storage, seed)
     trials = Trials(study, CANDIDATES, num_trials, rungs, run_of, store, lambda number: None)
     while most > 0 and (run := trials.next_run()):
-        store.define(run, fake_search.carry_out)
-        result = fake_search.carry_out(run, store.run_directory(run))
+        store.write_definition(run, fake_search.execute)
+        result = fake_search.execute(run, store.run_directory(run))
         store.finish(run, result, 1.0)
         trials.ended(run, store.record(run))
         most -= 1

@@ -34,7 +34,7 @@ def formula(tmp_path, light_package, monkeypatch):
     """Stands in for trainings; what it returns tells them how to behave."""
     path = os.pathsep.join(map(str, (light_package, ROOT / "tests")))
     monkeypatch.setenv("PYTHONPATH", path)
-    monkeypatch.setattr(tuning, "carry_out", fake_search.carry_out)
+    monkeypatch.setattr(tuning, "execute", fake_search.execute)
 
     def behave(**behaviour):
         (tmp_path / "search").mkdir(exist_ok=True)
