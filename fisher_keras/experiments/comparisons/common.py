@@ -41,7 +41,7 @@ def make_table(
         OSError: If the data or the store cannot be read or written.
         FailedRunsError: If runs failed; all others are finished.
     """
-    store = execute_runs(runs[0].experiment, runs, preset, options)
+    store = execute_runs(runs, preset, options)
     networks = list(map(TrainedNetwork.of, store.records_of(runs)))
     if networks and not options.dry_run:
         publish_table(store.directory, name, table(networks), num_names)

@@ -7,7 +7,6 @@ out). Large batches have less of the implicit one: there the explicit one has so
 back.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,35 +37,26 @@ ALPHA = 1e-4  # In all of the paper's experiments.
 CLIP_NORM = 10.0  # tau.
 STRENGTHS = (0.25, 1.0, 4.0)
 
-_METRICS = MetricSettings(("log_determinant", "trace"), normalize_logits=0.04)
-_RESNET = {"arch": "resnet"}
+_PAPER = Preset(
+    about="the ResNet-20 and recipe of the paper's Table 1, at two batch sizes.",
+    values=(128, 1024),
+    num_seeds=5,
+    training={"arch": "resnet"},
+    metrics=MetricSettings(("log_determinant", "trace"), normalize_logits=0.04),
+)
 PRESETS = {
-    "paper": Preset(
-        about="the ResNet-20 and recipe of the paper's Table 1, at two batch sizes.",
-        values=(128, 1024),
-        num_seeds=5,
-        training=_RESNET,
-        metrics=_METRICS,
-    ),
-    "laptop": Preset(
+    "paper": _PAPER,
+    "laptop": _PAPER.replaced(
+        LAPTOP_TRAINING
+        | LAPTOP_NETWORKS["resnet"]
+        | {"width": 8, "epochs": 200, "validation_size": 50},
+        {"num_trials": 20},
         about="a ResNet-8 of half the filters on 1,000 images, for 200 epochs and without "
         "augmentation; 20 trials.",
         values=(64, 256),
-        num_seeds=5,
-        training=LAPTOP_TRAINING
-        | LAPTOP_NETWORKS["resnet"]
-        | _RESNET
-        | {"width": 8, "epochs": 200, "validation_size": 50},
-        metrics=dataclasses.replace(_METRICS, num_trials=20),
     ),
-    "smoke": Preset(
-        about="two epochs on a few digits: it shows that everything runs, and nothing else.",
-        values=(32,),
-        num_seeds=2,
-        training=_RESNET
-        | {"depth": 8, "width": 4, "dataset": "digits", "train_size": 64, "epochs": 2},
-        metrics=dataclasses.replace(_METRICS, num_samples=10, num_trials=2),
-        run_estimate_s=15.0,
+    "smoke": _PAPER.smoke(
+        {"depth": 8, "width": 4, "dataset": "digits", "train_size": 64}, values=(32,)
     ),
 }
 

@@ -48,35 +48,25 @@ PAPER_TABLE_2: _PaperTable = {
     ("densenet", "cifar10"): ((-850.3, 23.5), (-886.2, 20.5)),
 }
 _DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-_NORMALIZE_LOGITS = 0.04
 
-_METRICS = MetricSettings(("log_determinant",), normalize_logits=_NORMALIZE_LOGITS)
+_PAPER = Preset(
+    about="the networks, recipes and data sets of the paper's Table 1.",
+    values=tuple(PAPER_TABLE_1),
+    num_seeds=5,
+    training={},
+    metrics=MetricSettings(("log_determinant",), normalize_logits=0.04),
+)
 PRESETS = {
-    "paper": Preset(
-        about="the networks, recipes and data sets of the paper's Table 1.",
-        values=tuple(PAPER_TABLE_1),
-        num_seeds=5,
-        training={},
-        metrics=_METRICS,
-    ),
-    "laptop": Preset(
+    "paper": _PAPER,
+    "laptop": _PAPER.replaced(
+        LAPTOP_TRAINING | {"validation_size": 250},  # See the scenarios' laptop preset.
+        {"num_trials": 20},
         about="a ResNet-8 and a CNN of a quarter of its filters on few images of CIFAR-10, for "
         "few epochs and without augmentation; smaller batches, 20 trials.",
         values=(("cnn", "cifar10"), ("resnet", "cifar10")),
-        num_seeds=5,
-        # See the scenarios' laptop preset.
-        training=LAPTOP_TRAINING | {"validation_size": 250},
-        metrics=dataclasses.replace(_METRICS, num_trials=20),
         networks=LAPTOP_NETWORKS,
     ),
-    "smoke": Preset(
-        about="two epochs on a few digits: it shows that everything runs, and nothing else.",
-        values=(("cnn", "digits"), ("resnet", "digits")),
-        num_seeds=2,
-        training={"train_size": 60, "epochs": 2, "batch_size": 20},
-        metrics=dataclasses.replace(_METRICS, num_samples=10, num_trials=2),
-        run_estimate_s=15.0,
-    ),
+    "smoke": _PAPER.smoke(values=(("cnn", "digits"), ("resnet", "digits"))),
 }
 
 
@@ -85,9 +75,7 @@ class TableOptions(ExperimentOptions):
     """Options of Table 1, also as flags."""
 
     settings_file: str | None = option(
-        None,
-        "Table of the regularizer's values, as for train_cifar.",
-        group="experiment",
+        None, "Table of the regularizer's values, as for train_cifar.", group="experiment"
     )
 
 
@@ -96,9 +84,7 @@ class Table2Options(TableOptions):
     """Options of Table 2, also as flags."""
 
     normalize_logits: bool = option(
-        False,
-        "Show gamma-hat of logits divided by 0.04 times their norm.",
-        group="experiment",
+        False, "Show gamma-hat of logits divided by 0.04 times their norm.", group="experiment"
     )
 
 

@@ -8,6 +8,7 @@ Dask's workers have nothing to do that could stop them.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import logging
@@ -49,25 +50,23 @@ _LOCAL_CLUSTER = {
     "distributed.worker.profile.enabled": False,
 }
 
+_option = functools.partial(option, group="runs")
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
     """Options of the engine, also as flags: where runs are executed, and how many at once."""
 
-    num_workers: int | None = option(
-        None,
-        "Runs at once; by default --runs_per_gpu on each GPU, or 1 without GPUs.",
-        group="runs",
-        least=1,
+    num_workers: int | None = _option(
+        None, "Runs at once; by default --runs_per_gpu on each GPU, or 1 without GPUs.", least=1
     )
-    runs_per_gpu: int = option(1, "Runs that share a GPU.", group="runs", least=1)
-    scheduler: str | None = option(
+    runs_per_gpu: int = _option(1, "Runs that share a GPU.", least=1)
+    scheduler: str | None = _option(
         None,
         "Address of a Dask scheduler, such as tcp://HOST:8786, whose workers execute the runs; "
         "by default they are executed on this machine.",
-        group="runs",
     )
-    dashboard: bool = option(False, "Show Dask's page, and print its address.", group="runs")
+    dashboard: bool = _option(False, "Show Dask's page, and print its address.")
 
     def __post_init__(self) -> None:
         """Checks the options.

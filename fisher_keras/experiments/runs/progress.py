@@ -35,10 +35,7 @@ class RunProgress:
     """
 
     def __init__(
-        self,
-        runs: Sequence[Run],
-        records: Sequence[Record],
-        run_estimate_s: float | None = None,
+        self, runs: Sequence[Run], records: Sequence[Record], run_estimate_s: float | None = None
     ) -> None:
         """Reads which runs are finished.
 

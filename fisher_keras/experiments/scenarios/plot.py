@@ -17,10 +17,7 @@ class PlotConfig:
     """Options of the figures and summaries, also as flags."""
 
     stores: tuple[str, ...] = option(
-        REQUIRED,
-        "Required. Folder of a scenario's runs.",
-        group="results",
-        repeated="store",
+        REQUIRED, "Required. Folder of a scenario's runs.", group="results", repeated="store"
     )
     output: str | None = option(
         None,
@@ -59,10 +56,7 @@ def plot_results(config: PlotConfig) -> None:
             with replacing(output / "figures" / f"{name}{suffix}") as path:
                 figure.savefig(path, dpi=200, **options)
     text = summary(scenarios, lines)
-    for name, content in (
-        ("summary.md", text),
-        ("summary.json", summary_json(scenarios, lines)),
-    ):
+    for name, content in (("summary.md", text), ("summary.json", summary_json(scenarios, lines))):
         write_text(output / name, content)
     print(text)
     print(f"written to {output}")

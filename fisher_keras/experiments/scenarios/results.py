@@ -176,8 +176,7 @@ def _scenario(experiment: str, records: Sequence[Record]) -> Scenario:
     compared = zip(networks, excess_losses(networks), network_flags(networks), strict=True)
     runs = [_run(network, variable, loss, flags) for network, loss, flags in compared]
     return Scenario(
-        experiment,
-        tuple(sorted(runs, key=lambda run: (_place(variable, run.value), run.seed))),
+        experiment, tuple(sorted(runs, key=lambda run: (_place(variable, run.value), run.seed)))
     )
 
 

@@ -23,9 +23,7 @@ _NUM_RESAMPLES = 500  # Of those of `rank_correlation`: each takes all pairs for
 
 
 def conditional_information(
-    metric: Sequence[float],
-    error: Sequence[float],
-    hyperparameters: Mapping[str, Sequence[Any]],
+    metric: Sequence[float], error: Sequence[float], hyperparameters: Mapping[str, Sequence[Any]]
 ) -> Estimate:
     r"""Returns the conditional mutual information $\mathcal{K}(\mu)$ in the worst case.
 

@@ -15,9 +15,7 @@ SMALL_LOSS = 0.01
 
 
 def convergence_flags(
-    train_losses: Sequence[float],
-    train_errors: Sequence[float],
-    target_loss: float | None = None,
+    train_losses: Sequence[float], train_errors: Sequence[float], target_loss: float | None = None
 ) -> list[tuple[str, ...]]:
     """Returns why a run is not at a minimum such as the others', for each run of a scenario.
 
