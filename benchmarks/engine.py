@@ -36,7 +36,7 @@ def measure(work: functools.partial, num_runs: int, num_workers: int) -> tuple[f
         store, start = ExperimentStore(directory), time.monotonic()
         records = run_experiment(runs, work, store, EngineOptions(num_workers=num_workers))
         wall = time.monotonic() - start
-    return wall, statistics.fmean(record["wall_time_s"] for record in records)
+    return wall, statistics.fmean(record.wall_time_s for record in records)
 
 
 def _main(_: list[str]) -> None:

@@ -61,7 +61,7 @@ def main(directory, num_trials, options):
     import fake_search
     import optuna
 
-    from fisher_keras.experiments.runs.engine import EngineOptions, work_through
+    from fisher_keras.experiments.runs.engine import EngineOptions, execute_all
     from fisher_keras.experiments.runs.store import ExperimentStore
     from fisher_keras.experiments.search.trials import Trials
 
@@ -70,7 +70,7 @@ def main(directory, num_trials, options):
     with store.locked():
         trials = Trials(CANDIDATES, num_trials, run_of, store, 0)
         function, engine = fake_search.execute, EngineOptions(**options)
-        ended = work_through(trials.next_run, function, store, engine, (), lambda running: None)
+        ended = execute_all(trials.next_run, function, store, engine, (), lambda running: None)
         for run, record in ended:
             if record is not None:
                 trials.end(run, record)

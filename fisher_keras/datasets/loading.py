@@ -69,7 +69,7 @@ class ImageDataset:
 
 @contextlib.contextmanager
 def _only_errors_logged() -> Iterator[None]:
-    """Keeps TFDS from logging what it constructs, and warnings beside an error that says all."""
+    """Keeps TFDS from logging, and from redundant warnings beside an error."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

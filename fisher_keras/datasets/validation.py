@@ -1,4 +1,4 @@
-"""What images and labels must look like, checked before anything is trained on them."""
+"""Checks of images and labels, before anything is trained on them."""
 
 import numpy as np
 

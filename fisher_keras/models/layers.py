@@ -1,4 +1,4 @@
-"""What the networks with batch normalization share, as their authors' code has it."""
+"""Layers shared by the networks with batch normalization, as their authors' code has them."""
 
 import keras
 

@@ -1,4 +1,4 @@
-"""How a network is trained in its own paper, as data; each network's file has its `RECIPE`."""
+"""Training recipes of the networks' papers; each network's file has its `RECIPE`."""
 
 import dataclasses
 import math

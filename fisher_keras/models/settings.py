@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any, TypeAlias
 
-from fisher_keras.files import replacing
+from fisher_keras.files import write_text
 from fisher_keras.models.architectures import check_architecture
 
 _PACKAGE_TABLE = pathlib.Path(__file__).with_name("regularizer_settings.json")
@@ -88,8 +88,7 @@ def write_regularizer_settings(
     row = {**dataclasses.asdict(settings), "tuned": True, "tuning": tuning}
     table[dataset] = {**table.get(dataset, {}), arch: row}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, shared=True) as part:
-        part.write_text(_text(table), encoding="utf-8")
+    write_text(path, _text(table), shared=True)
 
 
 def _path(path: str | os.PathLike) -> pathlib.Path:

@@ -1,6 +1,6 @@
-"""Carries out runs with Dask: each in a process of its own, on this machine or on many.
+"""Executes runs with Dask: each in a process of its own, on this machine or on many.
 
-Dask decides where and when; what is done and what is left stands in the store's folder alone. A
+Dask decides where and when; the state of the runs stands in the store's folder alone. A
 task starts `python -m fisher_keras.experiments.runs.process`, waits for it, and ends it if the run
 is no longer wanted. So TensorFlow's memory, its settings and its crashes are one run's alone, and
 Dask's workers have nothing to do that could stop them.
@@ -8,6 +8,7 @@ Dask's workers have nothing to do that could stop them.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import logging
@@ -22,7 +23,6 @@ import urllib.parse
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
 
 import dask
 import distributed
@@ -30,7 +30,7 @@ import tqdm
 from dask.system import cpu_count
 
 from fisher_keras.experiments.command_line.flags import check_options, option
-from fisher_keras.experiments.runs.store import CarryOut, ExperimentStore, Run
+from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run, RunFunction
 
 _POLL_S = 0.2  # Between two looks whether a run is still wanted.
 _TICK_S = 1.0
@@ -50,25 +50,23 @@ _LOCAL_CLUSTER = {
     "distributed.worker.profile.enabled": False,
 }
 
+_option = functools.partial(option, group="runs")
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
-    """Where runs are carried out, and how many at once; the fields' texts are those of --help."""
+    """Options of the engine, also as flags: where runs are executed, and how many at once."""
 
-    num_workers: int | None = option(
-        None,
-        "Runs at once; by default --runs_per_gpu on each GPU, or 1 without GPUs.",
-        group="runs",
-        least=1,
+    num_workers: int | None = _option(
+        None, "Runs at once; by default --runs_per_gpu on each GPU, or 1 without GPUs.", least=1
     )
-    runs_per_gpu: int = option(1, "Runs that share a GPU.", group="runs", least=1)
-    scheduler: str | None = option(
+    runs_per_gpu: int = _option(1, "Runs that share a GPU.", least=1)
+    scheduler: str | None = _option(
         None,
-        "Address of a Dask scheduler, such as tcp://HOST:8786, whose workers carry out the runs; "
-        "by default they are carried out on this machine.",
-        group="runs",
+        "Address of a Dask scheduler, such as tcp://HOST:8786, whose workers execute the runs; "
+        "by default they are executed on this machine.",
     )
-    dashboard: bool = option(False, "Show Dask's page, and print its address.", group="runs")
+    dashboard: bool = _option(False, "Show Dask's page, and print its address.")
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -87,24 +85,24 @@ class FailedRunsError(RuntimeError):
     """Some runs raised an error, or their processes died; all others are finished."""
 
 
-def work_through(
+def execute_all(
     next_run: Callable[[], Run | None],
-    function: CarryOut,
+    function: RunFunction,
     store: ExperimentStore,
     options: EngineOptions,
     gpus: Sequence[str],
     tick: Callable[[int], object],
-) -> Generator[tuple[Run, dict[str, Any] | None]]:
-    """Carries out runs until there are none, as many at once as there are workers for.
+) -> Generator[tuple[Run, Record | None]]:
+    """Executes runs until there are none, as many at once as there are workers for.
 
     Args:
         next_run: Called when there is room for a run. None means that there is none now; it is
             asked again when the caller has dealt with the end of another.
-        function: Carries out a run, see `ExperimentStore.define`.
+        function: Executes a run, see `ExperimentStore.write_definition`.
         store: Where the runs are.
-        options: Where they are carried out, and how many at once.
+        options: Where they are executed, and how many at once.
         gpus: This machine's, as `CUDA_VISIBLE_DEVICES` names them.
-        tick: Called each second with the number of runs that are being carried out.
+        tick: Called each second with the number of runs that are being executed.
 
     Yields:
         Each run that has ended, with its record; None if it has failed.
@@ -121,7 +119,7 @@ def work_through(
 
         def submit(run: Run) -> None:
             folder, key = str(store.run_directory(run)), f"{run.label}-{uuid.uuid4()}"
-            future = client.submit(_carry_out, folder, environments, key=key)
+            future = client.submit(_execute, folder, environments, key=key)
             running[key] = run, future
             future.add_done_callback(ended.put)
 
@@ -130,7 +128,7 @@ def work_through(
             # runs that were not even begun.
             num_at_once = sum(client.nthreads().values())
             while len(running) < max(1, num_at_once) and (run := next_run()):
-                store.define(run, function)
+                store.write_definition(run, function)
                 submit(run)
             if not running:
                 break
@@ -159,8 +157,8 @@ def _connected(
     """Starts Dask on this machine, or connects to where it runs.
 
     Yields:
-        The connection, and what the run of each local worker gets in its environment, or None. At
-        the end of the block nothing is left of both, and runs are ended.
+        The connection, and the environment variables for the run of each local worker, or None.
+        At the end of the block nothing is left of both, and runs are ended.
     """
     for name in ("distributed", "distributed.client"):  # Each has its own level.
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -214,7 +212,7 @@ def _local_cluster(num_workers: int, dashboard: bool) -> Iterator[distributed.Lo
 
 
 def run_environments(options: EngineOptions, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """Returns what each of the runs that are carried out at once gets in its environment.
+    """Returns the environment variables of each of the runs that are executed at once.
 
     Args:
         options: How many these are.
@@ -245,8 +243,8 @@ def _threads(number: int) -> dict[str, str]:
     return dict.fromkeys(_THREADS, str(max(1, number)))
 
 
-def _carry_out(folder: str, environments: Sequence[dict] | None) -> dict[str, Any] | str:
-    """Carries out the run in a folder: what a Dask worker does.
+def _execute(folder: str, environments: Sequence[dict] | None) -> Record | str:
+    """Executes the run in a folder: the task of a Dask worker.
 
     Returns:
         The run's record, or its error in one line.
@@ -274,7 +272,7 @@ def _carry_out(folder: str, environments: Sequence[dict] | None) -> dict[str, An
         return f"its process was ended by {name} (see {log})"
     if process.returncode:
         return f"{error.splitlines()[-1] if error else process.returncode} (see {log})"
-    return json.loads(pathlib.Path(folder, "record.json").read_text(encoding="utf-8"))
+    return Record(**json.loads(pathlib.Path(folder, "record.json").read_text(encoding="utf-8")))
 
 
 def _wait_for_folder(folder: str, worker: distributed.Worker) -> None:
@@ -309,7 +307,7 @@ def _process(folder: str, environment: dict[str, str]) -> Iterator[subprocess.Po
 
 
 def _is_wanted(worker: distributed.Worker, key: str) -> bool:
-    """Returns whether a task is still to be carried out by the worker that it runs on."""
+    """Returns whether a task is still to be executed by the worker that it runs on."""
     task = worker.state.tasks.get(key)
     going = worker.status not in (distributed.Status.closing, distributed.Status.closed)
     return going and task is not None and task.state == "executing"

@@ -1,4 +1,4 @@
-"""What all experiments of trained networks share: their flags, and how their runs are started."""
+"""Options and start of every experiment of trained networks."""
 
 import contextlib
 import dataclasses
@@ -14,50 +14,44 @@ from fisher_keras.experiments.runs.engine import EngineOptions
 from fisher_keras.experiments.runs.presets import PRESETS, Preset
 from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
-from fisher_keras.experiments.runs.trained_run import carry_out
+from fisher_keras.experiments.runs.trained_run import execute
+
+_option = functools.partial(option, group="experiment")
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentOptions(EngineOptions):
-    """How and where an experiment is done; the fields' texts are those of --help."""
+    """Options of an experiment, also as flags."""
 
-    preset: str = option(
+    preset: str = _option(
         "paper",
         "How large the experiment is. paper: as in the paper, for GPUs; laptop: small networks of "
         "few images, for hours on two cores; smoke: a minute, to see that everything runs. "
         "--dry_run tells the details.",
-        group="experiment",
         choices=PRESETS,
     )
-    output_dir: str | None = option(
+    output_dir: str | None = _option(
         None,
         "Folder of the runs; by default results/<name>_<preset>, with _smoothed or _to_<loss> for "
         "--label_smoothing or --target_loss.",
-        group="experiment",
     )
-    label_smoothing: float = option(
+    label_smoothing: float = _option(
         0.0,
         "Part of a label that is spread over all classes: above 0 the loss has a minimum, and the "
         "metrics of the networks can be compared.",
-        group="experiment",
         least=0,
     )
-    target_loss: float | None = option(
+    target_loss: float | None = _option(
         None,
         "End each training when the mean loss of its training images is at most this many nats "
         "above the least that their labels allow.",
-        group="experiment",
         above=0,
     )
-    data_dir: str | None = option(
-        None,
-        "TensorFlow Datasets (TFDS) folder that CIFAR is in; by default TFDS's own.",
-        group="experiment",
+    data_dir: str | None = _option(
+        None, "TensorFlow Datasets (TFDS) folder that CIFAR is in; by default TFDS's own."
     )
-    download: bool = option(True, "Download CIFAR if it is not in --data_dir.", group="experiment")
-    dry_run: bool = option(
-        False, "Only list the runs and estimate their time.", group="experiment"
-    )
+    download: bool = _option(True, "Download CIFAR if it is not in --data_dir.")
+    dry_run: bool = _option(False, "Only list the runs and estimate their time.")
 
     @property
     def protocol(self) -> str:
@@ -86,19 +80,15 @@ def absolute(path: str | None) -> str | None:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def carry_out_runs(
-    name: str,
-    runs: Sequence[Run],
-    preset: Preset,
-    options: ExperimentOptions,
+def execute_runs(
+    runs: Sequence[Run], preset: Preset, options: ExperimentOptions
 ) -> ExperimentStore:
-    """Prints the preset and carries out the runs of an experiment.
+    """Prints the preset and executes the runs of an experiment.
 
     Args:
-        name: Of the experiment.
-        runs: Made by `trained_run`.
-        preset: That they follow.
-        options: How and where.
+        runs: Of the experiment, made by `trained_run`.
+        preset: Of the runs.
+        options: Of the experiment.
 
     Returns:
         The store.
@@ -108,17 +98,16 @@ def carry_out_runs(
         OSError: If a data set or the store cannot be read or written.
         FailedRunsError: If runs failed; all others are finished.
     """
+    name = runs[0].experiment
     print(f"{name}, preset {options.preset}: {preset}", flush=True)
     store = ExperimentStore(options.output_dir or f"results/{name}_{options.protocol}")
     gpus = free_gpus()
     if not options.dry_run:
-        finished = {record["key"] for record in store.records()}
+        finished = {record.key for record in store.records()}
         _check_datasets([run for run in runs if run.key not in finished], options)
     run_experiment(
         runs,
-        functools.partial(
-            carry_out, data_dir=absolute(options.data_dir), download=options.download
-        ),
+        functools.partial(execute, data_dir=absolute(options.data_dir), download=options.download),
         store,
         options,
         gpus=gpus,
@@ -139,12 +128,11 @@ def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Pres
     preset = presets[options.preset]
     values = {name: getattr(options, name) for name in ("label_smoothing", "target_loss")}
     shared = {name: value for name, value in values.items() if value}
-    metrics = preset.metrics
+    names = preset.metrics.names
     if options.label_smoothing:
         # The gradients do not vanish with the loss then: their trace is worth a look.
-        names = tuple(dict.fromkeys((*metrics.names, "trace")))
-        metrics = dataclasses.replace(metrics, names=names)
-    return dataclasses.replace(preset, training={**preset.training, **shared}, metrics=metrics)
+        names = tuple(dict.fromkeys((*names, "trace")))
+    return preset.replaced(shared, {"names": names})
 
 
 def _check_datasets(runs: Sequence[Run], options: ExperimentOptions) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from fisher_keras.experiments.runs.trained_run import MetricSettings
 
@@ -11,23 +11,18 @@ PRESETS = ("paper", "laptop", "smoke")
 # On so few images networks as small as these reach a training error of 0 in so few epochs, if
 # there is no augmentation. With more images and fewer epochs they do, too, but the training losses
 # of equal networks are then up to 50 times apart, and gamma-hat tells these apart.
-LAPTOP_TRAINING = {
-    "train_size": 1000,
-    "augmentation": "no-aug",
-    "batch_size": 64,
-    "epochs": 100,
-}
+LAPTOP_TRAINING = {"train_size": 1000, "augmentation": "no-aug", "batch_size": 64, "epochs": 100}
 # Batches of 64 are too few steps for the CNN, which has no batch normalization.
 LAPTOP_NETWORKS = {"resnet": {"depth": 8}, "cnn": {"width": 0.25, "batch_size": 32}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """How large an experiment is.
+    """Size of an experiment.
 
     Attributes:
-        about: What it is, and what it gives up against the paper.
-        values: What the experiment varies, in order.
+        about: The size in words, and its concessions against the paper.
+        values: Of the settings that the experiment varies, in order.
         num_seeds: Networks that are trained for each value.
         training: Fields of `TrainingConfig` that are the same in all trainings; the recipe of the
             architecture decides what is not here.
@@ -44,6 +39,33 @@ class Preset:
     metrics: MetricSettings
     networks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     run_estimate_s: float | None = None
+
+    def replaced(
+        self, training: Mapping[str, Any] = {}, metrics: Mapping[str, Any] = {}, **changes: Any
+    ) -> Self:
+        """Returns another size.
+
+        Args:
+            training: Further or other fields of `training`.
+            metrics: Other fields of `metrics`.
+            **changes: Other values of the other fields.
+        """
+        return dataclasses.replace(
+            self,
+            training={**self.training, **training},
+            metrics=dataclasses.replace(self.metrics, **metrics),
+            **changes,
+        )
+
+    def smoke(self, training: Mapping[str, Any] = {}, **changes: Any) -> Self:
+        """Returns the size of seconds, see `replaced`."""
+        return self.replaced(
+            {"train_size": 60, "epochs": 2, "batch_size": 20, **training},
+            {"num_samples": 10, "num_trials": 2},
+            about="two epochs on a few digits: it shows that everything runs, and nothing else.",
+            run_estimate_s=15.0,
+            **{"num_seeds": 2, **changes},
+        )
 
     def __str__(self) -> str:
         """Returns all of it, a line each."""

@@ -21,8 +21,8 @@ import filelock
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 
 
-def carry_out(directory: pathlib.Path) -> None:
-    """Carries out the run that is defined in a directory, unless its record is there.
+def execute(directory: pathlib.Path) -> None:
+    """Executes the run that is defined in a directory, unless its record is there.
 
     Args:
         directory: Of the run. While another process is at the run, this one waits.
@@ -32,7 +32,7 @@ def carry_out(directory: pathlib.Path) -> None:
         Exception: What the run's function raises.
     """
     definition = json.loads((directory / "definition.json").read_text(encoding="utf-8"))
-    function = pkgutil.resolve_name(definition.pop("carry_out"))
+    function = pkgutil.resolve_name(definition.pop("function"))
     options = definition.pop("options")
     run, store = Run(**definition), ExperimentStore(directory.parents[1])
     with filelock.FileLock(directory / "lock"):
@@ -46,8 +46,8 @@ def carry_out(directory: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Carries out the run in the directory that the command line names."""
-    parser = argparse.ArgumentParser(description="Carries out one run of an experiment.")
+    """Executes the run in the directory that the command line names."""
+    parser = argparse.ArgumentParser(description="Executes one run of an experiment.")
     parser.add_argument("folder", type=pathlib.Path, help="runs/<key> in the experiment's folder")
     parser.add_argument(
         "--end_with_stdin", action="store_true", help="end when the other end of stdin is closed"
@@ -59,7 +59,7 @@ def main() -> None:
     errors = sys.stderr
     try:
         errors = _print_to(directory / "run.log")
-        carry_out(directory)
+        execute(directory)
     except Exception as error:
         with contextlib.suppress(OSError):  # The disk may be full.
             traceback.print_exc()
@@ -75,10 +75,10 @@ def _end_with_stdin() -> None:
 
 
 def _print_to(log: pathlib.Path) -> TextIO:
-    """Sends to a file what is printed from now on, by TensorFlow's C++, too.
+    """Redirects stdout and stderr to a file, those of TensorFlow's C++, too.
 
     Returns:
-        What was stderr.
+        The stderr of before.
     """
     with log.open("ab") as file:
         errors = os.fdopen(os.dup(2), "w")

@@ -1,13 +1,13 @@
-"""How far an experiment is, and how long it will still take."""
+"""Progress of an experiment, and the time that is left."""
 
 import datetime
 import statistics
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import tqdm
 
-from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.store import Record, Run
 
 
 def progress_line(total: int, unit: str) -> tqdm.tqdm:
@@ -15,7 +15,7 @@ def progress_line(total: int, unit: str) -> tqdm.tqdm:
 
     Args:
         total: Number of things to do.
-        unit: What these are called.
+        unit: Their name.
     """
     return tqdm.tqdm(
         total=total,
@@ -35,20 +35,17 @@ class RunProgress:
     """
 
     def __init__(
-        self,
-        runs: Sequence[Run],
-        records: list[dict[str, Any]],
-        run_estimate_s: float | None = None,
+        self, runs: Sequence[Run], records: Sequence[Record], run_estimate_s: float | None = None
     ) -> None:
-        """Looks at what there is.
+        """Reads which runs are finished.
 
         Args:
-            runs: What is to be carried out, in order.
+            runs: The runs of the experiment, in order.
             records: Of the finished runs, among them perhaps some of `runs`.
             run_estimate_s: Seconds that a run takes, as long as no record tells.
         """
         self._records = list(records)
-        finished = {record["key"] for record in records}
+        finished = {record.key for record in records}
         self._remaining = {run.key: run for run in runs if run.key not in finished}
         self._total = len(runs)
         self._finished = self._total - len(self._remaining)
@@ -67,23 +64,23 @@ class RunProgress:
         return f"{self._finished} of {self._total} runs are finished"
 
     def remaining(self) -> list[Run]:
-        """Returns what is neither finished nor has failed."""
+        """Returns the runs that are neither finished nor have failed."""
         return list(self._remaining.values())
 
     def print_plan(self, num_at_once: int) -> None:
-        """Prints the runs to carry out and how long they take, so many at once."""
+        """Prints the runs to execute and how long they take, so many at once."""
         print(f"{self.state()}; to carry out:")
         for run in self.remaining():
             print(f"{duration(self._seconds(run)):>12}  {run.label}")
         print(f"{self._left(num_at_once)}, {num_at_once} at once.", flush=True)
 
     def show(self, running: int) -> None:
-        """Brings the line up to date while so many runs are being carried out."""
+        """Brings the line up to date while so many runs are being executed."""
         self._running = max(1, running)
         self._line.n = self._finished
         self._line.set_postfix_str(f"{running} running, {self._left(self._running)}")
 
-    def end(self, run: Run, record: dict[str, Any] | None) -> None:
+    def end(self, run: Run, record: Record | None) -> None:
         """Prints the line of a run that has ended, unless it has failed and has no record."""
         del self._remaining[run.key]
         if record is None:
@@ -91,7 +88,7 @@ class RunProgress:
         self._records.append(record)
         self._finished += 1
         place = f"{self._finished:>{len(str(self._total))}}/{self._total}"
-        seconds, left = duration(record["wall_time_s"]), self._left(self._running)
+        seconds, left = duration(record.wall_time_s), self._left(self._running)
         tqdm.tqdm.write(f"run {place}  {run.label}  {seconds}, {left}")
 
     def _left(self, num_at_once: int) -> str:
@@ -102,9 +99,9 @@ class RunProgress:
         return f"{duration(max(sum(seconds) / num_at_once, longest))} left"
 
     def _seconds(self, run: Run) -> float | None:
-        records = [r for r in self._records if r["experiment"] == run.experiment]
-        same = [r for r in records if r["config"] == run.config]
-        times = [record["wall_time_s"] for record in same or records]
+        records = [r for r in self._records if r.experiment == run.experiment]
+        same = [r for r in records if r.config == run.config]
+        times = [record.wall_time_s for record in same or records]
         return statistics.median(times) if times else self._run_estimate_s
 
 

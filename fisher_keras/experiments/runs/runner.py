@@ -1,39 +1,38 @@
-"""Carries out the runs of an experiment that are not finished."""
+"""Executes the runs of an experiment that are not finished."""
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
 
-from fisher_keras.experiments.runs.engine import EngineOptions, run_environments, work_through
+from fisher_keras.experiments.runs.engine import EngineOptions, execute_all, run_environments
 from fisher_keras.experiments.runs.progress import RunProgress
-from fisher_keras.experiments.runs.store import CarryOut, ExperimentStore, Run
+from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run, RunFunction
 
 
 def run_experiment(
     runs: Sequence[Run],
-    carry_out: CarryOut,
+    function: RunFunction,
     store: ExperimentStore,
     options: EngineOptions,
     *,
     gpus: Sequence[str] = (),
     dry_run: bool = False,
     run_estimate_s: float | None = None,
-) -> list[dict[str, Any]]:
-    """Carries out those of an experiment's runs that are not in its store yet.
+) -> list[Record]:
+    """Executes those of an experiment's runs that are not in its store yet.
 
-    It can be killed and started again at any time: in the end each run has been carried out once.
+    It can be killed and started again at any time: in the end each run has been executed once.
 
     Args:
         runs: The runs of the experiment, in the order to start them.
-        carry_out: Called with a run and its directory, which holds what an earlier call left that
+        function: Called with a run and its directory, which holds what an earlier call left that
             was cut; it goes on from there and returns the result, for JSON. A `wall_time_s` in it
             is the time of all the calls, in seconds; without it, that of the last one is recorded.
-            Each run is carried out in a process of its own: see `ExperimentStore.define`. What it
-            prints goes to `store.log(run)`.
+            Each run is executed in a process of its own: see `ExperimentStore.write_definition`.
+            Its output goes to `store.log(run)`.
         store: Where the runs are.
-        options: Where the runs are carried out, and how many at once.
+        options: Where the runs are executed, and how many at once.
         gpus: This machine's, as `CUDA_VISIBLE_DEVICES` names them.
-        dry_run: Only print what would be done, and how long that takes.
+        dry_run: Only print the plan, and how long it takes.
         run_estimate_s: Seconds that a run takes, as long as the store has none to tell by.
 
     Returns:
@@ -53,14 +52,14 @@ def run_experiment(
         RunProgress(runs, store.records(), run_estimate_s).print_plan(num_at_once)
     else:
         with store.locked():
-            _carry_out_missing(runs, carry_out, store, options, gpus, run_estimate_s)
-    records = {record["key"]: record for record in store.records()}
+            _execute_missing(runs, function, store, options, gpus, run_estimate_s)
+    records = {record.key: record for record in store.records()}
     return [records[run.key] for run in runs if run.key in records]
 
 
-def _carry_out_missing(
+def _execute_missing(
     runs: Sequence[Run],
-    carry_out: CarryOut,
+    function: RunFunction,
     store: ExperimentStore,
     options: EngineOptions,
     gpus: Sequence[str],
@@ -71,8 +70,8 @@ def _carry_out_missing(
     remaining = iter(progress.remaining())
     try:
         with progress:
-            ended = work_through(
-                lambda: next(remaining, None), carry_out, store, options, gpus, progress.show
+            ended = execute_all(
+                lambda: next(remaining, None), function, store, options, gpus, progress.show
             )
             with contextlib.closing(ended):
                 for run, record in ended if progress.remaining() else ():

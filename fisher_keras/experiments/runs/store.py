@@ -1,10 +1,10 @@
-"""The runs of an experiment on disk: each is carried out once, and none is lost.
+"""The runs of an experiment on disk: each is executed once, and none is lost.
 
 A store is a folder, which machines may share:
 
-- `runs/<key>/` has all files of one run: `definition.json`, what it is and which function carries
-  it out; `lock`, held by the process that does; `run.log`, what that prints; what the function
-  writes. Once the run is finished, `record.json` is there: one line, written in one go.
+- `runs/<key>/` has all files of one run: `definition.json`, its settings and the function that
+  executes it; `lock`, held by the process that does; `run.log`, its output; the function's own
+  files. Once the run is finished, `record.json` is there: one line, written in one go.
 - `runs.jsonl` has the lines of all finished runs, to be kept under version control. A run whose
   line is in it is finished, also where its directory is not there.
 - `.lock` is held by the command that works on the experiment.
@@ -24,21 +24,21 @@ from typing import Any
 
 import filelock
 
-from fisher_keras.files import replacing
+from fisher_keras.files import write_text
 
-CarryOut = Callable[["Run", pathlib.Path], dict[str, Any]]
+RunFunction = Callable[["Run", pathlib.Path], dict[str, Any]]  # From run and folder to result.
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What defines a run.
+    """The definition of a run.
 
     Attributes:
         experiment: Name of the experiment.
         config: All settings of the run, for JSON. 1 and 1.0 are different settings.
         seed: Of everything that is random in it.
         recipe_version: To be raised when the same settings no longer give the same result.
-        label: How messages call the run; does not define it.
+        label: The run's name in messages; does not define it.
     """
 
     experiment: str
@@ -62,7 +62,7 @@ class Run:
 
     @property
     def definition(self) -> dict[str, Any]:
-        """What defines the run, as it stands in the record."""
+        """The parts that define the run, as they stand in the record."""
         names = ("experiment", "recipe_version", "config", "seed")
         return {name: getattr(self, name) for name in names}
 
@@ -73,12 +73,48 @@ class Run:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A finished run, as one line of `runs.jsonl`.
+
+    Attributes:
+        key: See `Run`, as `experiment`, `recipe_version`, `config` and `seed`.
+        experiment: Name of the experiment.
+        recipe_version: Of the run's function.
+        config: All settings of the run.
+        seed: Of everything that is random in it.
+        wall_time_s: Time that it took, in seconds.
+        result: Of the run, as JSON has it.
+    """
+
+    key: str
+    experiment: str
+    recipe_version: int
+    config: dict[str, Any]
+    seed: int
+    wall_time_s: float
+    result: dict[str, Any]
+
+    def to_line(self) -> str:
+        """Returns the record as a line of JSON.
+
+        Raises:
+            ValueError: If the result has an infinite number or NaN.
+            TypeError: If it has something else that is not JSON.
+        """
+        return _json(vars(self)) + "\n"
+
+    def order(self) -> tuple:
+        """Returns the place in a store: by definition alone."""
+        return self.experiment, self.recipe_version, _json(self.config, sort_keys=True), self.seed
+
+
 class ExperimentStore:
     """The folder of an experiment's runs.
 
     Examples:
         >>> store = ExperimentStore("results/batch_size")
-        >>> errors = [record["result"]["test"]["error_percent"] for record in store.records()]
+        >>> hours = sum(record.wall_time_s for record in store.records()) / 3600
     """
 
     def __init__(self, directory: str | os.PathLike) -> None:
@@ -95,7 +131,7 @@ class ExperimentStore:
         return self.directory / "runs" / run.key
 
     def log(self, run: Run) -> pathlib.Path:
-        """Returns the file of what a run prints."""
+        """Returns the file of a run's output."""
         return self.run_directory(run) / "run.log"
 
     @contextlib.contextmanager
@@ -123,13 +159,13 @@ class ExperimentStore:
             )
             yield
 
-    def define(self, run: Run, carry_out: CarryOut) -> pathlib.Path:
+    def write_definition(self, run: Run, function: RunFunction) -> pathlib.Path:
         """Makes a run's directory, ready for `python -m fisher_keras.experiments.runs.process`.
 
         Args:
             run: The run.
-            carry_out: A function of a module, or a `functools.partial` of one with keyword
-                arguments that are JSON: where a run is carried out, and not what it is.
+            function: A function of a module, or a `functools.partial` of one with keyword
+                arguments that are JSON: where a run is executed, and not what defines it.
 
         Returns:
             The directory.
@@ -137,19 +173,18 @@ class ExperimentStore:
         Raises:
             OSError: If it cannot be written.
         """
-        function = getattr(carry_out, "func", carry_out)
+        named = getattr(function, "func", function)
         definition = dataclasses.asdict(run) | {
-            "carry_out": f"{function.__module__}:{function.__qualname__}",
-            "options": getattr(carry_out, "keywords", {}),
+            "function": f"{named.__module__}:{named.__qualname__}",
+            "options": getattr(function, "keywords", {}),
         }
         directory = self.run_directory(run)
         directory.mkdir(parents=True, exist_ok=True)
-        with replacing(directory / "definition.json") as part:
-            _write(part, [json.dumps(definition, indent=2)])
+        write_text(directory / "definition.json", json.dumps(definition, indent=2) + "\n")
         return directory
 
-    def record(self, run: Run) -> dict[str, Any] | None:
-        """Returns the record in the run's directory, None if it is not there: see `records`."""
+    def record(self, run: Run) -> Record | None:
+        """Returns the record in the run's directory, None if it is not there."""
         return next(iter(_read(self._record_file(run))), None)
 
     def finish(self, run: Run, result: dict[str, Any], wall_time_s: float) -> None:
@@ -157,27 +192,25 @@ class ExperimentStore:
 
         Args:
             run: The run, whose `lock` is held.
-            result: What came out of it, for JSON.
+            result: Of the run, for JSON.
             wall_time_s: Time that it took, in seconds.
 
         Raises:
             ValueError: If the result is not JSON.
             OSError: If the record cannot be written; the run is then not finished.
         """
-        record = {"key": run.key, **run.definition, "wall_time_s": wall_time_s, "result": result}
+        record = Record(run.key, **run.definition, wall_time_s=wall_time_s, result=result)
         try:
-            line = _json(record)
+            line = record.to_line()
         except (TypeError, ValueError) as error:
             raise ValueError(f"the result of {run.label} is not JSON: {error}") from error
-        with replacing(self._record_file(run)) as part:
-            _write(part, [line])
+        write_text(self._record_file(run), line)
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Record]:
         """Returns the records of all finished runs, in an order that depends on them alone.
 
         Returns:
-            A dict each: `key`, `experiment`, `recipe_version`, `config`, `seed`, `wall_time_s` and
-            `result`; the seeds of one configuration follow each other.
+            The records; the seeds of one configuration follow each other.
 
         Raises:
             ValueError: If a record cannot be read as one.
@@ -186,12 +219,12 @@ class ExperimentStore:
         records = _read(self.lines)
         for path in self.directory.glob("runs/*/record.json"):
             records += _read(path)
-        return sorted({record["key"]: record for record in records}.values(), key=_order)
+        return sorted({record.key: record for record in records}.values(), key=Record.order)
 
-    def records_of(self, runs: Iterable[Run]) -> list[dict[str, Any]]:
+    def records_of(self, runs: Iterable[Run]) -> list[Record]:
         """Returns those of `records` that are of some runs."""
         wanted = {run.key for run in runs}
-        return [record for record in self.records() if record["key"] in wanted]
+        return [record for record in self.records() if record.key in wanted]
 
     def write_lines(self) -> None:
         """Brings `runs.jsonl` up to date.
@@ -202,23 +235,17 @@ class ExperimentStore:
         """
         records = self.records()
         if records != _read(self.lines):
-            with replacing(self.lines) as part:
-                _write(part, map(_json, records))
+            write_text(self.lines, "".join(map(Record.to_line, records)))
 
     def _record_file(self, run: Run) -> pathlib.Path:
         return self.run_directory(run) / "record.json"
-
-
-def _order(record: dict[str, Any]) -> tuple:
-    config = _json(record["config"], sort_keys=True)
-    return record["experiment"], record["recipe_version"], config, record["seed"]
 
 
 def _json(value: Any, *, sort_keys: bool = False) -> str:
     return json.dumps(value, sort_keys=sort_keys, allow_nan=False)
 
 
-def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+def _read(path: pathlib.Path) -> list[Record]:
     """Returns the records in a file, one a line; none if there is no file."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -227,20 +254,10 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            record["key"], _order(record), record["wall_time_s"], record["result"]
-        except (ValueError, KeyError, TypeError) as error:
+            records.append(Record(**json.loads(line)))
+        except (ValueError, TypeError) as error:
             raise ValueError(
                 f"line {number} of {path} is not the record of a run: take the file from version "
                 "control or a backup, or remove it"
             ) from error
-        records.append(record)
     return records
-
-
-def _write(path: pathlib.Path, lines: Iterable[str]) -> None:
-    """Writes a new file; a full disk says so before the end, on a network at `fsync`."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())

@@ -1,22 +1,18 @@
 """A run of an experiment: one network trained, and the metrics of the minimum that it found."""
 
 import dataclasses
-import math
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.statistics.convergence import convergence_flags
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.run_files import RunFiles
-from fisher_keras.experiments.training.train import train
+from fisher_keras.experiments.training.train import PARTS, train
 from fisher_keras.metrics.evaluation import evaluate_local_minimum
 from fisher_keras.metrics.loss_and_errors import evaluate_fit
 from fisher_keras.metrics.report import LocalMinimumReport
@@ -25,16 +21,16 @@ from fisher_keras.metrics.trials import json_ready
 # To be raised when the same settings no longer give the same networks or metrics.
 RECIPE_VERSION = 1
 # gamma-hat comes with its two parts: they cost nothing, and do not define a run.
-_PARTS = {"log_determinant": ("log_squared_norms", "log_determinant_cosines")}
+_PARTS_OF = {"log_determinant": ("log_squared_norms", "log_determinant_cosines")}
 _FROM_TRAINING = ("versions", "git_revision", "device", "seconds_per_epoch")
 _TRAINING = "training"  # Folder of the network's files in the run's directory.
-# Where a run is carried out, but not what it is.
+# Where a run is executed, but not what defines it.
 _NOT_OF_THE_RUN = {"seed", "data_dir", "download", "output_dir", "resume"}
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricSettings:
-    """How the metrics of a trained network are computed.
+    """Settings of the metrics of a trained network.
 
     Attributes:
         names: Out of `fisher_keras.metrics.METRICS`; the two parts of "log_determinant" come with
@@ -60,7 +56,7 @@ def trained_run(
         experiment: Its name.
         training: How the network is trained; where the data and the output are does not count.
         metrics: How the metrics are computed.
-        label: How messages call the run, its seed left out.
+        label: The run's name in messages, without its seed.
 
     Returns:
         The run.
@@ -79,56 +75,22 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
         training: How a network is trained.
 
     Returns:
-        What the recipe or the caller decides, and not the values of `TrainingConfig` that are the
-        same in every training unless asked for.
+        The values that the recipe or the caller decides, and not those of `TrainingConfig` that
+        are the same in every training unless asked for.
     """
     usual = TrainingConfig()
+    settings = dataclasses.asdict(resolve(training))
+    if training.method != "sam":  # The other fields tell the other methods apart.
+        del settings["method"]
     return {
         name: value
-        for name, value in dataclasses.asdict(resolve(training)).items()
+        for name, value in settings.items()
         if name not in _NOT_OF_THE_RUN
         and (name in ("arch", "dataset") or value != getattr(usual, name))
     }
 
 
-def train_losses(records: Sequence[dict[str, Any]]) -> list[float]:
-    """Returns how far each of some networks was trained.
-
-    Args:
-        records: Of finished runs, to be compared with each other.
-
-    Returns:
-        The mean cross-entropy of the images trained on over the least that their labels allow, in
-        nats. NaN for a network of smoothed labels whose record is from before that was recorded.
-        Where such a record lacks its confusion set, no confusion set counts.
-    """
-    all_have_it = all(
-        "confusion" in record["result"] or not record["config"]["training"].get("confusion_size")
-        for record in records
-    )
-    parts = ("train", "confusion") if all_have_it else ("train",)
-    return [_excess_loss(record, parts) for record in records]
-
-
-def run_flags(records: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Returns why networks are not at a minimum such as the others', see `convergence_flags`."""
-    return convergence_flags(
-        train_losses(records),
-        [record["result"]["train"]["error_percent"] for record in records],
-        records[0]["config"]["training"].get("target_loss"),
-    )
-
-
-def _excess_loss(record: dict[str, Any], parts: Sequence[str]) -> float:
-    smoothed = "label_smoothing" in record["config"]["training"]
-    fits = [record["result"][part] for part in parts if part in record["result"]]
-    losses = [fit.get("excess_loss", math.nan if smoothed else fit["loss"]) for fit in fits]
-    if len(fits) == 1:
-        return float(losses[0])
-    return float(np.average(losses, weights=[fit["num_images"] for fit in fits]))
-
-
-def carry_out(
+def execute(
     run: Run, directory: pathlib.Path, data_dir: str | None, download: bool
 ) -> dict[str, Any]:
     """Trains the network of a run and evaluates it, from where an earlier call was cut.
@@ -145,7 +107,8 @@ def carry_out(
         `num_images`, in inference mode and not augmented; those that were trained on with
         `excess_loss`, too, the cross-entropy over the least that the labels allow, as smooth as in
         training; `metrics` and, if asked for, `normalized_metrics`: name -> `mean`, `std`,
-        `standard_error` over the trials; `notes` of the report; what made it.
+        `standard_error` over the trials; `notes` of the report; its provenance. `TrainedNetwork`
+        reads it.
 
     Raises:
         ValueError: If the data or a setting cannot be used.
@@ -167,8 +130,12 @@ def carry_out(
     metrics = MetricSettings(**run.config["metrics"])
     reports = _evaluate(model, directory, data, metrics, training.label_smoothing)
     report = reports["metrics"]
+    fits = {"train": report.train, "test": report.test}
+    if training.confusion_size:
+        confusion = data.labelled("confusion", label_smoothing=training.label_smoothing)
+        fits["confusion"] = evaluate_fit(Classifier(model), confusion, "confusion")
     return {
-        **_fits(model, data, training.label_smoothing),
+        **{part: _part_result(part, fits[part], record) for part in PARTS if part in fits},
         **{key: _summaries(reports[key]) for key in reports},
         "notes": list(report.notes),
         "parameters": report.num_parameters,
@@ -189,7 +156,7 @@ def _evaluate(
     if metrics.normalize_logits is not None:
         scales["normalized_metrics"] = metrics.normalize_logits
     train_data = data.labelled("train", label_smoothing=label_smoothing)
-    parts = (part for name in metrics.names for part in _PARTS.get(name, ()))
+    parts = (part for name in metrics.names for part in _PARTS_OF.get(name, ()))
     names = tuple(dict.fromkeys((*metrics.names, *parts)))
     return {
         key: evaluate_local_minimum(
@@ -200,6 +167,8 @@ def _evaluate(
             data.seed,
             names,
             scale,
+            # Losses are of the logits as they are: one report tells them.
+            test_data=data.arrays("test") if scale is None else None,
             trials_path=directory / f"{key}.trials.jsonl",
             progress=False,
         )
@@ -207,26 +176,19 @@ def _evaluate(
     }
 
 
-def _fits(
-    model: keras.Model, data: TrainingData, label_smoothing: float
-) -> dict[str, dict[str, float]]:
-    classifier = Classifier(model)
-    fits = {}
-    for part in ("train", "confusion", "test"):
-        labelled = data.labelled(part)
-        if not len(labelled):
-            continue
-        fit = evaluate_fit(classifier, labelled, part)
-        fits[part] = {
-            "loss": fit.loss,
-            "error_percent": 100 * fit.error,
-            "calibration_error": fit.calibration_error,
-            "num_images": fit.num_examples,
-        }
-        if part != "test":
-            smoothed = data.labelled(part, label_smoothing=label_smoothing)
-            fits[part]["excess_loss"] = evaluate_fit(classifier, smoothed, part).excess_loss
-    return fits
+def _part_result(part: str, fit: Any, record: dict[str, Any]) -> dict[str, float]:
+    """Returns a `PartResult` for JSON; of smoothed labels, the training has the loss of hard ones.
+
+    So all images of a part pass forward once.
+    """
+    smoothed = part != "test" and record["flags"]["label_smoothing"]
+    result = {
+        "loss": record[part]["cross_entropy"] if smoothed else fit.loss,
+        "error_percent": 100 * fit.error,
+        "calibration_error": fit.calibration_error,
+        "num_images": fit.num_examples,
+    }
+    return result if part == "test" else result | {"excess_loss": fit.excess_loss}
 
 
 def _summaries(report: LocalMinimumReport) -> dict[str, dict[str, float | str]]:

@@ -9,18 +9,15 @@ from fisher_keras.experiments.scenarios.figures.over_variable import scenario_fi
 from fisher_keras.experiments.scenarios.figures.scatter import scatter_figure
 from fisher_keras.experiments.scenarios.results import read_scenarios
 from fisher_keras.experiments.scenarios.summary import correlations, summary, summary_json
-from fisher_keras.files import replacing
+from fisher_keras.files import replacing, write_text
 
 
 @dataclasses.dataclass(frozen=True)
 class PlotConfig:
-    """What is drawn, and where it goes; the fields' texts are those of --help."""
+    """Options of the figures and summaries, also as flags."""
 
     stores: tuple[str, ...] = option(
-        REQUIRED,
-        "Required. Folder of a scenario's runs.",
-        group="results",
-        repeated="store",
+        REQUIRED, "Required. Folder of a scenario's runs.", group="results", repeated="store"
     )
     output: str | None = option(
         None,
@@ -59,11 +56,7 @@ def plot_results(config: PlotConfig) -> None:
             with replacing(output / "figures" / f"{name}{suffix}") as path:
                 figure.savefig(path, dpi=200, **options)
     text = summary(scenarios, lines)
-    for name, content in (
-        ("summary.md", text),
-        ("summary.json", summary_json(scenarios, lines)),
-    ):
-        with replacing(output / name) as path:
-            path.write_text(content, encoding="utf-8")
+    for name, content in (("summary.md", text), ("summary.json", summary_json(scenarios, lines))):
+        write_text(output / name, content)
     print(text)
     print(f"written to {output}")

@@ -6,11 +6,10 @@ whatever made it so (Y. Jiang et al., "Fantastic Generalization Measures and Whe
 ICLR 2020; G. K. Dziugaite et al., "In Search of Robust Measures of Generalization", NeurIPS 2020).
 """
 
-import dataclasses
 import random
 from typing import Any
 
-from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, execute_runs, preset_of
 from fisher_keras.experiments.runs.presets import Preset
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import trained_run
@@ -18,36 +17,22 @@ from fisher_keras.experiments.scenarios.runs import SCENARIOS
 from fisher_keras.experiments.training.config import TrainingConfig
 
 EXPERIMENT = "pool"
-VARIED = (
-    "batch_size",
-    "augmentation",
-    "confusion_size",
-    "width",
-    "l2_penalty",
-    "learning_rate",
-)
+VARIED = ("batch_size", "augmentation", "confusion_size", "width", "l2_penalty", "learning_rate")
 
 
-def _preset(
-    name: str, about: str, num_networks: int, values: tuple[tuple, ...], **training: Any
-) -> Preset:
-    """Returns the preset of Scenario III of that name with other values: one tuple a setting."""
-    preset = SCENARIOS["scenario_batch_size"][name]
-    return dataclasses.replace(
-        preset,
-        about=about,
-        values=tuple(zip(VARIED, values, strict=True)),
-        num_seeds=num_networks,
-        training={**preset.training, **training},
-    )
+_SCENARIO_III = SCENARIOS["scenario_batch_size"]
+
+
+def _values(*values: tuple) -> tuple[tuple[str, tuple], ...]:
+    return tuple(zip(VARIED, values, strict=True))
 
 
 PRESETS = {
-    "paper": _preset(
-        "paper",
-        "the network, recipe and metrics of the paper's Section 7.1, on 10,000 images.",
-        100,
-        (
+    "paper": _SCENARIO_III["paper"].replaced(
+        {"train_size": 10_000},
+        about="the network, recipe and metrics of the paper's Section 7.1, on 10,000 images.",
+        num_seeds=100,
+        values=_values(
             (64, 128, 512),
             ("no-aug", "flip-only", "4-crop-f"),
             (0, 1000, 2000),
@@ -55,13 +40,12 @@ PRESETS = {
             (0.0, 5e-5, 2e-4),
             (0.03, 0.1, 0.2),
         ),
-        train_size=10_000,
     ),
-    "laptop": _preset(
-        "laptop",
-        "small ResNet-8s on 500 images, 100 epochs, 20 trials of each metric.",
-        100,
-        (
+    "laptop": _SCENARIO_III["laptop"].replaced(
+        {"train_size": 500, "validation_size": 50},
+        about="small ResNet-8s on 500 images, 100 epochs, 20 trials of each metric.",
+        num_seeds=100,
+        values=_values(
             (16, 32, 64),
             ("no-aug", "flip-only", "1-crop-f"),
             (0, 50, 100),
@@ -69,14 +53,12 @@ PRESETS = {
             (0.0, 5e-5, 2e-4),
             (0.03, 0.1, 0.2),
         ),
-        train_size=500,
-        validation_size=50,
     ),
-    "smoke": _preset(
-        "smoke",
-        "two epochs on a few digits: it shows that everything runs, and nothing else.",
-        6,
-        ((10, 20), ("no-aug", "flip-only"), (0, 20), (4, 6), (0.0, 5e-5), (0.05, 0.1)),
+    "smoke": _SCENARIO_III["smoke"].replaced(
+        num_seeds=6,
+        values=_values(
+            (10, 20), ("no-aug", "flip-only"), (0, 20), (4, 6), (0.0, 5e-5), (0.05, 0.1)
+        ),
     ),
 }
 
@@ -121,4 +103,4 @@ def run_pool(options: ExperimentOptions) -> None:
         FailedRunsError: If runs failed; all others are finished.
     """
     preset = preset_of(PRESETS, options)
-    carry_out_runs(EXPERIMENT, pool_runs(preset), preset, options)
+    execute_runs(pool_runs(preset), preset, options)

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from fisher_keras.datasets import AUGMENTATIONS
-from fisher_keras.experiments.runs.store import ExperimentStore
-from fisher_keras.experiments.runs.trained_run import train_losses
+from fisher_keras.experiments.runs.store import ExperimentStore, Record
+from fisher_keras.experiments.runs.trained_network import (
+    TrainedNetwork,
+    excess_losses,
+    network_flags,
+)
 from fisher_keras.experiments.scenarios import pool
 from fisher_keras.experiments.scenarios.runs import VARIABLES
-from fisher_keras.experiments.statistics.convergence import convergence_flags
-from fisher_keras.experiments.training.config import TrainingConfig
 
 # In the order of the paper's scenarios.
 TITLES = {
@@ -24,7 +26,7 @@ TITLES = {
     "scenario_batch_size": "Scenario III: batch size",
     pool.EXPERIMENT: "Pool: networks that differ in everything",
 }
-# What the networks are shown by, in tables and colors.
+# The setting that tables and colors show.
 _SHOWN_BY = {**VARIABLES, pool.EXPERIMENT: "batch_size"}
 
 
@@ -34,7 +36,7 @@ class ScenarioRun:
 
     Attributes:
         key: The run's key in its store.
-        training: What defines the training, as text: the same for the same network.
+        training: The definition of the training, as text: the same for the same network.
         value: The value of the scenario's variable.
         seed: The run's seed.
         test_error: The test error in percent.
@@ -91,7 +93,7 @@ class Scenario:
 
     @property
     def title(self) -> str:
-        """What the scenario is called in the paper."""
+        """The scenario's title in the paper."""
         return TITLES[self.experiment]
 
     @property
@@ -140,10 +142,10 @@ def read_scenarios(stores: Sequence[str | pathlib.Path]) -> list[Scenario]:
             differ in more than its variable and the seed.
         OSError: If a file cannot be read.
     """
-    records: dict[str, dict[str, dict[str, Any]]] = {}
+    records: dict[str, dict[str, Record]] = {}
     for store in stores:
         for record in _records(pathlib.Path(store).expanduser()):
-            records.setdefault(record["experiment"], {})[record["key"]] = record
+            records.setdefault(record.experiment, {})[record.key] = record
     return [
         _scenario(experiment, list(records[experiment].values()))
         for experiment in TITLES
@@ -151,13 +153,13 @@ def read_scenarios(stores: Sequence[str | pathlib.Path]) -> list[Scenario]:
     ]
 
 
-def _records(store: pathlib.Path) -> list[dict[str, Any]]:
+def _records(store: pathlib.Path) -> list[Record]:
     if not store.is_dir():
         raise ValueError(f"--store={store}: there is no such folder; expected that of a scenario")
     records = ExperimentStore(store).records()
     if not records:
         raise ValueError(f"--store={store} has no finished runs: start its experiment first")
-    others = sorted({record["experiment"] for record in records} - TITLES.keys())
+    others = sorted({record.experiment for record in records} - TITLES.keys())
     if others:
         raise ValueError(
             f"--store={store} has runs of {', '.join(others)}; expected those of "
@@ -166,75 +168,60 @@ def _records(store: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def _scenario(experiment: str, records: Sequence[dict[str, Any]]) -> Scenario:
+def _scenario(experiment: str, records: Sequence[Record]) -> Scenario:
     variable = _SHOWN_BY[experiment]
     varied = pool.VARIED if experiment == pool.EXPERIMENT else (variable,)
     _check_recipe(experiment, varied, records)
-    found = [_run(record, variable) for record in records]
-    runs = sorted(
-        (
-            dataclasses.replace(run, train_loss=loss)
-            for run, loss in zip(found, train_losses(records), strict=True)
-        ),
-        key=lambda run: (_place(variable, run.value), run.seed),
+    networks = list(map(TrainedNetwork.of, records))
+    compared = zip(networks, excess_losses(networks), network_flags(networks), strict=True)
+    runs = [_run(network, variable, loss, flags) for network, loss, flags in compared]
+    return Scenario(
+        experiment, tuple(sorted(runs, key=lambda run: (_place(variable, run.value), run.seed)))
     )
-    target_loss = records[0]["config"]["training"].get("target_loss")
-    flags = convergence_flags(column(runs, "train_loss"), column(runs, "train_error"), target_loss)
-    flagged = (
-        dataclasses.replace(run, flags=reasons) for run, reasons in zip(runs, flags, strict=True)
-    )
-    return Scenario(experiment, tuple(flagged))
 
 
-def _check_recipe(
-    experiment: str, varied: Sequence[str], records: Sequence[dict[str, Any]]
-) -> None:
-    """Checks that runs differ in nothing but what their scenario varies, and the seed."""
+def _check_recipe(experiment: str, varied: Sequence[str], records: Sequence[Record]) -> None:
+    """Checks that runs differ in nothing but the settings that their scenario varies, and seed."""
     settings = [_settings(record) for record in records]
-    differences = []
+    different = []
     for name in sorted(set().union(*settings) - {f"training.{name}" for name in varied}):
         values = sorted({json.dumps(found.get(name)) for found in settings})
         if len(values) > 1:
-            differences.append(f"{name} is {' or '.join(values)}")
-    if differences:
+            different.append(f"{name} is {' or '.join(values)}")
+    if different:
         raise ValueError(
             f"the runs of {experiment} differ in more than {', '.join(varied)} and the seed: "
-            f"{'; '.join(differences)} (null: not set). Give the stores of one recipe"
+            f"{'; '.join(different)} (null: not set). Give the stores of one recipe"
         )
 
 
-def _settings(record: dict[str, Any]) -> dict[str, Any]:
-    groups = record["config"].items()
+def _settings(record: Record) -> dict[str, Any]:
+    groups = record.config.items()
     settings = {
         f"{group}.{name}": value for group, inner in groups for name, value in inner.items()
     }
-    return settings | {"recipe_version": record["recipe_version"]}
+    return settings | {"recipe_version": record.recipe_version}
 
 
-def _run(record: dict[str, Any], variable: str) -> ScenarioRun:
-    try:
-        training, result = record["config"]["training"], record["result"]
-        return ScenarioRun(
-            key=record["key"],
-            training=json.dumps(
-                [training, record["seed"], record["recipe_version"]], sort_keys=True
-            ),
-            # A record does not have the usual values.
-            value=training.get(variable, getattr(TrainingConfig(), variable)),
-            seed=record["seed"],
-            test_error=float(result["test"]["error_percent"]),
-            test_loss=float(result["test"]["loss"]),
-            calibration_error=result["test"].get("calibration_error", np.nan),
-            num_test_images=result["test"]["num_images"],
-            train_loss=float(result["train"]["loss"]),
-            train_error=float(result["train"]["error_percent"]),
-            metrics={name: float(summary["mean"]) for name, summary in result["metrics"].items()},
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"run {record['key']} of {record['experiment']} is not the record of a trained "
-            f"network with its metrics: {error!r}"
-        ) from error
+def _run(
+    network: TrainedNetwork, variable: str, train_loss: float, flags: tuple[str, ...]
+) -> ScenarioRun:
+    record = network.record
+    training = [record.config["training"], record.seed, record.recipe_version]
+    return ScenarioRun(
+        key=record.key,
+        training=json.dumps(training, sort_keys=True),
+        value=getattr(network.training, variable),
+        seed=record.seed,
+        test_error=network.test.error_percent,
+        test_loss=network.test.loss,
+        calibration_error=network.test.calibration_error,
+        num_test_images=network.test.num_images,
+        train_loss=train_loss,
+        train_error=network.train.error_percent,
+        metrics=network.metrics,
+        flags=flags,
+    )
 
 
 def _place(variable: str, value: int | str) -> int:

@@ -4,10 +4,9 @@ One variable of the training is varied, and the metrics of the minima are compar
 error: I, the size of a confusion set; II, the augmentation; III, the batch size.
 """
 
-import dataclasses
 from collections.abc import Mapping
 
-from fisher_keras.experiments.runs.experiment import ExperimentOptions, carry_out_runs, preset_of
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, execute_runs, preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import MetricSettings, trained_run
@@ -32,76 +31,44 @@ _PAPER_TRAINING = {
     "augmentation": "4-crop-f",
     "batch_size": 128,
 }
-_PAPER_METRICS = MetricSettings(_FOUR_METRICS, num_samples=100, num_trials=100)
-
-_LAPTOP = Preset(
-    about="a ResNet-8 on few images, for few epochs and, but for Scenario II, without "
-    "augmentation; smaller batches, 20 trials of each metric. That the training error is 0 is "
-    "not given up.",
-    values=(),
-    num_seeds=5,
-    training=_PAPER_TRAINING
-    | LAPTOP_TRAINING
-    | LAPTOP_NETWORKS["resnet"]
-    # Learning curves of 10,000 test images take as long as training.
-    | {"validation_size": 250},
-    metrics=MetricSettings(_FOUR_METRICS, num_samples=100, num_trials=20),
-)
-
-_SMOKE_TRAINING = _PAPER_TRAINING | {
-    "depth": 8,
-    "width": 4,
-    "dataset": "digits",
-    "train_size": 60,
-    "epochs": 2,
-    "batch_size": 20,
-}
-_SMOKE_METRICS = MetricSettings(_FOUR_METRICS, num_samples=10, num_trials=2)
-_SMOKE = Preset(
-    about="two epochs on a few digits: it shows that everything runs, and nothing else.",
-    values=(),
-    num_seeds=2,
-    training=_SMOKE_TRAINING,
-    metrics=_SMOKE_METRICS,
-    run_estimate_s=10.0,
-)
 _PAPER = Preset(
     about="as in the paper's Section 7.1.",
     values=(),
     num_seeds=5,
     training=_PAPER_TRAINING,
-    metrics=_PAPER_METRICS,
+    metrics=MetricSettings(_FOUR_METRICS, num_samples=100, num_trials=100),
 )
-
-
-def _preset(preset: Preset, *values: int | str, **training: int) -> Preset:
-    return dataclasses.replace(preset, values=values, training={**preset.training, **training})
-
+_LAPTOP = _PAPER.replaced(
+    # Learning curves of 10,000 test images take as long as training.
+    LAPTOP_TRAINING | LAPTOP_NETWORKS["resnet"] | {"validation_size": 250},
+    {"num_trials": 20},
+    about="a ResNet-8 on few images, for few epochs and, but for Scenario II, without "
+    "augmentation; smaller batches, 20 trials of each metric. That the training error is 0 is "
+    "not given up.",
+)
+_SMOKE = _PAPER.smoke({"depth": 8, "width": 4, "dataset": "digits"})
+_AUGMENTATIONS = ("no-aug", "flip-only", "1-crop-f", "4-crop-f")
 
 SCENARIOS: Mapping[str, Mapping[str, Preset]] = {
     "scenario_confusion": {
-        "paper": _preset(_PAPER, 0, 1000, 2000, 3000, 4000, 5000, train_size=10_000),
-        "laptop": _preset(_LAPTOP, 0, 125, 250, 500),
-        "smoke": _preset(_SMOKE, 0, 20),
+        "paper": _PAPER.replaced({"train_size": 10_000}, values=(0, 1000, 2000, 3000, 4000, 5000)),
+        "laptop": _LAPTOP.replaced(values=(0, 125, 250, 500)),
+        "smoke": _SMOKE.replaced(values=(0, 20)),
     },
     "scenario_augmentation": {
-        "paper": _preset(_PAPER, "no-aug", "flip-only", "1-crop-f", "4-crop-f"),
+        "paper": _PAPER.replaced(values=_AUGMENTATIONS),
         # To fit the strongest augmentation takes a wider network, and more steps an image.
-        "laptop": _preset(
-            _LAPTOP,
-            *("no-aug", "flip-only", "1-crop-f", "4-crop-f"),
-            train_size=500,
-            width=24,
-            batch_size=32,
-            epochs=150,
+        "laptop": _LAPTOP.replaced(
+            {"train_size": 500, "width": 24, "batch_size": 32, "epochs": 150},
+            values=_AUGMENTATIONS,
         ),
-        "smoke": _preset(_SMOKE, "no-aug", "4-crop-f"),
+        "smoke": _SMOKE.replaced(values=("no-aug", "4-crop-f")),
     },
     "scenario_batch_size": {
-        "paper": _preset(_PAPER, 128, 256, 512, 1024),
+        "paper": _PAPER.replaced(values=(128, 256, 512, 1024)),
         # In so few epochs, larger batches are too few steps to a training error of 0.
-        "laptop": _preset(_LAPTOP, 16, 32, 64, 128),
-        "smoke": _preset(_SMOKE, 10, 20),
+        "laptop": _LAPTOP.replaced(values=(16, 32, 64, 128)),
+        "smoke": _SMOKE.replaced(values=(10, 20)),
     },
 }
 
@@ -144,4 +111,4 @@ def run_scenario(experiment: str, options: ExperimentOptions) -> None:
         FailedRunsError: If runs failed; all others are finished.
     """
     preset = preset_of(SCENARIOS[experiment], options)
-    carry_out_runs(experiment, scenario_runs(experiment, preset), preset, options)
+    execute_runs(scenario_runs(experiment, preset), preset, options)

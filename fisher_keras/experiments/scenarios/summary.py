@@ -1,4 +1,4 @@
-"""What the runs of the scenarios come to: tables of means and of rank correlations."""
+"""Summary tables of the scenarios: means, and rank correlations."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ OTHER_TARGETS = {"generalization_gap": "generalization gap", "test_loss": "test 
 
 @dataclasses.dataclass(frozen=True)
 class Association:
-    """How a metric goes with a quantity of the test images.
+    """Rank correlations of a metric with a quantity of the test images.
 
     Attributes:
         rank: Kendall's tau-b and Spearman's rho.
@@ -84,7 +84,7 @@ class Correlation:
         partial: tau-b and rho with the test error, given the training loss.
         information: The conditional information, see `conditional_information`.
         sign_error: See `robust_sign_error`.
-        others: How the measure goes with each of `OTHER_TARGETS`.
+        others: Rank correlations of the measure with each of `OTHER_TARGETS`.
     """
 
     scenario: str
@@ -185,7 +185,7 @@ def correlation_table(lines: Sequence[Correlation]) -> str:
 
 
 def given_table(lines: Sequence[Correlation]) -> str:
-    """Formats what is left of them, given the training loss or hyperparameters, likewise."""
+    """Formats the partial correlations, given the training loss or hyperparameters, likewise."""
     columns = {
         "partial tau": lambda line: _estimate(line.partial.kendall),
         "partial rho": lambda line: _estimate(line.partial.spearman),

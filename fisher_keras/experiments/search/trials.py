@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from fisher_keras.experiments.runs.store import ExperimentStore, Run
+from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run
 
 _ATTEMPTS = 20
 
@@ -51,7 +51,7 @@ class Trials:
         self._rows: list[dict[str, Any]] = []
         self._tried: list[dict[str, Any]] = []
         self._running: dict[str, optuna.Trial] = {}
-        records = {record["key"]: record for record in store.records()}
+        records = {record.key: record for record in store.records()}
         runs = [(values, run_of(values)) for values in self._combinations]
         # A search that goes on does not begin with the same random trials again.
         num_finished = sum(run.key in records for _, run in runs)
@@ -81,7 +81,7 @@ class Trials:
         self._running[run.key] = trial
         return run
 
-    def end(self, run: Run, record: dict[str, Any]) -> dict[str, Any]:
+    def end(self, run: Run, record: Record) -> dict[str, Any]:
         """Takes the record of a run of `next_run`; returns the trial's row, see `rows`."""
         trial = self._running.pop(run.key)
         row = self._add_row(trial.params, record)
@@ -114,8 +114,8 @@ class Trials:
         self._study.enqueue_trial(random.Random(len(self._tried)).choice(new))
         return self._study.ask(self._space)
 
-    def _add_row(self, values: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-        result = record["result"]
+    def _add_row(self, values: dict[str, Any], record: Record) -> dict[str, Any]:
+        result = record.result
         errors = result["validation_error_percent"]
         diverged = "diverged" in result
         row = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from fisher_keras.experiments.runs.engine import work_through
+from fisher_keras.experiments.runs.engine import execute_all
 from fisher_keras.experiments.runs.experiment import absolute, free_gpus
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.search.trial_run import execute, trial_run
@@ -70,7 +70,7 @@ def _tune(config: TuningConfig, store: ExperimentStore) -> dict[str, Any]:
         execute, data_dir=absolute(config.training.data_dir), download=config.training.download
     )
     try:
-        ended = work_through(trials.next_run, function, store, config.engine, gpus, report.show)
+        ended = execute_all(trials.next_run, function, store, config.engine, gpus, report.show)
         with report, contextlib.closing(ended):
             for run, record in ended:
                 if record is not None:

@@ -1,4 +1,4 @@
-r"""What a metric tells of the test error that hyperparameters do not: conditional information.
+r"""Conditional mutual information of a metric and the test error, given hyperparameters.
 
 Y. Jiang, B. Neyshabur, H. Mobahi, D. Krishnan and S. Bengio, "Fantastic Generalization Measures
 and Where to Find Them", ICLR 2020: the conditional independence test.
@@ -23,11 +23,9 @@ _NUM_RESAMPLES = 500  # Of those of `rank_correlation`: each takes all pairs for
 
 
 def conditional_information(
-    metric: Sequence[float],
-    error: Sequence[float],
-    hyperparameters: Mapping[str, Sequence[Any]],
+    metric: Sequence[float], error: Sequence[float], hyperparameters: Mapping[str, Sequence[Any]]
 ) -> Estimate:
-    r"""Returns $\mathcal{K}(\mu)$, what a metric tells of the test error in the worst case.
+    r"""Returns the conditional mutual information $\mathcal{K}(\mu)$ in the worst case.
 
     Of each pair of runs, $V_\mu$ and $V_g$ are the signs of the differences of their metrics and
     errors, and $U_S$ has both runs' values of the hyperparameters in S. Then

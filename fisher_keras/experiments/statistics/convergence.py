@@ -1,4 +1,4 @@
-"""Which runs of a scenario did not reach the minimum that the metrics assume."""
+"""Convergence flags: reasons why a run is not at the minimum that the metrics assume."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,7 @@ SMALL_LOSS = 0.01
 
 
 def convergence_flags(
-    train_losses: Sequence[float],
-    train_errors: Sequence[float],
-    target_loss: float | None = None,
+    train_losses: Sequence[float], train_errors: Sequence[float], target_loss: float | None = None
 ) -> list[tuple[str, ...]]:
     """Returns why a run is not at a minimum such as the others', for each run of a scenario.
 

@@ -27,7 +27,7 @@ class PairedDifference:
 
     @property
     def is_within_noise(self) -> bool:
-        """Whether the interval has 0 in it."""
+        """True if the interval has 0 in it."""
         return self.low <= 0 <= self.high
 
 
@@ -51,7 +51,7 @@ def paired_difference(
     return PairedDifference(len(differences), mean, float(mean - reach), float(mean + reach))
 
 
-def difference_cell(first: Sequence[float], second: Sequence[float], digits: int) -> str:
+def paired_cell(first: Sequence[float], second: Sequence[float], digits: int) -> str:
     """Formats the mean of paired differences for a table.
 
     Args:

@@ -1,4 +1,4 @@
-r"""How well a metric orders networks by their test error: rank correlations, with intervals.
+r"""Rank correlations of a metric and the test error, with bootstrap intervals.
 
 Kendall's $\tau_b$ and Spearman's $\rho$ are scipy's. Both are 1 for a metric that orders the
 networks exactly as their test errors do, and -1 for the opposite order. Only the order counts: a
@@ -33,7 +33,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class RankCorrelation:
-    """How a metric orders runs.
+    """Rank correlations of a metric and the test error.
 
     Attributes:
         num_runs: The number of runs compared: those whose metric is a number, or infinite.

@@ -1,4 +1,4 @@
-r"""How often a metric is wrong about which of two networks is better, in the worst case.
+r"""Robust sign error: frequency of wrong orders of two networks, in the worst case.
 
 G. K. Dziugaite, A. Drouin, B. Neal, N. Rajkumar, E. Caballero, L. Wang, I. Mitliagkas and
 D. M. Roy, "In Search of Robust Measures of Generalization", NeurIPS 2020.

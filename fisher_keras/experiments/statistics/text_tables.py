@@ -5,7 +5,7 @@ import pathlib
 import statistics
 from collections.abc import Sequence
 
-from fisher_keras.files import replacing
+from fisher_keras.files import write_text
 
 Rows = Sequence[Sequence[str]]
 
@@ -74,6 +74,5 @@ def publish_table(directory: pathlib.Path, name: str, rows: Rows, num_names: int
     markdown = markdown_table(rows, num_names)
     print(f"\n{markdown}")
     for suffix, text in (("md", markdown), ("tex", latex_table(rows))):
-        with replacing(directory / f"{name}.{suffix}") as path:
-            path.write_text(text + "\n", encoding="utf-8")
+        write_text(directory / f"{name}.{suffix}", text + "\n")
     print(f"\nIt is in {directory / name}.md and .tex.")

@@ -1,6 +1,7 @@
-"""What a training run can be told, and the recipe's values where it is not."""
+"""Configuration of one training, with the recipe's values for all that is not given."""
 
 import dataclasses
+import functools
 import math
 
 from fisher_keras.datasets import AUGMENTATIONS, DATASETS
@@ -23,226 +24,186 @@ REGULARIZER_OPTIONS = (
     "share_gradients",
 )
 
+_model, _data, _method, _training, _output = (
+    functools.partial(option, group=group)
+    for group in ("model", "data", "regularizer", "training", "output")
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that `train` can be told; the fields' texts are those of --help.
+    """Options of a training, also as flags.
 
-    None stands for what the recipe, the architecture or the data decide, see `resolve`.
+    None stands for a value that the recipe, the architecture or the data decide, see `resolve`.
+    `method` is always one of `METHODS`, and `regularize` tells whether it is "fisher".
     """
 
-    arch: str = option(
-        "cnn", "Network of the paper's Appendix E.", group="model", choices=ARCHITECTURES
-    )
-    depth: int | None = option(
+    arch: str = _model("cnn", "Network of the paper's Appendix E.", choices=ARCHITECTURES)
+    depth: int | None = _model(
         None,
         "Number of layers; by default 20 for resnet, 28 for wide_resnet, 100 for densenet. Not "
         "for cnn.",
-        group="model",
         least=1,
     )
-    width: float | None = option(
+    width: float | None = _model(
         None,
         "For cnn a factor on the filters, by default 1; for resnet the filters of the first "
         "stage, 16; for wide_resnet the widening factor k, 2; for densenet the growth rate k, 12.",
-        group="model",
         above=0,
     )
 
-    l2_penalty: float | None = option(
+    l2_penalty: float | None = _model(
         None,
         "Coefficient of the sum of squares of the weights; by default the network's recipe's.",
-        group="model",
         least=0,
     )
 
-    dataset: str = option("cifar10", "Images to train on.", group="data", choices=DATASETS)
-    data_dir: str | None = option(
+    dataset: str = _data("cifar10", "Images to train on.", choices=DATASETS)
+    data_dir: str | None = _data(
         None,
         "Where the data are: for CIFAR a TensorFlow Datasets (TFDS) folder, by default TFDS's "
         "own; for --dataset=folder the folder with train/<class>/ and test/<class>/.",
-        group="data",
     )
-    download: bool = option(True, "Download CIFAR if it is not in --data_dir.", group="data")
-    image_size: int | None = option(
+    download: bool = _data(True, "Download CIFAR if it is not in --data_dir.")
+    image_size: int | None = _data(
         None,
         "Height and width that the images of --dataset=folder are resized to; by default they "
         "have to be of one size.",
-        group="data",
         least=1,
     )
-    train_size: int | None = option(
-        None,
-        "Number of training images, drawn at random; all by default.",
-        group="data",
-        least=1,
+    train_size: int | None = _data(
+        None, "Number of training images, drawn at random; all by default.", least=1
     )
-    confusion_size: int = option(
+    confusion_size: int = _data(
         0,
         "Number of further images that are trained on with random labels (Section 7.1, Scenario "
         "I).",
-        group="data",
         least=0,
     )
-    validation_size: int = option(
+    validation_size: int = _data(
         0,
         "Number of training images held out for the learning curves and for best.keras, the best "
         "epoch's network. With 0 the curves are of the test images, and best.keras has the lowest "
         "training loss.",
-        group="data",
         least=0,
     )
-    augmentation: str | None = option(
+    augmentation: str | None = _data(
         None,
         "Random changes of training images: none, flips, or flips and crops of images padded by 1 "
         "or 4 pixels; by default as the network's recipe says.",
-        group="data",
         choices=AUGMENTATIONS,
     )
 
-    method: str | None = option(
+    method: str | None = _method(
         None,
-        "How to train. plain, the default: without the regularizer; clipped: plainly, the "
-        "gradient clipped as the regularizer's is; fisher: the same as --regularize; sam: by "
+        "How to train. plain, the default; clipped: plainly, the gradient clipped as the "
+        "regularizer's is; fisher: with the regularizer (Section 6, Algorithm 1); sam: by "
         "sharpness-aware minimization (Foret et al., 2021).",
-        group="regularizer",
         choices=METHODS,
     )
-    rho: float | None = option(
+    rho: float | None = _method(
         None,
         "For --method=sam: how far from the weights the gradient is taken; by default 0.05, with "
         "--adaptive 0.5.",
-        group="regularizer",
         above=0,
     )
-    adaptive: bool = option(
-        False,
-        "For --method=sam: measure rho in units of the weights (ASAM, Kwon et al., 2021).",
-        group="regularizer",
+    adaptive: bool = _method(
+        False, "For --method=sam: measure rho in units of the weights (ASAM, Kwon et al., 2021)."
     )
-    regularize: bool = option(
-        False, "Train with the regularizer (Section 6, Algorithm 1).", group="regularizer"
-    )
-    alpha: float | None = option(
+    regularize: bool = _method(False, "The same as --method=fisher.")
+    alpha: float | None = _method(
         None,
         "Length of the step along a sub-batch's gradient; by default as --settings_file says, "
         "0.0001 without one.",
-        group="regularizer",
         above=0,
     )
-    beta: float | None = option(
+    beta: float | None = _method(
         None,
         "Strength of the regularizer; by default as --settings_file says, 10 without one.",
-        group="regularizer",
         least=0,
     )
-    beta_phases: str | None = option(
+    beta_phases: str | None = _method(
         None,
         "A factor of beta for each learning rate of the recipe, with commas between: 0,1,1 is off "
         "until the learning rate falls.",
-        group="regularizer",
     )
-    num_sub_batches: int | None = option(
+    num_sub_batches: int | None = _method(
         None,
         "M, how many sub-batches a batch is split into; by default as --settings_file says, 8 "
         "without one.",
-        group="regularizer",
         least=1,
     )
-    clip_norm: float | None = option(
+    clip_norm: float | None = _method(
         None,
         "tau, the norm that a gradient is clipped to; 0 for no clipping. By default as "
         "--settings_file says, 10 without one. Also without --regularize: plain training with the "
         "same clipping, to tell apart what the regularizer does.",
-        group="regularizer",
         least=0,
     )
-    gradient: str | None = option(
+    gradient: str | None = _method(
         None,
         "How the regularizer's gradient is computed: as in the paper, the default, or its limit "
         "for small alpha, which --mixed_precision needs.",
-        group="regularizer",
         choices=GRADIENTS,
     )
-    settings_file: str | None = option(
+    settings_file: str | None = _method(
         None,
         "JSON table of alpha, beta, M and tau by data set and network, as tune_regularizer writes "
         "it; what is not in it comes from the package's own table, which is not tuned.",
-        group="regularizer",
     )
-    share_gradients: bool | None = option(
+    share_gradients: bool | None = _method(
         None,
         "Compute the loss by sub-batches, too: two gradients a step instead of three, but batch "
         "normalization then sees sub-batches alone.",
-        group="regularizer",
     )
 
-    epochs: int | None = option(
-        None,
-        "Passes over the training images; by default the recipe's.",
-        group="training",
-        least=1,
+    epochs: int | None = _training(
+        None, "Passes over the training images; by default the recipe's.", least=1
     )
-    batch_size: int | None = option(
-        None, "Images a step; by default the recipe's.", group="training", least=1
+    batch_size: int | None = _training(None, "Images a step; by default the recipe's.", least=1)
+    learning_rate: float | None = _training(
+        None, "Learning rate at the start; by default the recipe's.", above=0
     )
-    learning_rate: float | None = option(
-        None, "Learning rate at the start; by default the recipe's.", group="training", above=0
-    )
-    schedule: str = option(
+    schedule: str = _training(
         SCHEDULES[0],
         "When the learning rate falls: as in the recipe, or by a factor of 10 where the training "
         "loss stops falling (Section 7.1).",
-        group="training",
         choices=SCHEDULES,
     )
-    label_smoothing: float = option(
+    label_smoothing: float = _training(
         0.0,
         "Part of a label that is spread over all classes, from 0 to below 1: above 0 the loss has "
         "a minimum, and the metrics of several networks can be compared.",
-        group="training",
         least=0,
     )
-    target_loss: float | None = option(
+    target_loss: float | None = _training(
         None,
         "End when the mean loss of the training images, not augmented, is at most this many nats "
         "above the least that their labels allow; after --epochs at latest.",
-        group="training",
         above=0,
     )
-    mixed_precision: str = option(
-        "none",
-        "Compute in half precision, by this Keras policy.",
-        group="training",
-        choices=MIXED_PRECISIONS,
+    mixed_precision: str = _training(
+        "none", "Compute in half precision, by this Keras policy.", choices=MIXED_PRECISIONS
     )
-    jit_compile: bool = option(
-        False,
-        "Compile steps with XLA: a slower start, and faster steps on a GPU.",
-        group="training",
+    jit_compile: bool = _training(
+        False, "Compile steps with XLA: a slower start, and faster steps on a GPU."
     )
-    strategy: str = option(
+    strategy: str = _training(
         STRATEGIES[0],
         "none; mirrored: on all GPUs of the machine; multi_worker: in the processes that the "
         "environment variable TF_CONFIG names. --batch_size is that of all together, and each "
         "replica splits its share into --num_sub_batches.",
-        group="training",
         choices=STRATEGIES,
     )
-    seed: int = option(0, "Seed of everything that is random.", group="training", least=0)
+    seed: int = _training(0, "Seed of everything that is random.", least=0)
 
-    output_dir: str | None = option(
-        None,
-        "Folder of the run; by default "
-        "runs/<dataset>_<arch>_<plain, clipped, regularized or sam>_seed<seed>.",
-        group="output",
+    output_dir: str | None = _output(
+        None, "Folder of the run; by default runs/<dataset>_<arch>_<method>_seed<seed>."
     )
-    resume: bool = option(
-        False, "Go on with the run in --output_dir, if there is one.", group="output"
-    )
+    resume: bool = _output(False, "Go on with the run in --output_dir, if there is one.")
 
     def __post_init__(self) -> None:
-        """Checks what does not depend on the recipe.
+        """Checks the values that do not depend on the recipe.
 
         Raises:
             ValueError: If a value cannot be used.
@@ -266,7 +227,7 @@ class TrainingConfig:
             self._check_beta_phases()
 
     def _check_method(self) -> None:
-        """Refuses what does not go together; `fisher` becomes `regularize`."""
+        """Rejects conflicting options, and finds the method that they ask for."""
         if self.regularize and self.method not in (None, "fisher"):
             raise ValueError(f"--method={self.method} has no regularizer: leave out --regularize")
         if self.method == "plain" and self.clip_norm:
@@ -276,9 +237,10 @@ class TrainingConfig:
         if self.method != "sam" and (self.rho is not None or self.adaptive):
             name = "adaptive" if self.rho is None else "rho"
             raise ValueError(f"--{name} has no effect without --method=sam: add it")
-        if self.method in ("plain", "fisher"):
-            object.__setattr__(self, "regularize", self.method == "fisher")
-            object.__setattr__(self, "method", None)
+        unregularized = "clipped" if self.clip_norm else "plain"
+        method = self.method or ("fisher" if self.regularize else unregularized)
+        object.__setattr__(self, "method", method)
+        object.__setattr__(self, "regularize", method == "fisher")
 
     def _check_beta_phases(self) -> None:
         if self.schedule != "recipe":
@@ -295,7 +257,7 @@ class TrainingConfig:
 
 
 def phase_factors(beta_phases: str) -> list[float]:
-    """Returns the factors of `beta_phases`; NaN for what is no number."""
+    """Returns the factors of `beta_phases`; NaN for non-numbers."""
     factors = []
     for part in beta_phases.split(","):
         try:
@@ -306,46 +268,41 @@ def phase_factors(beta_phases: str) -> list[float]:
 
 
 def resolve(config: TrainingConfig) -> TrainingConfig:
-    """Fills in what the recipe decides.
+    """Fills in the recipe's defaults.
 
     Args:
         config: The configuration, with None where the recipe's value is wanted.
 
     Returns:
         The configuration that is trained. None is left where the architecture or the data decide
-        (`depth`, `width`, `l2_penalty`, `train_size`, `data_dir`), for `settings_file` and, but
-        for sam, for `method`, whose values are now in the other fields, and, without
-        `regularize`, for those of the regularizer's options that are not given.
+        (`depth`, `width`, `l2_penalty`, `train_size`, `data_dir`), for `settings_file`, whose
+        values are now in the other fields, and, without `regularize`, for those of the
+        regularizer's options that are not given.
 
     Raises:
         ValueError: If `settings_file` is no table, or a value in it cannot be used.
         OSError: If it cannot be read.
     """
     recipe = RECIPES[config.arch]
-    if config.regularize or config.method == "clipped":
-        settings = regularizer_settings(config.arch, config.dataset, config.settings_file)
-    if config.method == "clipped":
-        clip_norm = config.clip_norm or settings.clip_norm
-        if clip_norm is None:
-            raise ValueError(f"the table has no clip_norm for {config.arch}: give --clip_norm")
-        config = dataclasses.replace(config, method=None, settings_file=None, clip_norm=clip_norm)
-    unregularized = config.method or ("clipped" if config.clip_norm else "plain")
-    method = "regularized" if config.regularize else unregularized
     defaults = {
         "augmentation": recipe.augmentation,
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "learning_rate": recipe.learning_rate,
-        "output_dir": f"runs/{config.dataset}_{config.arch}_{method}_seed{config.seed}",
+        "output_dir": f"runs/{config.dataset}_{config.arch}_{config.method}_seed{config.seed}",
     }
     if config.method == "sam":
         defaults["rho"] = RHO[config.adaptive]
-    if config.regularize:
+    if config.method in ("clipped", "fisher"):
+        settings = regularizer_settings(config.arch, config.dataset, config.settings_file)
+        defaults["clip_norm"] = settings.clip_norm or 0.0
+        if config.method == "clipped" and not (config.clip_norm or settings.clip_norm):
+            raise ValueError(f"the table has no clip_norm for {config.arch}: give --clip_norm")
+    if config.method == "fisher":
         defaults |= {
             "alpha": settings.alpha,
             "beta": settings.beta,
             "num_sub_batches": settings.num_sub_batches,
-            "clip_norm": settings.clip_norm or 0.0,
             "gradient": GRADIENTS[0],
             "share_gradients": False,
         }

@@ -1,4 +1,4 @@
-"""What made a result: versions, the checkout's git revision, the device."""
+"""Provenance of a result: versions, the checkout's git revision, the device."""
 
 import importlib.metadata
 import os

@@ -10,7 +10,7 @@ import pathlib
 import tempfile
 
 from fisher_keras.experiments.training.config import TrainingConfig
-from fisher_keras.files import replacing
+from fisher_keras.files import differences, write_text
 
 # Flags that may change on the way: the data are known by their fingerprint.
 _NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume"}
@@ -21,7 +21,7 @@ class RunFiles:
 
     Attributes:
         directory: The output directory.
-        record: `run.json`, what made the run and what came out of it.
+        record: `run.json`, provenance and results of the run.
         history: `history.csv`, one row an epoch.
         best: `best.keras`, the plain model of the best epoch.
         last: `last.keras`, the plain model of the last epoch.
@@ -79,7 +79,7 @@ class RunFiles:
         """Writes `run.json` in one go."""
         if self.read_only:
             return
-        _write(self.record, json.dumps(record, indent=2) + "\n")
+        write_text(self.record, json.dumps(record, indent=2) + "\n")
 
     def read_history(self, epochs: int | None = None) -> dict[str, list[float | None]]:
         """Returns the columns of `history.csv`, without the epochs' numbers; None for NaN.
@@ -96,7 +96,7 @@ class RunFiles:
         }
 
     def trim_history(self, epochs: int) -> None:
-        """Drops what a killed run left in `history.csv` beyond its first `epochs` epochs."""
+        """Drops the rows of `history.csv` beyond the last backup, after `epochs` epochs."""
         if self.read_only:
             return
         if epochs == 0:
@@ -107,7 +107,7 @@ class RunFiles:
         writer = csv.DictWriter(text, names)
         writer.writeheader()
         writer.writerows(rows[:epochs])
-        _write(self.history, text.getvalue())
+        write_text(self.history, text.getvalue())
 
     def _read_rows(self) -> tuple[list[str], list[dict[str, str]]]:
         with self.history.open(encoding="utf-8", newline="") as file:
@@ -131,22 +131,22 @@ class RunFiles:
         return record
 
 
-def _write(path: pathlib.Path, text: str) -> None:
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8", newline="")
-
-
 def _check_same_flags(stored: dict, given: dict, directory: pathlib.Path) -> None:
-    # A flag that is newer than the run had its default then.
-    stored = {**dataclasses.asdict(TrainingConfig()), **stored}
-    names = sorted((stored.keys() | given.keys()) - _NOT_DECISIVE)
-    different = [
-        f"--{name} was {stored.get(name)}, is {given.get(name)}"
-        for name in names
-        if stored.get(name) != given.get(name)
-    ]
+    try:
+        # A flag that is newer than the run had its default then.
+        stored = dataclasses.asdict(TrainingConfig(**stored))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"cannot resume {directory}, whose run has other flags than there are now ({error}): "
+            "give another --output_dir"
+        ) from error
+    different = differences(*(_decisive(flags) for flags in (stored, given)), prefix="--")
     if different:
         raise ValueError(
             f"cannot resume {directory} with other flags: {'; '.join(different)}. Give the flags "
             "it was started with, or another --output_dir"
         )
+
+
+def _decisive(flags: dict) -> dict:
+    return {name: value for name, value in flags.items() if name not in _NOT_DECISIVE}

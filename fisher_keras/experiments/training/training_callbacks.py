@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: divergence, learning rate, progress, files."""
+"""Callbacks of a training: divergence, learning rate, progress, files."""
 
 import datetime
 import errno
@@ -107,7 +107,7 @@ class StopAtLoss(keras.callbacks.Callback):
 
     @property
     def reached(self) -> bool:
-        """Whether the loss measured last was low enough."""
+        """True if the loss measured last was low enough."""
         return self._loss <= self._target
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -197,7 +197,7 @@ class Progress(keras.callbacks.Callback):
         self._bar.close()
 
 
-class Every(keras.callbacks.Callback):
+class EveryNEpochs(keras.callbacks.Callback):
     """Calls another callback at the end of every n-th epoch and of the last one only.
 
     The last one is also the one in which the training is stopped.

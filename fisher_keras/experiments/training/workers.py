@@ -1,4 +1,4 @@
-"""The devices and processes of one training: what `--strategy` says."""
+"""Devices and processes of `--strategy`."""
 
 import os
 
@@ -55,13 +55,13 @@ class Workers:
         """The number of replicas in all processes."""
         return self.strategy.num_replicas_in_sync
 
-    def told_by_chief(self, value: float) -> float:
+    def from_chief(self, value: float) -> float:
         """Returns in all processes the value that the chief has."""
         return float(self._processes.sum(np.float64(value if self.is_chief else 0)))
 
     def agree(self, value: int) -> bool:
         """Returns in all processes whether all have the chief's value."""
-        other = self.told_by_chief(value) != value
+        other = self.from_chief(value) != value
         return not self._processes.sum(np.float64(other))
 
     def shared(self, batches: tf.data.Dataset) -> tf.data.Dataset:

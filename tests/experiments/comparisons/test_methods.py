@@ -1,6 +1,5 @@
 """The comparison of training methods: its runs, its strengths, its table; once from the shell."""
 
-import copy
 import pathlib
 import re
 import subprocess
@@ -12,6 +11,8 @@ import scipy.stats
 
 from fisher_keras.experiments.comparisons.methods import PRESETS, methods_runs, methods_table
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
+from fisher_keras.experiments.runs.store import Record
+from fisher_keras.experiments.runs.trained_network import TrainedNetwork
 
 SCRIPT = pathlib.Path(__file__).parents[3] / "bin" / "compare_methods"
 
@@ -47,7 +48,7 @@ def test_methods_of_a_seed_differ_in_the_method_alone():
     assert shared == shared[:1] * 6
 
 
-def record(run, test_error, trace=np.e):
+def network(run, test_error, trace=np.e):
     fit = {"loss": 0.3, "error_percent": 0.0, "num_images": 64, "calibration_error": 0.1}
     metrics = {"log_determinant": {"mean": -5.0}, "trace": {"mean": trace}}
     result = {
@@ -56,17 +57,17 @@ def record(run, test_error, trace=np.e):
         "metrics": metrics,
         "normalized_metrics": {**metrics, "log_determinant": {"mean": "-inf"}},
     }
-    return {"config": copy.deepcopy(run.config), "seed": run.seed, "result": result}
+    return TrainedNetwork.of(Record(run.key, **run.definition, wall_time_s=1.0, result=result))
 
 
 def test_table_has_paired_differences():
     errors = {"plain": [10.0, 12.0, 11.0], "fisher, 1 of parity": [9.0, 10.5, 9.5]}
-    records = []
+    networks = []
     for run in runs_of("laptop"):
         method = run.label.partition(" seed")[0].removeprefix("batch 64 ")
         if method in errors and run.seed < 3:
-            records.append(record(run, errors[method][run.seed]))
-    header, plain, fisher = methods_table(records[::-1])
+            networks.append(network(run, errors[method][run.seed]))
+    header, plain, fisher = methods_table(networks[::-1])
     plain, fisher = (dict(zip(header, row, strict=True)) for row in (plain, fisher))
     assert (plain["batch"], plain["method"], plain["runs"]) == ("64", "plain", "3")
     assert plain["less plain"] == plain["less clipped"] == fisher["less clipped"] == "-"

@@ -16,6 +16,8 @@ from fisher_keras.experiments.comparisons.regularization import (
 )
 from fisher_keras.experiments.runs import presets
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
+from fisher_keras.experiments.runs.store import Record
+from fisher_keras.experiments.runs.trained_network import TrainedNetwork
 from fisher_keras.experiments.search.search_presets import TUNING_PRESETS
 from fisher_keras.experiments.statistics.text_tables import (
     latex_table,
@@ -29,16 +31,18 @@ def record(arch, dataset, regularize, error, gamma, normalized_gamma=0.0, seed=0
     training = {"arch": arch, "dataset": dataset}
     if regularize:
         training["regularize"] = True
-    return {
-        "config": {"training": training},
-        "seed": seed,
-        "result": {
-            "train": {"loss": 0.01, "error_percent": 0.0},
-            "test": {"error_percent": error, "loss": error / 10},
-            "metrics": {"log_determinant": {"mean": gamma}},
-            "normalized_metrics": {"log_determinant": {"mean": normalized_gamma}},
-        },
+    result = {
+        "train": {"loss": 0.01, "error_percent": 0.0, "num_images": 10},
+        "test": {"error_percent": error, "loss": error / 10, "num_images": 10},
+        "metrics": {"log_determinant": {"mean": gamma}},
+        "normalized_metrics": {"log_determinant": {"mean": normalized_gamma}},
     }
+    key = f"{arch} {dataset} {regularize} {seed}"
+    return Record(key, "regularization", 1, {"training": training}, seed, 1.0, result)
+
+
+def networks(records):
+    return list(map(TrainedNetwork.of, records))
 
 
 RECORDS = [
@@ -51,7 +55,7 @@ RECORDS = [
 
 
 def test_table_1_has_the_papers_order_and_numbers_beside():
-    _, resnet, cnn = table_1(RECORDS)
+    _, resnet, cnn = table_1(networks(RECORDS))
     spread = statistics.stdev([8.0, 9.0])
     assert resnet[:4] == ["ResNet", "CIFAR-10", f"8.50 ± {spread:.2f}", "7.25 ± 0.35"]
     assert resnet[4:6] == ["8.50 ± 0.31", "7.91 ± 0.25"]
@@ -62,43 +66,44 @@ def test_table_1_has_the_papers_order_and_numbers_beside():
 def test_tables_have_the_difference_of_pairs():
     """-1 and -1.5: standard error 1/4, and t with one degree of freedom reaches tan(.95 pi/2)."""
     reach = 0.25 * math.tan(0.95 * math.pi / 2)
-    _, resnet, cnn = table_1(RECORDS)
+    _, resnet, cnn = table_1(networks(RECORDS))
     assert resnet[6] == f"-1.25 [{-1.25 - reach:+.2f}, {-1.25 + reach:+.2f}]"
     assert cnn[6] == "-"
-    _, resnet, _ = table_2(RECORDS, normalize_logits=False)
+    _, resnet, _ = table_2(networks(RECORDS), normalize_logits=False)
     assert resnet[6] == "-"  # One is infinite.
-    _, resnet, _ = table_2(RECORDS, normalize_logits=True)
+    _, resnet, _ = table_2(networks(RECORDS), normalize_logits=True)
     assert resnet[6].startswith("+2.5 [")
 
 
 def test_tables_have_test_cross_entropy_and_calibration_error():
     for table in (table_1, functools.partial(table_2, normalize_logits=False)):
-        header, resnet, _ = table(RECORDS)
+        header, resnet, _ = table(networks(RECORDS))
         values = dict(zip(header, resnet, strict=True))
         assert values["test cross-entropy, without / with"] == "0.850 ± 0.071 / 0.725 ± 0.035"
         assert values["calibration error, without / with"] == "- / -"  # Of old records.
     records = copy.deepcopy(RECORDS)
     for calibration_error, line in enumerate(records):
-        line["result"]["test"]["calibration_error"] = calibration_error / 10
-    header, resnet, _ = table_1(records)
+        line.result["test"]["calibration_error"] = calibration_error / 10
+    header, resnet, _ = table_1(networks(records))
     values = dict(zip(header, resnet, strict=True))
     assert values["calibration error, without / with"] == "0.050 ± 0.071 / 0.250 ± 0.071"
 
 
 def test_table_2_of_plain_and_normalized_logits():
-    _, resnet, _ = table_2(RECORDS, normalize_logits=False)
+    _, resnet, _ = table_2(networks(RECORDS), normalize_logits=False)
     assert resnet[2:6] == ["-11.0 ± 1.4", "-inf", "-979.3 ± 22.3", "-1138.1 ± 11.0"]
-    _, resnet, _ = table_2(RECORDS, normalize_logits=True)
+    _, resnet, _ = table_2(networks(RECORDS), normalize_logits=True)
     assert resnet[2:4] == ["5.5 ± 0.7", "8.0 ± 1.4"]
 
 
 def test_runs_that_are_at_no_minimum_are_counted():
     records = [
-        record("cnn", "cifar10", regularize, 8.0, 1.0) for regularize in (False, True, True)
+        record("cnn", "cifar10", regularize, 8.0, 1.0, seed=seed)
+        for regularize, seed in ((False, 0), (True, 0), (True, 1))
     ]
-    assert [row[-1] for row in table_1(records)] == ["flagged", ""]
-    records[2]["result"]["train"] = {"loss": 0.4, "error_percent": 12.0}
-    for rows in (table_1(records), table_2(records, normalize_logits=False)):
+    assert [row[-1] for row in table_1(networks(records))] == ["flagged", ""]
+    records[2].result["train"] |= {"loss": 0.4, "error_percent": 12.0}
+    for rows in (table_1(networks(records)), table_2(networks(records), normalize_logits=False)):
         assert [row[-1] for row in rows] == ["flagged", "0 / 1"]
 
 

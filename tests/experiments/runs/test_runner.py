@@ -56,7 +56,7 @@ def assert_finished(store, num_runs):
         directory = store.run_directory(run)
         steps = (directory / "steps").read_text().splitlines()
         assert steps == [str(step) for step in range(STEPS)]
-        assert store.record(run)["result"]["sum"] == 15
+        assert store.record(run).result["sum"] == 15
         files = {"definition.json", "lock", "run.log", "record.json"}
         assert {path.name for path in directory.iterdir()} == {"in_use", "steps", *files}
     assert len(list(store.directory.glob("runs/*"))) == num_runs
@@ -185,7 +185,7 @@ def test_a_run_that_fails_is_named_and_stops_no_other(store, start, accident, er
     assert f"failed: {failed}\n" in stdout
     assert f"FailedRunsError: 1 runs failed: {failed}" in stderr
     assert log.read_text().startswith("from step 0\n")
-    assert [record["key"] for record in store.records()] == [
+    assert [record.key for record in store.records()] == [
         run.key for run in fake_runs(4) if run.label != "size 0 seed 1"
     ]
     assert finish(start(4))[0] == 0
@@ -234,17 +234,17 @@ def test_a_second_command_says_who_holds_the_folder(store, start):
 def test_a_second_process_for_a_run_waits_and_finds_the_record(store, processes):
     (run,) = fake_runs(1)
     run_it = ("-m", "fisher_keras.experiments.runs.process", str(store.run_directory(run)))
-    store.define(run, fake_experiment.count)
+    store.write_definition(run, fake_experiment.count)
     for process in [processes.start(*run_it) for _ in range(3)]:
         assert finish(process) == (0, "", "")
-    assert store.record(run)["result"]["sum"] == 15
+    assert store.record(run).result["sum"] == 15
     assert store.log(run).read_text() == "from step 0\n"
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_VISIBLE_S", 0.0)
     monkeypatch.setattr(ExperimentStore, "run_directory", lambda *_: tmp_path / "elsewhere")
-    monkeypatch.setattr(ExperimentStore, "define", lambda *_: None)
+    monkeypatch.setattr(ExperimentStore, "write_definition", lambda *_: None)
     with pytest.raises(FileNotFoundError, match=r"not see .*elsewhere: --output_dir must be on"):
         run_experiment(fake_runs(1), never, ExperimentStore(tmp_path), EngineOptions())
 
@@ -272,7 +272,7 @@ def never(run, directory):
 def test_each_run_at_once_has_its_gpu_and_its_share_of_the_cores(store, start, monkeypatch):
     options = {"runs_per_gpu": 2}
     assert finish(start(8, options, gpus=["3", "GPU-x"], step_s=0.05))[0] == 0
-    results = [record["result"] for record in store.records()]
+    results = [record.result for record in store.records()]
     assert {result["gpu"] for result in results} == {"3", "GPU-x"}
     monkeypatch.setattr(engine, "cpu_count", lambda: 7)
     environments = run_environments(EngineOptions(runs_per_gpu=2), ["3", "GPU-x"])
@@ -303,7 +303,7 @@ def test_the_plan_tells_the_time_from_the_same_settings_then_any_then_the_estima
     assert plan(run_estimate_s=60)[-1] == "0:05:00 left, 1 at once."
     assert not store.directory.exists()
     for run, seconds in ((runs[0], 100.0), (runs[2], 300.0), (Run("x", {}, 0, 1, "x"), 9e9)):
-        store.define(run, never)
+        store.write_definition(run, never)
         store.finish(run, {}, seconds)
     assert plan(num_workers=2, run_estimate_s=1) == [
         "2 of 5 runs are finished; to carry out:",

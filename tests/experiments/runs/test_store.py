@@ -11,7 +11,7 @@ import resource
 import numpy as np
 import pytest
 
-from fisher_keras.experiments.runs.store import ExperimentStore, Run
+from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run
 
 CONFIG = {"arch": "resnet", "batch_size": 128, "depths": [20, 32], "l2_penalty": None}
 
@@ -20,12 +20,12 @@ def make_run(seed=0, **config):
     return Run("batch_size", CONFIG | config, seed, 1, f"seed {seed}")
 
 
-def carry_out(run, directory):
+def execute(run, directory):
     raise AssertionError
 
 
 def finish(store, run, result=None):
-    store.define(run, carry_out)
+    store.write_definition(run, execute)
     store.finish(run, result or {"error": 1.5}, 2.5)
 
 
@@ -83,8 +83,8 @@ def test_a_record_is_one_line_beside_the_files_of_its_run(tmp_path):
         "wall_time_s": 2.5,
         "result": {"error": 1.5},
     }
-    assert store.record(run) == expected
-    assert store.records() == [expected]
+    assert store.record(run) == Record(**expected)
+    assert store.records() == [Record(**expected)]
     files = {path.name: path for path in store.run_directory(run).iterdir()}
     assert files.keys() == {"definition.json", "record.json"}
     assert files["record.json"].read_text() == json.dumps(expected) + "\n"
@@ -97,10 +97,10 @@ def test_the_lines_are_in_an_order_that_the_runs_alone_decide(tmp_path):
         for run in order:
             finish(store, run)
             store.write_lines()
-        assert [record["key"] for record in store.records()] == [run.key for run in runs]
+        assert [record.key for record in store.records()] == [run.key for run in runs]
     assert (tmp_path / "a/runs.jsonl").read_bytes() == (tmp_path / "b/runs.jsonl").read_bytes()
     lines = (tmp_path / "a/runs.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == store.records()
+    assert [Record(**json.loads(line)) for line in lines] == store.records()
 
 
 def test_a_run_whose_line_is_there_counts_without_its_directory(tmp_path):
@@ -110,16 +110,16 @@ def test_a_run_whose_line_is_there_counts_without_its_directory(tmp_path):
     finish(there, make_run(1))
     (tmp_path / "there/runs.jsonl").write_bytes((tmp_path / "here/runs.jsonl").read_bytes())
     there.write_lines()
-    assert [record["seed"] for record in there.records()] == [0, 1]
+    assert [record.seed for record in there.records()] == [0, 1]
     assert len((tmp_path / "there/runs.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_definition_names_the_function_and_where_the_run_is_carried_out(tmp_path):
     run = make_run()
-    with_options = functools.partial(carry_out, data_dir="/data")
-    directory = ExperimentStore(tmp_path).define(run, with_options)
+    with_options = functools.partial(execute, data_dir="/data")
+    directory = ExperimentStore(tmp_path).write_definition(run, with_options)
     definition = json.loads((directory / "definition.json").read_text())
-    assert definition.pop("carry_out") == f"{__name__}:carry_out"
+    assert definition.pop("function") == f"{__name__}:execute"
     assert definition.pop("options") == {"data_dir": "/data"}
     assert Run(**definition) == run
     assert Run(**definition).key == directory.name
@@ -185,7 +185,7 @@ def test_a_full_disk_loses_no_record_and_makes_none(tmp_path, full_disk):
     finish(store, make_run(0))
     store.write_lines()
     before = store.records()
-    store.define(make_run(1), carry_out)
+    store.write_definition(make_run(1), execute)
     with full_disk():
         with pytest.raises(OSError, match=r"No space left|File too large"):
             store.finish(make_run(1), {"error": 1.5}, 2.5)

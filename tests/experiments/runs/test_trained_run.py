@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from fisher_keras.experiments.runs import trained_run as module
+from fisher_keras.experiments.runs.store import Record
+from fisher_keras.experiments.runs.trained_network import TrainedNetwork, excess_losses
 from fisher_keras.experiments.runs.trained_run import (
     MetricSettings,
-    carry_out,
-    train_losses,
+    execute,
     trained_run,
 )
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
@@ -37,7 +38,7 @@ def training(**changes):
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     run = trained_run("test", training(confusion_size=30, seed=3), METRICS, "label")
-    return run, directory, carry_out(run, directory, data_dir=None, download=False)
+    return run, directory, execute(run, directory, data_dir=None, download=False)
 
 
 def test_metrics_are_of_the_training_images_without_the_confusion_set(finished):
@@ -75,7 +76,7 @@ def distance(log_p, labels, smoothing):
 def test_losses_are_counted_from_the_least_that_labels_allow(tmp_path):
     settings = training(confusion_size=30, label_smoothing=0.2)
     run = trained_run("test", settings, MetricSettings(("trace",), 5, 1), "label")
-    result = carry_out(run, tmp_path, data_dir=None, download=False)
+    result = execute(run, tmp_path, data_dir=None, download=False)
     model = keras.models.load_model(tmp_path / "training" / "last.keras", compile=False)
     data = load_training_data(resolve(settings))
     found = []
@@ -86,25 +87,27 @@ def test_losses_are_counted_from_the_least_that_labels_allow(tmp_path):
         assert result[part]["excess_loss"] == pytest.approx(found[-1], rel=1e-5)
         assert result[part]["loss"] == pytest.approx(distance(log_p, labels, 0.0), rel=1e-5)
         assert result[part]["num_images"] == len(images)
-    record = {"config": run.config, "result": result}
-    assert train_losses([record]) == pytest.approx([np.average(found, weights=[60, 30])], rel=1e-5)
+    network = TrainedNetwork.of(Record(run.key, **run.definition, wall_time_s=1.0, result=result))
+    assert excess_losses([network]) == pytest.approx(
+        [np.average(found, weights=[60, 30])], rel=1e-5
+    )
     note = f"training loss is {found[0]:.3g} above the least that the labels allow"
     assert note in result["notes"][0]
 
 
 def test_records_of_before():
-    def record(confusion_size=0, **result):
-        train = {"loss": 0.3, "num_images": 100}
-        config = {"training": {"confusion_size": confusion_size} if confusion_size else {}}
-        return {"config": config, "result": {"train": train, **result}}
+    def network(confusion_size=0, label_smoothing=0.0, **result):
+        settings = {"confusion_size": confusion_size, "label_smoothing": label_smoothing}
+        part = {"loss": 0.3, "error_percent": 1.0, "num_images": 100}
+        result = {"train": part, "test": part, "metrics": {}, **result}
+        return TrainedNetwork.of(Record("key", "test", 1, {"training": settings}, 0, 1.0, result))
 
-    confusion = {"loss": 0.9, "excess_loss": 0.9, "num_images": 50}
-    plain, with_it, without_it = record(), record(50, confusion=confusion), record(50)
-    assert train_losses([plain, with_it]) == pytest.approx([0.3, 0.5])
+    confusion = {"loss": 0.9, "error_percent": 1.0, "excess_loss": 0.9, "num_images": 50}
+    plain, with_it, without_it = network(), network(50, confusion=confusion), network(50)
+    assert excess_losses([plain, with_it]) == pytest.approx([0.3, 0.5])
     # It counts everywhere or nowhere.
-    assert train_losses([plain, with_it, without_it]) == [0.3] * 3
-    plain["config"]["training"]["label_smoothing"] = 0.1
-    assert np.isnan(train_losses([plain]))
+    assert excess_losses([plain, with_it, without_it]) == [0.3] * 3
+    assert np.isnan(excess_losses([network(label_smoothing=0.1)]))
 
 
 def test_what_is_there_is_not_done_again(finished):
@@ -117,7 +120,7 @@ def test_what_is_there_is_not_done_again(finished):
     marked = json.loads(second)
     marked["metrics"]["log_determinant"] = 1000.0
     trials.write_text(first + json.dumps(marked) + "\n")
-    again = carry_out(run, directory, data_dir=None, download=False)
+    again = execute(run, directory, data_dir=None, download=False)
     assert (directory / "training" / "last.keras").stat().st_mtime_ns == model
     assert again["normalized_metrics"] == result["normalized_metrics"]
     values = [json.loads(line)["metrics"]["log_determinant"] for line in whole.splitlines()[1:]]

@@ -104,7 +104,7 @@ def test_scenarios_of_several_stores_are_put_together(tmp_path):
         ),
         (
             [{**confusion_records()[0], "result": {"test": {}}}],
-            "is not the record of a trained network with its metrics: KeyError('error_percent')",
+            "is not the record of a trained network with its metrics: KeyError('loss')",
         ),
     ],
 )
@@ -184,7 +184,7 @@ def test_old_records_have_no_calibration_error(tmp_path):
 
 def test_flagged_runs_are_named_with_their_reason(tmp_path):
     records = confusion_records()
-    records[4]["result"]["train"] = {"loss": 0.2, "error_percent": 3.0}
+    records[4]["result"]["train"] |= {"loss": 0.2, "error_percent": 3.0}
     scenarios = read(tmp_path, records)
     text = summary(scenarios, correlations(scenarios))
     assert (

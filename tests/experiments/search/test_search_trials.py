@@ -41,7 +41,7 @@ def search(store, num_trials=None, seed=0, most=math.inf, kill=False):
     trials = Trials(CANDIDATES, num_trials, run_of, store, seed)
     order = []
     while run := trials.next_run() if most > len(order) or kill else None:
-        store.define(run, fake_search.execute)
+        store.write_definition(run, fake_search.execute)
         if len(order) == most:
             break
         order.append((*run.config["training"].values(),))
@@ -146,7 +146,7 @@ def test_the_tpe_learns(store, most):
             run = trials.next_run()
             values.append(sum(v**2 for v in run.config["training"].values()))
             result = {"validation_error_percent": values[-1:], "validation_cross_entropy": []}
-            store.define(run, fake_search.execute)
+            store.write_definition(run, fake_search.execute)
             store.finish(run, result | {"seconds": 1.0}, 1.0)
             trials.end(run, store.record(run))
     assert len({(row["x"], row["y"]) for row in trials.rows()}) == 40

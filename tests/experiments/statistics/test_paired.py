@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fisher_keras.experiments.statistics.paired import difference_cell, paired_difference
+from fisher_keras.experiments.statistics.paired import paired_cell, paired_difference
 
 
 def test_two_pairs_by_hand():
@@ -36,6 +36,6 @@ def test_equal_differences_have_an_interval_without_width():
 
 
 def test_differences_in_a_table():
-    assert difference_cell([1.0, 2.0, 4.5], [2.0, 2.5, 4.0], 2) == "-0.33 [-2.23, +1.56]"
-    assert difference_cell([1.0], [2.5], 1) == "-1.5"
-    assert difference_cell([], [], 1) == "-"
+    assert paired_cell([1.0, 2.0, 4.5], [2.0, 2.5, 4.0], 2) == "-0.33 [-2.23, +1.56]"
+    assert paired_cell([1.0], [2.5], 1) == "-1.5"
+    assert paired_cell([], [], 1) == "-"

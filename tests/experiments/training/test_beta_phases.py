@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fisher_keras.experiments.training import train as training
+from fisher_keras.experiments.training.building import build_models
 from fisher_keras.experiments.training.config import resolve
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.experiments.training.train import TrainingConfig, train
@@ -21,7 +21,7 @@ def config(output_dir, **changes):
 def test_each_phase_has_its_factor_from_the_step_on_at_which_the_learning_rate_falls(tmp_path):
     settings = resolve(config(tmp_path, beta=8.0, beta_phases="0,1,0.25"))
     data = load_training_data(settings)
-    _, model = training._build(settings, data)
+    _, model = build_models(settings, data)
     recipe = RECIPES["cnn"]
     factors = {1.0: 0.0, 0.1: 1.0, 0.01: 0.25}
     for epoch in range(8):

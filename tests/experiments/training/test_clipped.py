@@ -32,7 +32,7 @@ def test_a_clipped_run_has_a_folder_of_its_own():
 
     assert folder(clip_norm=1.0) == "runs/digits_cnn_clipped_seed0"
     assert folder() == folder(clip_norm=0.0) == "runs/digits_cnn_plain_seed0"
-    assert folder(clip_norm=1.0, regularize=True) == "runs/digits_cnn_regularized_seed0"
+    assert folder(clip_norm=1.0, regularize=True) == "runs/digits_cnn_fisher_seed0"
 
 
 def test_the_other_options_of_the_regularizer_are_refused_beside_it():

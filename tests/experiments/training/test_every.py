@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fisher_keras.experiments.training.train import TrainingConfig, train
-from fisher_keras.experiments.training.training_callbacks import Every
+from fisher_keras.experiments.training.training_callbacks import EveryNEpochs
 
 
 class Recorded(keras.callbacks.Callback):
@@ -31,7 +31,7 @@ def test_the_epochs_that_are_due_and_the_last(epochs, interval, due):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     callback = Recorded()
-    every = Every(interval, callback)
+    every = EveryNEpochs(interval, callback)
     model.fit(np.ones((4, 2)), np.ones(4), epochs=epochs, callbacks=[every], verbose=0)
     assert callback.calls == ["begin", *due, "end"]
     assert callback.model is model

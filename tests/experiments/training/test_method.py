@@ -7,7 +7,7 @@ import pytest
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.experiments.runs.trained_run import training_settings
-from fisher_keras.experiments.training import train as training
+from fisher_keras.experiments.training.building import build_models
 from fisher_keras.experiments.training.config import resolve
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.experiments.training.train import TrainingConfig, train
@@ -21,7 +21,7 @@ def config(**changes):
 
 def trained_model(**changes):
     settings = resolve(config(**changes))
-    return training._build(settings, load_training_data(settings))[1]
+    return build_models(settings, load_training_data(settings))[1]
 
 
 def test_what_trains():
@@ -64,7 +64,7 @@ def test_a_table_of_settings_decides_how_the_baseline_is_clipped(tmp_path):
 
 def test_folders():
     folders = [resolve(config(method=m)).output_dir for m in ("plain", "clipped", "fisher", "sam")]
-    names = ("plain", "clipped", "regularized", "sam")
+    names = ("plain", "clipped", "fisher", "sam")
     assert folders == [f"runs/digits_cnn_{name}_seed0" for name in names]
 
 

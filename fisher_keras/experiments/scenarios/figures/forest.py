@@ -1,4 +1,4 @@
-"""All rank correlations at a glance, with intervals, and what the training loss leaves of them."""
+"""All rank correlations at a glance, with partial correlations given the training loss."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ _COLUMN_INCHES, _ROW_INCHES = 2.4, 0.24
 
 
 def forest_figure(lines: Sequence[Correlation]) -> Figure:
-    """Draws Kendall's tau of each measure, and what is left of it given the training loss.
+    """Draws Kendall's tau of each measure, and its partial tau given the training loss.
 
     Args:
         lines: What `correlations` returns; those without the flagged runs are left out.

@@ -1,0 +1,100 @@
+"""Shared parts of the tables of Section 7.2: groups of networks, and the cells made of them."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
+
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, execute_runs
+from fisher_keras.experiments.runs.presets import Preset
+from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.trained_network import TrainedNetwork, network_flags
+from fisher_keras.experiments.statistics.paired import paired_cell
+from fisher_keras.experiments.statistics.text_tables import Rows, mean_and_std, publish_table
+
+# The networks of one method by seed.
+Group = Mapping[int, TrainedNetwork]
+# Values of some networks that are compared with each other, one a network.
+Quantity = Callable[[Sequence[TrainedNetwork]], Sequence[float]]
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+def make_table(
+    runs: Sequence[Run],
+    table: Callable[[Sequence[TrainedNetwork]], Rows],
+    name: str,
+    preset: Preset,
+    options: ExperimentOptions,
+    num_names: int = 1,
+) -> None:
+    """Executes the runs of an experiment that are missing, prints a table and writes it.
+
+    Args:
+        runs: Of the experiment, made by `trained_run`.
+        table: Makes the table from the networks that are finished.
+        name: Of the table's files, without suffix.
+        preset: Of the runs.
+        options: Of the experiment.
+        num_names: Columns of names, see `markdown_table`.
+
+    Raises:
+        ValueError: If an option or the data cannot be used.
+        OSError: If the data or the store cannot be read or written.
+        FailedRunsError: If runs failed; all others are finished.
+    """
+    store = execute_runs(runs, preset, options)
+    networks = list(map(TrainedNetwork.of, store.records_of(runs)))
+    if networks and not options.dry_run:
+        publish_table(store.directory, name, table(networks), num_names)
+
+
+def grouped(
+    networks: Sequence[TrainedNetwork], key: Callable[[TrainedNetwork], _Key]
+) -> dict[_Key, Group]:
+    """Returns the networks by key and, within a key, by seed in ascending order."""
+    groups: dict[_Key, dict[int, TrainedNetwork]] = {}
+    for network in sorted(networks, key=lambda network: network.seed):
+        groups.setdefault(key(network), {})[network.seed] = network
+    return groups
+
+
+def result_of(part: str, name: str) -> Quantity:
+    """Returns the quantity that is a field of `PartResult`, of "train" or "test"."""
+    return lambda networks: [getattr(getattr(network, part), name) for network in networks]
+
+
+TEST_ERROR = result_of("test", "error_percent")
+
+
+def metric(name: str, normalized: bool = False) -> Quantity:
+    """Returns the quantity that is the mean of a metric, with or without normalized logits."""
+    field = "normalized_metrics" if normalized else "metrics"
+    return lambda networks: [getattr(network, field)[name] for network in networks]
+
+
+def mean_cell(group: Group, quantity: Quantity, digits: int) -> str:
+    """Formats mean ± standard deviation of a quantity over a group, see `mean_and_std`."""
+    return mean_and_std(quantity(list(group.values())), digits)
+
+
+def difference_cell(group: Group, other: Group, quantity: Quantity, digits: int) -> str:
+    """Formats the mean difference of a quantity, over the seeds of both groups.
+
+    Args:
+        group: Networks of one method.
+        other: Networks of the method that is subtracted.
+        quantity: The quantity.
+        digits: The number of digits after the decimal point.
+
+    Returns:
+        See `paired_cell`.
+    """
+    seeds = sorted(group.keys() & other.keys())
+    first, second = (quantity([side[seed] for seed in seeds]) for side in (group, other))
+    return paired_cell(first, second, digits)
+
+
+def num_flagged(groups: Sequence[Group]) -> list[int]:
+    """Returns how many networks of each group are at no minimum such as those of all groups."""
+    networks = [network for group in groups for network in group.values()]
+    flags = iter(network_flags(networks))
+    return [sum(bool(next(flags)) for _ in group) for group in groups]

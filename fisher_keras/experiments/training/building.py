@@ -1,0 +1,81 @@
+"""The networks of a training: the plain classifier, and the model that trains it."""
+
+import keras
+
+from fisher_keras.experiments.training.config import (
+    REGULARIZER_OPTIONS,
+    TrainingConfig,
+    phase_factors,
+)
+from fisher_keras.experiments.training.data import TrainingData
+from fisher_keras.experiments.training.workers import STRATEGIES
+from fisher_keras.models import RECIPES, build_model, build_optimizer, learning_rate_falls
+from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
+
+
+def build_models(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, keras.Model]:
+    """Builds the networks of a training.
+
+    Args:
+        config: The configuration, as `resolve` returns it.
+        data: Its data.
+
+    Returns:
+        The plain classifier, and the compiled model that trains it.
+    """
+    plain_model = build_model(
+        config.arch,
+        data.dataset.num_classes,
+        data.dataset.image_shape,
+        depth=config.depth,
+        width=config.width,
+        l2_penalty=config.l2_penalty,
+    )
+    model = _trained_by(config, plain_model, data.steps_per_epoch)
+    model.build(plain_model.input_shape)  # A backup can be restored into a built model only.
+    if config.label_smoothing > 0:
+        loss = keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=config.label_smoothing
+        )
+        cross_entropy = keras.metrics.CategoricalCrossentropy
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        cross_entropy = keras.metrics.SparseCategoricalCrossentropy
+    optimizer = build_optimizer(RECIPES[config.arch], config.learning_rate)
+    if config.clip_norm and not config.regularize:  # The regularized model clips by itself.
+        optimizer.global_clipnorm = config.clip_norm
+    model.compile(
+        optimizer=optimizer,
+        loss=loss,
+        metrics=["accuracy", cross_entropy(name="cross_entropy", from_logits=True)],
+        jit_compile=config.jit_compile,
+    )
+    return plain_model, model
+
+
+def _trained_by(
+    config: TrainingConfig, plain_model: keras.Model, steps_per_epoch: int
+) -> keras.Model:
+    """Returns the model that trains the plain one by the method of the configuration."""
+    if config.method == "fisher":
+        return _regularized(config, plain_model, steps_per_epoch)
+    if config.method == "sam":
+        return SharpnessAwareModel(plain_model, config.rho, config.adaptive)
+    if config.strategy != STRATEGIES[0]:
+        # Keras' own model clips the gradients of each replica, and has no steps on many workers.
+        return FisherRegularizedModel(plain_model, beta=0.0, clip_norm=None, seed=config.seed)
+    return plain_model
+
+
+def _regularized(
+    config: TrainingConfig, plain_model: keras.Model, steps_per_epoch: int
+) -> keras.Model:
+    options = {name: getattr(config, name) for name in REGULARIZER_OPTIONS}
+    options["clip_norm"] = options["clip_norm"] or None
+    if config.beta_phases is not None:
+        falls = learning_rate_falls(RECIPES[config.arch], config.epochs)
+        options["beta"] = keras.optimizers.schedules.PiecewiseConstantDecay(
+            [epoch * steps_per_epoch - 1 for epoch in falls],  # The last step of each phase.
+            [config.beta * factor for factor in phase_factors(config.beta_phases)],
+        )
+    return FisherRegularizedModel(plain_model, **options, seed=config.seed)

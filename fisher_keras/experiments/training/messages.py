@@ -1,0 +1,44 @@
+"""Messages at the start and the end of a training."""
+
+import pathlib
+
+
+def print_start(record: dict, directory: pathlib.Path, first_epoch: int) -> None:
+    """Prints the settings of a training.
+
+    Args:
+        record: The content of `run.json`.
+        directory: Of the files.
+        first_epoch: Epochs that were finished before.
+    """
+    values = ", ".join(
+        f"{name} {value}" for name, value in record["flags"].items() if value is not None
+    )
+    print(f"Settings: {values}.")
+    images = record["data"]
+    confusion = ""
+    if images["confusion_images"]:
+        confusion = f" and {images['confusion_images']:,} with random labels"
+    curves = "validation" if images["validation_images"] else "test"
+    print(
+        f"Training {record['parameters']:,} parameters on {images['train_images']:,} images"
+        f"{confusion} "
+        f"({record['device']}); val_ below is the {curves} images."
+    )
+    if first_epoch:
+        print(f"Resumed after epoch {first_epoch}.")
+    print(f"Files go to {directory}.", flush=True)
+
+
+def print_end(record: dict, directory: pathlib.Path) -> None:
+    """Prints the table of the final losses and errors of a training, see `print_start`."""
+    print(f"\n{'':<10}{'loss':>10}{'cross-entropy':>16}{'error (%)':>12}{'calibration error':>20}")
+    for part in ("train", "confusion", "test"):
+        if part not in record:
+            continue
+        values = record[part]
+        print(
+            f"{part:<10}{values['loss']:>10.4f}{values['cross_entropy']:>16.4f}"
+            f"{values['error_percent']:>12.2f}{values['calibration_error']:>20.4f}"
+        )
+    print(f"{record['wall_time_s']:.0f} s. Everything is in {directory}.")
