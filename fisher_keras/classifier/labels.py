@@ -1,4 +1,4 @@
-"""Examples and their labels in memory, however they were given."""
+"""Labelled examples in memory, read from any form of data."""
 
 import dataclasses
 import hashlib
@@ -36,7 +36,7 @@ class LabelledData:
     @property
     def hard_labels(self) -> np.ndarray:
         """The most probable class of each example (the paper's y-bar), shape (N,)."""
-        return _most_probable(self.y)
+        return most_probable(self.y)
 
     @property
     def fingerprint(self) -> str:
@@ -45,12 +45,12 @@ class LabelledData:
 
 
 def labelled_data(data: Any, name: str = "data") -> LabelledData:
-    """Reads what a user gives as data into memory, and checks it.
+    """Reads labelled data into memory, and checks it.
 
     Args:
         data: A pair (x, y) of arrays or tensors, x possibly a structure of them; or a finite
             `tf.data.Dataset` of batches (x, y).
-        name: What to call it in errors.
+        name: Name of the data, for errors.
 
     Returns:
         The examples.
@@ -81,7 +81,7 @@ def check_labels(y: Any, num_classes: int, name: str = "data") -> None:
     Args:
         y: Classes, shape (N,) or (N, 1), or distributions, shape (N, K).
         num_classes: K.
-        name: What to call the data in errors.
+        name: Name of the data, for errors.
     """
     _checked_labels(y, num_classes, f"The labels of {name}")
 
@@ -119,7 +119,7 @@ def hard_labels(y: Any, num_classes: int) -> np.ndarray:
     Raises:
         ValueError: If y does not fit K classes.
     """
-    return _most_probable(_checked_labels(y, num_classes)).astype(np.int32)
+    return most_probable(_checked_labels(y, num_classes)).astype(np.int32)
 
 
 def fingerprint(arrays: list[np.ndarray]) -> str:
@@ -152,7 +152,8 @@ def _read(dataset: tf.data.Dataset, name: str) -> tuple[Any, np.ndarray]:
     return keras.tree.map_structure(lambda *leaves: np.concatenate(leaves), *batches)
 
 
-def _most_probable(y: np.ndarray) -> np.ndarray:
+def most_probable(y: np.ndarray) -> np.ndarray:
+    """Returns the most probable class (N,) of labels that are classes (N,) or distributions."""
     return y if y.ndim == 1 else np.argmax(y, axis=1)
 
 
@@ -174,7 +175,7 @@ def _checked_labels(y: Any, num_classes: int | None = None, what: str = "Labels"
 
 
 def _label_problem(y: np.ndarray, num_classes: int | None) -> str | None:
-    """Says what is wrong with labels, and where first."""
+    """Describes the first invalid label; None if all are valid."""
     if y.dtype.kind not in "biuf":
         return f"dtype {y.dtype}"
     values = y.astype(np.float64)

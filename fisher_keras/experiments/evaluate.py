@@ -15,7 +15,12 @@ from fisher_keras.experiments.command_line.flags import REQUIRED, check_options,
 from fisher_keras.experiments.statistics.text_tables import markdown_table
 from fisher_keras.experiments.training.data import split_dataset
 from fisher_keras.files import replacing
-from fisher_keras.metrics import METRICS, LocalMinimumReport, evaluate_local_minimum
+from fisher_keras.metrics import (
+    DEFAULT_METRICS,
+    METRICS,
+    LocalMinimumReport,
+    evaluate_local_minimum,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +70,10 @@ class EvaluationConfig:
         least=0,
     )
     metrics: tuple[str, ...] = option(
-        METRICS[:-1],
+        DEFAULT_METRICS,
         f"What to compute, some of {', '.join(METRICS)}.",
         group="metrics",
-        choices=METRICS,
+        choices=tuple(METRICS),
     )
     num_samples: int = option(100, "N', images that a trial samples.", group="metrics", least=1)
     num_trials: int = option(100, "T, number of trials.", group="metrics", least=1)

@@ -1,4 +1,4 @@
-"""The trials of an evaluation: which examples each samples, and the file that keeps them."""
+"""The trials of an evaluation: their samples, their results, and the file that keeps them."""
 
 import dataclasses
 import json
@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from fisher_keras.metrics.singular import Dependence
+from fisher_keras.metrics.singular import LinearDependence
 
 _FIRST = b'{"evaluation": '
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What was computed for one sample $S^t$.
+    """The metrics of one sample $S^t$.
 
     Attributes:
         index: t, from 0.
@@ -29,7 +29,7 @@ class Trial:
     index: int
     metrics: dict[str, float]
     log_spectrum: tuple[float, ...]
-    dependence: Dependence
+    dependence: LinearDependence
 
 
 def draw_sample(
@@ -41,7 +41,7 @@ def draw_sample(
         labels: Class of each example in the data, shape (N,), integers.
         num_samples: N'.
         seed: Seed of the evaluation.
-        trial: Which trial; the sample depends on nothing else but the seed.
+        trial: Index of the trial; the sample depends on it and the seed alone.
         stratified: Whether each class gets its share of the sample, rounded up or down.
 
     Returns:
@@ -56,42 +56,36 @@ def draw_sample(
     return np.sort(order[positions.astype(np.int64)])
 
 
-def to_json(trial: Trial) -> str:
-    """Returns a trial as a line of JSON."""
-    return json.dumps(json_ready(dataclasses.asdict(trial)), allow_nan=False)
-
-
-def from_json(line: str | bytes) -> Trial:
-    """Returns the trial of a line."""
-    return _trial(json.loads(line))
-
-
 class TrialFile:
-    """A file of JSON lines: first what evaluation it is of, then a trial a line.
+    """The finished trials of an evaluation, and the file of JSON lines that keeps them.
+
+    Its first line is a header with the evaluation's identity; then comes a trial a line.
 
     A line that a killed process left unfinished at the end is dropped. A file that holds no trial
     yet is any evaluation's.
 
     Attributes:
-        finished: The trials that the file holds, by index.
+        finished: The trials, by index.
     """
 
-    def __init__(self, path: str | os.PathLike, evaluation: dict[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike | None, evaluation: dict[str, Any]) -> None:
         """Opens the file, or starts it.
 
         Args:
-            path: Where it is or is to be.
+            path: Path of the file; None keeps the trials in memory alone.
             evaluation: All that trials depend on, for JSON.
 
         Raises:
             ValueError: If the file is of another evaluation, or is not such a file.
         """
-        self._path = pathlib.Path(path)
         self.finished: dict[int, Trial] = {}
+        self._path = None if path is None else pathlib.Path(path)
+        if self._path is None:
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         content = self._path.read_bytes() if self._path.exists() else b""
         complete = content[: content.rfind(b"\n") + 1]
-        # A torn first line is to be overwritten, but not a file of something else.
+        # A torn first line is overwritten, but not a file of something else.
         if complete or not _FIRST.startswith(content[: len(_FIRST)]):
             found = self._read(complete)
         if self.finished:
@@ -104,16 +98,17 @@ class TrialFile:
             self._append({"evaluation": evaluation})
 
     def add(self, trial: Trial) -> None:
-        """Writes a trial."""
+        """Adds a trial, and writes it."""
         self.finished[trial.index] = trial
-        self._append(dataclasses.asdict(trial))
+        if self._path is not None:
+            self._append(dataclasses.asdict(trial))
 
     def _append(self, record: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
 
     def _read(self, content: bytes) -> dict[str, Any]:
-        """Reads the trials; returns what evaluation they are of."""
+        """Reads the trials; returns the identity of their evaluation."""
         try:
             records = [json.loads(line) for line in content.splitlines()]
             found = records[0]["evaluation"]
@@ -157,7 +152,7 @@ def _trial(record: dict[str, Any]) -> Trial:
         record["index"],
         {name: float(value) for name, value in record["metrics"].items()},
         tuple(float(value) for value in record["log_spectrum"]),
-        Dependence(
+        LinearDependence(
             tuple(dependence["zero"]),
             tuple(tuple(group) for group in dependence["parallel"]),
             tuple(dependence["dependent"]),

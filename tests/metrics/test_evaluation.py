@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_calibration import bin_by_bin
+from test_loss_and_errors import bin_by_bin
 
 from fisher_keras import FisherRegularizedModel, metrics
 from fisher_keras.classifier import Classifier
@@ -21,6 +21,7 @@ from fisher_keras.metrics import (
     evaluate_local_minimum,
     evaluation,
     loss_and_errors,
+    metric,
     robustness,
 )
 from fisher_keras.metrics.trials import draw_sample
@@ -172,8 +173,8 @@ def test_a_stopped_evaluation_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    original = evaluation.loss_gradient_gram
-    monkeypatch.setattr(evaluation, "loss_gradient_gram", stopping)
+    original = metric.loss_gradient_gram
+    monkeypatch.setattr(metric, "loss_gradient_gram", stopping)
     arguments = {"trials_path": path, "num_trials": 5, "metrics": ("trace", "robustness")}
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, data, **arguments)
@@ -197,12 +198,12 @@ def test_what_trials_have_evaluated_is_not_evaluated_again(model, monkeypatch, t
     expected = evaluate(model, (x, soft), metrics=("robustness",)).train
     seen = []
 
-    def evaluating(fit, classifier, rows):
+    def evaluating(losses, classifier, rows):
         seen.append(rows.tolist())
-        return original(fit, classifier, rows)
+        return original(losses, classifier, rows)
 
-    original = loss_and_errors.GrowingFit.evaluate
-    monkeypatch.setattr(loss_and_errors.GrowingFit, "evaluate", evaluating)
+    original = loss_and_errors.RunningDataLoss.evaluate
+    monkeypatch.setattr(loss_and_errors.RunningDataLoss, "evaluate", evaluating)
     for first, count in ((0, 2), (2, 5), (5, 5)):  # Those before are found in the file.
         report = evaluate(model, (x, soft), num_trials=count, trials_path=path, **options)
         stratified = options.get("stratified", False)

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from fisher_keras.metrics.singular import Dependence
+from fisher_keras.metrics.singular import LinearDependence
 from fisher_keras.metrics.trials import Trial, TrialFile, draw_sample
 
 EVALUATION = {"seed": 3, "metrics": ["trace"]}
 TRIALS = [
-    Trial(0, {"trace": 0.1 + 0.2}, (1.0, -math.inf), Dependence((1,), ((2, 3),), ())),
-    Trial(1, {"trace": -math.inf}, (2.0, 1e-300), Dependence((), (), ())),
+    Trial(0, {"trace": 0.1 + 0.2}, (1.0, -math.inf), LinearDependence((1,), ((2, 3),), ())),
+    Trial(1, {"trace": -math.inf}, (2.0, 1e-300), LinearDependence((), (), ())),
 ]
 
 

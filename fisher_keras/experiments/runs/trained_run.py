@@ -18,7 +18,7 @@ from fisher_keras.experiments.training.data import TrainingData, load_training_d
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import train
 from fisher_keras.metrics.evaluation import evaluate_local_minimum
-from fisher_keras.metrics.loss_and_errors import evaluate_fit
+from fisher_keras.metrics.loss_and_errors import evaluate_data_loss
 from fisher_keras.metrics.report import LocalMinimumReport
 from fisher_keras.metrics.trials import json_ready
 
@@ -216,7 +216,7 @@ def _fits(
         labelled = data.labelled(part)
         if not len(labelled):
             continue
-        fit = evaluate_fit(classifier, labelled, part)
+        fit = evaluate_data_loss(classifier, labelled, part)
         fits[part] = {
             "loss": fit.loss,
             "error_percent": 100 * fit.error,
@@ -225,7 +225,7 @@ def _fits(
         }
         if part != "test":
             smoothed = data.labelled(part, label_smoothing=label_smoothing)
-            fits[part]["excess_loss"] = evaluate_fit(classifier, smoothed, part).excess_loss
+            fits[part]["excess_loss"] = evaluate_data_loss(classifier, smoothed, part).excess_loss
     return fits
 
 
