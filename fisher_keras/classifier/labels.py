@@ -1,6 +1,7 @@
 """Labelled examples in memory, read from any form of data."""
 
 import dataclasses
+import functools
 import hashlib
 from typing import Any
 
@@ -38,7 +39,7 @@ class LabelledData:
         """The most probable class of each example (the paper's y-bar), shape (N,)."""
         return most_probable(self.y)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of all arrays."""
         return fingerprint([*keras.tree.flatten(self.x), self.y])

@@ -82,7 +82,10 @@ def evaluate_local_minimum(
         chunk_size: How many examples at a time: takes less memory, and more time. None takes all
             N' of a trial at once.
         trials_path: A file to keep the trials in, one JSON line each. An evaluation that finds
-            trials of its own there goes on after them, also to a larger num_trials.
+            trials of its own there goes on after them, also to a larger num_trials. Trials of
+            other weights, data or options, of another function of the same weights (other
+            `from_logits`, frozen layers or activations, another dtype policy), or of version 0.2
+            are refused, and the file is left as it is.
         progress: Whether to show a progress bar.
 
     Returns:

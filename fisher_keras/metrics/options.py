@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 
 from fisher_keras.arguments import whole_number
+from fisher_keras.classifier import stateless
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.inputs import check_trainable
 from fisher_keras.classifier.labels import LabelledData, check_labels, fingerprint
-from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS
+from fisher_keras.classifier.precision import rounding_of
+from fisher_keras.graph import keras_private
+from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, count_parameters
 from fisher_keras.metrics.trials import draw_sample
 
 _CHECKED_EXAMPLES = 256
+_COMPARED_EXAMPLES = 4
 
 
 @dataclasses.dataclass
@@ -84,16 +88,37 @@ class EvaluationOptions:
     def identity(self, classifier: Classifier, data: LabelledData) -> dict[str, Any]:
         """Returns all that trials depend on, for JSON.
 
+        Weights and data alone do not make a function: attributes of layers and `from_logits` act
+        on the logits, of which a few are compared.
+
         Args:
-            classifier: Of the model.
+            classifier: Of the built model.
             data: The training data.
         """
+        model = classifier.model
+        ours = {id(variable) for variable in stateless.weights(model)}
+        trainable = [id(variable) in ours for variable in model.weights]
         return {
             "num_samples": self.num_samples,
             "seed": self.seed,
             "metrics": list(self.metrics),
             "normalize_logits": classifier.normalize_logits,
             "stratified": self.stratified,
-            "model": fingerprint([variable.numpy() for variable in classifier.model.weights]),
+            "model": fingerprint([variable.numpy() for variable in model.weights]),
+            "num_parameters": count_parameters(model),
+            "trainable": fingerprint([np.array(trainable)]),
+            "dtypes": sorted({la.dtype_policy.name for la in keras_private.all_layers(model)}),
+            "rounding": rounding_of(model),
+            "logits": _some_logits(classifier, data),
             "data": data.fingerprint,
         }
+
+
+def _some_logits(classifier: Classifier, data: LabelledData) -> list[list[float]]:
+    """Returns two sums over the logits of each of a few examples, whatever the number K."""
+    rows = np.linspace(0, len(data) - 1, _COMPARED_EXAMPLES).astype(int)
+    logits = classifier.logits(data.take(rows).x).numpy()
+    classes = np.arange(logits.shape[1])
+    weights = np.stack([np.cos(classes), np.sin(classes)], axis=1)
+    # The logarithm of a probability that is 0 is beyond that of the smallest float64, e^-745.
+    return (np.maximum(logits, -800.0) @ weights).tolist()

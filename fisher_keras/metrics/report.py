@@ -43,7 +43,8 @@ class LocalMinimumReport:
         test: The same on the test data, None if there were none.
         notes: Warnings to read before trusting the metrics, such as assumptions that do not hold.
         evaluation: All that the trials depend on: num_samples (N'), seed, metrics,
-            normalize_logits, stratified, and fingerprints of the model's weights and the data.
+            normalize_logits, stratified, fingerprints of the model's weights, of the trainable
+            ones among them and of the data, dtypes, and sums over a few logits.
         num_parameters: W, the number of trainable parameters.
         seconds: The time that the trials of this call took, together with the training loss; those
             found in a file do not count.

@@ -11,7 +11,9 @@ import numpy as np
 
 from fisher_keras.metrics.singular import LinearDependence
 
-_FIRST = b'{"evaluation": '
+# Raised when an identity tells more: files before 2 did not tell the function of the weights.
+_FORMAT = 2
+_FIRST = b'{"format": '
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,7 @@ class TrialFile:
         with self._path.open("ab") as file:
             file.truncate(len(complete))
         if not complete:
-            self._append({"evaluation": evaluation})
+            self._append({"format": _FORMAT, "evaluation": evaluation})
 
     def add(self, trial: Trial) -> None:
         """Adds a trial, and writes it."""
@@ -111,22 +113,34 @@ class TrialFile:
         """Reads the trials; returns the identity of their evaluation."""
         try:
             records = [json.loads(line) for line in content.splitlines()]
-            found = records[0]["evaluation"]
+            written, found = records[0].get("format", 1), records[0]["evaluation"]
             self.finished = {t.index: t for t in map(_trial, records[1:])}
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(
                 f"{self._path} is not a file of trials, or is damaged ({error!r}). Give another "
                 "trials_path, or move the file away."
             ) from error
+        if self.finished and written != _FORMAT:
+            raise ValueError(
+                f"{self._path} was written by {'an earlier' if written < _FORMAT else 'a later'} "
+                "version of fisher_keras, in which trials are identified otherwise. Give another "
+                "trials_path, or move the file away: the trials are then computed anew."
+            )
         return found
 
     def _check_same(self, found: dict[str, Any], evaluation: dict[str, Any]) -> None:
-        expected = json.loads(json.dumps(json_ready(evaluation)))
+        found, expected = dict(found), json.loads(json.dumps(json_ready(evaluation)))
+        same = _same_logits(found.pop("logits", None), expected.pop("logits", None), expected)
         differences = [
             f"{key} is {found.get(key)!r} there and {expected.get(key)!r} here"
             for key in sorted(found.keys() | expected.keys())
             if found.get(key) != expected.get(key)
         ]
+        if not (same or differences):
+            differences.append(
+                "logits are those of another function of the same weights (look at from_logits "
+                "and at the layers' attributes)"
+            )
         if differences:
             raise ValueError(
                 f"{self._path} holds trials of another evaluation: {'; '.join(differences)}. Give "
@@ -143,6 +157,16 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     return value
+
+
+def _same_logits(found: Any, expected: Any, evaluation: dict[str, Any]) -> bool:
+    """Returns whether logits differ by no more than rounding, as between two machines."""
+    if found is None or expected is None:
+        return found is expected
+    found, expected = np.array(found, float), np.array(expected, float)
+    # 1e-4 in float32, 1e-2 in float16: far more than what a network makes of its rounding.
+    tolerance = math.sqrt(evaluation["rounding"]) / 3 * np.abs(expected).max()
+    return found.shape == expected.shape and bool(np.all(np.abs(found - expected) <= tolerance))
 
 
 def _trial(record: dict[str, Any]) -> Trial:

@@ -69,6 +69,18 @@ def test_a_file_of_another_evaluation_is_refused(tmp_path):
     assert TrialFile(path, EVALUATION).finished == {0: TRIALS[0]}
 
 
+def test_a_file_of_an_earlier_format_is_refused_and_left_alone(tmp_path):
+    """It does not tell which function of the weights its trials are of."""
+    path = tmp_path / "trials.jsonl"
+    TrialFile(path, EVALUATION).add(TRIALS[0])
+    header, trial = path.read_text().splitlines()
+    text = json.dumps({"evaluation": json.loads(header)["evaluation"]}) + "\n" + trial + "\n"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"trials\.jsonl was written by an earlier version"):
+        TrialFile(path, EVALUATION)
+    assert path.read_text() == text
+
+
 def test_a_file_without_trials_is_anybodys(tmp_path):
     path = tmp_path / "trials.jsonl"
     TrialFile(path, EVALUATION)
