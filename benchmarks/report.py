@@ -18,7 +18,7 @@ from fisher_keras.classifier import Classifier
 from fisher_keras.classifier.labels import labelled_data
 from fisher_keras.fisher import loss_gradient_gram
 from fisher_keras.metrics import evaluate_local_minimum
-from fisher_keras.metrics.loss_and_errors import evaluate_fit
+from fisher_keras.metrics.loss_and_errors import evaluate_data_loss
 
 _GRAMS = "Gram matrices"
 
@@ -55,7 +55,7 @@ def measure(name: str, settings: Settings) -> dict[str, dict]:
             _GRAMS: lambda: [
                 loss_gradient_gram(classifier, images[:size], labels[:size]) for _ in range(count)
             ],
-            "losses and errors": lambda: evaluate_fit(classifier, data),
+            "losses and errors": lambda: evaluate_data_loss(classifier, data),
             "report": lambda: evaluate_local_minimum(
                 classifier, (images, labels), size, count, progress=False
             ),

@@ -1,4 +1,4 @@
-r"""What the paper's theory says of a local minimum, as functions of numbers.
+r"""The generalization bound and information criteria of Section 5, as functions of numbers.
 
 All of them take or give $\gamma(w_0) = \ln|\mathcal{I}(w_0)|$ (Equation 3), in nats. They compute
 with logarithms up to the last step, so that $W = 10^8$ parameters and $\gamma = -10^9$ are no
@@ -27,7 +27,7 @@ def neighborhood_height(
     log_volume: ArrayLike | None = None,
     gamma_function: Literal["stirling", "exact"] = "stirling",
 ) -> Floats:
-    r"""How far the training loss rises within the neighborhood of a minimum (Section 5.2).
+    r"""Rise of the training loss within the neighborhood of a minimum (Section 5.2).
 
     The neighborhood $\mathcal{M}(w_0)$ is the region of volume $V$ around the minimum in which the
     loss is at most $h$ (Section 5.1). Where the loss is quadratic (Assumption 2) it is an

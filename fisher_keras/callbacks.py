@@ -1,6 +1,5 @@
-"""The metrics of local minima during `model.fit`."""
+"""Metrics of local minima during `model.fit`."""
 
-import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -16,11 +15,10 @@ from fisher_keras.classifier.hard_label_loss import from_logits_of
 from fisher_keras.classifier.labels import labelled_data
 from fisher_keras.classifier.logits import FromLogits, gives_probabilities
 from fisher_keras.classifier.wrapper import unwrap
-from fisher_keras.metrics.evaluation import (
-    GRAM_METRICS,
-    EvaluationOptions,
-    evaluate_local_minimum,
-)
+from fisher_keras.devices import Processes
+from fisher_keras.metrics.evaluation import evaluate
+from fisher_keras.metrics.metric import DEFAULT_METRICS
+from fisher_keras.metrics.options import EvaluationOptions
 from fisher_keras.metrics.report import LocalMinimumReport
 
 
@@ -46,7 +44,7 @@ class FisherMetrics(keras.callbacks.Callback):
         self,
         data: Any,
         every: int = 1,
-        metrics: Sequence[str] = tuple(GRAM_METRICS),
+        metrics: Sequence[str] = DEFAULT_METRICS,
         *,
         num_samples: int = 100,
         num_trials: int = 1,
@@ -73,7 +71,7 @@ class FisherMetrics(keras.callbacks.Callback):
             normalize_logits: As for `evaluate_local_minimum`.
             stratified: As for `evaluate_local_minimum`.
             chunk_size: As for `evaluate_local_minimum`.
-            log_dir: Where to write for TensorBoard: the metrics as `fisher_` and their name, of
+            log_dir: Folder of a TensorBoard log: the metrics as `fisher_` and their name, of
                 the epochs with an evaluation alone, and histograms of the spectrum's decimal
                 logarithms, `fisher_log10_spectrum`. None does not write.
 
@@ -108,13 +106,11 @@ class FisherMetrics(keras.callbacks.Callback):
         if (epoch + 1) % self._every:
             logs.update(dict.fromkeys(self._options.metrics, math.nan))
             return
-        report = evaluate_local_minimum(
-            self._classifier,
-            (self._data.x, self._data.y),
-            progress=False,
-            **dataclasses.asdict(self._options),
-        )
-        logs.update({name: summary.mean for name, summary in report.metrics.items()})
+        report = evaluate(self._classifier, self._data, self._options)
+        means = np.array([report.metrics[name].mean for name in self._options.metrics])
+        # Processes that round differently must not decide differently whether training goes on.
+        means = Processes.of(self.model.distribute_strategy).from_chief(means)
+        logs.update(zip(self._options.metrics, means.tolist(), strict=True))
         if self._writer is not None:
             self._write(report, epoch)
 

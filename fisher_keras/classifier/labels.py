@@ -1,6 +1,7 @@
-"""Examples and their labels in memory, however they were given."""
+"""Labelled examples in memory, read from any form of data."""
 
 import dataclasses
+import functools
 import hashlib
 from typing import Any
 
@@ -36,9 +37,9 @@ class LabelledData:
     @property
     def hard_labels(self) -> np.ndarray:
         """The most probable class of each example (the paper's y-bar), shape (N,)."""
-        return _most_probable(self.y)
+        return most_probable(self.y)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of all arrays."""
         return fingerprint([*keras.tree.flatten(self.x), self.y])
@@ -50,7 +51,7 @@ def labelled_data(data: Any, name: str = "data") -> LabelledData:
     Args:
         data: A pair (x, y) of arrays or tensors, x possibly a structure of them; or a finite
             `tf.data.Dataset` of batches (x, y).
-        name: What to call it in errors.
+        name: Name of the data, for errors.
 
     Returns:
         The examples.
@@ -81,7 +82,7 @@ def check_labels(y: Any, num_classes: int, name: str = "data") -> None:
     Args:
         y: Classes, shape (N,) or (N, 1), or distributions, shape (N, K).
         num_classes: K.
-        name: What to call the data in errors.
+        name: Name of the data, for errors.
     """
     _checked_labels(y, num_classes, f"The labels of {name}")
 
@@ -119,7 +120,7 @@ def hard_labels(y: Any, num_classes: int) -> np.ndarray:
     Raises:
         ValueError: If y does not fit K classes.
     """
-    return _most_probable(_checked_labels(y, num_classes)).astype(np.int32)
+    return most_probable(_checked_labels(y, num_classes)).astype(np.int32)
 
 
 def fingerprint(arrays: list[np.ndarray]) -> str:
@@ -152,7 +153,8 @@ def _read(dataset: tf.data.Dataset, name: str) -> tuple[Any, np.ndarray]:
     return keras.tree.map_structure(lambda *leaves: np.concatenate(leaves), *batches)
 
 
-def _most_probable(y: np.ndarray) -> np.ndarray:
+def most_probable(y: np.ndarray) -> np.ndarray:
+    """Returns the most probable class (N,) of labels that are classes (N,) or distributions."""
     return y if y.ndim == 1 else np.argmax(y, axis=1)
 
 

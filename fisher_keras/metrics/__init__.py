@@ -1,6 +1,6 @@
 """The metrics of local minima (Sections 5.3 and 7.1), the names for users of the package."""
 
-from fisher_keras.metrics.evaluation import MAX_TRAIN_LOSS, METRICS, evaluate_local_minimum
+from fisher_keras.metrics.evaluation import MAX_TRAIN_LOSS, evaluate_local_minimum
 from fisher_keras.metrics.gram_metrics import (
     effective_rank,
     frobenius_norm,
@@ -14,16 +14,21 @@ from fisher_keras.metrics.gram_metrics import (
     trace,
 )
 from fisher_keras.metrics.hessian import hessian, hessian_log_determinant
-from fisher_keras.metrics.loss_and_errors import Fit
+from fisher_keras.metrics.loss_and_errors import DataLoss
+from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS
 from fisher_keras.metrics.report import LocalMinimumReport, MetricSummary
 from fisher_keras.metrics.robustness import robustness
-from fisher_keras.metrics.singular import Dependence, SingularGramWarning, find_dependence
+from fisher_keras.metrics.singular import LinearDependence, SingularGramWarning, find_dependence
+
+# Their names in version 0.2.
+Fit, Dependence = DataLoss, LinearDependence
 
 __all__ = [
+    "DEFAULT_METRICS",
     "MAX_TRAIN_LOSS",
     "METRICS",
-    "Dependence",
-    "Fit",
+    "DataLoss",
+    "LinearDependence",
     "LocalMinimumReport",
     "MetricSummary",
     "SingularGramWarning",

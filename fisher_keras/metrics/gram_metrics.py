@@ -1,4 +1,4 @@
-r"""What is read off a Gram matrix: the metrics of Section 7.1 that need only $\xi = J J^T$.
+r"""Metrics of a Gram matrix: those of Section 7.1 that need only $\xi = J J^T$.
 
 J is the Jacobian of the hard-label losses of N' examples, row i the gradient g_i of one. A
 `FisherGram` holds $\xi$ as $D C D$ with C the cosines between gradients and D the diagonal matrix

@@ -1,4 +1,4 @@
-"""How well a classifier fits data: cross-entropy, errors and calibration, in float64."""
+"""Loss, errors and calibration of a classifier on a data set, in float64."""
 
 import dataclasses
 
@@ -6,22 +6,23 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier.classifier import Classifier
-from fisher_keras.classifier.labels import LabelledData, label_distributions
-from fisher_keras.metrics.calibration import expected_calibration_error
+from fisher_keras.classifier.labels import LabelledData, label_distributions, most_probable
 
 _BATCH_SIZE = 256  # Of the forward passes.
+_NUM_BINS = 15  # Of the calibration error, as its authors take.
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
-    """How well a model fits some data.
+class DataLoss:
+    """Loss, errors and calibration of a classifier on a data set; formerly named `Fit`.
 
     Attributes:
         loss: Mean cross-entropy against the labels as given, in nats.
         label_entropy: The least value that it can have: 0 for hard labels, more for soft ones.
-        num_errors: How many examples have another most probable class than their label.
+        num_errors: The number of examples whose most probable class is not that of their label.
         num_examples: N.
         calibration_error: See `expected_calibration_error`.
+        hard_label_loss: Mean cross-entropy against the most probable classes of the labels.
     """
 
     loss: float
@@ -29,6 +30,7 @@ class Fit:
     num_errors: int
     num_examples: int
     calibration_error: float
+    hard_label_loss: float
 
     @property
     def error(self) -> float:
@@ -41,18 +43,18 @@ class Fit:
         return self.loss - self.label_entropy
 
 
-class GrowingFit:
-    """A fit in the making: examples are added as their logits are found, in any order."""
+class RunningDataLoss:
+    """A `DataLoss` of examples that are added as their logits become known, in any order."""
 
     def __init__(self, data: LabelledData, name: str = "data") -> None:
         """Starts without any example.
 
         Args:
             data: All examples.
-            name: What to call them in errors.
+            name: Name of the data, for errors.
         """
         self._data, self._name = data, name
-        self._loss, self._entropy, self._confidence = np.zeros([3, len(data)])
+        self._loss, self._hard_loss, self._entropy, self._confidence = np.zeros([4, len(data)])
         self._correct = np.zeros(len(data), bool)
 
     def add(self, rows: np.ndarray, logits: tf.Tensor) -> None:
@@ -60,7 +62,7 @@ class GrowingFit:
 
         Args:
             rows: Rows of n examples in the data.
-            logits: What the model gives for them, shape (n, K).
+            logits: Their logits, shape (n, K).
 
         Raises:
             ValueError: If logits are not finite.
@@ -73,17 +75,19 @@ class GrowingFit:
                 f"examples of {self._name} that it was given at once; the first is "
                 f"{rows[np.argmax(bad)]}. Check the inputs, and whether training has diverged."
             )
-        examples = self._data.take(rows)
-        target = label_distributions(examples.y, log_p.shape[1])
+        y = self._data.y[rows]
+        classes = most_probable(y)
+        target = label_distributions(y, log_p.shape[1])
         # A probability of 0 costs nothing where the label gives it no weight.
         self._loss[rows] = -np.sum(np.where(target > 0, target * log_p, 0.0), axis=1)
         logarithms = np.log(np.where(target > 0, target, 1.0))
         self._entropy[rows] = -np.sum(target * logarithms, axis=1)
+        self._hard_loss[rows] = -log_p[np.arange(len(rows)), classes]
         self._confidence[rows] = np.exp(log_p.max(axis=1))
-        self._correct[rows] = np.argmax(log_p, axis=1) == examples.hard_labels
+        self._correct[rows] = np.argmax(log_p, axis=1) == classes
 
     def evaluate(self, classifier: Classifier, rows: np.ndarray) -> None:
-        """Adds what a classifier gives for some of the examples, in inference mode.
+        """Adds some of the examples, which it evaluates in inference mode.
 
         Args:
             classifier: The classifier.
@@ -96,31 +100,57 @@ class GrowingFit:
             batch = rows[begin : begin + _BATCH_SIZE]
             self.add(batch, classifier.logits(self._data.take(batch).x))
 
-    def result(self) -> Fit:
-        """Returns the fit, once all examples were added."""
-        return Fit(
-            float(np.mean(self._loss)),
-            float(np.mean(self._entropy)),
-            int(np.sum(~self._correct)),
-            len(self._data),
-            expected_calibration_error(self._confidence, self._correct),
+    def result(self) -> DataLoss:
+        """Returns the `DataLoss`, once all examples were added."""
+        return DataLoss(
+            loss=float(np.mean(self._loss)),
+            label_entropy=float(np.mean(self._entropy)),
+            num_errors=int(np.sum(~self._correct)),
+            num_examples=len(self._data),
+            calibration_error=expected_calibration_error(self._confidence, self._correct),
+            hard_label_loss=float(np.mean(self._hard_loss)),
         )
 
 
-def evaluate_fit(classifier: Classifier, data: LabelledData, name: str = "data") -> Fit:
-    """Computes how a classifier fits data in inference mode, batch by batch.
+def evaluate_data_loss(classifier: Classifier, data: LabelledData, name: str = "data") -> DataLoss:
+    """Evaluates a classifier on a data set in inference mode, batch by batch.
 
     Args:
         classifier: The classifier.
         data: Labelled examples.
-        name: What to call them in errors.
+        name: Name of the data, for errors.
 
     Returns:
-        The fit.
+        Loss, errors and calibration.
 
     Raises:
         ValueError: If outputs are not finite.
     """
-    fit = GrowingFit(data, name)
-    fit.evaluate(classifier, np.arange(len(data)))
-    return fit.result()
+    running = RunningDataLoss(data, name)
+    running.evaluate(classifier, np.arange(len(data)))
+    return running.result()
+
+
+def expected_calibration_error(
+    confidence: np.ndarray, correct: np.ndarray, num_bins: int = _NUM_BINS
+) -> float:
+    r"""Returns the expected calibration error.
+
+    $$\mathrm{ECE} = \sum_m \frac{|B_m|}{N} \left|\mathrm{acc}(B_m) - \mathrm{conf}(B_m)\right|,$$
+
+    $B_m$ being the examples whose confidence is in $(\frac{m - 1}{M}, \frac{m}{M}]$: C. Guo,
+    G. Pleiss, Y. Sun and K. Q. Weinberger, "On Calibration of Modern Neural Networks", ICML 2017,
+    Equation 3, with their M = 15.
+
+    Args:
+        confidence: The probability of each example's most probable class, shape (N,).
+        correct: Whether that is the right class, shape (N,).
+        num_bins: M, bins of equal width.
+
+    Returns:
+        Between 0 and 1.
+    """
+    bins = np.ceil(confidence * num_bins).astype(int)
+    # |B_m| (acc - conf) is the sum of the differences of the examples in it.
+    differences = np.bincount(bins, weights=correct - confidence)
+    return float(np.abs(differences).sum() / len(confidence))

@@ -1,4 +1,4 @@
-"""What an evaluation of a local minimum found."""
+"""The report of an evaluation."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fisher_keras.extras import require
-from fisher_keras.metrics.loss_and_errors import Fit
+from fisher_keras.metrics.loss_and_errors import DataLoss
 from fisher_keras.metrics.trials import Trial, json_ready
 
 if TYPE_CHECKING:
@@ -35,23 +35,25 @@ class MetricSummary:
 
 @dataclasses.dataclass(frozen=True)
 class LocalMinimumReport:
-    """What `evaluate_local_minimum` found; `str` of it is a table.
+    """The result of `evaluate_local_minimum`; `str` of it is a table.
 
     Attributes:
         metrics: Summary over the trials by the metric's name.
-        train: Fit of the training data.
-        test: Fit of the test data, None if there were none.
-        notes: What to know before trusting the metrics, such as assumptions that do not hold.
+        train: Loss, errors and calibration on the training data.
+        test: The same on the test data, None if there were none.
+        notes: Warnings to read before trusting the metrics, such as assumptions that do not hold.
         evaluation: All that the trials depend on: num_samples (N'), seed, metrics,
-            normalize_logits, stratified, and fingerprints of the model's weights and the data.
+            normalize_logits, stratified, fingerprints of the model's weights, of the trainable
+            ones among them and of the data, dtypes, and sums over a few logits.
         num_parameters: W, the number of trainable parameters.
-        seconds: What the trials of this call took, the ones found in a file not counted.
+        seconds: The time that the trials of this call took, together with the training loss; those
+            found in a file do not count.
         trials: The trials one by one.
     """
 
     metrics: dict[str, MetricSummary]
-    train: Fit
-    test: Fit | None
+    train: DataLoss
+    test: DataLoss | None
     notes: tuple[str, ...]
     evaluation: dict[str, Any]
     num_parameters: int
@@ -61,9 +63,9 @@ class LocalMinimumReport:
     def to_json(self) -> str:
         """Returns everything as JSON, infinite and undefined numbers as "-inf", "inf", "nan"."""
         record = dataclasses.asdict(self)
-        for name, fit in (("train", self.train), ("test", self.test)):
-            if fit is not None:
-                record[name]["error"] = fit.error
+        for name, losses in (("train", self.train), ("test", self.test)):
+            if losses is not None:
+                record[name]["error"] = losses.error
         return json.dumps(json_ready(record), indent=2, allow_nan=False)
 
     def __str__(self) -> str:
@@ -83,12 +85,12 @@ class LocalMinimumReport:
         for name, summary in self.metrics.items():
             values = (summary.mean, summary.std, summary.standard_error)
             lines.append(f"{name:{width}}  " + "  ".join(f"{value:>12.6g}" for value in values))
-        for name, fit in (("train", self.train), ("test", self.test)):
-            if fit is not None:
+        for name, losses in (("train", self.train), ("test", self.test)):
+            if losses is not None:
                 lines.append(
-                    f"{name}: loss {fit.loss:.4g}, error {100 * fit.error:.2f} % "
-                    f"({fit.num_errors} of {fit.num_examples}), "
-                    f"calibration error {100 * fit.calibration_error:.2f} %"
+                    f"{name}: loss {losses.loss:.4g}, error {100 * losses.error:.2f} % "
+                    f"({losses.num_errors} of {losses.num_examples}), "
+                    f"calibration error {100 * losses.calibration_error:.2f} %"
                 )
         return "\n".join(lines + [f"Note: {note}" for note in self.notes])
 

@@ -1,4 +1,4 @@
-"""The robustness metric of Section 7.1 (Sokolić et al., 2017): how far inputs move outputs."""
+"""The robustness metric of Section 7.1 (Sokolić et al., 2017): squared input-output Jacobian."""
 
 import math
 from collections.abc import Callable
@@ -71,30 +71,7 @@ def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any, int], np.nd
         The function, of x and how many examples to take at once, at most; it traces TensorFlow
         code once. Its result has shape (N,), float64.
     """
-    logits = logits_function(classifier)
-    c = classifier.normalize_logits
-
-    @trace_for_any_batch_size
-    def jacobian_products(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        differentiable = [leaf for leaf in keras.tree.flatten(x) if leaf.dtype.is_floating]
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch(differentiable)
-            z, *to_check = logits(x)
-            if c is not None:
-                z /= c * tf.norm(z, axis=-1, keepdims=True)
-        jacobian = _relative_jacobian(tape, z, differentiable)
-        derivative = _softmax_derivative(tf.nn.softmax(z))
-        gram = tf.matmul(jacobian, jacobian, transpose_b=True)
-        return derivative @ gram @ derivative, *to_check
-
-    def norms_of_batch(x: Any) -> np.ndarray:
-        products, *to_check = (result.numpy() for result in jacobian_products(x))
-        classifier.check_values(*to_check)
-        finite = np.isfinite(products).all(axis=(1, 2))
-        # Rounding may leave the eigenvalue of a zero matrix below zero.
-        result = np.full(len(products), np.nan)
-        result[finite] = np.maximum(np.linalg.eigvalsh(products[finite])[:, -1], 0.0)
-        return result
+    norms_of_batch = _norms_of_batches(classifier)
 
     def norms(x: Any, batch_size: int) -> np.ndarray:
         _check_differentiable(x)
@@ -115,6 +92,36 @@ def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any, int], np.nd
                 "Robustness needs finite ones; check the weights and the inputs.",
                 bad,
             )
+        return result
+
+    return norms
+
+
+def _norms_of_batches(classifier: Classifier) -> Callable[[Any], np.ndarray]:
+    """Makes a function of a batch x that returns the norms (B,), NaN where they are not finite."""
+    logits = logits_function(classifier)
+    c = classifier.normalize_logits
+
+    @trace_for_any_batch_size
+    def jacobian_products(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        differentiable = [leaf for leaf in keras.tree.flatten(x) if leaf.dtype.is_floating]
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(differentiable)
+            z, *to_check = logits(x)
+            if c is not None:
+                z /= c * tf.norm(z, axis=-1, keepdims=True)
+        jacobian = _relative_jacobian(tape, z, differentiable)
+        derivative = _softmax_derivative(tf.nn.softmax(z))
+        gram = tf.matmul(jacobian, jacobian, transpose_b=True)
+        return derivative @ gram @ derivative, *to_check
+
+    def norms(x: Any) -> np.ndarray:
+        products, *to_check = (result.numpy() for result in jacobian_products(x))
+        classifier.check_values(*to_check)
+        finite = np.isfinite(products).all(axis=(1, 2))
+        # Rounding may leave the eigenvalue of a zero matrix below zero.
+        result = np.full(len(products), np.nan)
+        result[finite] = np.maximum(np.linalg.eigvalsh(products[finite])[:, -1], 0.0)
         return result
 
     return norms

@@ -1,4 +1,4 @@
-"""Which examples make a Gram matrix singular."""
+"""Linear dependence among per-example gradients, which makes a Gram matrix singular."""
 
 import dataclasses
 import warnings
@@ -18,8 +18,8 @@ class SingularGramWarning(UserWarning):
 
 
 @dataclasses.dataclass(frozen=True)
-class Dependence:
-    """The examples whose gradients make xi singular, by their rows.
+class LinearDependence:
+    """The examples whose gradients make xi singular, by row; formerly named `Dependence`.
 
     Attributes:
         zero: Examples whose gradient is zero.
@@ -35,7 +35,7 @@ class Dependence:
     epsilon: float = 2.0**-23
 
     @classmethod
-    def of_all(cls, dependences: Iterable["Dependence"]) -> "Dependence":
+    def of_all(cls, dependences: Iterable["LinearDependence"]) -> "LinearDependence":
         """Returns the examples that are in any of several."""
         several = list(dependences)
         return cls(
@@ -77,12 +77,12 @@ def rank_tolerance(gram: FisherGram) -> float:
     return len(gram.log_scale) * gram.epsilon**2
 
 
-def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Dependence:
+def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> LinearDependence:
     """Finds the examples whose gradients are zero or depend linearly on the others'.
 
     Args:
         gram: The Gram matrix of N' examples.
-        examples: What to call them, shape (N',), integers; None counts them from 0.
+        examples: Their rows in the data, shape (N',), integers; None counts them from 0.
 
     Returns:
         The examples; nothing (and false) where xi is regular.
@@ -94,7 +94,7 @@ def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Dep
     tolerance = rank_tolerance(gram)
     zero = np.isneginf(log_scale)
     if not zero.any() and gram.smallest_eigenvalue > tolerance:
-        return Dependence((), (), ())
+        return LinearDependence((), (), ())
     groups = _parallel_groups(matrix, np.flatnonzero(~zero), tolerance)
     first = np.array([group[0] for group in groups], dtype=int)
     values, vectors = np.linalg.eigh(matrix[np.ix_(first, first)])
@@ -102,7 +102,7 @@ def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Dep
     taking_part = (coefficients > _PARTICIPATION * coefficients.max(axis=0, initial=0.0)).any(
         axis=1
     )
-    return Dependence(
+    return LinearDependence(
         _named(names, np.flatnonzero(zero)),
         tuple(_named(names, group) for group in groups if len(group) > 1),
         _named(names, first[taking_part]),

@@ -1,4 +1,4 @@
-"""The trials of an evaluation: which examples each samples, and the file that keeps them."""
+"""The trials of an evaluation: their samples, their results, and the file that keeps them."""
 
 import dataclasses
 import json
@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from fisher_keras.metrics.singular import Dependence
+from fisher_keras.metrics.singular import LinearDependence
 
-_FIRST = b'{"evaluation": '
+# Raised when an identity tells more: files before 2 did not tell the function of the weights.
+_FORMAT = 2
+_FIRST = b'{"format": '
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What was computed for one sample $S^t$.
+    """The metrics of one sample $S^t$.
 
     Attributes:
         index: t, from 0.
@@ -29,7 +31,7 @@ class Trial:
     index: int
     metrics: dict[str, float]
     log_spectrum: tuple[float, ...]
-    dependence: Dependence
+    dependence: LinearDependence
 
 
 def draw_sample(
@@ -41,7 +43,7 @@ def draw_sample(
         labels: Class of each example in the data, shape (N,), integers.
         num_samples: N'.
         seed: Seed of the evaluation.
-        trial: Which trial; the sample depends on nothing else but the seed.
+        trial: Index of the trial; the sample depends on it and the seed alone.
         stratified: Whether each class gets its share of the sample, rounded up or down.
 
     Returns:
@@ -56,42 +58,36 @@ def draw_sample(
     return np.sort(order[positions.astype(np.int64)])
 
 
-def to_json(trial: Trial) -> str:
-    """Returns a trial as a line of JSON."""
-    return json.dumps(json_ready(dataclasses.asdict(trial)), allow_nan=False)
-
-
-def from_json(line: str | bytes) -> Trial:
-    """Returns the trial of a line."""
-    return _trial(json.loads(line))
-
-
 class TrialFile:
-    """A file of JSON lines: first what evaluation it is of, then a trial a line.
+    """The finished trials of an evaluation, and the file of JSON lines that keeps them.
+
+    Its first line is a header with the evaluation's identity; then comes a trial a line.
 
     A line that a killed process left unfinished at the end is dropped. A file that holds no trial
     yet is any evaluation's.
 
     Attributes:
-        finished: The trials that the file holds, by index.
+        finished: The trials, by index.
     """
 
-    def __init__(self, path: str | os.PathLike, evaluation: dict[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike | None, evaluation: dict[str, Any]) -> None:
         """Opens the file, or starts it.
 
         Args:
-            path: Where it is or is to be.
+            path: Path of the file; None keeps the trials in memory alone.
             evaluation: All that trials depend on, for JSON.
 
         Raises:
             ValueError: If the file is of another evaluation, or is not such a file.
         """
-        self._path = pathlib.Path(path)
         self.finished: dict[int, Trial] = {}
+        self._path = None if path is None else pathlib.Path(path)
+        if self._path is None:
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         content = self._path.read_bytes() if self._path.exists() else b""
         complete = content[: content.rfind(b"\n") + 1]
-        # A torn first line is to be overwritten, but not a file of something else.
+        # A torn first line is overwritten, but not a file of something else.
         if complete or not _FIRST.startswith(content[: len(_FIRST)]):
             found = self._read(complete)
         if self.finished:
@@ -101,37 +97,50 @@ class TrialFile:
         with self._path.open("ab") as file:
             file.truncate(len(complete))
         if not complete:
-            self._append({"evaluation": evaluation})
+            self._append({"format": _FORMAT, "evaluation": evaluation})
 
     def add(self, trial: Trial) -> None:
-        """Writes a trial."""
+        """Adds a trial, and writes it."""
         self.finished[trial.index] = trial
-        self._append(dataclasses.asdict(trial))
+        if self._path is not None:
+            self._append(dataclasses.asdict(trial))
 
     def _append(self, record: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
 
     def _read(self, content: bytes) -> dict[str, Any]:
-        """Reads the trials; returns what evaluation they are of."""
+        """Reads the trials; returns the identity of their evaluation."""
         try:
             records = [json.loads(line) for line in content.splitlines()]
-            found = records[0]["evaluation"]
+            written, found = records[0].get("format", 1), records[0]["evaluation"]
             self.finished = {t.index: t for t in map(_trial, records[1:])}
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(
                 f"{self._path} is not a file of trials, or is damaged ({error!r}). Give another "
                 "trials_path, or move the file away."
             ) from error
+        if self.finished and written != _FORMAT:
+            raise ValueError(
+                f"{self._path} was written by {'an earlier' if written < _FORMAT else 'a later'} "
+                "version of fisher_keras, in which trials are identified otherwise. Give another "
+                "trials_path, or move the file away: the trials are then computed anew."
+            )
         return found
 
     def _check_same(self, found: dict[str, Any], evaluation: dict[str, Any]) -> None:
-        expected = json.loads(json.dumps(json_ready(evaluation)))
+        found, expected = dict(found), json.loads(json.dumps(json_ready(evaluation)))
+        same = _same_logits(found.pop("logits", None), expected.pop("logits", None), expected)
         differences = [
             f"{key} is {found.get(key)!r} there and {expected.get(key)!r} here"
             for key in sorted(found.keys() | expected.keys())
             if found.get(key) != expected.get(key)
         ]
+        if not (same or differences):
+            differences.append(
+                "logits are those of another function of the same weights (look at from_logits "
+                "and at the layers' attributes)"
+            )
         if differences:
             raise ValueError(
                 f"{self._path} holds trials of another evaluation: {'; '.join(differences)}. Give "
@@ -150,6 +159,16 @@ def json_ready(value: Any) -> Any:
     return value
 
 
+def _same_logits(found: Any, expected: Any, evaluation: dict[str, Any]) -> bool:
+    """Returns whether logits differ by no more than rounding, as between two machines."""
+    if found is None or expected is None:
+        return found is expected
+    found, expected = np.array(found, float), np.array(expected, float)
+    # 1e-4 in float32, 1e-2 in float16: far more than what a network makes of its rounding.
+    tolerance = math.sqrt(evaluation["rounding"]) / 3 * np.abs(expected).max()
+    return found.shape == expected.shape and bool(np.all(np.abs(found - expected) <= tolerance))
+
+
 def _trial(record: dict[str, Any]) -> Trial:
     """Returns the trial of a line."""
     dependence = record["dependence"]
@@ -157,7 +176,7 @@ def _trial(record: dict[str, Any]) -> Trial:
         record["index"],
         {name: float(value) for name, value in record["metrics"].items()},
         tuple(float(value) for value in record["log_spectrum"]),
-        Dependence(
+        LinearDependence(
             tuple(dependence["zero"]),
             tuple(tuple(group) for group in dependence["parallel"]),
             tuple(dependence["dependent"]),

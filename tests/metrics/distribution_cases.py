@@ -11,7 +11,7 @@ import tensorflow as tf
 from fisher_keras.callbacks import FisherMetrics
 from fisher_keras.classifier import Classifier
 from fisher_keras.fisher.gram_function import GramFunction
-from fisher_keras.metrics import METRICS, evaluate_local_minimum, evaluation, replicas
+from fisher_keras.metrics import METRICS, evaluate_local_minimum, evaluation, metric, options
 
 DEVICES = ("CPU:0", "CPU:1")
 X = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
@@ -70,14 +70,14 @@ def expected():
 def calls(monkeypatch):
     """Returns the devices on which Gram matrices were computed so far."""
     devices = []
-    original = evaluation.loss_gradient_gram
+    original = metric.loss_gradient_gram
 
     def recording(*args, **kwargs):
         gram = original(*args, **kwargs)
         devices.append(gram.matrix.device[-5:])
         return gram
 
-    monkeypatch.setattr(evaluation, "loss_gradient_gram", recording)
+    monkeypatch.setattr(metric, "loss_gradient_gram", recording)
     return devices
 
 
@@ -123,7 +123,7 @@ def test_where_copies_differ_the_first_one_is_evaluated(mirrored, expected, call
 
 
 def test_replicas_use_their_own_copies_of_the_weights(mirrored, expected, monkeypatch):
-    monkeypatch.setattr(replicas, "_copies_agree", lambda *_: True)
+    monkeypatch.setattr(evaluation, "replica_devices", lambda *_: DEVICES)
     kernel = mirrored.layers[-1].kernel.value
     kernel.values[1].assign(3 * kernel.values[0])
     differs = [
@@ -135,13 +135,13 @@ def test_replicas_use_their_own_copies_of_the_weights(mirrored, expected, monkey
 
 def test_trials_run_at_the_same_time(mirrored, monkeypatch):
     both_are_there = threading.Barrier(2, timeout=60)
-    original = evaluation.loss_gradient_gram
+    original = metric.loss_gradient_gram
 
     def waiting(*args, **kwargs):
         both_are_there.wait()
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(evaluation, "loss_gradient_gram", waiting)
+    monkeypatch.setattr(metric, "loss_gradient_gram", waiting)
     assert len(evaluate(mirrored, num_trials=4).trials) == 4
 
 
@@ -149,7 +149,7 @@ def test_a_stopped_evaluation_goes_on_with_or_without_replicas(
     mirrored, expected, calls, tmp_path, monkeypatch
 ):
     path = tmp_path / "trials.jsonl"
-    original = evaluation.draw_sample
+    original = options.draw_sample
 
     def stopping(labels, num_samples, seed, trial, stratified):
         if trial == 3 and threading.current_thread() is not threading.main_thread():
@@ -157,7 +157,7 @@ def test_a_stopped_evaluation_goes_on_with_or_without_replicas(
         return original(labels, num_samples, seed, trial, stratified)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "draw_sample", stopping)
+        patch.setattr(options, "draw_sample", stopping)
         with pytest.raises(KeyboardInterrupt):
             evaluate(mirrored, trials_path=path, num_trials=4)
     assert len(path.read_text().splitlines()) == 1 + 3

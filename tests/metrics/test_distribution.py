@@ -59,23 +59,24 @@ def expected():
     return json.loads(result.stdout[result.stdout.index("{") :])
 
 
-def test_trials_are_spread_over_two_processes(tmp_path, expected):
-    """Each has the whole report, the chief alone the file; what is there is not done again."""
+def test_each_of_two_processes_evaluates_all_trials(tmp_path, expected):
+    """Each has the whole report, the chief alone the file, in which it finds its trials again."""
     code = """
-from fisher_keras.metrics import evaluation
+from fisher_keras.metrics import options
 drawn = []
-draw = evaluation.draw_sample
-evaluation.draw_sample = lambda *a: drawn.append(a[3]) or draw(*a)
+draw = options.draw_sample
+options.draw_sample = lambda *a: drawn.append(a[3]) or draw(*a)
 evaluate(model(), trials_path="trials.jsonl", num_trials=2)
-print("DRAWN", drawn)
+print("DRAWN", sorted(set(drawn)))
+drawn.clear()
 report = evaluate(model(), trials_path="trials.jsonl", num_trials=5)
-print("DRAWN", drawn)
+print("DRAWN", sorted(set(drawn)))
 print("REPORT", report.to_json().replace("\\n", " "))
 """
     results = evaluate_in_two_processes(code, tmp_path)
-    assert [status for status, _, _ in results] == [0, 0], results
+    assert [status for status, _, _ in results] == [0, 0], results[0][2][-4000:]
     drawn = [re.findall(r"DRAWN (.*)", stdout) for _, stdout, _ in results]
-    assert drawn == [["[0]", "[0, 2, 4]"], ["[1]", "[1, 3]"]]
+    assert drawn == [["[0, 1]", "[2, 3, 4]"], ["[0, 1]", "[0, 1, 2, 3, 4]"]]
     files = [sorted(path.name for path in (tmp_path / rank).iterdir()) for rank in "01"]
     assert files == [["trials.jsonl"], []]
     assert len((tmp_path / "0" / "trials.jsonl").read_text().splitlines()) == 1 + 5
@@ -89,25 +90,31 @@ print("REPORT", report.to_json().replace("\\n", " "))
             np.testing.assert_allclose(mine["log_spectrum"], right["log_spectrum"], atol=1e-5)
 
 
-def test_an_error_in_one_process_ends_all(tmp_path):
+def test_the_metrics_of_the_chief_are_those_of_all_processes(tmp_path):
+    """Rounding may differ between machines, and no callback may decide differently then."""
     code = """
-from fisher_keras.metrics import evaluation
-draw = evaluation.draw_sample
-def failing(labels, num_samples, seed, trial, stratified):
-    if trial == 3:
-        raise ValueError("no sample")
-    return draw(labels, num_samples, seed, trial, stratified)
-evaluation.draw_sample = failing
-evaluate(model(), num_trials=5)
+import dataclasses
+import numpy as np
+from distribution_cases import X, Y
+from fisher_keras import callbacks
+evaluate_here = callbacks.evaluate
+def differing(*args):
+    report = evaluate_here(*args)
+    means = iter([2.0 + rank, -np.inf if rank == 0 else 1.0])
+    changed = {n: dataclasses.replace(s, mean=next(means)) for n, s in report.metrics.items()}
+    return dataclasses.replace(report, metrics=changed)
+callbacks.evaluate = differing
+with strategy.scope():
+    trained = classifier()
+    trained.compile("sgd", "sparse_categorical_crossentropy")
+names = ("trace", "log_determinant")
+fisher = callbacks.FisherMetrics((X, Y), metrics=names, num_samples=8, from_logits=True)
+fisher.set_model(trained)
+fisher.on_train_begin()
+logs = {}
+fisher.on_epoch_end(0, logs)
+print("LOGS", *(logs[name] for name in names))
 """
     results = evaluate_in_two_processes(code, tmp_path)
-    assert [status for status, _, _ in results] == [1, 1]
-    assert re.search(r"^RuntimeError: Process 1 of 2: no sample$", results[0][2], re.M)
-    assert re.search(r"^ValueError: no sample$", results[1][2], re.M)
-
-
-def test_processes_that_evaluate_different_things_are_refused(tmp_path):
-    results = evaluate_in_two_processes("evaluate(model(), seed=rank)", tmp_path)
-    assert [status for status, _, _ in results] == [1, 1]
-    for _, _, stderr in results:
-        assert re.search(r"^ValueError: The processes .* evaluate different things", stderr, re.M)
+    assert [status for status, _, _ in results] == [0, 0], results[0][2][-4000:]
+    assert [re.search(r"LOGS (.*)", stdout)[1] for _, stdout, _ in results] == ["2.0 -inf"] * 2

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_calibration import bin_by_bin
+from test_loss_and_errors import bin_by_bin
 
 from fisher_keras import FisherRegularizedModel, metrics
 from fisher_keras.classifier import Classifier
@@ -21,6 +21,7 @@ from fisher_keras.metrics import (
     evaluate_local_minimum,
     evaluation,
     loss_and_errors,
+    metric,
     robustness,
 )
 from fisher_keras.metrics.trials import draw_sample
@@ -172,8 +173,8 @@ def test_a_stopped_evaluation_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    original = evaluation.loss_gradient_gram
-    monkeypatch.setattr(evaluation, "loss_gradient_gram", stopping)
+    original = metric.loss_gradient_gram
+    monkeypatch.setattr(metric, "loss_gradient_gram", stopping)
     arguments = {"trials_path": path, "num_trials": 5, "metrics": ("trace", "robustness")}
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, data, **arguments)
@@ -188,6 +189,73 @@ def test_a_stopped_evaluation_goes_on(tmp_path, monkeypatch):
         evaluate(model, data, **arguments)
 
 
+class ByHand(keras.layers.Layer):
+    """A softmax that the graph does not tell from other functions."""
+
+    def call(self, x):
+        return keras.ops.exp(x) / keras.ops.sum(keras.ops.exp(x), axis=-1, keepdims=True)
+
+
+def two_layers(policy="float32"):
+    """A classifier with two layers of the same shape, the activation of one, and probabilities."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(5, "tanh", dtype=policy) for _ in range(2)]
+    head = [keras.layers.Dense(NUM_CLASSES, dtype=policy), ByHand(dtype=policy)]
+    return keras.Sequential([keras.Input((5,)), *layers, *head])
+
+
+def frozen(*indices):
+    model = two_layers()
+    for index in indices:
+        model.layers[index].trainable = False
+    return model
+
+
+def with_another_activation():
+    model = two_layers()
+    model.layers[1].activation = keras.activations.softsign
+    return model
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "options", "message"),
+    [
+        (two_layers, two_layers, {"from_logits": True}, "logits are those of another function"),
+        (two_layers, with_another_activation, {}, "logits are those of another function"),
+        (two_layers, lambda: frozen(0, 1), {}, "num_parameters is 78 there and 18 here"),
+        (lambda: frozen(0), lambda: frozen(1), {}, "another evaluation: trainable is"),
+        (two_layers, lambda: two_layers("mixed_float16"), {}, "dtypes is"),
+    ],
+)
+def test_trials_of_another_function_of_the_same_weights_are_refused(
+    first, second, options, message, tmp_path
+):
+    path = tmp_path / "trials.jsonl"
+    evaluate(first(), examples(), from_logits=False, trials_path=path)
+    before = path.read_text()
+    with pytest.raises(ValueError, match=message):
+        evaluate(second(), examples(), **{"from_logits": False} | options, trials_path=path)
+    assert path.read_text() == before
+
+
+def test_trials_of_the_same_function_rounded_otherwise_go_on(tmp_path):
+    """As those of another machine or number of threads are; the order of magnitude of float32."""
+    path = tmp_path / "trials.jsonl"
+    expected = evaluate(two_layers(), examples(), trials_path=path)
+    header, *trials = path.read_text().splitlines()
+    header = json.loads(header)
+    logits = np.array(header["evaluation"]["logits"])
+    for change, same in ((1e-6, True), (1e-2, False)):
+        header["evaluation"]["logits"] = (logits + change * np.abs(logits).max()).tolist()
+        path.write_text("\n".join([json.dumps(header), *trials, ""]))
+        if same:
+            again = evaluate(two_layers(), examples(), trials_path=path)
+            assert again.trials == expected.trials
+        else:
+            with pytest.raises(ValueError, match="logits are those of another function"):
+                evaluate(two_layers(), examples(), trials_path=path)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"chunk_size": 4}, {"normalize_logits": 0.3}, {"stratified": True}]
 )
@@ -197,12 +265,12 @@ def test_what_trials_have_evaluated_is_not_evaluated_again(model, monkeypatch, t
     expected = evaluate(model, (x, soft), metrics=("robustness",)).train
     seen = []
 
-    def evaluating(fit, classifier, rows):
+    def evaluating(losses, classifier, rows):
         seen.append(rows.tolist())
-        return original(fit, classifier, rows)
+        return original(losses, classifier, rows)
 
-    original = loss_and_errors.GrowingFit.evaluate
-    monkeypatch.setattr(loss_and_errors.GrowingFit, "evaluate", evaluating)
+    original = loss_and_errors.RunningDataLoss.evaluate
+    monkeypatch.setattr(loss_and_errors.RunningDataLoss, "evaluate", evaluating)
     for first, count in ((0, 2), (2, 5), (5, 5)):  # Those before are found in the file.
         report = evaluate(model, (x, soft), num_trials=count, trials_path=path, **options)
         stratified = options.get("stratified", False)

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from fisher_keras.metrics.singular import Dependence
+from fisher_keras.metrics.singular import LinearDependence
 from fisher_keras.metrics.trials import Trial, TrialFile, draw_sample
 
 EVALUATION = {"seed": 3, "metrics": ["trace"]}
 TRIALS = [
-    Trial(0, {"trace": 0.1 + 0.2}, (1.0, -math.inf), Dependence((1,), ((2, 3),), ())),
-    Trial(1, {"trace": -math.inf}, (2.0, 1e-300), Dependence((), (), ())),
+    Trial(0, {"trace": 0.1 + 0.2}, (1.0, -math.inf), LinearDependence((1,), ((2, 3),), ())),
+    Trial(1, {"trace": -math.inf}, (2.0, 1e-300), LinearDependence((), (), ())),
 ]
 
 
@@ -67,6 +67,18 @@ def test_a_file_of_another_evaluation_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another evaluation: seed is 3 there and 4 here"):
         TrialFile(path, {**EVALUATION, "seed": 4})
     assert TrialFile(path, EVALUATION).finished == {0: TRIALS[0]}
+
+
+def test_a_file_of_an_earlier_format_is_refused_and_left_alone(tmp_path):
+    """It does not tell which function of the weights its trials are of."""
+    path = tmp_path / "trials.jsonl"
+    TrialFile(path, EVALUATION).add(TRIALS[0])
+    header, trial = path.read_text().splitlines()
+    text = json.dumps({"evaluation": json.loads(header)["evaluation"]}) + "\n" + trial + "\n"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"trials\.jsonl was written by an earlier version"):
+        TrialFile(path, EVALUATION)
+    assert path.read_text() == text
 
 
 def test_a_file_without_trials_is_anybodys(tmp_path):

@@ -14,7 +14,6 @@ from fisher_keras.experiments.training.data import TrainingData, load_training_d
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import PARTS, train
 from fisher_keras.metrics.evaluation import evaluate_local_minimum
-from fisher_keras.metrics.loss_and_errors import evaluate_fit
 from fisher_keras.metrics.report import LocalMinimumReport
 from fisher_keras.metrics.trials import json_ready
 
@@ -133,7 +132,7 @@ def execute(
     fits = {"train": report.train, "test": report.test}
     if training.confusion_size:
         confusion = data.labelled("confusion", label_smoothing=training.label_smoothing)
-        fits["confusion"] = evaluate_fit(Classifier(model), confusion, "confusion")
+        fits["confusion"] = evaluate_data_loss(Classifier(model), confusion, "confusion")
     return {
         **{part: _part_result(part, fits[part], record) for part in PARTS if part in fits},
         **{key: _summaries(reports[key]) for key in reports},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fisher_keras.metrics.calibration import expected_calibration_error
+from fisher_keras.metrics.loss_and_errors import expected_calibration_error
 
 
 def bin_by_bin(confidence, correct, num_bins):

@@ -1,0 +1,128 @@
+r"""The table of metrics: a metric is a function of a `Sample`, the examples of one trial.
+
+To add a metric, add an entry to `METRICS`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from fisher_keras.classifier import stateless
+from fisher_keras.classifier.classifier import Classifier
+from fisher_keras.classifier.inputs import ExamplesError
+from fisher_keras.classifier.labels import LabelledData
+from fisher_keras.fisher.gram import FisherGram, loss_gradient_gram
+from fisher_keras.metrics import gram_metrics
+from fisher_keras.metrics.robustness import squared_jacobian_norms
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """The examples of one trial, with the quantities that metrics are computed from.
+
+    Attributes:
+        classifier: The classifier whose minimum is evaluated.
+        rows: Rows of the N' examples in the data, shape (N',), integers.
+        examples: The examples.
+        gram: Their Gram matrix, with their logits; None if no metric needs it.
+        jacobian_norms: Their squared input-output Jacobian norms, shape (N',), float64; None if no
+            metric needs them.
+    """
+
+    classifier: Classifier
+    rows: np.ndarray
+    examples: LabelledData
+    gram: FisherGram | None = None
+    jacobian_norms: np.ndarray | None = None
+
+    @classmethod
+    def evaluate(
+        cls,
+        classifier: Classifier,
+        rows: np.ndarray,
+        examples: LabelledData,
+        needs: set[str],
+        chunk_size: int | None = None,
+    ) -> "Sample":
+        """Computes the quantities of a sample, on the device of the moment.
+
+        Args:
+            classifier: See `Sample`.
+            rows: See `Sample`.
+            examples: See `Sample`.
+            needs: Names of the quantities to compute, out of `_QUANTITIES`.
+            chunk_size: How many examples to evaluate at a time; None for all N' at once.
+
+        Returns:
+            The sample.
+
+        Raises:
+            ExamplesError: If examples have no finite derivative; it names their rows in the data.
+        """
+        try:
+            quantities = {
+                name: _QUANTITIES[name](classifier, examples, chunk_size) for name in sorted(needs)
+            }
+        except ExamplesError as error:
+            raise error.renamed(rows) from error
+        return cls(classifier, rows, examples, **quantities)
+
+
+def _gram(classifier: Classifier, examples: LabelledData, chunk_size: int | None) -> FisherGram:
+    return loss_gradient_gram(classifier, examples.x, examples.y, chunk_size=chunk_size)
+
+
+def _jacobian_norms(
+    classifier: Classifier, examples: LabelledData, chunk_size: int | None
+) -> np.ndarray:
+    norms = classifier.cached(squared_jacobian_norms)
+    return norms(examples.x, chunk_size or len(examples))
+
+
+# The quantities of a sample that are worth a device, by the names of their attributes.
+_QUANTITIES: dict[str, Callable] = {"gram": _gram, "jacobian_norms": _jacobian_norms}
+
+
+def count_parameters(model: keras.Model) -> int:
+    """Returns the number W of trainable parameters of a built model."""
+    return sum(int(np.prod(v.shape)) for v in stateless.weights(model))
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric of a local minimum.
+
+    Attributes:
+        needs: The quantities of a `Sample` that it is a function of: "gram", "jacobian_norms".
+        function: Takes a `Sample`; returns the value of the metric for it.
+        label: Name of the metric in figures, in which LaTeX may stand between `$`.
+    """
+
+    needs: frozenset[str]
+    function: Callable[[Sample], float]
+    label: str
+
+
+def _of_gram(function: Callable[[FisherGram], float], label: str) -> Metric:
+    return Metric(frozenset({"gram"}), lambda sample: function(sample.gram), label)
+
+
+METRICS: dict[str, Metric] = {
+    "log_determinant": _of_gram(gram_metrics.log_determinant, r"log-determinant $\hat\gamma$"),
+    "log_squared_norms": _of_gram(gram_metrics.log_squared_norms, r"$2\,\sum \ln \|g_i\|$"),
+    "log_determinant_cosines": _of_gram(gram_metrics.log_determinant_cosines, r"$\ln \det C$"),
+    "spectral_radius": _of_gram(gram_metrics.spectral_radius, "spectral radius"),
+    "frobenius_norm": _of_gram(gram_metrics.frobenius_norm, "Frobenius norm"),
+    "sample_frobenius_norm": _of_gram(gram_metrics.sample_frobenius_norm, r"$\|I\|_F^2$"),
+    "trace": _of_gram(gram_metrics.trace, "trace"),
+    "effective_rank": _of_gram(gram_metrics.effective_rank, "effective rank"),
+    "robustness": Metric(
+        frozenset({"jacobian_norms"}),
+        lambda sample: float(np.mean(sample.jacobian_norms)),
+        "robustness",
+    ),
+}
+# All that cost one backward pass together; robustness costs K more.
+DEFAULT_METRICS = tuple(name for name, metric in METRICS.items() if metric.needs == {"gram"})

@@ -1,0 +1,124 @@
+"""The options of an evaluation, and the identity of its trials."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fisher_keras.arguments import whole_number
+from fisher_keras.classifier import stateless
+from fisher_keras.classifier.classifier import Classifier
+from fisher_keras.classifier.inputs import check_trainable
+from fisher_keras.classifier.labels import LabelledData, check_labels, fingerprint
+from fisher_keras.classifier.precision import rounding_of
+from fisher_keras.graph import keras_private
+from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, count_parameters
+from fisher_keras.metrics.trials import draw_sample
+
+_CHECKED_EXAMPLES = 256
+_COMPARED_EXAMPLES = 4
+
+
+@dataclasses.dataclass
+class EvaluationOptions:
+    """Options of an evaluation, checked; see `evaluate_local_minimum`."""
+
+    num_samples: int = 100
+    num_trials: int = 100
+    seed: int = 0
+    metrics: Sequence[str] = DEFAULT_METRICS
+    stratified: bool = False
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what does not depend on the data.
+
+        Raises:
+            ValueError: If a value cannot be used.
+        """
+        self.num_samples = whole_number("num_samples", self.num_samples, least=1)
+        self.num_trials = whole_number("num_trials", self.num_trials, least=1)
+        self.seed = whole_number("seed", self.seed, least=0)
+        self.stratified = bool(self.stratified)
+        if self.chunk_size is not None:
+            self.chunk_size = whole_number("chunk_size", self.chunk_size, least=1)
+        given = self.metrics
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        self.metrics = tuple(map(str, given)) if several else ()
+        if not self.metrics or any(name not in METRICS for name in self.metrics):
+            known = tuple(METRICS)
+            raise ValueError(f"metrics must be names out of {known}. Given: metrics={given!r}.")
+
+    @property
+    def needs(self) -> set[str]:
+        """The quantities of a `Sample` that the metrics need."""
+        return {need for name in self.metrics for need in METRICS[name].needs}
+
+    def check_count(self, data: LabelledData) -> None:
+        """Raises a ValueError if data are too few for a sample."""
+        if self.num_samples > len(data):
+            raise ValueError(
+                f"num_samples={self.num_samples} examples cannot be sampled without replacement "
+                f"from data of {len(data)}. Lower num_samples or give more data."
+            )
+
+    def sample(self, data: LabelledData, trial: int) -> np.ndarray:
+        """Returns the rows of the examples that a trial samples."""
+        return draw_sample(data.hard_labels, self.num_samples, self.seed, trial, self.stratified)
+
+    def check(self, classifier: Classifier, data: LabelledData) -> None:
+        """Checks what can be checked before the first trial, and builds the model.
+
+        Args:
+            classifier: Of the model.
+            data: The training data.
+
+        Raises:
+            ValueError: If the data are too few, or the model does not take them, or their labels
+                are not its classes, or nothing of it is trainable.
+        """
+        self.check_count(data)
+        classifier.build(data.x)
+        if "gram" in self.needs:
+            check_trainable(classifier.model)
+        classifier.logits(data.take(slice(_CHECKED_EXAMPLES)).x)
+        check_labels(data.y, classifier.num_classes)
+
+    def identity(self, classifier: Classifier, data: LabelledData) -> dict[str, Any]:
+        """Returns all that trials depend on, for JSON.
+
+        Weights and data alone do not make a function: attributes of layers and `from_logits` act
+        on the logits, of which a few are compared.
+
+        Args:
+            classifier: Of the built model.
+            data: The training data.
+        """
+        model = classifier.model
+        ours = {id(variable) for variable in stateless.weights(model)}
+        trainable = [id(variable) in ours for variable in model.weights]
+        return {
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "metrics": list(self.metrics),
+            "normalize_logits": classifier.normalize_logits,
+            "stratified": self.stratified,
+            "model": fingerprint([variable.numpy() for variable in model.weights]),
+            "num_parameters": count_parameters(model),
+            "trainable": fingerprint([np.array(trainable)]),
+            "dtypes": sorted({la.dtype_policy.name for la in keras_private.all_layers(model)}),
+            "rounding": rounding_of(model),
+            "logits": _some_logits(classifier, data),
+            "data": data.fingerprint,
+        }
+
+
+def _some_logits(classifier: Classifier, data: LabelledData) -> list[list[float]]:
+    """Returns two sums over the logits of each of a few examples, whatever the number K."""
+    rows = np.linspace(0, len(data) - 1, _COMPARED_EXAMPLES).astype(int)
+    logits = classifier.logits(data.take(rows).x).numpy()
+    classes = np.arange(logits.shape[1])
+    weights = np.stack([np.cos(classes), np.sin(classes)], axis=1)
+    # The logarithm of a probability that is 0 is beyond that of the smallest float64, e^-745.
+    return (np.maximum(logits, -800.0) @ weights).tolist()
