@@ -14,6 +14,7 @@ from fisher_keras.experiments.training.data import TrainingData, load_training_d
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import PARTS, train
 from fisher_keras.metrics.evaluation import evaluate_local_minimum
+from fisher_keras.metrics.loss_and_errors import evaluate_data_loss
 from fisher_keras.metrics.report import LocalMinimumReport
 from fisher_keras.metrics.trials import json_ready
 
