@@ -34,6 +34,21 @@ def training(**changes):
     return TrainingConfig(**(values | changes))
 
 
+def test_images_of_a_report_do_not_pass_again(tmp_path, monkeypatch):
+    passed = []
+    original = module.evaluate_fit
+
+    def counted(classifier, labelled, name):
+        passed.append((name, len(labelled)))
+        return original(classifier, labelled, name)
+
+    monkeypatch.setattr(module, "evaluate_fit", counted)
+    run = trained_run("test", training(confusion_size=30, epochs=1), METRICS, "label")
+    result = execute(run, tmp_path, data_dir=None, download=False)
+    assert passed == [("confusion", 30)]
+    assert list(result)[:3] == ["train", "confusion", "test"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")

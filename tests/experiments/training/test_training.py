@@ -493,3 +493,18 @@ def test_resume_knows_flags_newer_than_the_run(tmp_path, plain_run):
     assert train(tiny_config(directory, resume=True)) == record
     with pytest.raises(ValueError, match="--adaptive was False, is True"):
         train(tiny_config(directory, resume=True, method="sam", adaptive=True))
+
+
+def test_resume_knows_the_methods_by_their_options_as_older_runs_have_them(tmp_path):
+    config = tiny_config(tmp_path, epochs=1, clip_norm=3.0)
+    record = train(config)
+    assert record["flags"]["method"] == "clipped"
+    record["flags"]["method"] = None
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert train(dataclasses.replace(config, resume=True)) == record
+    with pytest.raises(ValueError, match="--method was clipped, is plain"):
+        train(tiny_config(tmp_path, epochs=1, resume=True))
+    record["flags"]["beyond"] = 1
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"has other flags than there are now .*'beyond'"):
+        train(dataclasses.replace(config, resume=True))
