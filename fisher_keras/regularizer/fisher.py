@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import inspect
 import math
 import random
 from typing import Any
@@ -14,7 +13,6 @@ from fisher_keras.arguments import real_number, whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
 from fisher_keras.classifier.precision import coarse_formats
-from fisher_keras.classifier.wrapper import plain_classifier
 from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
 from fisher_keras.regularizer.gradients import clip, global_norm
@@ -24,13 +22,12 @@ from fisher_keras.regularizer.replicas import (
     Replica,
     ReplicatedModel,
     check_not_synchronized,
+    overrides,
     replica_logs,
 )
 from fisher_keras.regularizer.step_types import BatchLoss, Step
 
 GRADIENTS = tuple(EQUATION_6)
-# What a classifier must leave to Keras, for here it is Algorithm 1's.
-_STEPS = ("train_step", "test_step", "predict_step")
 _SPLITS = 2**32  # Between the seeds of replicas, which split their shares each in its own way.
 _LOG_NAMES = ("fisher_regularizer", "fisher_trace", "gradient_norm", "explicit_to_implicit")
 
@@ -145,13 +142,6 @@ class FisherRegularizedModel(ReplicatedModel):
             ValueError: If an argument is out of range; the message says what was expected.
         """
         super().__init__(model, name)
-        overridden = [step for step in _STEPS if _overrides(model, step)]
-        if overridden:
-            raise ValueError(
-                f"{type(model).__name__}.{overridden[0]} would not be used, for "
-                "FisherRegularizedModel has steps of its own. Override call, compute_loss or "
-                f"compute_metrics instead. Given: {model.name!r}."
-            )
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient must be one of {GRADIENTS}. Given: gradient={gradient!r}.")
         self.alpha = real_number("alpha", alpha, above=0)
@@ -179,15 +169,6 @@ class FisherRegularizedModel(ReplicatedModel):
 
     # ---------------------------------------------------------------- what Keras asks of a model
 
-    @property
-    def output_names(self) -> list[str]:
-        """The classifier's, by which losses and metrics may be given; only some models have any.
-
-        Raises:
-            AttributeError: If the classifier has none.
-        """
-        return self.model.output_names
-
     def compile(
         self,
         optimizer: Any = "rmsprop",
@@ -210,10 +191,7 @@ class FisherRegularizedModel(ReplicatedModel):
             autograph=False,
             jit_compile=True,
         )
-        own_loss = _overrides(self.model, "compute_loss")
-        if own_loss:
-            # It may call Keras' own, which asks for the classifier's compiled loss.
-            self.model.compile(self.optimizer, loss, loss_weights)
+        own_loss = overrides(self.model, "compute_loss")
         if loss is not None:
             self._cross_entropy = hard_label_cross_entropy(loss, self.model)
             if loss_weights is not None or own_loss:
@@ -256,32 +234,6 @@ class FisherRegularizedModel(ReplicatedModel):
             if isinstance(config[key], dict):
                 config[key] = keras.saving.deserialize_keras_object(config[key])
         return cls(**config)
-
-    def compute_loss(
-        self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None, training: bool = True
-    ) -> tf.Tensor:
-        """Returns L, as the classifier computes it if it has a way of its own."""
-        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
-        if not _overrides(self.model, "compute_loss"):
-            return super().compute_loss(**arguments, training=training)
-        if "training" in inspect.signature(self.model.compute_loss).parameters:
-            arguments["training"] = training
-        return self.model.compute_loss(**arguments)
-
-    def compute_metrics(
-        self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None
-    ) -> dict[str, tf.Tensor]:
-        """Returns the logs, with those of the classifier if it computes some itself."""
-        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
-        logs = {}
-        if _overrides(self.model, "compute_metrics"):
-            logs = self.model.compute_metrics(**arguments)
-        return {**logs, **super().compute_metrics(**arguments)}
-
-    def reset_metrics(self) -> None:
-        """Resets all metrics, the classifier's own too."""
-        super().reset_metrics()
-        self.model.reset_metrics()
 
     # ---------------------------------------------------------------------------- the algorithm
 
@@ -360,7 +312,7 @@ class FisherRegularizedModel(ReplicatedModel):
                 "FisherRegularizedModel has no loss. Call compile(optimizer=..., loss=...) with "
                 "a cross-entropy before training."
             )
-        prepare(self, batch, own_loss=_overrides(self.model, "compute_loss"))
+        prepare(self, batch, own_loss=overrides(self.model, "compute_loss"))
         objective = Objective.of(self, self._cross_entropy, batch, self.num_sub_batches)
         scheduled = isinstance(self.beta, keras.optimizers.schedules.LearningRateSchedule)
         if objective.shares is not None and scheduled and self.share_gradients is True:
@@ -477,9 +429,3 @@ class FisherRegularizedModel(ReplicatedModel):
             for variable, value, change in zip(variables, state, step.changes, strict=True):
                 variable.assign(value + change)
         return dataclasses.replace(step, changes=None)
-
-
-def _overrides(model: keras.Model, method: str) -> bool:
-    """Returns whether a classifier has a way of its own to do what Keras does."""
-    own = getattr(plain_classifier(model), method)
-    return getattr(own, "__func__", own) is not getattr(keras.Model, method)

@@ -8,6 +8,7 @@ each do what one device does with R M sub-batches of the same examples.
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +17,12 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.wrapper import ClassifierWrapper
+from fisher_keras.classifier.wrapper import ClassifierWrapper, plain_classifier
 from fisher_keras.devices import count_processes
 from fisher_keras.graph import keras_private
 
+# What a classifier must leave to Keras, for here a training method has its own.
+_STEPS = ("train_step", "test_step", "predict_step")
 _MEANS = ("sum_over_batch_size", "mean")
 
 
@@ -238,6 +241,74 @@ class ReplicatedModel(ClassifierWrapper):
 
     training_logs: tuple[str, ...] = ()
 
+    def __init__(self, model: keras.Model, name: str | None = None) -> None:
+        """Wraps a classifier.
+
+        Args:
+            model: A Keras classifier with one output.
+            name: Name of the model.
+
+        Raises:
+            ValueError: If it overrides a step, or see `ClassifierWrapper`.
+        """
+        super().__init__(model, name)
+        overridden = [step for step in _STEPS if overrides(model, step)]
+        if overridden:
+            raise ValueError(
+                f"{type(model).__name__}.{overridden[0]} would not be used, for "
+                f"{type(self).__name__} has steps of its own. Override call, compute_loss or "
+                f"compute_metrics instead. Given: {model.name!r}."
+            )
+
+    @property
+    def output_names(self) -> list[str]:
+        """The classifier's, by which losses and metrics may be given; only some models have any.
+
+        Raises:
+            AttributeError: If the classifier has none.
+        """
+        return self.model.output_names
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Configures training; the arguments are those of `keras.Model.compile`."""
+        super().compile(optimizer, loss, loss_weights, *args, **kwargs)
+        if overrides(self.model, "compute_loss"):
+            # It may call Keras' own, which asks for the classifier's compiled loss.
+            self.model.compile(self.optimizer, loss, loss_weights)
+
+    def compute_loss(
+        self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None, training: bool = True
+    ) -> tf.Tensor:
+        """Returns L, as the classifier computes it if it has a way of its own."""
+        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
+        if not overrides(self.model, "compute_loss"):
+            return super().compute_loss(**arguments, training=training)
+        if "training" in inspect.signature(self.model.compute_loss).parameters:
+            arguments["training"] = training
+        return self.model.compute_loss(**arguments)
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None
+    ) -> dict[str, tf.Tensor]:
+        """Returns the logs, with those of the classifier if it computes some itself."""
+        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
+        logs = {}
+        if overrides(self.model, "compute_metrics"):
+            logs = self.model.compute_metrics(**arguments)
+        return {**logs, **super().compute_metrics(**arguments)}
+
+    def reset_metrics(self) -> None:
+        """Resets all metrics, the classifier's own too."""
+        super().reset_metrics()
+        self.model.reset_metrics()
+
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Evaluates one batch as Keras does; what is logged of training alone is left out."""
         logs = super().test_step(data)
@@ -283,6 +354,12 @@ class ReplicatedModel(ClassifierWrapper):
         if ready and self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force)
+
+
+def overrides(model: keras.Model, method: str) -> bool:
+    """Returns whether a classifier has a way of its own to do what Keras does."""
+    own = getattr(plain_classifier(model), method)
+    return getattr(own, "__func__", own) is not getattr(keras.Model, method)
 
 
 def _is_known(tensor: Any) -> bool:

@@ -15,7 +15,7 @@ from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
 from fisher_keras.regularizer.logs import MeanOfKnown
 from fisher_keras.regularizer.losses import Batch, Objective, prepare
-from fisher_keras.regularizer.replicas import ReplicatedModel, replica_logs
+from fisher_keras.regularizer.replicas import ReplicatedModel, overrides, replica_logs
 
 RHO = {False: 0.05, True: 0.5}  # By `adaptive`: the papers' defaults, for CIFAR-10.
 _ETA = 0.01  # ASAM's, which keeps weights of 0 from standing still.
@@ -100,7 +100,7 @@ class SharpnessAwareModel(ReplicatedModel):
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Does one step and returns the logs."""
         batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
-        prepare(self, batch, own_loss=False)
+        prepare(self, batch, own_loss=overrides(self.model, "compute_loss"))
         objective = Objective.of(self, None, batch)
         replica = objective.replica
         # Before the first pass moves it: the second is to see the same seeds.

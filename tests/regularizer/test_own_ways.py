@@ -7,7 +7,7 @@ import scipy.sparse
 import tensorflow as tf
 from closed_forms import algorithm_1
 
-from fisher_keras import FisherRegularizedModel
+from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.regularizer.sub_batches import split_batch
 
 NUM_CLASSES = 3
@@ -146,6 +146,41 @@ def test_without_the_regularizer_its_losses_and_metrics_are_those_of_keras(make)
     assert_same_weights(models[0], models[1].model)
 
 
+def test_sharpness_aware_minimization_descends_its_loss(float64):
+    """A step to w + epsilon and a step from w, both of three times Keras' loss."""
+    x, y = data()
+    model = SharpnessAwareModel(network(OwnLoss), rho=0.3)
+    model.compile(keras.optimizers.SGD(1.0), sparse_loss(), jit_compile=False)
+    reference = network()
+    variables, before = reference.trainable_variables, reference.get_weights()
+
+    def own_loss():
+        with tf.GradientTape() as tape:
+            outputs = reference(x)
+            loss = 3 * sparse_loss()(y, outputs) + tf.reduce_sum(outputs**2)
+        return loss, tape.gradient(loss, [v.value for v in variables])
+
+    here, gradient = own_loss()
+    norm = tf.linalg.global_norm(gradient)
+    for variable, g in zip(variables, gradient, strict=True):
+        variable.assign_add(0.3 * g / norm)
+    there, gradient = own_loss()
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert logs["loss"] == pytest.approx(float(here))
+    assert logs["sharpness"] == pytest.approx(float(there - here))
+    for now, was, g in zip(model.get_weights(), before, gradient, strict=True):
+        np.testing.assert_allclose(now, was - g, rtol=1e-9, atol=1e-12)
+
+
+def test_sharpness_aware_minimization_evaluates_and_logs_as_keras_does():
+    x, y = data()
+    for make in (OwnLoss, OldLoss, OwnMetrics):
+        model = SharpnessAwareModel(network(make))
+        model.compile("sgd", sparse_loss())
+        expected = plain(network(make)).evaluate(x, y, return_dict=True, verbose=0)
+        assert model.evaluate(x, y, return_dict=True, verbose=0) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("make", [OwnLoss, OldLoss])
 def test_its_loss_is_the_loss_and_not_the_regularizer(float64, make, eager):
@@ -177,10 +212,12 @@ def test_its_loss_is_the_loss_and_not_the_regularizer(float64, make, eager):
 
 
 @pytest.mark.parametrize("step", ["train_step", "test_step", "predict_step"])
-def test_its_steps_would_not_be_used(step):
+@pytest.mark.parametrize("method", [FisherRegularizedModel, SharpnessAwareModel])
+def test_its_steps_would_not_be_used(method, step):
     own = type("Own", (keras.Model,), {step: lambda self, data: {}})
-    with pytest.raises(ValueError, match=rf"Own.{step} would not be used.*Given: "):
-        FisherRegularizedModel(network(own))
+    message = rf"Own.{step} would not be used, for {method.__name__} .*Given: "
+    with pytest.raises(ValueError, match=message):
+        method(network(own))
 
 
 # ---------------------------------------------------------------- several dtypes, and overwriting
