@@ -220,7 +220,7 @@ def test_its_steps_would_not_be_used(method, step):
         method(network(own))
 
 
-# ---------------------------------------------------------------- several dtypes, and overwriting
+# ---------------------------------------------------------------- several dtypes
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -262,53 +262,13 @@ def test_gradients_of_several_dtypes(shared, clip_norm):
         assert logs[0][name] == pytest.approx(value, rel=0.05), name
 
 
-def float8(hidden=16):
-    model = network(hidden=hidden)
+@pytest.mark.parametrize("method", [FisherRegularizedModel, SharpnessAwareModel])
+def test_float8_is_refused(method):
+    model = network()
     for layer in model.layers[1:]:
         layer.quantize("float8")
-    return model
-
-
-@pytest.mark.parametrize("scheduled", [False, True])
-def test_variables_that_are_overwritten_are_no_weights(scheduled):
-    x, y = data(16)
-    twin, model = plain(float8()), float8()
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([99], [0.0, 1.0])
-    wrapped = compiled(
-        model,
-        beta=schedule if scheduled else 0,
-        clip_norm=1e-3,
-        gradient="hessian_vector_product",
-    )
-    for m in (twin, wrapped):
-        m.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
-    assert_same_weights(twin, model)
-    model, twin = float8(), float8()
-
-    @tf.function
-    def gradient():
-        with tf.GradientTape() as tape:
-            loss = sparse_loss()(y, twin(x, training=True))
-        weights = [v for v in twin.trainable_variables if not v.overwrite_with_gradient]
-        return tape.gradient(loss, weights)
-
-    wrapped = compiled(
-        model, num_sub_batches=1, gradient="hessian_vector_product", clip_norm=1e-3, beta=1e-30
-    )
-    squares = float(tf.linalg.global_norm(gradient())) ** 2
-    logs = wrapped.train_on_batch(x, y, return_dict=True)
-    assert logs["fisher_trace"] == pytest.approx(squares, rel=1e-4)
-    assert logs["gradient_norm"] == pytest.approx(squares**0.5, rel=1e-4)
-    plain(twin, optimizer=keras.optimizers.SGD(0.1, global_clipnorm=1e-3)).train_on_batch(x, y)
-    assert_same_weights(model, twin)
-
-
-def test_float8_has_no_finite_difference_and_no_shared_gradients():
-    with pytest.raises(ValueError, match=r"float8.*hessian_vector_product"):
-        compiled(float8())
-    model = compiled(float8(), gradient="hessian_vector_product", share_gradients=True)
-    with pytest.raises(ValueError, match=r"share_gradients=False.*Given: "):
-        model.train_on_batch(*data())
+    with pytest.raises(ValueError, match=r"^Models in float8 are not supported.*Given: .*float8"):
+        method(model).compile("sgd", sparse_loss())
 
 
 # ------------------------------------------------------------------- inputs, outputs and losses
