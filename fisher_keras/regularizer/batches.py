@@ -64,6 +64,11 @@ class SubBatch(Structure):
     rows: tf.Tensor
     state: list[tf.Tensor]
 
+    def in_mini_batch(self, outputs: tf.Tensor, batch_size: tf.Tensor) -> tf.Tensor:
+        """Returns outputs in the rows of their examples in the mini-batch, 0 in the others."""
+        shape = [batch_size, *outputs.shape[1:]]
+        return tf.scatter_nd(self.rows[:, tf.newaxis], outputs, shape)
+
 
 def only_tensor(structure: Any) -> tf.Tensor:
     """Returns the one tensor of a structure, as labels may come by the name of their output."""

@@ -8,40 +8,30 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from fisher_keras.arguments import real_number, whole_number
+from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
 from fisher_keras.classifier.precision import coarse_formats
 from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.algorithm import EQUATION_6, Settings, regularized_step
-from fisher_keras.regularizer.arithmetic import LossScale, global_norm, map_parts, with_zeros
+from fisher_keras.regularizer.arithmetic import global_norm, map_parts, with_zeros
 from fisher_keras.regularizer.batches import Batch
 from fisher_keras.regularizer.losses import BatchLosses
-from fisher_keras.regularizer.options import Option, number_or_schedule, positive
+from fisher_keras.regularizer.options import (
+    Option,
+    number_or_schedule,
+    one_of,
+    positive,
+    positive_or_none,
+)
 from fisher_keras.regularizer.replicas import check_not_synchronized
-from fisher_keras.regularizer.step import TrainingMethod, overrides
+from fisher_keras.regularizer.step import TrainingMethod
 from fisher_keras.regularizer.step_types import BatchLoss, RegularizedStep, Step
+from fisher_keras.regularizer.strength import explicit_to_implicit
 from fisher_keras.regularizer.traces import check_sub_batches, decomposes_over_examples
 
 GRADIENTS = tuple(EQUATION_6)
 _SPLITS = 2**32  # Between the seeds of replicas, which split their shares each in its own way.
-Schedule = keras.optimizers.schedules.LearningRateSchedule
-
-
-def _clip_norm(name: str, value: Any) -> float | None:
-    return None if value is None else real_number(f"{name}, if it is not None,", value, above=0)
-
-
-def _gradient(name: str, value: Any) -> str:
-    if value not in GRADIENTS:
-        raise ValueError(f"{name} must be one of {GRADIENTS}. Given: {name}={value!r}.")
-    return value
-
-
-def _share_gradients(name: str, value: Any) -> bool | str:
-    if value not in (True, False, "auto"):
-        raise ValueError(f"{name} must be True, False or 'auto'. Given: {name}={value!r}.")
-    return value
 
 
 def _seed(name: str, value: Any) -> int:
@@ -81,25 +71,17 @@ class FisherRegularizedModel(TrainingMethod):
     not exist.
 
     Under a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`, made and compiled in
-    its scope, $R$ replicas do what one device does with $R M$ sub-batches of the same examples:
-    gradients are added up before they are clipped, and the moving statistics move by the mean over
-    the replicas. BatchNormalization takes its moments in $L$ from each replica's share of the
-    batch, or, `synchronized=True`, from the whole of it. docs/several_devices.md has the details.
+    its scope, $R$ replicas do what one device does with $R M$ sub-batches of the same examples;
+    docs/several_devices.md has the details.
 
     The training logs also have `fisher_regularizer`, $R_\alpha$, `fisher_trace`,
     $R_\alpha / \alpha$, and `gradient_norm` (before clipping), as means over the epoch's steps;
     the first two are NaN where no step of the epoch computed them, because beta was 0.
 
     They have `explicit_to_implicit`, too, by how much this regularizer is stronger than the one
-    that SGD has anyway: $2 \alpha \beta M / \eta$, with $R M$ for $M$ on $R$ replicas. With steps
-    of a small learning rate $\eta$, SGD follows the gradient of $L(w) + \frac{\eta}{4} \|g_B\|^2$,
-    in the mean over mini-batches $B$ (S. L. Smith, B. Dherin, D. G. T. Barrett and S. De, "On the
-    Origin of Implicit Regularization in Stochastic Gradient Descent", ICLR 2021, arXiv
-    2101.12176); $\beta R_\alpha$, its $g_i$ held constant, is $\frac{\alpha \beta}{2}$ times the
-    mean of $\|g_i\|^2$. Where noise dominates gradients, those of $|B| / M$ examples are $\sqrt M$
-    times as long: the ratio follows. It takes $|B|$ for larger than $M$, and no momentum $m$: the
-    learning rate is in effect $1 / (1 - m)$ times as large, the ratio smaller by that. Far below
-    1, $\beta$ changes next to nothing.
+    that SGD has anyway: $2 \alpha \beta M / \eta$ at a learning rate of $\eta$, with $R M$ for $M$
+    on $R$ replicas (`fisher_keras.regularizer.strength` derives it). It counts no momentum $m$,
+    which divides it by $1 / (1 - m)$. Far below 1, $\beta$ changes next to nothing.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -118,10 +100,11 @@ class FisherRegularizedModel(TrainingMethod):
     alpha = Option(positive)
     beta = Option(number_or_schedule)
     num_sub_batches = Option(lambda name, value: whole_number(name, value, least=1))
-    clip_norm = Option(_clip_norm)
-    gradient = Option(_gradient)
-    share_gradients = Option(_share_gradients)
+    clip_norm = Option(positive_or_none)
+    gradient = Option(one_of(*GRADIENTS))
+    share_gradients = Option(one_of(True, False, "auto"))
     seed = Option(_seed)
+    check_losses = staticmethod(check_sub_batches)
 
     def __init__(
         self,
@@ -167,24 +150,15 @@ class FisherRegularizedModel(TrainingMethod):
             ValueError: If an argument is out of range; the message says what was expected.
         """
         super().__init__(model, name)
-        self.alpha = alpha
-        self.beta = beta
-        self.num_sub_batches = num_sub_batches
-        self.clip_norm = clip_norm
+        self.alpha, self.beta = alpha, beta
+        self.num_sub_batches, self.clip_norm = num_sub_batches, clip_norm
         self.gradient = gradient
         self.share_gradients = share_gradients
         self.seed = seed
         self._cross_entropy = None
         self._separable: dict[tuple, bool] = {}  # By signature: whether "auto" shares gradients.
 
-    def compile(
-        self,
-        optimizer: Any = "rmsprop",
-        loss: Any = None,
-        loss_weights: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configures training; the arguments are those of `keras.Model.compile`.
 
         Raises:
@@ -192,32 +166,24 @@ class FisherRegularizedModel(TrainingMethod):
                 last activation; or if the model computes in half precision or
                 TensorFloat-32, where the finite difference is lost in rounding.
         """
-        super().compile(optimizer, loss, loss_weights, *args, **kwargs)
+        super().compile(*args, **kwargs)
         self._separable = {}
-        self._gradients_by_xla = tf.function(
-            lambda *batch: self._gradients(self.losses_of(Batch(*batch))),
-            autograph=False,
-            jit_compile=True,
-        )
-        if loss is not None:
-            self._cross_entropy = hard_label_cross_entropy(loss, self.model)
-            if loss_weights is not None or overrides(self.model, "compute_loss"):
+        self._gradients_by_xla = tf.function(self._gradients, autograph=False, jit_compile=True)
+        if self.loss is not None:
+            self._cross_entropy = hard_label_cross_entropy(self.loss, self.model)
+            if not self.has_plain_loss:
                 # L is not L~ then: its gradient is another one.
                 self._cross_entropy = dataclasses.replace(self._cross_entropy, is_the_loss=False)
         if self.gradient == "finite_difference" and self.beta != 0:
             _check_precision(self.model, self.alpha)
 
-    def prepare(self, batch: Batch) -> None:
-        """Builds what is not built, and refuses what cannot be trained."""
-        if not self.compiled or self._cross_entropy is None:
+    def losses_of(self, batch: Batch) -> BatchLosses:
+        """Returns L and L~ on a mini-batch."""
+        if self._cross_entropy is None:
             raise ValueError(
                 "FisherRegularizedModel has no loss. Call compile(optimizer=..., loss=...) with "
                 "a cross-entropy before training."
             )
-        super().prepare(batch)
-
-    def losses_of(self, batch: Batch) -> BatchLosses:
-        """Returns L and L~ on a mini-batch."""
         losses = BatchLosses.of(
             self,
             batch,
@@ -225,16 +191,9 @@ class FisherRegularizedModel(TrainingMethod):
             self.num_sub_batches,
             second_derivatives=self.gradient == "hessian_vector_product",
         )
-        several = losses.replica_weights is not None
-        if several and isinstance(self.beta, Schedule) and self.share_gradients is True:
-            check_not_synchronized(self.model)
+        if losses.replica.count > 1 and self.share_gradients is True:
+            check_not_synchronized(self.model, self.beta)
         return losses
-
-    def check(self, losses: BatchLosses) -> None:
-        """Refuses a classifier that Algorithm 1 cannot evaluate at other weights."""
-        check_sub_batches(losses)
-
-    # ---------------------------------------------------------------------------- the algorithm
 
     def optimizer_step(self, losses: BatchLosses) -> Step:
         """Returns one step of Algorithm 1, up to the update; a plain step where beta is 0.
@@ -242,14 +201,18 @@ class FisherRegularizedModel(TrainingMethod):
         It splits the mini-batch, takes the mean of Equation 6 over the sub-batches, adds beta
         times it to the loss and clips the gradient (`regularized_step`).
         """
-        explicit_to_implicit = self._explicit_to_implicit(losses)
+        num_sub_batches = losses.replica.count * self.num_sub_batches
+        ratio = explicit_to_implicit(
+            self.alpha, self._current_beta(), num_sub_batches, self.optimizer.learning_rate
+        )
         step = self._plain_or_regularized(losses)
         norm = step.gradient_norm
-        parts = step.loss, step.regularizer, step.gradient
-        loss, regularizer, gradient = losses.replica.all_reduce_sum(parts)
+        loss, regularizer, gradient = losses.replica.all_reduce_sum(
+            (step.loss, step.regularizer, step.gradient)
+        )
         if losses.replica.count > 1:
-            norm = self._norm(gradient)
-        logs = (regularizer, regularizer / self.alpha, norm, explicit_to_implicit)
+            norm = losses.scale().remove(global_norm(gradient))
+        logs = (regularizer, regularizer / self.alpha, norm, ratio)
         return Step(loss, gradient, step.outputs, dict(zip(self.training_logs, logs, strict=True)))
 
     def regularized_gradients(
@@ -281,19 +244,18 @@ class FisherRegularizedModel(TrainingMethod):
             sample_weight = tf.convert_to_tensor(sample_weight)
         batch = Batch(x, y, sample_weight)
         self.prepare(batch)
-        losses = self.losses_of(batch)
-        self.check_once(losses)
+        self.check_once(self.losses_of(batch))
         if self.jit_compile and not self.run_eagerly and tf.executing_eagerly():
             # From the same seeds XLA draws other masks of dropout.
             return self._gradients_by_xla(x, y, sample_weight)
-        return self._gradients(losses)
+        return self._gradients(x, y, sample_weight)
 
-    def _gradients(self, losses: BatchLosses) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+    def _gradients(self, *batch: Any) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        losses = self.losses_of(Batch(*batch))
         with stateless.scope(self.model, losses.weights, losses.state):
             loss = None if self._shares(losses) else losses.whole_batch(losses.weights)
             step = self._algorithm_1(losses, loss, self._current_beta(), clip_norm=None)
-        parts = step.gradient, step.loss, step.regularizer
-        return losses.replica.all_reduce_sum(parts)
+        return losses.replica.all_reduce_sum((step.gradient, step.loss, step.regularizer))
 
     def _plain_or_regularized(self, losses: BatchLosses) -> RegularizedStep:
         """Returns a plain step where beta is 0, and a regularized step elsewhere."""
@@ -306,38 +268,19 @@ class FisherRegularizedModel(TrainingMethod):
         loss = None if regularizes and self._shares(losses) else losses.whole_batch()
 
         def plain() -> RegularizedStep:
-            return self._plain_step(losses.whole_batch() if loss is None else loss)
+            return _plain_step(losses, losses.whole_batch() if loss is None else loss)
 
         def regularized() -> RegularizedStep:
             step = self._algorithm_1(losses, loss, beta, clip_norm)
-            gradient = map_parts(LossScale.of(self.optimizer).times, step.gradient)
+            gradient = map_parts(losses.scale().times, step.gradient)
             regularizer = tf.cast(step.regularizer, step.gradient_norm.dtype)
             return dataclasses.replace(step, gradient=gradient, regularizer=regularizer)
 
-        def dense() -> RegularizedStep:
-            # Both branches must give the same structure: no sparse gradients, and with shared
-            # gradients zeros for a weight that the loss does not depend on.
-            step = plain()
-            gradient = map_parts(tf.convert_to_tensor, step.gradient)
-            if loss is None:
-                gradient = with_zeros(gradient, losses.weights)
-            return dataclasses.replace(step, gradient=gradient)
-
-        if isinstance(beta, tf.Tensor):
-            return tf.cond(tf.equal(beta, 0), dense, regularized)
-        return regularized() if regularizes else plain()
-
-    def _plain_step(self, loss: BatchLoss) -> RegularizedStep:
-        """Returns Keras' own step, given `whole_batch()`: its gradient as it is, without R."""
-        norm = self._norm(loss.gradient)
-        not_computed = tf.constant(math.nan, norm.dtype)
-        return RegularizedStep(
-            loss.loss, loss.gradient, loss.outputs, None, not_computed, gradient_norm=norm
-        )
-
-    def _norm(self, gradient: list) -> tf.Tensor:
-        """Returns the global norm of a gradient that is scaled as the optimizer wants it."""
-        return LossScale.of(self.optimizer).remove(global_norm(gradient))
+        if not isinstance(beta, tf.Tensor):
+            return regularized() if regularizes else plain()
+        # Both branches must give the same structure.
+        zeros_for = losses.weights if loss is None else None
+        return tf.cond(tf.equal(beta, 0), lambda: _dense(plain(), zeros_for), regularized)
 
     def _algorithm_1(
         self,
@@ -375,12 +318,6 @@ class FisherRegularizedModel(TrainingMethod):
             return tf.convert_to_tensor(self.beta(self.optimizer.iterations))
         return self.beta
 
-    def _explicit_to_implicit(self, losses: BatchLosses) -> tf.Tensor:
-        beta = tf.cast(self._current_beta(), tf.float32)
-        learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
-        num_sub_batches = losses.replica.count * self.num_sub_batches
-        return 2 * self.alpha * beta * num_sub_batches / learning_rate
-
     def _shares(self, losses: BatchLosses) -> bool:
         """Returns whether the gradients of the sub-batches serve for L, too."""
         if self.share_gradients != "auto":
@@ -403,6 +340,21 @@ class FisherRegularizedModel(TrainingMethod):
         if self.clip_norm is None or not isinstance(beta, tf.Tensor):
             return None if beta == 0 else self.clip_norm
         return tf.where(tf.equal(beta, 0), tf.constant(math.inf, tf.float64), self.clip_norm)
+
+
+def _plain_step(losses: BatchLosses, loss: BatchLoss) -> RegularizedStep:
+    """Returns Keras' own step, given `whole_batch()`: its gradient as it is, without R."""
+    norm = losses.scale().remove(global_norm(loss.gradient))
+    not_computed = tf.constant(math.nan, norm.dtype)
+    return RegularizedStep(loss.loss, loss.gradient, loss.outputs, None, not_computed, norm)
+
+
+def _dense(step: RegularizedStep, zeros_for: list[tf.Tensor] | None) -> RegularizedStep:
+    """Returns a step without sparse gradients, and with zeros for None if weights are given."""
+    gradient = map_parts(tf.convert_to_tensor, step.gradient)
+    if zeros_for is not None:
+        gradient = with_zeros(gradient, zeros_for)
+    return dataclasses.replace(step, gradient=gradient)
 
 
 def _check_precision(model: keras.Model, alpha: float) -> None:

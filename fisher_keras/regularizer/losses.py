@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -161,9 +162,13 @@ class BatchLosses:
         )
         return BatchLoss(found.losses[0], found.gradients[0], found.outputs)
 
+    def scale(self) -> LossScale:
+        """Returns the factor by which the optimizer wants losses and gradients scaled."""
+        return LossScale.of(self.model.optimizer)
+
     def unscaled(self, loss: BatchLoss) -> BatchLoss:
         """Returns `whole_batch()` with a dense gradient that is not scaled."""
-        gradient = map_parts(LossScale.of(self.model.optimizer).remove, loss.gradient)
+        gradient = map_parts(self.scale().remove, loss.gradient)
         return dataclasses.replace(loss, gradient=gradient)
 
     # ------------------------------------------------------------- L~ and L, on the sub-batches
@@ -220,7 +225,7 @@ class BatchLosses:
         return LossAndGradient(found.losses[0], hard), BatchLoss(
             loss=tf.cast(compiled[0], scalar_dtype(weights)),
             gradient=gradient,
-            outputs=self._in_mini_batch(found.outputs, sub_batch.rows),
+            outputs=sub_batch.in_mini_batch(found.outputs, self.batch_size),
             changes=[tf.subtract(a, b) for a, b in zip(after, sub_batch.state, strict=True)],
         )
 
@@ -229,10 +234,7 @@ class BatchLosses:
     ) -> SubBatchTerms:
         """Returns the sum of the terms of no sub-batch."""
         zero = tf.zeros((), scalar_dtype(weights))
-
-        def zeros(tensors: list) -> list[tf.Tensor]:
-            return [tf.zeros_like(t) for t in tensors]
-
+        zeros = functools.partial(map_parts, tf.zeros_like)
         regularizer = LossAndGradient(zero, zeros(weights))
         if not shared:
             return SubBatchTerms(regularizer)
@@ -280,7 +282,7 @@ class BatchLosses:
         if state is not None:
             scope = stateless.scope(self.model.model, weights, state)
         with preconditions.traced_operations() as operations:
-            scale = LossScale.of(self.model.optimizer)
+            scale = self.scale()
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(weights or [])
                 with scope as entered:
@@ -292,7 +294,7 @@ class BatchLosses:
 
     def _dense(self, gradient: list, weights: list) -> list[tf.Tensor]:
         """Returns a gradient that is not scaled, with zeros instead of None."""
-        remove = LossScale.of(self.model.optimizer).remove
+        remove = self.scale().remove
         return map_parts(remove, with_zeros(gradient, weights))
 
     def _check_traced(self, found: Evaluation, weights: list[tf.Tensor]) -> None:
@@ -338,8 +340,3 @@ class BatchLosses:
             weights = tf.reshape(only_tensor(batch.sample_weight), [-1])
             losses *= tf.cast(weights, losses.dtype)
         return tf.cast(tf.reduce_mean(losses), scalar_dtype(stateless.weights(self.model)))
-
-    def _in_mini_batch(self, outputs: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        """Returns outputs in the rows that their examples have in the mini-batch."""
-        shape = [self.batch_size, *outputs.shape[1:]]
-        return tf.scatter_nd(rows[:, tf.newaxis], outputs, shape)

@@ -59,8 +59,24 @@ def positive(name: str, value: Any) -> float:
     return real_number(name, value, above=0)
 
 
+def positive_or_none(name: str, value: Any) -> float | None:
+    """Returns None, or a number greater than 0, or raises a ValueError."""
+    return None if value is None else real_number(f"{name}, if it is not None,", value, above=0)
+
+
 def number_or_schedule(name: str, value: Any) -> Any:
     """Returns a Keras schedule, or a number that is 0 or greater, or raises a ValueError."""
     if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
         return value
     return real_number(f"{name}, if it is no LearningRateSchedule,", value, least=0)
+
+
+def one_of(*choices: Any) -> Callable[[str, Any], Any]:
+    """Returns the check that a value is one of some choices."""
+
+    def check(name: str, value: Any) -> Any:
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {choices}. Given: {name}={value!r}.")
+        return value
+
+    return check

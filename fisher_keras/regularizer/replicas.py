@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
+from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.devices import count_processes
 from fisher_keras.graph import keras_private
 
@@ -145,12 +146,11 @@ def synchronized_layers(model: keras.Model) -> list[keras.Layer]:
     return [one for one in keras_private.all_layers(model) if getattr(one, "synchronized", False)]
 
 
-def check_replicas(model: keras.Model, own_loss: bool) -> None:
+def check_replicas(model: ClassifierWrapper) -> None:
     """Refuses combinations that would not be right on several replicas.
 
     Args:
-        model: A compiled model around a classifier, `model.model`.
-        own_loss: Whether the classifier has a custom `compute_loss`.
+        model: A compiled model around a classifier.
 
     Raises:
         ValueError: If there are several replicas and the strategy, the model, the loss or the
@@ -178,14 +178,14 @@ def check_replicas(model: keras.Model, own_loss: bool) -> None:
             f"replicas have nothing else. Given: jit_compile={model.jit_compile}, "
             f"steps_per_execution={model.steps_per_execution}."
         )
-    _check_loss(model, own_loss, what)
+    _check_loss(model, what)
     keras_private.check_gradients_already_reduced(model.optimizer)
 
 
-def check_not_synchronized(model: keras.Model) -> None:
-    """Raises a ValueError if a layer synchronizes all replicas, which a branch cannot do."""
+def check_not_synchronized(model: keras.Model, beta: Any) -> None:
+    """Raises a ValueError if a layer synchronizes replicas in a branch, as for beta's schedule."""
     layers = synchronized_layers(model)
-    if layers:
+    if layers and callable(beta):
         raise ValueError(
             "On several replicas, a schedule of beta with share_gradients=True has a plain step "
             "in a branch, where replicas cannot synchronize. Use synchronized=False or "
@@ -206,8 +206,8 @@ def check_in_scope(model: keras.Model, strategy: tf.distribute.Strategy) -> None
         )
 
 
-def _check_loss(model: keras.Model, own_loss: bool, what: str) -> None:
-    if own_loss:
+def _check_loss(model: ClassifierWrapper, what: str) -> None:
+    if model.has_custom_loss:
         raise ValueError(
             f"{what} cannot tell how a custom compute_loss divides by the number of "
             f"replicas. Use a loss of Keras in compile(). Given: {model.model.name!r}, which "

@@ -1,7 +1,7 @@
 """The base of training methods: everything that Keras asks of a model with a step of its own."""
 
 import contextlib
-import inspect
+import dataclasses
 from typing import Any
 
 import keras
@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.wrapper import ClassifierWrapper, plain_classifier
+from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.devices import count_processes
 from fisher_keras.graph import keras_private
-from fisher_keras.regularizer.arithmetic import LossScale, clip, global_norm, map_parts
+from fisher_keras.regularizer.arithmetic import clip, global_norm, map_parts
 from fisher_keras.regularizer.batches import Batch
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.options import names_of_options
@@ -25,9 +25,6 @@ from fisher_keras.regularizer.replicas import (
 )
 from fisher_keras.regularizer.step_types import Step
 from fisher_keras.regularizer.traces import check_whole_batch
-
-# What a classifier must leave to Keras: a training method has its own.
-_STEPS = ("train_step", "test_step", "predict_step")
 
 
 class NanMean(keras.metrics.Mean):
@@ -57,6 +54,8 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
     """
 
     training_logs: tuple[str, ...] = ()
+    # Refuses a classifier that `step` cannot evaluate at other weights.
+    check_losses = staticmethod(check_whole_batch)
 
     def __init__(self, model: keras.Model, name: str | None = None) -> None:
         """Wraps a classifier.
@@ -66,16 +65,9 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
             name: Name of the model.
 
         Raises:
-            ValueError: If it is not a Keras model, has several outputs, or overrides a step.
+            ValueError: See `ClassifierWrapper`.
         """
         super().__init__(model, name)
-        overridden = [step for step in _STEPS if overrides(model, step)]
-        if overridden:
-            raise ValueError(
-                f"{type(model).__name__}.{overridden[0]} would not be used, for "
-                f"{type(self).__name__} has steps of its own. Override call, compute_loss or "
-                f"compute_metrics instead. Given: {model.name!r}."
-            )
         self._checked: frozenset[tuple] = frozenset()
         self._log_trackers = [NanMean(name=log) for log in self.training_logs]
 
@@ -96,22 +88,18 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
         """Returns `step` with its gradient scaled as the optimizer wants it."""
         self.check_once(losses)
         step = self.step(losses)
-        scale = LossScale.of(self.optimizer)
-        return Step(step.loss, map_parts(scale.times, step.gradient), step.outputs, step.logs)
+        gradient = map_parts(losses.scale().times, step.gradient)
+        return dataclasses.replace(step, gradient=gradient)
 
     def losses_of(self, batch: Batch) -> BatchLosses:
         """Returns the losses that `step` takes, on a mini-batch."""
         return BatchLosses.of(self, batch)
 
-    def check(self, losses: BatchLosses) -> None:
-        """Refuses a classifier that cannot be evaluated at other weights; nothing is computed."""
-        check_whole_batch(losses)
-
     def check_once(self, losses: BatchLosses) -> None:
-        """Calls `check` for the first batch of each signature."""
+        """Calls `check_losses` for the first batch of each signature."""
         signature = losses.batch.signature()
         if signature not in self._checked:
-            self.check(losses)
+            self.check_losses(losses)
             self._checked |= {signature}
 
     def statistics_weight(self, losses: BatchLosses) -> tf.Tensor | None:
@@ -171,7 +159,7 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
                 f"The model {self.model.name!r} has no trainable variables: nothing can be "
                 "trained. Set layer.trainable = True for some, and compile again."
             )
-        check_replicas(self, own_loss=overrides(self.model, "compute_loss"))
+        check_replicas(self)
         if tf.distribute.get_strategy().num_replicas_in_sync > 1 and synchronized_layers(self):
             tf.debugging.assert_positive(
                 batch.size(),
@@ -191,58 +179,11 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
         with clipping:
             replica.apply(self.optimizer, gradient, self.trainable_weights)
 
-    # ------------------------------------------------------------- the classifier's own methods
-
-    @property
-    def output_names(self) -> list[str]:
-        """The classifier's, by which losses and metrics may be given; only some models have any.
-
-        Raises:
-            AttributeError: If the classifier has none.
-        """
-        return self.model.output_names
-
-    def compile(
-        self,
-        optimizer: Any = "rmsprop",
-        loss: Any = None,
-        loss_weights: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configures training; the arguments are those of `keras.Model.compile`."""
-        super().compile(optimizer, loss, loss_weights, *args, **kwargs)
+        super().compile(*args, **kwargs)
         stateless.weights(self)  # Refuses float8.
         self._checked = frozenset()
-        if overrides(self.model, "compute_loss"):
-            # It may call Keras' own, which asks for the classifier's compiled loss.
-            self.model.compile(self.optimizer, loss, loss_weights)
-
-    def compute_loss(
-        self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None, training: bool = True
-    ) -> tf.Tensor:
-        """Returns L, as the classifier computes it if it overrides that."""
-        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
-        if not overrides(self.model, "compute_loss"):
-            return super().compute_loss(**arguments, training=training)
-        if "training" in inspect.signature(self.model.compute_loss).parameters:
-            arguments["training"] = training
-        return self.model.compute_loss(**arguments)
-
-    def compute_metrics(
-        self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None
-    ) -> dict[str, tf.Tensor]:
-        """Returns the logs, with those of the classifier if it computes some itself."""
-        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
-        logs = {}
-        if overrides(self.model, "compute_metrics"):
-            logs = self.model.compute_metrics(**arguments)
-        return {**logs, **super().compute_metrics(**arguments)}
-
-    def reset_metrics(self) -> None:
-        """Resets all metrics, the classifier's own too."""
-        super().reset_metrics()
-        self.model.reset_metrics()
 
     # ------------------------------------------------------------------------ saving, and the rest
 
@@ -305,12 +246,6 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
         outputs = (self.model if built else self).compute_output_spec(stateless.symbolic(x))
         if metrics is not None:
             metrics.build(stateless.symbolic(y), outputs)
-
-
-def overrides(model: keras.Model, method: str) -> bool:
-    """Returns whether a classifier overrides a method of `keras.Model`."""
-    own = getattr(plain_classifier(model), method)
-    return getattr(own, "__func__", own) is not getattr(keras.Model, method)
 
 
 def _is_known(tensor: Any) -> bool:
