@@ -15,17 +15,19 @@ def values(variables: list[keras.Variable]) -> list[tf.Tensor]:
 
 
 def weights(model: keras.Model) -> list[keras.Variable]:
-    """Returns the variables that an optimizer moves along a gradient, in the model's order.
+    """Returns the trainable variables of a model, in its own order.
 
-    Of the trainable ones these are all but those that it overwrites: what a tape gives as the
-    "gradient" of a scale of float8, say, is the scale's next value.
+    Raises:
+        ValueError: If one is overwritten instead of moved along its gradient, as the scales of
+            float8 are.
     """
-    return [v for v in model.trainable_variables if not v.overwrite_with_gradient]
-
-
-def overwritten(model: keras.Model) -> list[keras.Variable]:
-    """Returns the other trainable variables."""
-    return [v for v in model.trainable_variables if v.overwrite_with_gradient]
+    overwritten = [v.path for v in model.trainable_variables if v.overwrite_with_gradient]
+    if overwritten:
+        raise ValueError(
+            f"Models in float8 are not supported: the next value of {overwritten[0]!r} is no step "
+            "along a gradient. Use another dtype policy. Given: dtype policy float8."
+        )
+    return model.trainable_variables
 
 
 def handles(variables: list[keras.Variable]) -> list[tf.Tensor]:

@@ -1,5 +1,6 @@
 """Models around a classifier, and the classifier inside."""
 
+import inspect
 from typing import Any
 
 import keras
@@ -9,15 +10,22 @@ from fisher_keras.classifier import stateless
 from fisher_keras.classifier.inputs import check_model
 from fisher_keras.graph import keras_private
 
+# What a classifier must leave to Keras, for the wrapper has its own.
+_STEPS = ("train_step", "test_step", "predict_step")
+
 
 class ClassifierWrapper(keras.Model):
-    """A Keras model that trains a classifier; its outputs are the classifier's.
+    """A Keras model that trains a classifier; its outputs, loss and metrics are the classifier's.
 
     What is said of a local minimum is said of the classifier inside: `unwrap` finds it.
 
     Attributes:
         model: The classifier, to be saved, evaluated or served without the wrapper.
+        has_custom_loss: Once compiled, whether the classifier overrides `compute_loss`.
+        has_plain_loss: Once compiled, whether L is the compiled loss itself, but for penalties.
     """
+
+    has_custom_loss = has_plain_loss = False
 
     def __init__(self, model: keras.Model, name: str | None = None) -> None:
         """Wraps a classifier.
@@ -27,7 +35,7 @@ class ClassifierWrapper(keras.Model):
             name: Name of the wrapper.
 
         Raises:
-            ValueError: If it is no Keras model, or has several outputs.
+            ValueError: If it is not a Keras model, has several outputs, or overrides a step.
         """
         if not isinstance(model, keras.Model):
             raise ValueError(
@@ -40,6 +48,13 @@ class ClassifierWrapper(keras.Model):
                 f"{type(self).__name__} wraps a classifier with one output; {model.name!r} has "
                 f"{len(outputs)}. Wrap a model with the output to be classified."
             )
+        overridden = [step for step in _STEPS if overrides(model, step)]
+        if overridden:
+            raise ValueError(
+                f"{type(model).__name__}.{overridden[0]} would not be used, for "
+                f"{type(self).__name__} has steps of its own. Override call, compute_loss or "
+                f"compute_metrics instead. Given: {model.name!r}."
+            )
         # The classifier casts its inputs itself; its policy decides about loss scaling.
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
@@ -48,6 +63,57 @@ class ClassifierWrapper(keras.Model):
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Returns the classifier's outputs."""
         return stateless.call(self.model, inputs, training)
+
+    @property
+    def output_names(self) -> list[str]:
+        """The classifier's, by which losses and metrics may be given; only some models have any.
+
+        Raises:
+            AttributeError: If the classifier has none.
+        """
+        return self.model.output_names
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Configures training; the arguments are those of `keras.Model.compile`."""
+        super().compile(optimizer, loss, loss_weights, *args, **kwargs)
+        self.has_custom_loss = overrides(self.model, "compute_loss")
+        self.has_plain_loss = loss_weights is None and not self.has_custom_loss
+        if self.has_custom_loss:
+            # It may call Keras' own, which asks for the classifier's compiled loss.
+            self.model.compile(self.optimizer, loss, loss_weights)
+
+    def compute_loss(
+        self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None, training: bool = True
+    ) -> tf.Tensor:
+        """Returns L, as the classifier computes it if it overrides that."""
+        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
+        if not self.has_custom_loss:
+            return super().compute_loss(**arguments, training=training)
+        if "training" in inspect.signature(self.model.compute_loss).parameters:
+            arguments["training"] = training
+        return self.model.compute_loss(**arguments)
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None
+    ) -> dict[str, tf.Tensor]:
+        """Returns the logs, with those of the classifier if it computes some itself."""
+        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
+        logs = {}
+        if overrides(self.model, "compute_metrics"):
+            logs = self.model.compute_metrics(**arguments)
+        return {**logs, **super().compute_metrics(**arguments)}
+
+    def reset_metrics(self) -> None:
+        """Resets all metrics, the classifier's own too."""
+        super().reset_metrics()
+        self.model.reset_metrics()
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns the arguments of `compile`."""
@@ -84,3 +150,9 @@ def unwrap(model: keras.Model) -> keras.Model:
     while isinstance(model, ClassifierWrapper):
         model = model.model
     return model
+
+
+def overrides(model: keras.Model, method: str) -> bool:
+    """Returns whether a classifier overrides a method of `keras.Model`."""
+    own = getattr(unwrap(model), method)
+    return getattr(own, "__func__", own) is not getattr(keras.Model, method)

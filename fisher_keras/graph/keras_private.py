@@ -106,17 +106,6 @@ def _replaced(optimizer: keras.optimizers.Optimizer, **methods: Callable) -> Ite
             delattr(optimizer, name)
 
 
-def symbolic_build(trainer: Any, iterator: Any, data_batch: Any) -> None:
-    """Builds the unbuilt layers of a model, before its first batch is trained on or evaluated.
-
-    Args:
-        trainer: The model, as its class' base knows it.
-        iterator: Batches, or None.
-        data_batch: A batch, if there is no iterator.
-    """
-    trainer._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
-
-
 def batch_spec(iterator: Any, data_batch: Any) -> Any:
     """Returns the element spec of the coming batches, without taking one.
 
@@ -183,3 +172,32 @@ def with_own_seeds(
         value + tf.cast(tf.stack([shift, 0]), value.dtype) if id(variable) in seeds else value
         for variable, value in zip(model.non_trainable_variables, state, strict=True)
     ]
+
+
+class TrainerHooks(keras.Model):
+    """A Keras model with public names for two private methods of Keras' trainer.
+
+    Subclasses override `build_from` and `epoch_logs`, and call them by `super()` for Keras' own.
+    """
+
+    def build_from(self, iterator: Any, data_batch: Any) -> None:
+        """Builds what is not built before the first batch is trained on or evaluated.
+
+        Args:
+            iterator: The batches, as Keras' trainer has them, or None.
+            data_batch: A batch, if there is no iterator.
+        """
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    def epoch_logs(self, logs: Any) -> Any:
+        """Returns the logs of an epoch, given those of its last step."""
+        return super()._get_metrics_result_or_logs(logs)
+
+    # No public method runs between the first batch's arrival and the first trace, where variables
+    # are still made outside of the step, nor between the last step and the callbacks.
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        self.build_from(iterator, data_batch)
+
+    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+        return self.epoch_logs(logs)

@@ -7,7 +7,7 @@ r"""Algorithm 1: one step of regularized learning at weights w, on a mini-batch 
     7   R(w) <- 1/M sum_i [L~(B_i, w) - L~(B_i, w - alpha g_i)]        an Equation6, and their mean
     8   gradient of L(B, w) + beta R(w)                                regularized_step
     9   clip it to the global norm tau                                 regularized_step
-    10  update w with it                                               FisherRegularizedModel
+    10  update w with it                                               TrainingMethod
 
 Line 7 is Equation 6. A sub-batch's part of it, and of its gradient, can be taken in two ways:
 `finite_difference`, the paper's, and `hessian_vector_product`, its limit for small alpha. In both,
@@ -15,7 +15,7 @@ g_i may be known already: so it is with shared gradients, where L(B, w) is the m
 L(B_i, w), and one pass over a sub-batch gives the gradients of L and L~. The paper takes L(B, w)
 from another pass, over the whole mini-batch.
 
-L and L~ come from an `Objective`, as functions of any weights.
+L and L~ come from a `BatchLosses`, as functions of any weights.
 """
 
 import dataclasses
@@ -25,10 +25,16 @@ from typing import Any
 
 import tensorflow as tf
 
-from fisher_keras.regularizer.gradients import clip, global_norm, in_dtype
-from fisher_keras.regularizer.losses import Objective, SubBatch
+from fisher_keras.regularizer.arithmetic import clip, global_norm, in_dtype
+from fisher_keras.regularizer.batches import SubBatch
+from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.preconditions import second_derivatives
-from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient, Step, Terms
+from fisher_keras.regularizer.step_types import (
+    BatchLoss,
+    LossAndGradient,
+    RegularizedStep,
+    SubBatchTerms,
+)
 from fisher_keras.regularizer.sub_batches import split_batch
 
 LossFunction = Callable[[list[tf.Tensor]], LossAndGradient]
@@ -52,7 +58,7 @@ def finite_difference(
         loss: Gives L~(B_i, .) and its gradient at any weights.
         weights: w.
         alpha: Length of the step along g_i.
-        here: What `loss` gives at w, if that is known already.
+        here: The result of `loss` at w, if that is known already.
 
     Returns:
         The sub-batch's part of R_alpha(w), and its gradient with g_i held constant.
@@ -106,78 +112,91 @@ EQUATION_6: dict[str, Equation6] = {
 }
 
 
-def regularized_step(
-    objective: Objective,
-    weights: list[tf.Tensor],
-    state: list[tf.Tensor],
-    loss: BatchLoss | None,
-    *,
-    alpha: float,
-    beta: float | tf.Tensor,
-    num_sub_batches: int,
-    clip_norm: float | None,
-    equation_6: Equation6,
-    seed: tf.Tensor,
-    static_sizes: bool = False,
-    by_examples: bool = False,
-    share: tf.Tensor | None = None,
-) -> Step:
-    """Does all of Algorithm 1 but the update.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Hyperparameters of Algorithm 1, and its form of computation.
 
-    Args:
-        objective: L and L~ on the mini-batch.
-        weights: w.
-        state: What else the losses depend on: the model's moving statistics and seeds.
-        loss: L(B, w) and its gradient; None shares gradients.
+    Attributes:
         alpha: Length of the steps along g_i.
         beta: Weight of the regularizer.
         num_sub_batches: M.
         clip_norm: tau; None does not clip.
         equation_6: One of `EQUATION_6`.
         seed: Of the split, shape (2,), integers.
-        static_sizes: See `SubBatches.sum_over`.
-        by_examples: Whether L, if gradients are shared, is the mean over examples rather than
-            sub-batches, which differ in size by one.
-        share: Of all sub-batches, which part are those of this replica; None if it is alone.
+        equal_sizes: See `SubBatches.sum_over`.
+        mean_over_examples: Whether L, if gradients are shared, is the mean over examples rather
+            than sub-batches, which differ in size by one.
+        replica_weight: The fraction of all sub-batches that this replica has; None if it is alone.
+    """
+
+    alpha: float
+    beta: float | tf.Tensor
+    num_sub_batches: int
+    clip_norm: float | None
+    equation_6: Equation6
+    seed: tf.Tensor
+    equal_sizes: bool = False
+    mean_over_examples: bool = False
+    replica_weight: tf.Tensor | None = None
+
+
+def regularized_step(
+    losses: BatchLosses,
+    weights: list[tf.Tensor],
+    state: list[tf.Tensor],
+    loss: BatchLoss | None,
+    settings: Settings,
+) -> RegularizedStep:
+    """Does all of Algorithm 1 but the update.
+
+    Args:
+        losses: L and L~ on the mini-batch.
+        weights: w.
+        state: What else the losses depend on: the model's moving statistics and seeds.
+        loss: L(B, w) and its gradient; None shares gradients.
+        settings: alpha, beta, M, tau and the others.
 
     Returns:
         The step; on several replicas, this one's part of it. Its changes are None unless gradients
         are shared.
     """
     share_gradients = loss is None
+    equation_6, alpha = settings.equation_6, settings.alpha
 
-    def terms(sub_batch: SubBatch) -> Terms:
-        hard_label_loss = functools.partial(objective.hard_label_loss, sub_batch)
+    def terms(sub_batch: SubBatch) -> SubBatchTerms:
+        hard_label_loss = functools.partial(losses.hard_label_loss, sub_batch)
         if not share_gradients:
-            return Terms(equation_6(hard_label_loss, weights, alpha, None))  # Lines 4 to 7
-        here, plain = objective.both_losses(sub_batch, weights)  # Line 4
-        if by_examples:
-            plain = plain.times(sub_batches.weight(sub_batch.rows))
-        return Terms(equation_6(hard_label_loss, weights, alpha, here), plain)  # Lines 5 to 7
+            return SubBatchTerms(equation_6(hard_label_loss, weights, alpha, None))  # Lines 4 to 7
+        here, plain = losses.both_losses(sub_batch, weights)  # Line 4
+        if settings.mean_over_examples:
+            plain = plain.scaled(sub_batches.weight(sub_batch.rows))
+        return SubBatchTerms(equation_6(hard_label_loss, weights, alpha, here), plain)  # To 7
 
     terms = _traced_once(terms, reduce_retracing=True)  # One trace for sub-batches of every size.
-    sub_batches = split_batch(objective.batch_size, num_sub_batches, seed)  # Line 2
+    sub_batches = split_batch(losses.batch_size, settings.num_sub_batches, settings.seed)  # Line 2
     total = sub_batches.sum_over(  # Line 3
-        lambda index, rows: terms(objective.sub_batch(index, rows, state)),
-        objective.zero_terms(weights, state, share_gradients),
-        static_sizes,
+        lambda index, rows: terms(losses.sub_batch(index, rows, state)),
+        losses.zero_terms(weights, state, share_gradients),
+        settings.equal_sizes,
     )
-    mean = sub_batches.mean(total).part(share)  # Line 7
+    mean = sub_batches.mean(total).weighted(settings.replica_weight)  # Line 7
     if share_gradients:
         loss = dataclasses.replace(mean.loss, outputs=total.loss.outputs)
     gradient = [  # Line 8
-        None if g is None else g + in_dtype(beta, r.dtype) * r
+        None if g is None else g + in_dtype(settings.beta, r.dtype) * r
         for g, r in zip(loss.gradient, mean.regularizer.gradient, strict=True)
     ]
     norm = global_norm(gradient)
-    if clip_norm is not None:
-        gradient = clip(gradient, clip_norm, norm)  # Line 9
+    if settings.clip_norm is not None:
+        gradient = clip(gradient, settings.clip_norm, norm)  # Line 9
     # Line 10, the update, is the optimizer's.
-    return Step(loss.loss, gradient, mean.regularizer.loss, norm, loss.outputs, loss.changes)
+    return RegularizedStep(
+        loss.loss, gradient, loss.outputs, loss.changes, mean.regularizer.loss, norm
+    )
 
 
 def _traced_once(function: Callable, **options: Any) -> Callable:
-    """Makes a function a piece of the graph that is traced once; in eager mode it stays."""
+    """Makes a function a piece of the graph that is traced once; eager mode leaves it as it is."""
     if tf.executing_eagerly():
         return function
     return tf.function(function, autograph=False, **options)

@@ -1,8 +1,6 @@
 """The regularizer of Section 6 (Equation 6, Algorithm 1) as a Keras model."""
 
-import contextlib
 import dataclasses
-import inspect
 import math
 import random
 from typing import Any
@@ -10,33 +8,40 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from fisher_keras.arguments import real_number, whole_number
+from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
 from fisher_keras.classifier.precision import coarse_formats
-from fisher_keras.classifier.wrapper import unwrap
 from fisher_keras.graph import keras_private
-from fisher_keras.regularizer.algorithm import EQUATION_6, regularized_step
-from fisher_keras.regularizer.gradients import clip, global_norm
-from fisher_keras.regularizer.logs import MeanOfKnown
-from fisher_keras.regularizer.losses import Batch, Objective, prepare
-from fisher_keras.regularizer.replicas import (
-    Replica,
-    ReplicatedModel,
-    check_not_synchronized,
-    replica_logs,
+from fisher_keras.regularizer.algorithm import EQUATION_6, Settings, regularized_step
+from fisher_keras.regularizer.arithmetic import global_norm, map_parts, with_zeros
+from fisher_keras.regularizer.batches import Batch
+from fisher_keras.regularizer.losses import BatchLosses
+from fisher_keras.regularizer.options import (
+    Option,
+    number_or_schedule,
+    one_of,
+    positive,
+    positive_or_none,
 )
-from fisher_keras.regularizer.step_types import BatchLoss, Step
+from fisher_keras.regularizer.replicas import check_not_synchronized
+from fisher_keras.regularizer.step import TrainingMethod
+from fisher_keras.regularizer.step_types import BatchLoss, RegularizedStep, Step
+from fisher_keras.regularizer.strength import explicit_to_implicit
+from fisher_keras.regularizer.traces import check_sub_batches, decomposes_over_examples
 
 GRADIENTS = tuple(EQUATION_6)
-# What a classifier must leave to Keras, for here it is Algorithm 1's.
-_STEPS = ("train_step", "test_step", "predict_step")
 _SPLITS = 2**32  # Between the seeds of replicas, which split their shares each in its own way.
-_LOG_NAMES = ("fisher_regularizer", "fisher_trace", "gradient_norm", "explicit_to_implicit")
+
+
+def _seed(name: str, value: Any) -> int:
+    if value is None:
+        return random.randrange(2**31)
+    return whole_number(f"{name}, if it is not None,", value, least=0)
 
 
 @keras.saving.register_keras_serializable(package="fisher_keras")
-class FisherRegularizedModel(ReplicatedModel):
+class FisherRegularizedModel(TrainingMethod):
     r"""A Keras classifier trained with the Fisher-information regularizer.
 
     Wraps any Keras classifier; `compile`, `fit`, `train_on_batch`, `evaluate` and `predict` are
@@ -66,25 +71,17 @@ class FisherRegularizedModel(ReplicatedModel):
     not exist.
 
     Under a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`, made and compiled in
-    its scope, $R$ replicas do what one device does with $R M$ sub-batches of the same examples:
-    gradients are added up before they are clipped, and the moving statistics move by the mean over
-    the replicas. BatchNormalization takes its moments in $L$ from each replica's share of the
-    batch, or, `synchronized=True`, from the whole of it. docs/several_devices.md has the details.
+    its scope, $R$ replicas do what one device does with $R M$ sub-batches of the same examples;
+    docs/several_devices.md has the details.
 
     The training logs also have `fisher_regularizer`, $R_\alpha$, `fisher_trace`,
     $R_\alpha / \alpha$, and `gradient_norm` (before clipping), as means over the epoch's steps;
     the first two are NaN where no step of the epoch computed them, because beta was 0.
 
     They have `explicit_to_implicit`, too, by how much this regularizer is stronger than the one
-    that SGD has anyway: $2 \alpha \beta M / \eta$, with $R M$ for $M$ on $R$ replicas. With steps
-    of a small learning rate $\eta$, SGD follows the gradient of $L(w) + \frac{\eta}{4} \|g_B\|^2$,
-    in the mean over mini-batches $B$ (S. L. Smith, B. Dherin, D. G. T. Barrett and S. De, "On the
-    Origin of Implicit Regularization in Stochastic Gradient Descent", ICLR 2021, arXiv
-    2101.12176); $\beta R_\alpha$, its $g_i$ held constant, is $\frac{\alpha \beta}{2}$ times the
-    mean of $\|g_i\|^2$. Where noise dominates gradients, those of $|B| / M$ examples are $\sqrt M$
-    times as long: the ratio follows. It takes $|B|$ for larger than $M$, and no momentum $m$: the
-    learning rate is in effect $1 / (1 - m)$ times as large, the ratio smaller by that. Far below
-    1, $\beta$ changes next to nothing.
+    that SGD has anyway: $2 \alpha \beta M / \eta$ at a learning rate of $\eta$, with $R M$ for $M$
+    on $R$ replicas (`fisher_keras.regularizer.strength` derives it). It counts no momentum $m$,
+    which divides it by $1 / (1 - m)$. Far below 1, $\beta$ changes next to nothing.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -99,7 +96,15 @@ class FisherRegularizedModel(ReplicatedModel):
         >>> model.model.save("classifier.keras")
     """
 
-    training_logs = _LOG_NAMES
+    training_logs = ("fisher_regularizer", "fisher_trace", "gradient_norm", "explicit_to_implicit")
+    alpha = Option(positive)
+    beta = Option(number_or_schedule)
+    num_sub_batches = Option(lambda name, value: whole_number(name, value, least=1))
+    clip_norm = Option(positive_or_none)
+    gradient = Option(one_of(*GRADIENTS))
+    share_gradients = Option(one_of(True, False, "auto"))
+    seed = Option(_seed)
+    check_losses = staticmethod(check_sub_batches)
 
     def __init__(
         self,
@@ -145,57 +150,15 @@ class FisherRegularizedModel(ReplicatedModel):
             ValueError: If an argument is out of range; the message says what was expected.
         """
         super().__init__(model, name)
-        overridden = [step for step in _STEPS if _overrides(model, step)]
-        if overridden:
-            raise ValueError(
-                f"{type(model).__name__}.{overridden[0]} would not be used, for "
-                "FisherRegularizedModel has steps of its own. Override call, compute_loss or "
-                f"compute_metrics instead. Given: {model.name!r}."
-            )
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient must be one of {GRADIENTS}. Given: gradient={gradient!r}.")
-        self.alpha = real_number("alpha", alpha, above=0)
-        self.beta = beta
-        if not isinstance(beta, keras.optimizers.schedules.LearningRateSchedule):
-            self.beta = real_number("beta, if it is no LearningRateSchedule,", beta, least=0)
-        self.num_sub_batches = whole_number("num_sub_batches", num_sub_batches, least=1)
-        self.clip_norm = clip_norm
-        if clip_norm is not None:
-            self.clip_norm = real_number("clip_norm, if it is not None,", clip_norm, above=0)
+        self.alpha, self.beta = alpha, beta
+        self.num_sub_batches, self.clip_norm = num_sub_batches, clip_norm
         self.gradient = gradient
-        if share_gradients not in (True, False, "auto"):
-            raise ValueError(
-                "share_gradients must be True, False or 'auto'. "
-                f"Given: share_gradients={share_gradients!r}."
-            )
         self.share_gradients = share_gradients
-        self.seed = random.randrange(2**31)
-        if seed is not None:
-            self.seed = whole_number("seed, if it is not None,", seed, least=0)
+        self.seed = seed
         self._cross_entropy = None
-        self._checked: frozenset[tuple] = frozenset()
         self._separable: dict[tuple, bool] = {}  # By signature: whether "auto" shares gradients.
-        self._fisher_trackers = [MeanOfKnown(name=log_name) for log_name in _LOG_NAMES]
 
-    # ---------------------------------------------------------------- what Keras asks of a model
-
-    @property
-    def output_names(self) -> list[str]:
-        """The classifier's, by which losses and metrics may be given; only some models have any.
-
-        Raises:
-            AttributeError: If the classifier has none.
-        """
-        return self.model.output_names
-
-    def compile(
-        self,
-        optimizer: Any = "rmsprop",
-        loss: Any = None,
-        loss_weights: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configures training; the arguments are those of `keras.Model.compile`.
 
         Raises:
@@ -203,114 +166,56 @@ class FisherRegularizedModel(ReplicatedModel):
                 last activation; or if the model computes in half precision or
                 TensorFloat-32, where the finite difference is lost in rounding.
         """
-        super().compile(optimizer, loss, loss_weights, *args, **kwargs)
-        self._checked, self._separable = frozenset(), {}
-        self._gradients_by_xla = tf.function(
-            lambda *batch: self._gradients(self._objective(Batch(*batch))),
-            autograph=False,
-            jit_compile=True,
-        )
-        own_loss = _overrides(self.model, "compute_loss")
-        if own_loss:
-            # It may call Keras' own, which asks for the classifier's compiled loss.
-            self.model.compile(self.optimizer, loss, loss_weights)
-        if loss is not None:
-            self._cross_entropy = hard_label_cross_entropy(loss, self.model)
-            if loss_weights is not None or own_loss:
+        super().compile(*args, **kwargs)
+        self._separable = {}
+        self._gradients_by_xla = tf.function(self._gradients, autograph=False, jit_compile=True)
+        if self.loss is not None:
+            self._cross_entropy = hard_label_cross_entropy(self.loss, self.model)
+            if not self.has_plain_loss:
                 # L is not L~ then: its gradient is another one.
                 self._cross_entropy = dataclasses.replace(
                     self._cross_entropy, equals_compiled_loss=False
                 )
-        coarse = coarse_formats(self.model)
-        coarse |= {"float8"} if stateless.overwritten(self.model) else set()
-        if coarse and self.gradient == "finite_difference" and self.beta != 0:
-            name = coarse.pop()
-            remedy = "train in float32"
-            if name == "TensorFloat-32":
-                remedy = "call tf.config.experimental.enable_tensor_float_32_execution(False)"
+        if self.gradient == "finite_difference" and self.beta != 0:
+            _check_precision(self.model, self.alpha)
+
+    def losses_of(self, batch: Batch) -> BatchLosses:
+        """Returns L and L~ on a mini-batch."""
+        if self._cross_entropy is None:
             raise ValueError(
-                f"gradient='finite_difference' cannot be used with a model that computes in "
-                f"{name}: w and w - alpha g_i (alpha={self.alpha:g}) give losses and "
-                "gradients that are equal to within its rounding, so that their difference is "
-                f"noise. Use gradient='hessian_vector_product', or {remedy}."
+                "FisherRegularizedModel has no loss. Call compile(optimizer=..., loss=...) with "
+                "a cross-entropy before training."
             )
+        losses = BatchLosses.of(
+            self,
+            batch,
+            self._cross_entropy,
+            self.num_sub_batches,
+            second_derivatives=self.gradient == "hessian_vector_product",
+        )
+        if losses.replica.count > 1 and self.share_gradients is True:
+            check_not_synchronized(self.model, self.beta)
+        return losses
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments that make this model again."""
-        scheduled = isinstance(self.beta, keras.optimizers.schedules.LearningRateSchedule)
-        return {
-            "model": keras.saving.serialize_keras_object(self.model),
-            "alpha": self.alpha,
-            "beta": keras.saving.serialize_keras_object(self.beta) if scheduled else self.beta,
-            "num_sub_batches": self.num_sub_batches,
-            "clip_norm": self.clip_norm,
-            "gradient": self.gradient,
-            "share_gradients": self.share_gradients,
-            "seed": self.seed,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "FisherRegularizedModel":
-        """Makes a model from what `get_config` returned."""
-        config = dict(config)
-        for key in ("model", "beta"):
-            if isinstance(config[key], dict):
-                config[key] = keras.saving.deserialize_keras_object(config[key])
-        return cls(**config)
-
-    def compute_loss(
-        self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None, training: bool = True
-    ) -> tf.Tensor:
-        """Returns L, as the classifier computes it if it has a way of its own."""
-        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
-        if not _overrides(self.model, "compute_loss"):
-            return super().compute_loss(**arguments, training=training)
-        if "training" in inspect.signature(self.model.compute_loss).parameters:
-            arguments["training"] = training
-        return self.model.compute_loss(**arguments)
-
-    def compute_metrics(
-        self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None
-    ) -> dict[str, tf.Tensor]:
-        """Returns the logs, with those of the classifier if it computes some itself."""
-        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
-        logs = {}
-        if _overrides(self.model, "compute_metrics"):
-            logs = self.model.compute_metrics(**arguments)
-        return {**logs, **super().compute_metrics(**arguments)}
-
-    def reset_metrics(self) -> None:
-        """Resets all metrics, the classifier's own too."""
-        super().reset_metrics()
-        self.model.reset_metrics()
-
-    # ---------------------------------------------------------------------------- the algorithm
-
-    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Does one step of Algorithm 1 and returns the logs.
+    def optimizer_step(self, losses: BatchLosses) -> Step:
+        """Returns one step of Algorithm 1, up to the update; a plain step where beta is 0.
 
         It splits the mini-batch, takes the mean of Equation 6 over the sub-batches, adds beta
-        times it to the loss and clips the gradient (`regularized_step`), and applies that.
+        times it to the loss and clips the gradient (`regularized_step`).
         """
-        batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
-        objective = self._objective(batch)
-        replica = objective.replica
-        explicit_to_implicit = self._explicit_to_implicit(replica)
-        statistics = replica.statistics(self.model)
-        before = stateless.values(statistics)
-        step = objective.added_up(self._step(objective))
-        replica.agree(statistics, before, self._share(objective))
-        self._apply(replica, step.gradient)  # Line 10
-        logs = (step.regularizer, step.regularizer / self.alpha, step.gradient_norm)
-        logs += (explicit_to_implicit,)
-        for tracker, value in zip(self._fisher_trackers, logs, strict=True):
-            tracker.update_state(value)
-        tracker = next(metric for metric in self.metrics if metric.name == "loss")
-        tracker.update_state(step.loss, sample_weight=batch.size())
-        outputs = step.outputs[: batch.size()] if replica.count > 1 else step.outputs
-        logs = self.compute_metrics(batch.x, batch.y, outputs, sample_weight=batch.sample_weight)
-        return replica_logs(logs)
+        num_sub_batches = losses.replica.count * self.num_sub_batches
+        ratio = explicit_to_implicit(
+            self.alpha, self._current_beta(), num_sub_batches, self.optimizer.learning_rate
+        )
+        step = self._plain_or_regularized(losses)
+        norm = step.gradient_norm
+        loss, regularizer, gradient = losses.replica.all_reduce_sum(
+            (step.loss, step.regularizer, step.gradient)
+        )
+        if losses.replica.count > 1:
+            norm = losses.scale().remove(global_norm(gradient))
+        logs = (regularizer, regularizer / self.alpha, norm, ratio)
+        return Step(loss, gradient, step.outputs, dict(zip(self.training_logs, logs, strict=True)))
 
     def regularized_gradients(
         self, x: Any, y: tf.Tensor, sample_weight: tf.Tensor | None = None
@@ -339,149 +244,133 @@ class FisherRegularizedModel(ReplicatedModel):
         y = tf.convert_to_tensor(y)
         if sample_weight is not None:
             sample_weight = tf.convert_to_tensor(sample_weight)
-        objective = self._objective(Batch(x, y, sample_weight))
-        self._check(objective)
+        batch = Batch(x, y, sample_weight)
+        self.prepare(batch)
+        self.check_once(self.losses_of(batch))
         if self.jit_compile and not self.run_eagerly and tf.executing_eagerly():
             # From the same seeds XLA draws other masks of dropout.
             return self._gradients_by_xla(x, y, sample_weight)
-        return self._gradients(objective)
+        return self._gradients(x, y, sample_weight)
 
-    def _gradients(self, objective: Objective) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        weights = stateless.values(stateless.weights(self.model))
-        state = stateless.values(self.model.non_trainable_variables)
-        with objective.scope(weights, state):
-            loss = None if self._shares(objective) else objective.whole_batch(weights)
-            step = self._algorithm_1(objective, loss, self._current_beta(), clip_norm=None)
-        step = objective.added_up(step)
-        return objective.with_overwrites(step.gradient, loss), step.loss, step.regularizer
+    def _gradients(self, *batch: Any) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        losses = self.losses_of(Batch(*batch))
+        with stateless.scope(self.model, losses.weights, losses.state):
+            loss = None if self._shares(losses) else losses.whole_batch(losses.weights)
+            step = self._algorithm_1(losses, loss, self._current_beta(), clip_norm=None)
+        return losses.replica.all_reduce_sum((step.gradient, step.loss, step.regularizer))
 
-    def _objective(self, batch: Batch) -> Objective:
-        """Builds what is not built, refuses what cannot be trained, and returns L and L~."""
-        if not self.compiled or self._cross_entropy is None:
-            raise ValueError(
-                "FisherRegularizedModel has no loss. Call compile(optimizer=..., loss=...) with "
-                "a cross-entropy before training."
-            )
-        prepare(self, batch, own_loss=_overrides(self.model, "compute_loss"))
-        objective = Objective.of(self, self._cross_entropy, batch, self.num_sub_batches)
-        scheduled = isinstance(self.beta, keras.optimizers.schedules.LearningRateSchedule)
-        if objective.shares is not None and scheduled and self.share_gradients is True:
-            check_not_synchronized(self.model)
-        return objective
+    def _plain_or_regularized(self, losses: BatchLosses) -> RegularizedStep:
+        """Returns a plain step where beta is 0, and a regularized step elsewhere."""
+        beta = self._current_beta()
+        regularizes = isinstance(beta, tf.Tensor) or beta != 0
+        clip_norm = None if self.sums_gradients() else self.clip_norm
+        if regularizes:
+            self.check_once(losses)
+        # Both kinds of step need L(B, w), unless gradients are shared.
+        loss = None if regularizes and self._shares(losses) else losses.whole_batch()
 
-    def _check(self, objective: Objective) -> None:
-        """Refuses a classifier that cannot be evaluated at other weights, once a signature."""
-        signature = objective.batch.signature()
-        if signature not in self._checked:
-            objective.check()
-            self._checked |= {signature}
+        def plain() -> RegularizedStep:
+            return _plain_step(losses, losses.whole_batch() if loss is None else loss)
+
+        def regularized() -> RegularizedStep:
+            step = self._algorithm_1(losses, loss, beta, clip_norm)
+            gradient = map_parts(losses.scale().times, step.gradient)
+            regularizer = tf.cast(step.regularizer, step.gradient_norm.dtype)
+            return dataclasses.replace(step, gradient=gradient, regularizer=regularizer)
+
+        if not isinstance(beta, tf.Tensor):
+            return regularized() if regularizes else plain()
+        # Both branches must give the same structure.
+        zeros_for = losses.weights if loss is None else None
+        return tf.cond(tf.equal(beta, 0), lambda: _dense(plain(), zeros_for), regularized)
+
+    def _algorithm_1(
+        self,
+        losses: BatchLosses,
+        loss: BatchLoss | None,
+        beta: float | tf.Tensor,
+        clip_norm: float | None,
+    ) -> RegularizedStep:
+        """Runs lines 2 to 9, and moves the state of the classifier."""
+        variables = self.model.non_trainable_variables
+        state = stateless.values(variables)
+        updates = keras_private.num_updates(self.optimizer)
+        seed = tf.constant(self.seed, tf.int64) + _SPLITS * losses.replica.index
+        replica_weights = losses.replica_weights
+        settings = Settings(
+            alpha=self.alpha,
+            beta=beta,
+            num_sub_batches=self.num_sub_batches,
+            clip_norm=clip_norm,
+            equation_6=EQUATION_6[self.gradient],
+            seed=tf.stack([seed, updates]),
+            equal_sizes=bool(self.jit_compile),
+            mean_over_examples=self.share_gradients == "auto",
+            replica_weight=None if replica_weights is None else replica_weights.sub_batches,
+        )
+        loss = None if loss is None else losses.unscaled(loss)
+        step = regularized_step(losses, losses.weights, state, loss, settings)
+        if step.changes is not None:
+            for variable, value, change in zip(variables, state, step.changes, strict=True):
+                variable.assign(value + change)
+        return dataclasses.replace(step, changes=None)
 
     def _current_beta(self) -> float | tf.Tensor:
         if callable(self.beta):
             return tf.convert_to_tensor(self.beta(self.optimizer.iterations))
         return self.beta
 
-    def _explicit_to_implicit(self, replica: Replica) -> tf.Tensor:
-        beta = tf.cast(self._current_beta(), tf.float32)
-        learning_rate = tf.cast(self.optimizer.learning_rate, tf.float32)
-        return 2 * self.alpha * beta * replica.count * self.num_sub_batches / learning_rate
-
-    def _share(self, objective: Objective) -> tf.Tensor | None:
-        """Returns the weight of this replica's moving statistics, which move as L is taken."""
-        shares = objective.shares
-        if shares is None:
-            return None
-        return shares.sub_batches if self._shares(objective) else shares.examples
-
-    def _shares(self, objective: Objective) -> bool:
+    def _shares(self, losses: BatchLosses) -> bool:
         """Returns whether the gradients of the sub-batches serve for L, too."""
         if self.share_gradients != "auto":
             return self.share_gradients
-        signature = objective.batch.signature()
+        signature = losses.batch.signature()
         if signature not in self._separable:
-            self._separable[signature] = objective.is_separable()
+            self._separable[signature] = decomposes_over_examples(losses)
         return self._separable[signature]
 
-    def _step(self, objective: Objective) -> Step:
-        """Returns a plain step where beta is 0, and a regularized step elsewhere."""
+    def statistics_weight(self, losses: BatchLosses) -> tf.Tensor | None:
+        """Returns the weight of this replica's moving statistics, which move as L is taken."""
+        weights = losses.replica_weights
+        if weights is None:
+            return None
+        return weights.sub_batches if self._shares(losses) else weights.examples
+
+    def accumulated_clip_norm(self) -> float | tf.Tensor | None:
+        """Returns tau where gradients are clipped after they are summed; none where beta is 0."""
         beta = self._current_beta()
-        regularizes = isinstance(beta, tf.Tensor) or beta != 0
-        if regularizes:
-            self._check(objective)
-        # Both kinds of step need L(B, w), unless gradients are shared.
-        loss = None if regularizes and self._shares(objective) else objective.whole_batch()
-
-        def plain() -> Step:
-            return objective.plain_step(objective.whole_batch() if loss is None else loss)
-
-        def regularized() -> Step:
-            clip_norm = None if self._clips_when_applied(objective.replica) else self.clip_norm
-            step = self._algorithm_1(objective, loss, beta, clip_norm)
-            return objective.for_optimizer(step)
-
-        if not isinstance(beta, tf.Tensor):
-            step = plain() if beta == 0 else regularized()
-        else:
-            step = tf.cond(
-                tf.equal(beta, 0),
-                lambda: objective.dense(plain(), loss is None),
-                regularized,
-            )
-        gradient = objective.with_overwrites(step.gradient, loss)
-        return dataclasses.replace(step, gradient=gradient)
-
-    def _clips_when_applied(self, replica: Replica) -> bool:
-        """Returns whether what is clipped is the sum of several replicas' or steps' gradients."""
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        return bool(optimizer.gradient_accumulation_steps) or replica.count > 1
-
-    def _apply(self, replica: Replica, gradient: list) -> None:
-        """Updates the weights; with a sum of gradients it does line 9 as well."""
-        beta = self._current_beta()
-        off = not isinstance(beta, tf.Tensor) and beta == 0
-        clipping = contextlib.nullcontext()
-        if self.clip_norm is not None and self._clips_when_applied(replica) and not off:
-            no_norm = tf.constant(math.inf, tf.float64)
-            clip_norm = tf.where(tf.equal(beta, 0), no_norm, self.clip_norm)
-            clipping = keras_private.clipping(
-                self.optimizer, lambda g: clip(g, clip_norm, global_norm(g))
-            )
-        with clipping:
-            replica.apply(self.optimizer, gradient, self.trainable_weights)
-
-    def _algorithm_1(
-        self,
-        objective: Objective,
-        loss: BatchLoss | None,
-        beta: float | tf.Tensor,
-        clip_norm: float | None,
-    ) -> Step:
-        """Returns what lines 2 to 9 compute, and moves the state of the classifier."""
-        variables = self.model.non_trainable_variables
-        state = stateless.values(variables)
-        updates, replica = keras_private.num_updates(self.optimizer), objective.replica
-        step = regularized_step(
-            objective,
-            stateless.values(stateless.weights(self.model)),
-            state,
-            None if loss is None else objective.unscaled(loss),
-            alpha=self.alpha,
-            beta=beta,
-            num_sub_batches=self.num_sub_batches,
-            clip_norm=clip_norm,
-            equation_6=EQUATION_6[self.gradient],
-            seed=tf.stack([tf.constant(self.seed, tf.int64) + _SPLITS * replica.index, updates]),
-            static_sizes=bool(self.jit_compile),
-            by_examples=self.share_gradients == "auto",
-            share=None if objective.shares is None else objective.shares.sub_batches,
-        )
-        if step.changes is not None:
-            for variable, value, change in zip(variables, state, step.changes, strict=True):
-                variable.assign(value + change)
-        return dataclasses.replace(step, changes=None)
+        if self.clip_norm is None or not isinstance(beta, tf.Tensor):
+            return None if beta == 0 else self.clip_norm
+        return tf.where(tf.equal(beta, 0), tf.constant(math.inf, tf.float64), self.clip_norm)
 
 
-def _overrides(model: keras.Model, method: str) -> bool:
-    """Returns whether a classifier has a way of its own to do what Keras does."""
-    own = getattr(unwrap(model), method)
-    return getattr(own, "__func__", own) is not getattr(keras.Model, method)
+def _plain_step(losses: BatchLosses, loss: BatchLoss) -> RegularizedStep:
+    """Returns Keras' own step, given `whole_batch()`: its gradient as it is, without R."""
+    norm = losses.scale().remove(global_norm(loss.gradient))
+    not_computed = tf.constant(math.nan, norm.dtype)
+    return RegularizedStep(loss.loss, loss.gradient, loss.outputs, None, not_computed, norm)
+
+
+def _dense(step: RegularizedStep, zeros_for: list[tf.Tensor] | None) -> RegularizedStep:
+    """Returns a step without sparse gradients, and with zeros for None if weights are given."""
+    gradient = map_parts(tf.convert_to_tensor, step.gradient)
+    if zeros_for is not None:
+        gradient = with_zeros(gradient, zeros_for)
+    return dataclasses.replace(step, gradient=gradient)
+
+
+def _check_precision(model: keras.Model, alpha: float) -> None:
+    """Raises a ValueError if a model's rounding is coarser than a step of alpha."""
+    coarse = coarse_formats(model)
+    if not coarse:
+        return
+    name = coarse.pop()
+    remedy = "train in float32"
+    if name == "TensorFloat-32":
+        remedy = "call tf.config.experimental.enable_tensor_float_32_execution(False)"
+    raise ValueError(
+        f"gradient='finite_difference' cannot be used with a model that computes in {name}: w and "
+        f"w - alpha g_i (alpha={alpha:g}) give losses and gradients that are equal to within its "
+        "rounding, so that their difference is noise. Use gradient='hessian_vector_product', or "
+        f"{remedy}."
+    )

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
@@ -24,8 +23,8 @@ _MEANS = ("sum_over_batch_size", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
-class Shares:
-    """What a replica has of a mini-batch. All are 1 together; float64 scalars.
+class ReplicaWeights:
+    """A replica's fractions of a mini-batch; those of all replicas add up to 1. float64 scalars.
 
     Attributes:
         examples: |B_r| / |B|.
@@ -42,7 +41,7 @@ class Replica:
 
     Attributes:
         index: r, from 0; int64 scalar.
-        count: R. With 1, nothing is added up.
+        count: R. With 1, nothing is summed.
     """
 
     index: int | tf.Tensor = 0
@@ -57,8 +56,8 @@ class Replica:
         index = tf.cast(context.replica_id_in_sync_group, tf.int64)
         return cls(index, context.num_replicas_in_sync)
 
-    def shares(self, batch_size: tf.Tensor, num_sub_batches: int) -> Shares | None:
-        """Returns the shares of this replica; None if it is the only one.
+    def weights(self, batch_size: tf.Tensor, num_sub_batches: int) -> ReplicaWeights | None:
+        """Returns the weights of this replica; None if it is the only one.
 
         Args:
             batch_size: |B_r|, int32 scalar, may be 0.
@@ -68,10 +67,10 @@ class Replica:
             return None
         parts = tf.stack([batch_size, tf.minimum(num_sub_batches, batch_size)])
         parts = tf.cast(parts, tf.float64)
-        return Shares(*tf.unstack(parts / self.add_up(parts)))
+        return ReplicaWeights(*tf.unstack(parts / self.all_reduce_sum(parts)))
 
-    def add_up(self, values: Any) -> Any:
-        """Returns the sums over all replicas.
+    def all_reduce_sum(self, values: Any) -> Any:
+        """All-reduces by sum.
 
         Args:
             values: A structure of tensors; None and `tf.IndexedSlices` may be among them.
@@ -89,33 +88,33 @@ class Replica:
         return tf.nest.pack_sequence_as(values, flat)
 
     def statistics(self, model: keras.Model) -> list[keras.Variable]:
-        """Returns what replicas move apart and `agree` on: the model's moving statistics."""
+        """Returns the moving statistics, which `average_updates` keeps alike on all replicas."""
         if self.count == 1:
             return []
         return [v for v in model.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
 
-    def agree(
-        self, variables: list[keras.Variable], before: list[tf.Tensor], share: tf.Tensor | None
+    def average_updates(
+        self, variables: list[keras.Variable], before: list[tf.Tensor], weight: tf.Tensor | None
     ) -> None:
-        """Moves variables by the mean over the replicas of what each has moved them by.
+        """Averages the replicas' updates of variables.
 
         Args:
-            variables: What `statistics` returned.
+            variables: The result of `statistics`.
             before: Their values before, the same on all replicas.
-            share: The weight of this replica in the mean.
+            weight: The weight of this replica in the mean.
         """
         if not variables:
             return
         moved = zip(stateless.values(variables), before, strict=True)
-        changes = self.add_up([(a - b) * tf.cast(share, b.dtype) for a, b in moved])
+        changes = self.all_reduce_sum([(a - b) * tf.cast(weight, b.dtype) for a, b in moved])
         for variable, value, change in zip(variables, before, changes, strict=True):
             variable.assign(value + change)
 
     @contextlib.contextmanager
-    def own_moments(self, model: keras.Model) -> Iterator[None]:
-        """The context in which synchronized batch normalization is that of this replica alone.
+    def local_batch_norm(self, model: keras.Model) -> Iterator[None]:
+        """Lets synchronized batch normalization take the moments of this replica alone.
 
-        So it is where the examples are those of a sub-batch, which no other replica knows of.
+        That is for the examples of a sub-batch, which no other replica knows of.
         """
         layers = []
         if self.count > 1:
@@ -147,12 +146,11 @@ def synchronized_layers(model: keras.Model) -> list[keras.Layer]:
     return [one for one in keras_private.all_layers(model) if getattr(one, "synchronized", False)]
 
 
-def check_replicas(model: keras.Model, own_loss: bool) -> None:
-    """Refuses what would not be right on several replicas.
+def check_replicas(model: ClassifierWrapper) -> None:
+    """Refuses combinations that would not be right on several replicas.
 
     Args:
-        model: A compiled model around a classifier, `model.model`.
-        own_loss: Whether the classifier has a `compute_loss` of its own.
+        model: A compiled model around a classifier.
 
     Raises:
         ValueError: If there are several replicas and the strategy, the model, the loss or the
@@ -174,28 +172,23 @@ def check_replicas(model: keras.Model, own_loss: bool) -> None:
             "strategy.scope() alone."
         )
     check_in_scope(model, strategy)
-    if stateless.overwritten(model.model):
-        raise ValueError(
-            f"{what} cannot train in float8, whose scales would differ between replicas. Use "
-            "another dtype policy."
-        )
     if model.jit_compile or model.steps_per_execution > 1:
         raise ValueError(
             f"{what} needs compile(jit_compile=False, steps_per_execution=1): Keras' own steps on "
             f"replicas have nothing else. Given: jit_compile={model.jit_compile}, "
             f"steps_per_execution={model.steps_per_execution}."
         )
-    _check_loss(model, own_loss, what)
+    _check_loss(model, what)
     keras_private.check_gradients_already_reduced(model.optimizer)
 
 
-def check_not_synchronized(model: keras.Model) -> None:
-    """Raises a ValueError if a layer needs all replicas where they cannot meet, in a branch."""
+def check_not_synchronized(model: keras.Model, beta: Any) -> None:
+    """Raises a ValueError if a layer synchronizes replicas in a branch, as for beta's schedule."""
     layers = synchronized_layers(model)
-    if layers:
+    if layers and callable(beta):
         raise ValueError(
             "On several replicas, a schedule of beta with share_gradients=True has a plain step "
-            "in a branch, where replicas cannot meet. Use synchronized=False or "
+            "in a branch, where replicas cannot synchronize. Use synchronized=False or "
             f"share_gradients=False. Given: layer {layers[0].name!r} with synchronized=True."
         )
 
@@ -213,10 +206,10 @@ def check_in_scope(model: keras.Model, strategy: tf.distribute.Strategy) -> None
         )
 
 
-def _check_loss(model: keras.Model, own_loss: bool, what: str) -> None:
-    if own_loss:
+def _check_loss(model: ClassifierWrapper, what: str) -> None:
+    if model.has_custom_loss:
         raise ValueError(
-            f"{what} cannot tell how a compute_loss of one's own divides by the number of "
+            f"{what} cannot tell how a custom compute_loss divides by the number of "
             f"replicas. Use a loss of Keras in compile(). Given: {model.model.name!r}, which "
             "overrides compute_loss."
         )
@@ -227,69 +220,6 @@ def _check_loss(model: keras.Model, own_loss: bool, what: str) -> None:
                 f"{what} needs a loss that is a mean over the examples, reduction={_MEANS[0]!r}. "
                 f"Given: reduction={reduction!r}."
             )
-
-
-class ReplicatedModel(ClassifierWrapper):
-    """A model whose steps may run on several replicas, and what Keras' trainer lacks for that.
-
-    Attributes:
-        training_logs: Names of the logs that are of training alone.
-    """
-
-    training_logs: tuple[str, ...] = ()
-
-    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Evaluates one batch as Keras does; what is logged of training alone is left out."""
-        logs = super().test_step(data)
-        return replica_logs({n: v for n, v in logs.items() if n not in self.training_logs})
-
-    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
-        # Unless all metrics are in them, Keras takes the last step's logs, a mean of what each
-        # replica has seen, however little.
-        found = self.get_metrics_result()
-        if not isinstance(logs, dict) or not logs.keys() <= found.keys():
-            return logs
-        return {name: found[name] for name in logs}
-
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # Keras' own takes the batches of several workers for tensors.
-        strategy = self.distribute_strategy
-        check_in_scope(self, strategy)
-        if iterator is not None and count_processes(strategy) > 1:
-            _, _, batches = next(iter(iterator))
-            local = strategy.experimental_local_results
-            data_batch = tf.nest.map_structure(lambda batch: local(batch)[0], next(batches))
-            iterator = None
-        keras_private.symbolic_build(super(), iterator, data_batch)
-        self._build_before_tracing(iterator, data_batch)
-
-    def _build_before_tracing(self, iterator: Any, data_batch: Any) -> None:
-        """Makes variables that a step would make: `tf.function` traces such a step twice."""
-        built, metrics = keras_private.is_built(self.model), keras_private.unbuilt_metrics(self)
-        if built and metrics is None:
-            return
-        batch = keras_private.batch_spec(iterator, data_batch)
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        if not all(map(_is_known, keras.tree.flatten((x, y)))):
-            return
-        # Of a functional model that is built, this computes nothing.
-        outputs = (self.model if built else self).compute_output_spec(stateless.symbolic(x))
-        if metrics is not None:
-            metrics.build(stateless.symbolic(y), outputs)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        """Makes Keras' function of a training step, and the optimizer's variables before it."""
-        ready = keras_private.is_built(self.model) and self.trainable_variables
-        if ready and self.optimizer is not None and not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
-        return super().make_train_function(force)
-
-
-def _is_known(tensor: Any) -> bool:
-    """Returns whether something tells the shape and dtype of a dense tensor."""
-    if isinstance(tensor, (np.ndarray, tf.Tensor, tf.TensorSpec)):
-        return tf.TensorShape(tensor.shape).rank is not None
-    return False
 
 
 def replica_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -6,24 +6,20 @@ I. K. Choi, "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Lea
 Neural Networks", ICML 2021.
 """
 
-from typing import Any
-
 import keras
 import tensorflow as tf
 
-from fisher_keras.arguments import real_number
-from fisher_keras.classifier import stateless
-from fisher_keras.regularizer.logs import MeanOfKnown
-from fisher_keras.regularizer.losses import Batch, Objective, prepare
-from fisher_keras.regularizer.replicas import ReplicatedModel, replica_logs
+from fisher_keras.regularizer.losses import BatchLosses
+from fisher_keras.regularizer.options import Option, positive
+from fisher_keras.regularizer.step import TrainingMethod
+from fisher_keras.regularizer.step_types import Step
 
 RHO = {False: 0.05, True: 0.5}  # By `adaptive`: the papers' defaults, for CIFAR-10.
 _ETA = 0.01  # ASAM's, which keeps weights of 0 from standing still.
-_LOG_NAME = "sharpness"
 
 
 @keras.saving.register_keras_serializable(package="fisher_keras")
-class SharpnessAwareModel(ReplicatedModel):
+class SharpnessAwareModel(TrainingMethod):
     r"""A Keras classifier trained by sharpness-aware minimization.
 
     Wraps any Keras classifier, as `FisherRegularizedModel` does; `compile`, `fit`,
@@ -56,7 +52,9 @@ class SharpnessAwareModel(ReplicatedModel):
         >>> model.model.save("classifier.keras")
     """
 
-    training_logs = (_LOG_NAME,)
+    training_logs = ("sharpness",)
+    rho = Option(positive)
+    adaptive = Option(lambda _, value: bool(value))
 
     def __init__(
         self,
@@ -78,59 +76,27 @@ class SharpnessAwareModel(ReplicatedModel):
             ValueError: If an argument is out of range; the message says what was expected.
         """
         super().__init__(model, name)
-        self.adaptive = bool(adaptive)
-        self.rho = real_number("rho", RHO[self.adaptive] if rho is None else rho, above=0)
-        self._sharpness = MeanOfKnown(name=_LOG_NAME)
+        self.adaptive = adaptive
+        self.rho = RHO[self.adaptive] if rho is None else rho
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments that make this model again."""
-        return {
-            "model": keras.saving.serialize_keras_object(self.model),
-            "rho": self.rho,
-            "adaptive": self.adaptive,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "SharpnessAwareModel":
-        """Makes a model from what `get_config` returned."""
-        model = keras.saving.deserialize_keras_object(config["model"])
-        return cls(**{**config, "model": model})
-
-    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Does one step and returns the logs."""
-        batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
-        prepare(self, batch, own_loss=False)
-        objective = Objective.of(self, None, batch)
-        replica = objective.replica
-        # Before the first pass moves it: the second is to see the same seeds.
-        state = stateless.values(self.model.non_trainable_variables)
-        statistics = replica.statistics(self.model)
-        before = stateless.values(statistics)
-        weights = stateless.values(stateless.weights(self.model))
-        here = objective.unscaled(objective.whole_batch())
-        loss, gradient = replica.add_up((here.loss, here.gradient))
-        there = objective.loss_at(sharpest(weights, gradient, self.rho, self.adaptive), state)
-        highest, gradient_there = replica.add_up((there.loss, there.gradient))
+    def step(self, losses: BatchLosses) -> Step:
+        """Returns the gradient at w + epsilon."""
+        here = losses.whole_batch_sum()
+        there = losses.at(
+            perturbed_weights(losses.weights, here.gradient, self.rho, self.adaptive)
+        )
+        # Keras warns of a weight that the loss does not depend on, and leaves it alone.
         gradient = [
-            None if g is None else t for g, t in zip(gradient, gradient_there, strict=True)
+            None if g is None else t for g, t in zip(here.gradient, there.gradient, strict=True)
         ]
-        if objective.shares is not None:
-            replica.agree(statistics, before, objective.shares.examples)
-        gradient = objective.with_overwrites(objective.scaled(gradient), here)
-        replica.apply(self.optimizer, gradient, self.trainable_weights)
-        self._sharpness.update_state(highest - loss)
-        tracker = next(metric for metric in self.metrics if metric.name == "loss")
-        tracker.update_state(loss, sample_weight=batch.size())
-        outputs = here.outputs[: batch.size()] if replica.count > 1 else here.outputs
-        logs = self.compute_metrics(batch.x, batch.y, outputs, sample_weight=batch.sample_weight)
-        return replica_logs(logs)
+        logs = {"sharpness": there.loss - here.loss}
+        return Step(here.loss, gradient, here.outputs, logs)
 
 
-def sharpest(
+def perturbed_weights(
     weights: list[tf.Tensor], gradient: list[tf.Tensor | None], rho: float, adaptive: bool
 ) -> list[tf.Tensor]:
-    """Returns w + epsilon: to first order, where the loss is highest nearby.
+    """Returns w + epsilon: to first order, the weights of the highest loss nearby.
 
     Args:
         weights: w.

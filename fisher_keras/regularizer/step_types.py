@@ -1,4 +1,4 @@
-"""What the functions of a step give each other."""
+"""Dataclasses of a training step."""
 
 import dataclasses
 from typing import Any
@@ -37,7 +37,7 @@ class LossAndGradient(Structure):
     loss: tf.Tensor
     gradient: list[tf.Tensor]
 
-    def times(self, factor: tf.Tensor) -> "LossAndGradient":
+    def scaled(self, factor: tf.Tensor) -> "LossAndGradient":
         """Returns both times a scalar."""
 
         def times(tensor: tf.Tensor) -> tf.Tensor:
@@ -50,7 +50,7 @@ class LossAndGradient(Structure):
 
 @dataclasses.dataclass(frozen=True)
 class BatchLoss(LossAndGradient):
-    """The compiled loss L on examples, and what else the pass that computes it gives.
+    """The compiled loss L on examples, with the model's outputs and changes of its state.
 
     The gradient is None for a weight that L does not depend on.
 
@@ -58,17 +58,15 @@ class BatchLoss(LossAndGradient):
         outputs: The model's outputs, shape (B, K).
         changes: By how much the pass moves the model's state (moving statistics, seeds); None if
             it has moved it.
-        overwrites: The next values of the variables that are overwritten instead of descended.
     """
 
     outputs: tf.Tensor | None = None
     changes: list[tf.Tensor] | None = None
-    overwrites: list[tf.Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Terms(Structure):
-    """What a sub-batch adds to a step.
+class SubBatchTerms(Structure):
+    """Terms of a sub-batch in the sums of a step.
 
     Attributes:
         regularizer: Its part of R_alpha(w), and the gradient of that (Equation 6).
@@ -79,30 +77,42 @@ class Terms(Structure):
     regularizer: LossAndGradient
     loss: BatchLoss | None = None
 
-    def part(self, share: tf.Tensor | None) -> "Terms":
-        """Returns losses and gradients times a share of all sub-batches; None is all of them."""
-        if share is None:
+    def weighted(self, weight: tf.Tensor | None) -> "SubBatchTerms":
+        """Returns losses and gradients times a replica's weight; None is 1."""
+        if weight is None:
             return self
-        loss = None if self.loss is None else self.loss.times(share)
-        return Terms(self.regularizer.times(share), loss)
+        loss = None if self.loss is None else self.loss.scaled(weight)
+        return SubBatchTerms(self.regularizer.scaled(weight), loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class RegularizedStep(BatchLoss):
+    """Result of Algorithm 1, up to the update.
+
+    Its loss is L(B, w), its gradient that of L + beta R_alpha, clipped.
+
+    Attributes:
+        regularizer: R_alpha(w), scalar; NaN where it was not computed.
+        gradient_norm: The global norm before clipping, scalar.
+    """
+
+    regularizer: tf.Tensor | None = None
+    gradient_norm: tf.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Step(Structure):
-    """What a step computes.
+    """Result of a training method's step.
 
     Attributes:
-        loss: L(B, w), scalar.
-        gradient: What the optimizer is given, in the order of the weights.
-        regularizer: R_alpha(w), scalar; NaN where it was not computed.
-        gradient_norm: The global norm before clipping, scalar.
-        outputs: The model's outputs, shape (B, K).
-        changes: By how much the model's state has yet to be moved; None for not at all.
+        loss: L(B, w), scalar: the "loss" of the logs.
+        gradient: The gradient to follow, in the order of the weights; None for a weight that the
+            loss does not depend on.
+        outputs: The model's outputs, shape (B, K), for the metrics.
+        logs: Scalars by the names in `training_logs`.
     """
 
     loss: tf.Tensor
-    gradient: list[tf.Tensor]
-    regularizer: tf.Tensor
-    gradient_norm: tf.Tensor
+    gradient: list[tf.Tensor | None]
     outputs: tf.Tensor
-    changes: list[tf.Tensor] | None = None
+    logs: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)

@@ -33,15 +33,15 @@ class SubBatches:
         self,
         terms: Callable[[tf.Tensor, tf.Tensor], Any],
         zeros: Any,
-        static_sizes: bool,
+        equal_sizes: bool,
     ) -> Any:
-        """Sums up what a function gives for each sub-batch, one after another in one loop.
+        """Sums a function over the sub-batches, one after another in one loop.
 
         Args:
-            terms: Takes the index i of a sub-batch, and where in the mini-batch its examples are
-                (int32, shape (|B_i|,)); returns a structure of tensors.
+            terms: Takes the index i of a sub-batch, and the positions of its examples in the
+                mini-batch (int32, shape (|B_i|,)); returns a structure of tensors.
             zeros: The structure to start from.
-            static_sizes: Whether |B_i| must not depend on the loop's index, as XLA asks: then
+            equal_sizes: Whether |B_i| must not depend on the loop's index, as XLA asks: then
                 the larger and the smaller sub-batches have a loop each.
 
         Returns:
@@ -49,7 +49,7 @@ class SubBatches:
         """
         larger = self.remainder
         loops = [(0, self.count, lambda index: self.size + tf.cast(index < larger, tf.int32))]
-        if static_sizes:
+        if equal_sizes:
             # XLA compiles a loop's body even if it never runs: no size may be above |B|.
             above = tf.minimum(self.size + 1, tf.size(self.permutation))
             loops = [
@@ -75,8 +75,8 @@ class SubBatches:
     ) -> Any:
         def body(index: tf.Tensor, sums: Any) -> tuple[tf.Tensor, Any]:
             begin = index * self.size + tf.minimum(index, self.remainder)
-            where = tf.slice(self.permutation, [begin], [size_of(index)])
-            return index + 1, tf.nest.map_structure(_add, sums, terms(index, where))
+            rows = tf.slice(self.permutation, [begin], [size_of(index)])
+            return index + 1, tf.nest.map_structure(_add, sums, terms(index, rows))
 
         _, sums = tf.while_loop(
             lambda index, _: index < end,

@@ -25,9 +25,10 @@ PRIVATE = {
     "_compile_metrics": "unbuilt_metrics",
     "_distributed_dataset": "batch_spec",
     "_flatten_layers": "all_layers",
+    "_get_metrics_result_or_logs": "epoch_logs",
     "_iterations": "num_updates",
     "_keras_history": "output_layer",
-    "_maybe_symbolic_build": "symbolic_build",
+    "_maybe_symbolic_build": "build_from",
 }
 # Methods of Keras that are replaced for a while, by name; those that a class of ours overrides.
 REPLACED = ("_all_reduce_sum_gradients", *keras_private._SYNC_POINTS)
@@ -84,6 +85,12 @@ def test_optimizers_synchronize_where_we_know_of():
 
 
 def test_methods_of_keras_that_are_overridden():
+    hooks = vars(keras_private.TrainerHooks)
+    assert OVERRIDDEN.keys() == {
+        name
+        for name in hooks.keys() & set(dir(keras.Model))
+        if name[1] != "_" and name.startswith("_")
+    }
     for name, arguments in OVERRIDDEN.items():
         assert list(inspect.signature(getattr(keras.Model, name)).parameters) == arguments
 
@@ -92,7 +99,8 @@ def test_our_keras_classes_use_and_hide_no_private_name_of_keras():
     """`self._name` of a Keras model is ours, and Keras has none of that name."""
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     model.compile("sgd", "mse")
-    for module in ("classifier/wrapper.py", "regularizer/model.py", "regularizer/replicas.py"):
+    modules = [f"regularizer/{name}.py" for name in ("step", "fisher", "sam")]
+    for module in ["classifier/wrapper.py", *modules]:
         own = {
             node.attr
             for node in ast.walk(ast.parse((PACKAGE / module).read_text()))
@@ -253,15 +261,15 @@ def test_an_optimizer_that_scales_no_loss_returns_it_itself():
 
 
 def test_tensorflow_takes_dataclasses_apart():
-    from fisher_keras.regularizer.step_types import LossAndGradient, Terms
+    from fisher_keras.regularizer.step_types import LossAndGradient, SubBatchTerms
 
-    terms = Terms(LossAndGradient(tf.constant(1.0), [tf.constant(2.0), tf.constant(3.0)]))
+    terms = SubBatchTerms(LossAndGradient(tf.constant(1.0), [tf.constant(2.0), tf.constant(3.0)]))
     double = tf.function(lambda t: tf.nest.map_structure(lambda v: 2 * v, t), autograph=False)
     for result in (
         double(terms),
         tf.while_loop(lambda t: t.regularizer.loss < 2, lambda t: (double(t),), (terms,))[0],
         tf.function(lambda p: tf.cond(p, lambda: double(terms), lambda: terms))(tf.constant(True)),
     ):
-        assert isinstance(result, Terms)
+        assert isinstance(result, SubBatchTerms)
         assert result.loss is None
         assert [float(v) for v in tf.nest.flatten(result)] == [2.0, 4.0, 6.0]

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from gradient_norm_penalty import GradientNormPenalty
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.regularizer import algorithm
@@ -430,6 +431,20 @@ def test_sharpness_aware_training_is_that_of_one_device(floatx, count, adaptive)
     alone = model(batch_norm)
     histories = fit(mine, count, 16), fit(alone, count, 16)
     assert_equal_training(alone, mine, histories, floatx, f"SAM, {count} examples")
+
+
+def test_another_method_on_replicas_is_that_of_one_device(float64):
+    """By its base class alone."""
+
+    def model():
+        penalized = GradientNormPenalty(network("synchronized"), strength=0.5, step_length=0.1)
+        return compiled(penalized)
+
+    with STRATEGY.scope():
+        mine = model()
+    alone = model()
+    histories = fit(mine, 31, 16), fit(alone, 31, 16)
+    assert_equal_training(alone, mine, histories, "float64", "gradient norm")
 
 
 def test_replicas_split_their_shares_differently(float64):

@@ -7,11 +7,17 @@ from closed_forms import algorithm_1, softmax_regression, softmax_regression_hes
 
 from fisher_keras.regularizer.algorithm import (
     EQUATION_6,
+    Settings,
     finite_difference,
     hessian_vector_product,
     regularized_step,
 )
-from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient, Step, Terms
+from fisher_keras.regularizer.step_types import (
+    BatchLoss,
+    LossAndGradient,
+    RegularizedStep,
+    SubBatchTerms,
+)
 from fisher_keras.regularizer.sub_batches import split_batch
 
 NUM_CLASSES = 3
@@ -182,10 +188,10 @@ class SoftmaxRegression:
     def zero_terms(self, weights, state, shared):
         nothing = LossAndGradient(tf.zeros((), tf.float64), [tf.zeros_like(w) for w in weights])
         if not shared:
-            return Terms(nothing)
+            return SubBatchTerms(nothing)
         outputs = tf.zeros([self.batch_size, 1], tf.int32)
         changes = [tf.zeros_like(value) for value in state]
-        return Terms(nothing, BatchLoss(nothing.loss, nothing.gradient, outputs, changes))
+        return SubBatchTerms(nothing, BatchLoss(nothing.loss, nothing.gradient, outputs, changes))
 
 
 def parts_of(batch_size, num_sub_batches, seed):
@@ -202,26 +208,23 @@ def test_a_step_equals_the_closed_form(batch_size, num_sub_batches, shared, name
     x, labels = examples(batch_size)
     weights, state = weights_at(1), [tf.constant(0.5), tf.constant(7)]
     alpha, beta, seed = 0.3, 2.0, tf.constant([5, 0], tf.int64)
-    objective = SoftmaxRegression(x, labels)
+    losses = SoftmaxRegression(x, labels)
 
-    def step_at(weights, clip_norm, static_sizes):
+    def step_at(weights, clip_norm, equal_sizes):
         loss = None
         if not shared:
             whole = cross_entropy(x, labels, factor=2)(weights)
             loss = BatchLoss(whole.loss, whole.gradient, tf.constant([[0]]))
-        return regularized_step(
-            objective,
-            weights,
-            state,
-            loss,
+        settings = Settings(
             alpha=alpha,
-            beta=tf.constant(beta, tf.float64) if static_sizes else beta,
+            beta=tf.constant(beta, tf.float64) if equal_sizes else beta,
             num_sub_batches=num_sub_batches,
             clip_norm=clip_norm,
             equation_6=EQUATION_6[name],
             seed=seed,
-            static_sizes=static_sizes,
+            equal_sizes=equal_sizes,
         )
+        return regularized_step(losses, weights, state, loss, settings)
 
     parts = parts_of(batch_size, num_sub_batches, seed)
     # L is twice L~: the same as half the beta, and all of it twice.
@@ -237,15 +240,15 @@ def test_a_step_equals_the_closed_form(batch_size, num_sub_batches, shared, name
     )
     gradient = [2 * g for g in gradient]
     norm = np.sqrt(sum(np.sum(g**2) for g in gradient))
-    for clip_norm, static_sizes in ((None, False), (0.25 * norm, True), (4 * norm, False)):
+    for clip_norm, equal_sizes in ((None, False), (0.25 * norm, True), (4 * norm, False)):
         step = run(lambda w, *options: step_at(w, *options))(
-            [tf.constant(w) for w in weights], clip_norm, static_sizes
+            [tf.constant(w) for w in weights], clip_norm, equal_sizes
         )
-        assert isinstance(step, Step)
+        assert isinstance(step, RegularizedStep)
         np.testing.assert_allclose(step.loss, 2 * loss)
         np.testing.assert_allclose(step.regularizer, regularizer)
         np.testing.assert_allclose(step.gradient_norm, norm)
-        factor = 0.25 if static_sizes else 1.0
+        factor = 0.25 if equal_sizes else 1.0
         assert_close(step.gradient, [factor * g for g in gradient])
         if not shared:
             assert step.changes is None
@@ -260,15 +263,11 @@ def test_a_step_equals_the_closed_form(batch_size, num_sub_batches, shared, name
 
 def test_weights_that_the_loss_does_not_depend_on_have_no_gradient():
     x, labels = examples(6)
-    objective = SoftmaxRegression(x, labels)
+    losses = SoftmaxRegression(x, labels)
     weights = [tf.constant(w) for w in weights_at(1)]
     whole = cross_entropy(x, labels)(weights)
     loss = BatchLoss(whole.loss, [whole.gradient[0], None], tf.constant([[0]]))
-    step = regularized_step(
-        objective,
-        weights,
-        [],
-        loss,
+    settings = Settings(
         alpha=0.1,
         beta=1.0,
         num_sub_batches=2,
@@ -276,5 +275,6 @@ def test_weights_that_the_loss_does_not_depend_on_have_no_gradient():
         equation_6=finite_difference,
         seed=tf.constant([1, 2], tf.int64),
     )
+    step = regularized_step(losses, weights, [], loss, settings)
     assert step.gradient[1] is None
     np.testing.assert_allclose(tf.norm(step.gradient[0]), 1e-3)

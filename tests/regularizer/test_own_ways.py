@@ -7,7 +7,7 @@ import scipy.sparse
 import tensorflow as tf
 from closed_forms import algorithm_1
 
-from fisher_keras import FisherRegularizedModel
+from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.regularizer.sub_batches import split_batch
 
 NUM_CLASSES = 3
@@ -146,6 +146,41 @@ def test_without_the_regularizer_its_losses_and_metrics_are_those_of_keras(make)
     assert_same_weights(models[0], models[1].model)
 
 
+def test_sharpness_aware_minimization_descends_its_loss(float64):
+    """A step to w + epsilon and a step from w, both of three times Keras' loss."""
+    x, y = data()
+    model = SharpnessAwareModel(network(OwnLoss), rho=0.3)
+    model.compile(keras.optimizers.SGD(1.0), sparse_loss(), jit_compile=False)
+    reference = network()
+    variables, before = reference.trainable_variables, reference.get_weights()
+
+    def own_loss():
+        with tf.GradientTape() as tape:
+            outputs = reference(x)
+            loss = 3 * sparse_loss()(y, outputs) + tf.reduce_sum(outputs**2)
+        return loss, tape.gradient(loss, [v.value for v in variables])
+
+    here, gradient = own_loss()
+    norm = tf.linalg.global_norm(gradient)
+    for variable, g in zip(variables, gradient, strict=True):
+        variable.assign_add(0.3 * g / norm)
+    there, gradient = own_loss()
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert logs["loss"] == pytest.approx(float(here))
+    assert logs["sharpness"] == pytest.approx(float(there - here))
+    for now, was, g in zip(model.get_weights(), before, gradient, strict=True):
+        np.testing.assert_allclose(now, was - g, rtol=1e-9, atol=1e-12)
+
+
+def test_sharpness_aware_minimization_evaluates_and_logs_as_keras_does():
+    x, y = data()
+    for make in (OwnLoss, OldLoss, OwnMetrics):
+        model = SharpnessAwareModel(network(make))
+        model.compile("sgd", sparse_loss())
+        expected = plain(network(make)).evaluate(x, y, return_dict=True, verbose=0)
+        assert model.evaluate(x, y, return_dict=True, verbose=0) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("make", [OwnLoss, OldLoss])
 def test_its_loss_is_the_loss_and_not_the_regularizer(float64, make, eager):
@@ -177,13 +212,15 @@ def test_its_loss_is_the_loss_and_not_the_regularizer(float64, make, eager):
 
 
 @pytest.mark.parametrize("step", ["train_step", "test_step", "predict_step"])
-def test_its_steps_would_not_be_used(step):
+@pytest.mark.parametrize("method", [FisherRegularizedModel, SharpnessAwareModel])
+def test_its_steps_would_not_be_used(method, step):
     own = type("Own", (keras.Model,), {step: lambda self, data: {}})
-    with pytest.raises(ValueError, match=rf"Own.{step} would not be used.*Given: "):
-        FisherRegularizedModel(network(own))
+    message = rf"Own.{step} would not be used, for {method.__name__} .*Given: "
+    with pytest.raises(ValueError, match=message):
+        method(network(own))
 
 
-# ---------------------------------------------------------------- several dtypes, and overwriting
+# ---------------------------------------------------------------- several dtypes
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -225,53 +262,13 @@ def test_gradients_of_several_dtypes(shared, clip_norm):
         assert logs[0][name] == pytest.approx(value, rel=0.05), name
 
 
-def float8(hidden=16):
-    model = network(hidden=hidden)
+@pytest.mark.parametrize("method", [FisherRegularizedModel, SharpnessAwareModel])
+def test_float8_is_refused(method):
+    model = network()
     for layer in model.layers[1:]:
         layer.quantize("float8")
-    return model
-
-
-@pytest.mark.parametrize("scheduled", [False, True])
-def test_variables_that_are_overwritten_are_no_weights(scheduled):
-    x, y = data(16)
-    twin, model = plain(float8()), float8()
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([99], [0.0, 1.0])
-    wrapped = compiled(
-        model,
-        beta=schedule if scheduled else 0,
-        clip_norm=1e-3,
-        gradient="hessian_vector_product",
-    )
-    for m in (twin, wrapped):
-        m.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
-    assert_same_weights(twin, model)
-    model, twin = float8(), float8()
-
-    @tf.function
-    def gradient():
-        with tf.GradientTape() as tape:
-            loss = sparse_loss()(y, twin(x, training=True))
-        weights = [v for v in twin.trainable_variables if not v.overwrite_with_gradient]
-        return tape.gradient(loss, weights)
-
-    wrapped = compiled(
-        model, num_sub_batches=1, gradient="hessian_vector_product", clip_norm=1e-3, beta=1e-30
-    )
-    squares = float(tf.linalg.global_norm(gradient())) ** 2
-    logs = wrapped.train_on_batch(x, y, return_dict=True)
-    assert logs["fisher_trace"] == pytest.approx(squares, rel=1e-4)
-    assert logs["gradient_norm"] == pytest.approx(squares**0.5, rel=1e-4)
-    plain(twin, optimizer=keras.optimizers.SGD(0.1, global_clipnorm=1e-3)).train_on_batch(x, y)
-    assert_same_weights(model, twin)
-
-
-def test_float8_has_no_finite_difference_and_no_shared_gradients():
-    with pytest.raises(ValueError, match=r"float8.*hessian_vector_product"):
-        compiled(float8())
-    model = compiled(float8(), gradient="hessian_vector_product", share_gradients=True)
-    with pytest.raises(ValueError, match=r"share_gradients=False.*Given: "):
-        model.train_on_batch(*data())
+    with pytest.raises(ValueError, match=r"^Models in float8 are not supported.*Given: .*float8"):
+        method(model).compile("sgd", sparse_loss())
 
 
 # ------------------------------------------------------------------- inputs, outputs and losses

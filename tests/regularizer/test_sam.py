@@ -127,8 +127,8 @@ def test_weights_without_a_gradient_stay(float64):
     weights = [tf.constant([1.0, -2.0], tf.float64), tf.constant([3.0], tf.float64)]
     zero = tf.zeros(2, tf.float64)
     for gradient in ([zero, None], [zero, tf.zeros(1, tf.float64)]):
-        assert_equal(sam.sharpest(weights, gradient, 0.1, False), weights)
-    moved = sam.sharpest(weights, [tf.constant([3.0, 4.0], tf.float64), None], 0.1, False)
+        assert_equal(sam.perturbed_weights(weights, gradient, 0.1, False), weights)
+    moved = sam.perturbed_weights(weights, [tf.constant([3.0, 4.0], tf.float64), None], 0.1, False)
     assert_close(moved, [[1.06, -1.92], [3.0]])
 
 

@@ -1,5 +1,9 @@
 """Arithmetic of gradients whose parts may have several dtypes, or be None."""
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -45,4 +49,41 @@ def clip(gradient: list, clip_norm: float | tf.Tensor, norm: tf.Tensor) -> list:
     """
     # inf - inf is NaN.
     scale = 1 / tf.maximum(norm / in_dtype(clip_norm, norm.dtype), 1) + (norm - norm)
-    return [None if g is None else g * tf.cast(scale, g.dtype) for g in gradient]
+    return map_parts(lambda g: g * tf.cast(scale, g.dtype), gradient)
+
+
+def map_parts(function: Callable[[Any], Any], gradient: list) -> list:
+    """Returns a function of each part of a gradient; None stays None."""
+    return [None if g is None else function(g) for g in gradient]
+
+
+def with_zeros(gradient: list, weights: list) -> list:
+    """Returns a gradient that is zero instead of None where a weight has no influence."""
+    return [tf.zeros_like(w) if g is None else g for g, w in zip(gradient, weights, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossScale:
+    """The factor by which an optimizer wants losses scaled, so that half precision can hold them.
+
+    Attributes:
+        factor: Scalar; None stands for 1.
+    """
+
+    factor: tf.Tensor | None
+
+    @classmethod
+    def of(cls, optimizer: keras.optimizers.Optimizer) -> "LossScale":
+        """Returns the factor that an optimizer divides by at present."""
+        one = tf.ones(())
+        factor = optimizer.scale_loss(one)
+        return cls(None if factor is one else factor)
+
+    def times(self, tensor: Any) -> Any:
+        """Returns a loss, or a part of a gradient, times the factor."""
+        return tensor if self.factor is None else tensor * tf.cast(self.factor, tensor.dtype)
+
+    def remove(self, tensor: Any) -> tf.Tensor:
+        """Returns a dense tensor that is divided by the factor."""
+        dense = tf.convert_to_tensor(tensor)
+        return dense if self.factor is None else dense / tf.cast(self.factor, dense.dtype)

@@ -1,0 +1,121 @@
+"""Mini-batches and sub-batches of labelled examples."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from fisher_keras.regularizer.step_types import Structure
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch(Structure):
+    """Labelled examples as Keras gives them.
+
+    Attributes:
+        x: Inputs, a tensor with a row for each example or a structure of such tensors.
+        y: Labels, as the compiled loss takes them.
+        sample_weight: Weights of the examples, shape (B,), or None.
+    """
+
+    x: Any
+    y: Any
+    sample_weight: Any = None
+
+    def size(self) -> tf.Tensor:
+        """Returns the number of examples, int32 scalar."""
+        return tf.shape(keras.tree.flatten(self.x)[0])[0]
+
+    def rows(self, index: tf.Tensor) -> "Batch":
+        """Returns the examples in some rows.
+
+        Args:
+            index: The rows, int32, shape (R,).
+        """
+        return Batch(*keras.tree.map_structure(lambda t: _gather(t, index), self._fields()))
+
+    def signature(self) -> tuple:
+        """Returns shapes and dtypes of everything but for the number of examples."""
+        leaves = keras.tree.flatten(self._fields())
+        return tuple(None if t is None else (*t.shape[1:], t.dtype) for t in leaves)
+
+    def padded_to_one(self) -> "Batch":
+        """Returns the batch; if it is empty, one example of zeros."""
+        missing = tf.maximum(1 - self.size(), 0)
+        return Batch(*keras.tree.map_structure(lambda t: _padded(t, missing), self._fields()))
+
+    def _fields(self) -> tuple:
+        return self.x, self.y, self.sample_weight
+
+
+@dataclasses.dataclass(frozen=True)
+class SubBatch(Structure):
+    """A sub-batch B_i.
+
+    Attributes:
+        batch: Its examples.
+        rows: Their positions in the mini-batch, int32, shape (|B_i|,).
+        state: Values of the model's non-trainable variables, with seeds of its own.
+    """
+
+    batch: Batch
+    rows: tf.Tensor
+    state: list[tf.Tensor]
+
+    def in_mini_batch(self, outputs: tf.Tensor, batch_size: tf.Tensor) -> tf.Tensor:
+        """Returns outputs in the rows of their examples in the mini-batch, 0 in the others."""
+        shape = [batch_size, *outputs.shape[1:]]
+        return tf.scatter_nd(self.rows[:, tf.newaxis], outputs, shape)
+
+
+def only_tensor(structure: Any) -> tf.Tensor:
+    """Returns the one tensor of a structure, as labels may come by the name of their output."""
+    return keras.tree.flatten(structure)[0]
+
+
+def specs_of_any_size(examples: Any) -> Any:
+    """Returns the specifications of a structure of tensors with any number of rows."""
+
+    def spec(tensor: Any) -> tf.TypeSpec:
+        kind = tf.SparseTensorSpec if isinstance(tensor, tf.SparseTensor) else tf.TensorSpec
+        return kind([None, *tensor.shape[1:]], tensor.dtype)
+
+    return tf.nest.map_structure(spec, examples)
+
+
+def trace_and_discard(function: Callable, *arguments: Any) -> None:
+    """Traces a function of specifications, and throws the graph away."""
+    tf.function(function, autograph=False).get_concrete_function(*arguments)
+
+
+def _gather(values: Any, rows: tf.Tensor) -> Any:
+    """Returns rows of a tensor, which may be sparse."""
+    if not isinstance(values, tf.SparseTensor):
+        return None if values is None else tf.gather(values, rows)
+    size = tf.size(rows)
+    # For each old row its new one, counted from 1; 0 for a row that is left out.
+    new_row = tf.scatter_nd(
+        tf.cast(rows, tf.int64)[:, None], tf.range(1, size + 1), values.dense_shape[:1]
+    )
+    new_row = tf.gather(new_row, values.indices[:, 0])
+    kept = new_row > 0
+    indices = tf.concat([tf.cast(new_row, tf.int64)[:, None] - 1, values.indices[:, 1:]], axis=1)
+    shape = tf.concat([tf.cast(size, tf.int64)[None], values.dense_shape[1:]], axis=0)
+    found = tf.SparseTensor(
+        tf.boolean_mask(indices, kept), tf.boolean_mask(values.values, kept), shape
+    )
+    return tf.sparse.reorder(found)
+
+
+def _padded(values: Any, missing: tf.Tensor) -> Any:
+    """Returns a tensor, which may be sparse, with rows of zeros added."""
+    if values is None:
+        return None
+    if isinstance(values, tf.SparseTensor):
+        rows = values.dense_shape[:1] + tf.cast(missing, tf.int64)
+        shape = tf.concat([rows, values.dense_shape[1:]], axis=0)
+        return tf.SparseTensor(values.indices, values.values, shape)
+    rows = [[0, missing], *([[0, 0]] * (len(values.shape) - 1))]
+    return tf.pad(values, rows)

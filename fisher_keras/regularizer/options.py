@@ -1,0 +1,82 @@
+"""Public attributes of a training method, checked and saved."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from fisher_keras.arguments import real_number
+
+
+class Option:
+    """An attribute of a model that is checked whenever it is set, and saved with the model.
+
+    The argument of the constructor must have the same name.
+
+    Examples:
+        >>> class Method:
+        ...     rho = Option(lambda name, value: real_number(name, value, above=0))
+        >>> method = Method()
+        >>> method.rho = 1
+        >>> method.rho
+        1.0
+    """
+
+    def __init__(self, check: Callable[[str, Any], Any]) -> None:
+        """Makes an attribute.
+
+        Args:
+            check: Takes its name and a value that is given; returns the value to keep, or raises
+                a ValueError.
+        """
+        self._check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Takes the name of the attribute."""
+        self._name = name
+
+    def __get__(self, model: Any, owner: type) -> Any:
+        """Returns the value; of the class, this object."""
+        if model is None:
+            return self
+        if self._name not in vars(model):
+            raise AttributeError(self._name)
+        return vars(model)[self._name]
+
+    def __set__(self, model: Any, value: Any) -> None:
+        """Checks a value and keeps it."""
+        vars(model)[self._name] = self._check(self._name, value)
+
+
+def names_of_options(kind: type) -> list[str]:
+    """Returns the names of a class' options, those of its bases first."""
+    classes = reversed(kind.__mro__)
+    return [name for c in classes for name, value in vars(c).items() if isinstance(value, Option)]
+
+
+def positive(name: str, value: Any) -> float:
+    """Returns a number greater than 0, or raises a ValueError."""
+    return real_number(name, value, above=0)
+
+
+def positive_or_none(name: str, value: Any) -> float | None:
+    """Returns None, or a number greater than 0, or raises a ValueError."""
+    return None if value is None else real_number(f"{name}, if it is not None,", value, above=0)
+
+
+def number_or_schedule(name: str, value: Any) -> Any:
+    """Returns a Keras schedule, or a number that is 0 or greater, or raises a ValueError."""
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        return value
+    return real_number(f"{name}, if it is no LearningRateSchedule,", value, least=0)
+
+
+def one_of(*choices: Any) -> Callable[[str, Any], Any]:
+    """Returns the check that a value is one of some choices."""
+
+    def check(name: str, value: Any) -> Any:
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {choices}. Given: {name}={value!r}.")
+        return value
+
+    return check

@@ -1,0 +1,255 @@
+"""The base of training methods: everything that Keras asks of a model with a step of its own."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fisher_keras.classifier import stateless
+from fisher_keras.classifier.wrapper import ClassifierWrapper
+from fisher_keras.devices import count_processes
+from fisher_keras.graph import keras_private
+from fisher_keras.regularizer.arithmetic import clip, global_norm, map_parts
+from fisher_keras.regularizer.batches import Batch
+from fisher_keras.regularizer.losses import BatchLosses
+from fisher_keras.regularizer.options import names_of_options
+from fisher_keras.regularizer.replicas import (
+    Replica,
+    check_in_scope,
+    check_replicas,
+    replica_logs,
+    synchronized_layers,
+)
+from fisher_keras.regularizer.step_types import Step
+from fisher_keras.regularizer.traces import check_whole_batch
+
+
+class NanMean(keras.metrics.Mean):
+    """Mean of the values that are not NaN; NaN if there is none."""
+
+    def update_state(self, value: tf.Tensor) -> None:
+        """Adds the value of a step."""
+        known = ~tf.math.is_nan(value)
+        super().update_state(tf.where(known, value, 0), sample_weight=tf.cast(known, value.dtype))
+
+    def result(self) -> tf.Tensor:
+        """Returns the mean so far."""
+        return self.total / self.count
+
+
+class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
+    """A Keras classifier trained by steps that need gradients at several weights.
+
+    A method is a subclass with a `step`, its `Option`s (whatever the constructor takes besides
+    the classifier and a name) and the names of its `training_logs`. All else is done here: the
+    data, the checks of what the classifier overrides, replicas, moving statistics, loss scaling,
+    the optimizer, logs, saving.
+
+    Attributes:
+        model: The plain Keras classifier, to be saved, evaluated or served without this class.
+        training_logs: Names of the logs that are of training alone.
+    """
+
+    training_logs: tuple[str, ...] = ()
+    # Refuses a classifier that `step` cannot evaluate at other weights.
+    check_losses = staticmethod(check_whole_batch)
+
+    def __init__(self, model: keras.Model, name: str | None = None) -> None:
+        """Wraps a classifier.
+
+        Args:
+            model: A Keras classifier with one output.
+            name: Name of the model.
+
+        Raises:
+            ValueError: See `ClassifierWrapper`.
+        """
+        super().__init__(model, name)
+        self._checked: frozenset[tuple] = frozenset()
+        self._log_trackers = [NanMean(name=log) for log in self.training_logs]
+
+    # -------------------------------------------------------------------- what a method defines
+
+    def step(self, losses: BatchLosses) -> Step:
+        """Returns the step of the method on a mini-batch.
+
+        Args:
+            losses: L and L~ on the mini-batch, at any weights.
+
+        Returns:
+            Loss, gradient and logs of all replicas.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no step(losses).")
+
+    def optimizer_step(self, losses: BatchLosses) -> Step:
+        """Returns `step` with its gradient scaled as the optimizer wants it."""
+        self.check_once(losses)
+        step = self.step(losses)
+        gradient = map_parts(losses.scale().times, step.gradient)
+        return dataclasses.replace(step, gradient=gradient)
+
+    def losses_of(self, batch: Batch) -> BatchLosses:
+        """Returns the losses that `step` takes, on a mini-batch."""
+        return BatchLosses.of(self, batch)
+
+    def check_once(self, losses: BatchLosses) -> None:
+        """Calls `check_losses` for the first batch of each signature."""
+        signature = losses.batch.signature()
+        if signature not in self._checked:
+            self.check_losses(losses)
+            self._checked |= {signature}
+
+    def statistics_weight(self, losses: BatchLosses) -> tf.Tensor | None:
+        """Returns the weight of this replica's moving statistics; None for a single replica."""
+        weights = losses.replica_weights
+        return None if weights is None else weights.examples
+
+    def accumulated_clip_norm(self) -> float | tf.Tensor | None:
+        """Returns the norm to clip a sum of several gradients to; None for not at all."""
+        return None
+
+    def sums_gradients(self) -> bool:
+        """Returns whether an update has the sum of several replicas' or steps' gradients."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return bool(optimizer.gradient_accumulation_steps) or Replica.current().count > 1
+
+    # ------------------------------------------------------------------------------ Keras' steps
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Does one step and returns the logs."""
+        batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
+        self.prepare(batch)
+        losses = self.losses_of(batch)
+        replica = losses.replica
+        statistics = replica.statistics(self.model)
+        before = stateless.values(statistics)
+        step = self.optimizer_step(losses)
+        replica.average_updates(statistics, before, self.statistics_weight(losses))
+        self._update(replica, step.gradient)
+        for tracker in self._log_trackers:
+            tracker.update_state(step.logs[tracker.name])
+        loss_tracker = next(metric for metric in self.metrics if metric.name == "loss")
+        loss_tracker.update_state(step.loss, sample_weight=batch.size())
+        # A replica without examples has one of zeros.
+        outputs = step.outputs[: batch.size()] if replica.count > 1 else step.outputs
+        logs = self.compute_metrics(batch.x, batch.y, outputs, sample_weight=batch.sample_weight)
+        return replica_logs(logs)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Evaluates one batch as Keras does; logs of training alone are left out."""
+        logs = super().test_step(data)
+        return replica_logs({n: v for n, v in logs.items() if n not in self.training_logs})
+
+    def prepare(self, batch: Batch) -> None:
+        """Builds what is not built, and refuses what cannot be trained.
+
+        Args:
+            batch: A mini-batch.
+
+        Raises:
+            ValueError: If there are no trainable variables, or see `check_replicas`.
+        """
+        if not keras_private.is_built(self.model):
+            self.compute_output_spec(stateless.symbolic(batch.x))
+        if not stateless.weights(self):
+            raise ValueError(
+                f"The model {self.model.name!r} has no trainable variables: nothing can be "
+                "trained. Set layer.trainable = True for some, and compile again."
+            )
+        check_replicas(self)
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1 and synchronized_layers(self):
+            tf.debugging.assert_positive(
+                batch.size(),
+                "A replica got no example of a mini-batch, and "
+                "BatchNormalization(synchronized=True) takes its moments over all. Give batches "
+                "of one size, by drop_remainder=True.",
+            )
+
+    def _update(self, replica: Replica, gradient: list) -> None:
+        """Updates the weights, and clips a sum of gradients before."""
+        clipping = contextlib.nullcontext()
+        clip_norm = self.accumulated_clip_norm() if self.sums_gradients() else None
+        if clip_norm is not None:
+            clipping = keras_private.clipping(
+                self.optimizer, lambda g: clip(g, clip_norm, global_norm(g))
+            )
+        with clipping:
+            replica.apply(self.optimizer, gradient, self.trainable_weights)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Configures training; the arguments are those of `keras.Model.compile`."""
+        super().compile(*args, **kwargs)
+        stateless.weights(self)  # Refuses float8.
+        self._checked = frozenset()
+
+    # ------------------------------------------------------------------------ saving, and the rest
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments that make this model again."""
+        config = {"model": keras.saving.serialize_keras_object(self.model)}
+        for option in names_of_options(type(self)):
+            value = getattr(self, option)
+            simple = value is None or isinstance(value, (bool, int, float, str))
+            config[option] = value if simple else keras.saving.serialize_keras_object(value)
+        return {**config, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "TrainingMethod":
+        """Makes a model from the result of `get_config`."""
+        return cls(
+            **{
+                name: keras.saving.deserialize_keras_object(value)
+                if isinstance(value, dict)
+                else value
+                for name, value in config.items()
+            }
+        )
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes Keras' function of a training step, and the optimizer's variables before it."""
+        ready = keras_private.is_built(self.model) and self.trainable_variables
+        if ready and self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
+    def epoch_logs(self, logs: Any) -> Any:
+        """Returns the metrics that are in the logs of an epoch's last step."""
+        # Unless all metrics are in them, Keras takes the last step's logs, a mean of what each
+        # replica has seen, however little.
+        found = self.get_metrics_result()
+        if not isinstance(logs, dict) or not logs.keys() <= found.keys():
+            return logs
+        return {name: found[name] for name in logs}
+
+    def build_from(self, iterator: Any, data_batch: Any) -> None:
+        """Builds as Keras does, and what a step would make: that would be traced twice."""
+        # Keras' own takes the batches of several workers for tensors.
+        strategy = self.distribute_strategy
+        check_in_scope(self, strategy)
+        if iterator is not None and count_processes(strategy) > 1:
+            _, _, batches = next(iter(iterator))
+            local = strategy.experimental_local_results
+            data_batch = tf.nest.map_structure(lambda batch: local(batch)[0], next(batches))
+            iterator = None
+        super().build_from(iterator, data_batch)
+        built, metrics = keras_private.is_built(self.model), keras_private.unbuilt_metrics(self)
+        if built and metrics is None:
+            return
+        batch = keras_private.batch_spec(iterator, data_batch)
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        if not all(map(_is_known, keras.tree.flatten((x, y)))):
+            return
+        # Of a functional model that is built, this computes nothing.
+        outputs = (self.model if built else self).compute_output_spec(stateless.symbolic(x))
+        if metrics is not None:
+            metrics.build(stateless.symbolic(y), outputs)
+
+
+def _is_known(tensor: Any) -> bool:
+    """Returns whether the shape and dtype of a dense tensor are known."""
+    if isinstance(tensor, (np.ndarray, tf.Tensor, tf.TensorSpec)):
+        return tf.TensorShape(tensor.shape).rank is not None
+    return False

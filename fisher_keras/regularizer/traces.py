@@ -1,0 +1,67 @@
+"""Properties of a classifier's losses that are established once for each signature of a batch.
+
+Graphs are traced for that and thrown away: nothing is computed, and nothing changes.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+from fisher_keras.classifier.batch_axis import call_graph
+from fisher_keras.regularizer import preconditions
+from fisher_keras.regularizer.batches import specs_of_any_size, trace_and_discard
+from fisher_keras.regularizer.losses import BatchLosses
+
+
+def check_whole_batch(losses: BatchLosses) -> None:
+    """Refuses a classifier for which L at other weights would not be what it says.
+
+    Raises:
+        ValueError: See `fisher_keras.regularizer.preconditions`.
+    """
+    if tf.executing_eagerly():  # In a graph, the step itself is traced next.
+        trace_and_discard(losses.part_at, losses.weights)
+
+
+def check_sub_batches(losses: BatchLosses) -> None:
+    """Refuses a classifier for which L~ of sub-batches would not be what it says.
+
+    Raises:
+        ValueError: If its outputs are not those of a classifier, or see
+            `fisher_keras.regularizer.preconditions`.
+    """
+    classifier = losses.model.model
+    preconditions.check_layers(classifier)
+
+    def call(x: Any) -> None:
+        with losses.replica.local_batch_norm(classifier):
+            outputs = preconditions.check_calls(lambda: losses.model(x, training=True), classifier)
+        losses.cross_entropy.check_shape(outputs)
+
+    with tf.init_scope():
+        trace_and_discard(call, specs_of_any_size(losses.batch.x))
+    if tf.executing_eagerly():  # In a graph, the step itself is traced next.
+        rows = tf.range(losses.batch_size)
+        sub_batch = losses.sub_batch(tf.constant(0), rows, losses.state)
+        with preconditions.second_derivatives():
+            trace_and_discard(losses.hard_label_loss, sub_batch, losses.weights)
+
+
+def decomposes_over_examples(losses: BatchLosses) -> bool:
+    """Returns whether L(B, w) is the mean of the examples' L~, whatever the sub-batches.
+
+    That is so where the compiled loss is L~ but for penalties, and the classifier has neither
+    a state nor random numbers, and takes each example by itself.
+    """
+    classifier = losses.model.model
+    if losses.replica_weights is not None or not losses.cross_entropy.equals_compiled_loss:
+        return False
+    if classifier.non_trainable_variables:
+        return False
+    specs = specs_of_any_size(losses.batch.x)
+    if not call_graph(classifier, specs, training=True).independent:
+        return False
+    gradient, penalties = losses.ordinary_gradient()
+    # An optimizer leaves a weight alone that the loss does not depend on; it would not, were
+    # the gradient 0 instead of None.
+    return not penalties and all(derivative is not None for derivative in gradient)
