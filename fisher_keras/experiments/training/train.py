@@ -28,7 +28,7 @@ from fisher_keras.experiments.training.training_callbacks import (
     finished_epochs,
 )
 from fisher_keras.experiments.training.workers import Workers
-from fisher_keras.metrics.loss_and_errors import evaluate_fit
+from fisher_keras.metrics.loss_and_errors import evaluate_data_loss
 from fisher_keras.models import RECIPES, learning_rate_at
 
 __all__ = ["TrainingConfig", "TrainingDivergedError", "train"]
@@ -258,7 +258,7 @@ class _Training:
 
         def excess_loss() -> float:
             # The others need not round as the chief does, but must stop where it stops.
-            loss = evaluate_fit(classifier, trained_on).excess_loss if workers.is_chief else 0.0
+            loss = evaluate_data_loss(classifier, trained_on).excess_loss if workers.is_chief else 0.0
             return workers.from_chief(loss)
 
         steps = self.data.steps_per_epoch
@@ -295,11 +295,11 @@ def _evaluate(
     classifier: Classifier, data: TrainingData, part: str, label_smoothing: float
 ) -> dict[str, float]:
     """Returns loss and errors on a part of the data, in inference mode."""
-    fit = evaluate_fit(classifier, data.labelled(part), part)
+    fit = evaluate_data_loss(classifier, data.labelled(part), part)
     smoothed = fit
     if label_smoothing:
         labels = data.labelled(part, label_smoothing=label_smoothing)
-        smoothed = evaluate_fit(classifier, labels, part)
+        smoothed = evaluate_data_loss(classifier, labels, part)
     return {
         "loss": smoothed.loss + float(sum(classifier.model.losses)),
         "cross_entropy": fit.loss,

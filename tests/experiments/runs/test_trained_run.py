@@ -36,13 +36,13 @@ def training(**changes):
 
 def test_images_of_a_report_do_not_pass_again(tmp_path, monkeypatch):
     passed = []
-    original = module.evaluate_fit
+    original = module.evaluate_data_loss
 
     def counted(classifier, labelled, name):
         passed.append((name, len(labelled)))
         return original(classifier, labelled, name)
 
-    monkeypatch.setattr(module, "evaluate_fit", counted)
+    monkeypatch.setattr(module, "evaluate_data_loss", counted)
     run = trained_run("test", training(confusion_size=30, epochs=1), METRICS, "label")
     result = execute(run, tmp_path, data_dir=None, download=False)
     assert passed == [("confusion", 30)]
