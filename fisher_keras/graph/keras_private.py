@@ -150,6 +150,18 @@ def seed_states(model: keras.Model) -> list[keras.Variable]:
     return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
 
 
+def moves_seeds(scope: keras.StatelessScope, model: keras.Model) -> bool:
+    """Returns whether a call of a model moved seeds, its own or that which all layers share.
+
+    Args:
+        scope: The scope of the call.
+        model: The model.
+    """
+    # What a scope has been assigned has no public name but that of each variable in turn.
+    state = {id(v) for v in model.variables} - {id(v) for v in seed_states(model)}
+    return bool(scope.state_mapping.keys() - state)
+
+
 def with_own_seeds(
     model: keras.Model, state: list[tf.Tensor], index: tf.Tensor
 ) -> list[tf.Tensor]:

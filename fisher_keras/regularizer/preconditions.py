@@ -23,6 +23,7 @@ from fisher_keras.graph.operations import (
     is_random,
     layer_of,
     nodes,
+    runs_python,
     sources,
     traced_operations,
 )
@@ -111,7 +112,7 @@ def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> 
     """
     check_variables(operations, model)
     for operation, node in nodes(operations):
-        if is_random(node):
+        if is_random(node) or runs_python(node):
             raise ValueError(
                 "Training evaluates the model with the same random numbers at several weights, "
                 f"and those of {node.op} cannot be repeated. Draw them with keras.random and a "
