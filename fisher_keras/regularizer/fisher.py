@@ -364,10 +364,7 @@ def _check_precision(model: keras.Model, alpha: float) -> None:
     coarse = coarse_formats(model)
     if not coarse:
         return
-    name = coarse.pop()
-    remedy = "train in float32"
-    if name == "TensorFloat-32":
-        remedy = "call tf.config.experimental.enable_tensor_float_32_execution(False)"
+    name, remedy = coarse.popitem()
     raise ValueError(
         f"gradient='finite_difference' cannot be used with a model that computes in {name}: w and "
         f"w - alpha g_i (alpha={alpha:g}) give losses and gradients that are equal to within its "
