@@ -51,6 +51,7 @@ def robustness(
     classifier = as_classifier(model, from_logits, normalize_logits)
     batch_size = whole_number("batch_size", batch_size, least=1)
     count_examples(x)
+    x = keras.tree.map_structure(np.asarray, x)
     classifier.build(x)
     return float(np.mean(classifier.cached(squared_jacobian_norms)(x, batch_size)))
 
@@ -147,8 +148,9 @@ def _relative_jacobian(
                 f"none by inputs of {', '.join(g.dtype.name for g in inputs)}, as for an "
                 "Embedding. Leave the metric out for this model."
             )
-        flat = [tf.reshape(g, [size, -1]) for g in gradients if g is not None]
-        return tf.cast(tf.concat(flat, axis=1), tf.float64)
+        # Inputs may differ in dtype.
+        flat = [tf.cast(tf.reshape(g, [size, -1]), tf.float64) for g in gradients if g is not None]
+        return tf.concat(flat, axis=1)
 
     # One class after the other: memory for the activations' gradients of one.
     rows = map_sequentially(
