@@ -135,6 +135,22 @@ class SparseRows:
         return tf.reshape(tables, [count, rows, entries])
 
 
+def together(parts: list[Factored]) -> Factored:
+    """Returns the sum of gradients that are factored in the same way, over all their positions.
+
+    As a sum of explicit gradients it would take the memory of all of them.
+    """
+    count, _, rows, columns = parts[0].size
+
+    def make_factors() -> tuple[tf.Tensor, tf.Tensor]:
+        factors = zip(*(part.make_factors() for part in parts), strict=True)
+        x, delta = (tf.concat(factor, axis=1) for factor in factors)
+        return x, delta
+
+    length = sum(part.size[1] for part in parts)
+    return Factored((count, length, rows, columns), make_factors, parts[0].restore)
+
+
 Gradients = Explicit | Factored | SparseRows
 
 
