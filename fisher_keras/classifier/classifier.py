@@ -1,8 +1,9 @@
 """A Keras classifier with its logits and cached traced functions."""
 
 import contextlib
+import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -77,7 +78,8 @@ class Classifier:
             self.normalize_logits = real_number("normalize_logits", normalize_logits, above=0)
         self.num_classes: int | None = None
         self._functions: dict[tuple, Callable] = {}
-        self._trace_key: tuple[list, ...] = ()
+        self._trace_key: _TraceKey | None = None
+        self._left_behind: set[tuple[int, str]] = set()
         self._making = threading.RLock()
 
     def build(self, x: Any) -> None:
@@ -116,7 +118,7 @@ class Classifier:
         Returns:
             The tensor to differentiate at, see `fisher_keras.classifier.logits.find_logits`.
         """
-        with self._dropping_changes(x, training):
+        with self._dropping_changes(x, training), self._calling():
             outputs = stateless.call(self.model, x, training)
         found = find_logits(outputs, self.from_logits, self.normalize_logits)
         self.num_classes = max(2, found.values.shape[-1])
@@ -140,12 +142,22 @@ class Classifier:
         )
         graphs = self.cached(_call_graphs)
         if repr(key) not in graphs:
-            graphs[repr(key)] = call_graph(self.model, described, training)
+            with self._calling():
+                graphs[repr(key)] = call_graph(self.model, described, training)
         return graphs[repr(key)]
 
     def _dropping_changes(self, x: Any, training: bool) -> contextlib.AbstractContextManager:
         changes = self.call_graph(x, training).changes_variables
         return stateless.dropping_changes() if changes else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _calling(self) -> Iterator[None]:
+        """The context in which the model is called, which may leave attributes behind."""
+        before = _attributes(self.model)
+        yield
+        after = _attributes(self.model)
+        names = before.keys() | after.keys()
+        self._left_behind |= {k for k in names if before.get(k, k) is not after.get(k, k)}
 
     def check_values(self, are_logits: tf.Tensor, distance: tf.Tensor) -> None:
         """Raises a ValueError if outputs are not what `from_logits` and `normalize_logits` need.
@@ -169,10 +181,10 @@ class Classifier:
             The function.
         """
         with self._making:
-            key_of_model = _trace_key(self.model)
-            if not _same(key_of_model, self._trace_key):
+            trace_key = _TraceKey.of(self.model)
+            if not trace_key.is_same(self._trace_key, self._left_behind):
                 self._functions.clear()
-                self._trace_key = key_of_model
+                self._trace_key = trace_key
             key = (factory, *options)
             if key not in self._functions:
                 self._functions[key] = factory(self, *options)
@@ -234,25 +246,44 @@ def _logits_of_batches(classifier: Classifier) -> Callable[[Any], tuple]:
     return trace_for_any_batch_size(logits_function(classifier))
 
 
-def _trace_key(model: keras.Model) -> tuple[list, ...]:
-    """Returns what a trace depends on: variables, layers and their attributes.
+@dataclasses.dataclass(frozen=True)
+class _TraceKey:
+    """Properties of a model that a trace depends on, compared by identity.
 
-    Of these the public ones, as an activation or a rate; they are compared by identity. A tensor
-    of a graph, which a trace itself leaves behind, does not count.
+    Attributes:
+        objects: The variables, the trainable ones, the layers, and whether they train.
+        attributes: See `_attributes`.
     """
-    layers = keras_private.all_layers(model)
-    attributes = [
-        value
-        for layer in layers
-        for name, value in sorted(vars(layer).items())
-        if not (name.startswith("_") or name in _OF_TRAINING or tf.is_symbolic_tensor(value))
-    ]
-    flags = [layer.trainable for layer in layers]
-    return model.variables, model.trainable_variables, layers, flags, attributes
+
+    objects: tuple[list, ...]
+    attributes: dict[tuple[int, str], Any]
+
+    @classmethod
+    def of(cls, model: keras.Model) -> "_TraceKey":
+        layers = keras_private.all_layers(model)
+        flags = [layer.trainable for layer in layers]
+        objects = model.variables, model.trainable_variables, layers, flags
+        return cls(objects, _attributes(model))
+
+    def is_same(self, other: "_TraceKey | None", left_behind: set[tuple[int, str]]) -> bool:
+        """Returns whether traces for the other key still hold.
+
+        Args:
+            other: The key of an earlier moment; None of none.
+            left_behind: Attributes that calls overwrite, as a counter: these tell nothing.
+        """
+        return other is not None and self._ids(left_behind) == other._ids(left_behind)
+
+    def _ids(self, left_behind: set[tuple[int, str]]) -> tuple:
+        attributes = {k: id(v) for k, v in self.attributes.items() if k not in left_behind}
+        return [[id(item) for item in part] for part in self.objects], attributes
 
 
-def _same(these: tuple[list, ...], those: tuple[list, ...]) -> bool:
-    """Returns whether lists hold the same objects."""
-    return [[id(item) for item in part] for part in these] == [
-        [id(item) for item in part] for part in those
-    ]
+def _attributes(model: keras.Model) -> dict[tuple[int, str], Any]:
+    """Returns the public attributes of a model's layers, as an activation or a rate."""
+    return {
+        (id(layer), name): value
+        for layer in keras_private.all_layers(model)
+        for name, value in vars(layer).items()
+        if not (name.startswith("_") or name in _OF_TRAINING)
+    }

@@ -103,7 +103,9 @@ def label_distributions(y: Any, num_classes: int, label_smoothing: float = 0.0) 
     """
     y = _checked_labels(y, num_classes)
     if y.ndim == 1:
-        y = np.eye(num_classes)[y]
+        hard = np.zeros([len(y), num_classes])
+        hard[np.arange(len(y)), y] = 1
+        y = hard
     return (1.0 - label_smoothing) * y.astype(np.float64) + label_smoothing / num_classes
 
 

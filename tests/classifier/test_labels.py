@@ -1,5 +1,7 @@
 """Reading and checking of what users give as data."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -69,3 +71,14 @@ def test_label_distributions():
 def test_what_is_wrong_is_said(data, message):
     with pytest.raises(ValueError, match=message):
         labelled_data(data)
+
+
+def test_many_classes_take_the_memory_of_their_labels():
+    """And not that of a matrix of all classes by all classes."""
+    tracemalloc.start()
+    found = label_distributions(np.array([0, 19_999, 7]), 20_000, label_smoothing=0.1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * found.nbytes
+    np.testing.assert_array_equal(found.argmax(axis=1), [0, 19_999, 7])
+    np.testing.assert_allclose(found.sum(axis=1), 1)
