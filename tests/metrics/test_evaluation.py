@@ -391,6 +391,8 @@ def test_the_least_loss_of_smoothed_labels_is_their_entropy():
     entropy = -np.mean(np.sum(y * np.log(y), axis=1))
     np.testing.assert_allclose(report.train.label_entropy, entropy)
     np.testing.assert_allclose(report.train.loss, entropy, rtol=1e-3)
+    hard = cross_entropy(model, x, labels)[0]
+    np.testing.assert_allclose(report.train.hard_label_loss, hard, rtol=1e-5)
     assert report.train.loss > evaluation.MAX_TRAIN_LOSS
     assert report.notes == ()
 
@@ -446,6 +448,11 @@ def test_the_spectrum_plot(traced, tmp_path):
     assert without.trials[0].log_spectrum == ()
     with pytest.raises(ValueError, match="no spectrum"):
         without.plot_spectrum()
+
+
+def test_names_of_version_0_2():
+    assert metrics.Fit is metrics.DataLoss
+    assert metrics.Dependence is metrics.LinearDependence
 
 
 def test_one_trial_has_no_deviation(traced):
