@@ -64,8 +64,10 @@ def evaluate_local_minimum(
         model: A Keras classifier; of a `FisherRegularizedModel`, the wrapped one. For many
             evaluations of the same model, a `fisher_keras.classifier.Classifier` of it.
         data: The training data without augmentation: a pair (x, y) of arrays, or a finite
-            `tf.data.Dataset` of batches (x, y), which is read into memory. y holds classes, or
-            distributions over them; Fisher metrics take the most probable class.
+            `tf.data.Dataset` or `keras.utils.PyDataset` of batches (x, y), which is read into
+            memory, and ordered by content if it is shuffled. y holds classes, or distributions
+            over them; Fisher metrics take the most probable class. Sample weights that follow y
+            are ignored.
         num_samples: N', how many examples a trial samples, without replacement.
         num_trials: T.
         seed: Seed of the samples. A trial's sample depends on the seed and the trial's index
