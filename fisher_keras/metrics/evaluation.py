@@ -228,7 +228,7 @@ def _samples(
 
 def _on_a_replica(classifier: Classifier, device: str) -> Classifier:
     """Makes the classifier of one replica; the device only tells them apart."""
-    return Classifier(classifier.model, classifier.from_logits, classifier.normalize_logits)
+    return classifier.copy()
 
 
 def _trial(index: int, sample: Sample, names: Sequence[str]) -> Trial:
