@@ -128,7 +128,11 @@ class Classifier:
         Raises:
             ValueError: If outputs are not what `from_logits` and `normalize_logits` need.
         """
-        logits, *to_check = self.cached(_logits_of_batches)(self.inputs(x))
+        return self.logits_of(self.inputs(x))
+
+    def logits_of(self, inputs: Any) -> tf.Tensor:
+        """Returns the `logits` of what `inputs` returned."""
+        logits, *to_check = self.cached(_logits_of_batches)(inputs)
         self.check_values(*to_check)
         return logits
 

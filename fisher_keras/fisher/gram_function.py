@@ -112,7 +112,7 @@ class GramFunction:
         """Returns whether the middle example has the same logits when evaluated alone."""
         if self._classifier.call_graph(x).independent:
             return True
-        logits = self._classifier.logits
+        logits = self._classifier.logits_of
         middle = len(rows) // 2
         alone, together = logits(_rows(x, rows[[middle]])), logits(_rows(x, rows))[middle]
         return same_logits(alone[0].numpy(), together.numpy())
