@@ -81,13 +81,21 @@ def evaluate(model, data, **kwargs):
     return evaluate_local_minimum(model, data, **kwargs)
 
 
-def jacobian(model, x, labels):
-    """J, a gradient a row, one example after the other."""
+def loss_of(z, label):
+    return -tf.nn.log_softmax(z)[label]
+
+
+def margin_of(z, label):
+    return z[label] - tf.reduce_logsumexp([z[k] for k in range(NUM_CLASSES) if k != label])
+
+
+def jacobian(model, x, labels, function=loss_of):
+    """J, a gradient of a function of logits and label a row, one example after the other."""
     rows = []
     for x_i, label in zip(x, labels, strict=True):
         with tf.GradientTape() as tape:
-            loss = -tf.nn.log_softmax(model(x_i[None], training=False))[0, label]
-        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+            value = function(model(x_i[None], training=False)[0], label)
+        gradients = tape.gradient(value, [v.value for v in model.trainable_variables])
         rows.append(np.concatenate([np.ravel(g) for g in gradients]))
     return np.stack(rows)
 
@@ -107,6 +115,10 @@ def test_every_trial_against_the_explicit_jacobian(float64):
         J = jacobian(model, x[rows], y[rows])
         eigenvalues = np.linalg.svd(J, compute_uv=False) ** 2
         squares = np.sum(J**2, axis=1)
+        of_margins = jacobian(model, x[rows], y[rows], margin_of)
+        z = model(x[rows], training=False).numpy()
+        p = np.exp(z)[np.arange(6), y[rows]] / np.exp(z).sum(axis=1)
+        weights = np.concatenate([np.ravel(v) for v in model.trainable_variables])
         np.testing.assert_allclose(
             [trial.metrics[name] for name in METRICS],
             [
@@ -118,6 +130,13 @@ def test_every_trial_against_the_explicit_jacobian(float64):
                 np.sum((J.T @ J / 6) ** 2),
                 squares.mean(),
                 np.exp(-np.sum(eigenvalues / squares.sum() * np.log(eigenvalues / squares.sum()))),
+                np.linalg.slogdet(of_margins @ of_margins.T)[1],
+                2 * np.log(1 - p).sum(),
+                np.mean(np.log(p / (1 - p))),
+                np.log(eigenvalues / 6 + 1e-3).sum(),
+                np.sum(eigenvalues / (eigenvalues + 6e-3)),
+                -np.log(np.sum((eigenvalues / squares.sum()) ** 2)),
+                np.log(np.linalg.norm(weights)),
                 robustness(model, x[rows]),
             ],
             rtol=1e-8,
