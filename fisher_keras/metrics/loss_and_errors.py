@@ -6,7 +6,12 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier.classifier import Classifier
-from fisher_keras.classifier.labels import LabelledData, check_labels, most_probable
+from fisher_keras.classifier.labels import (
+    LabelledData,
+    check_labels,
+    label_distributions,
+    most_probable,
+)
 
 _BATCH_SIZE = 256  # Of the forward passes.
 _NUM_BINS = 15  # Of the calibration error, as its authors take.
@@ -46,14 +51,17 @@ class DataLoss:
 class RunningDataLoss:
     """A `DataLoss` of examples that are added as their logits become known, in any order."""
 
-    def __init__(self, data: LabelledData, name: str = "data") -> None:
+    def __init__(
+        self, data: LabelledData, name: str = "data", label_smoothing: float = 0.0
+    ) -> None:
         """Starts without any example.
 
         Args:
             data: All examples.
             name: Name of the data, for errors.
+            label_smoothing: Share of each label that is spread evenly over the classes.
         """
-        self._data, self._name = data, name
+        self._data, self._name, self._label_smoothing = data, name, label_smoothing
         self._loss, self._hard_loss, self._entropy, self._confidence = np.zeros([4, len(data)])
         self._correct = np.zeros(len(data), bool)
 
@@ -79,8 +87,8 @@ class RunningDataLoss:
         check_labels(y, log_p.shape[1], self._name)
         classes = most_probable(y)
         self._hard_loss[rows] = self._loss[rows] = -log_p[np.arange(len(rows)), classes]
-        if y.ndim == 2:
-            y = y.astype(np.float64)
+        if y.ndim == 2 or self._label_smoothing:
+            y = label_distributions(y, log_p.shape[1], self._label_smoothing)
             # A probability of 0 costs nothing where the label gives it no weight.
             self._loss[rows] = -np.sum(np.where(y > 0, y * log_p, 0.0), axis=1)
             self._entropy[rows] = -np.sum(y * np.log(np.where(y > 0, y, 1.0)), axis=1)

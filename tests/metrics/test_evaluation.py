@@ -373,7 +373,8 @@ def test_assumptions_that_do_not_hold_are_noted(model, traced):
     assert f"the training loss is {loss:.3g} above the least" in report.notes[0]
     assert f"({round(error * N)} of {N} examples are misclassified)" in report.notes[1]
     assert all(note in str(report) for note in report.notes)
-    assert evaluate(perfect_classifier(), separable()).notes == ()
+    (hard,) = evaluate(perfect_classifier(), separable()).notes
+    assert "labels are hard: the cross-entropy then has no minimum" in hard
 
 
 def test_a_softmax_that_saturates_in_float32():
@@ -381,7 +382,7 @@ def test_a_softmax_that_saturates_in_float32():
     kernel = model.layers[0].kernel
     kernel.assign(10 * kernel)
     report = evaluate(model, (x, y), metrics=("log_determinant", "trace"), num_trials=2)
-    assert report.notes == ()
+    assert len(report.notes) == 1
     for trial in report.trials:
         rows = draw_sample(y, 6, 0, trial.index, stratified=False)
         z = x[rows].astype(float) @ kernel.numpy().astype(float)
@@ -412,6 +413,11 @@ def test_the_least_loss_of_smoothed_labels_is_their_entropy():
     np.testing.assert_allclose(report.train.loss, entropy, rtol=1e-3)
     hard = cross_entropy(model, x, labels)[0]
     np.testing.assert_allclose(report.train.hard_label_loss, hard, rtol=1e-5)
+    smoothing = evaluate(model, (x, labels), label_smoothing=0.1, test_data=(x, labels))
+    for name, value in vars(report.train).items():
+        np.testing.assert_allclose(getattr(smoothing.train, name), value, err_msg=name)
+    np.testing.assert_allclose(smoothing.test.loss, hard, rtol=1e-5)
+    assert smoothing.notes == ()
     assert report.train.loss > evaluation.MAX_TRAIN_LOSS
     assert report.notes == ()
 
@@ -425,7 +431,7 @@ def test_a_repeated_image_is_named_by_its_rows_in_the_data():
         )
     assert len(caught) == 1
     assert report.metrics["log_determinant"].mean == -math.inf
-    assert "examples 4, 7" in report.notes[0]
+    assert "examples 4, 7" in report.notes[-1]
     record = json.loads(report.to_json(), parse_constant=pytest.fail)
     assert record["metrics"]["log_determinant"] == {
         "mean": "-inf",
@@ -514,6 +520,7 @@ def test_logits_are_no_probabilities(model):
         ({"num_samples": 0}, "num_samples must be"),
         ({"num_trials": 2.5}, "num_trials must be"),
         ({"seed": -1}, "seed must be"),
+        ({"label_smoothing": 1}, "label_smoothing must be"),
         ({"chunk_size": 0}, "chunk_size must be"),
         ({"metrics": 5}, "metrics must be names out of"),
         ({"metrics": ("flatness",)}, "metrics must be names out of"),
