@@ -13,6 +13,7 @@ from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.batch_axis import CallGraph, call_graph
 from fisher_keras.classifier.logits import FromLogits, Logits, check_values, find_logits
+from fisher_keras.classifier.pipeline import check_pipeline, prepare
 from fisher_keras.classifier.wrapper import unwrap
 from fisher_keras.graph import keras_private
 from fisher_keras.graph.tracing import specs, trace_for_any_batch_size
@@ -77,6 +78,7 @@ class Classifier:
         if normalize_logits is not None:
             self.normalize_logits = real_number("normalize_logits", normalize_logits, above=0)
         self.num_classes: int | None = None
+        self._checked_pipeline = False
         self._functions: dict[tuple, Callable] = {}
         self._trace_key: _TraceKey | None = None
         self._left_behind: set[tuple[int, str]] = set()
@@ -88,7 +90,32 @@ class Classifier:
         Args:
             x: Inputs, an array or a structure of arrays.
         """
-        stateless.build(self.model, x)
+        if not keras_private.is_built(self.model):
+            first = keras.tree.map_structure(lambda leaf: leaf[:1], x)
+            stateless.build(self.model, prepare(self.model, first))
+
+    def inputs(self, x: Any) -> Any:
+        """Returns inputs as tensors that the model's call takes; builds the model if need be.
+
+        A preprocessor of the model is applied, as its own `fit`, `evaluate` and `predict` do.
+
+        Args:
+            x: Inputs of N examples, an array or a structure of arrays.
+
+        Raises:
+            ValueError: If the model overrides these methods and does something else in them.
+        """
+        self.build(x)
+        if not self._checked_pipeline:
+            check_pipeline(self.model, x)
+            self._checked_pipeline = True
+        return prepare(self.model, x)
+
+    def copy(self) -> "Classifier":
+        """Returns a classifier of the same model, for which nothing was traced yet."""
+        copied = Classifier(self.model, self.from_logits, self.normalize_logits)
+        copied._checked_pipeline = self._checked_pipeline
+        return copied
 
     def logits(self, x: Any) -> tf.Tensor:
         """Evaluates the model as it is, in inference mode.
@@ -103,8 +130,11 @@ class Classifier:
         Raises:
             ValueError: If outputs are not what `from_logits` and `normalize_logits` need.
         """
-        self.build(x)
-        logits, *to_check = self.cached(_logits_of_batches)(x)
+        return self.logits_of(self.inputs(x))
+
+    def logits_of(self, inputs: Any) -> tf.Tensor:
+        """Returns the `logits` of what `inputs` returned."""
+        logits, *to_check = self.cached(_logits_of_batches)(inputs)
         self.check_values(*to_check)
         return logits
 

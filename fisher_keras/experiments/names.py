@@ -11,5 +11,7 @@ GRADIENTS = ("finite_difference", "hessian_vector_product")
 METRICS = (
     *("log_determinant", "log_squared_norms", "log_determinant_cosines"),
     *("spectral_radius", "frobenius_norm", "sample_frobenius_norm", "trace", "effective_rank"),
+    *("log_determinant_margins", "log_residuals", "mean_margin"),
+    *("log_determinant_shifted", "soft_rank", "renyi_entropy", "log_weight_norm"),
     "robustness",
 )

@@ -113,9 +113,8 @@ def loss_gradient_gram(
     """
     classifier = as_classifier(model, from_logits, normalize_logits)
     count = count_examples(x, y)
-    x = keras.tree.map_structure(tf.convert_to_tensor, x)
+    x = classifier.inputs(x)
     size = count if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
-    classifier.build(x)
     check_trainable(classifier.model)
     function = classifier.cached(GramFunction, bool(training))
     epsilon = rounding_of(classifier.model)

@@ -126,7 +126,7 @@ class GramFunction:
         They come in another order and in two halves, so that each loses neighbors and half of
         the others.
         """
-        logits = self._classifier.logits
+        logits = self._classifier.logits_of
         order = np.random.default_rng(0).permutation(len(rows))
         together = logits(_rows(x, rows)).numpy()[order]
         halves = np.array_split(rows[order], min(2, len(rows)))

@@ -73,9 +73,8 @@ def _hessian(
         )
     label_smoothing = real_number("label_smoothing", label_smoothing, least=0, below=1)
     count = count_examples(x, y)
-    classifier.build(x)
+    x = classifier.inputs(x)
     check_trainable(classifier.model)
-    x = keras.tree.map_structure(tf.convert_to_tensor, x)
     function = classifier.cached(_second_derivatives)
     with exact_second_derivatives(_REMEDY):
         concrete = concrete_function(function, specs(x), tf.TensorSpec([count, None], tf.float64))
