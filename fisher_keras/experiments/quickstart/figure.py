@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from fisher_keras.experiments.quickstart.networks import Settings
 from fisher_keras.experiments.quickstart.results import ARMS, Network, arms, ordering
 
-_LABELS = ("plain", "SAM", "Fisher\nregularizer", "plain,\nstopped early")
+_LABELS = ("plain", "SAM", "Fisher", "plain,\nstopped\nearly")
 _MARKERS = {"plain": "o", "sam": "s", "fisher": "^"}
 _FISHER = "#009E73"  # Of Okabe and Ito, whose colors can be told apart by everybody.
 
@@ -24,11 +24,11 @@ def quickstart_figure(networks: Sequence[Network], settings: Settings) -> Figure
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.8, 4.1), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_methods(left, arms(networks, settings.wrong_labels))
     share = 100 * settings.wrong_labels / settings.train_size
-    left.set_title(f"{share:.0f} % of the training labels are random")
+    left.set_title(f"{share:.0f} % random training labels")
     _draw_order(right, networks, settings)
     for axes in (left, right):
         axes.set_ylim(bottom=0)
@@ -67,12 +67,13 @@ def _draw_order(axes: Axes, networks: Sequence[Network], settings: Settings) -> 
             marker=marker,
             edgecolors="black",
             linewidths=0.5,
-            label=_LABELS[ARMS.index(method)].replace("\n", " "),
+            label=_LABELS[ARMS.index(method)],
         )
     axes.figure.colorbar(points, ax=axes, label="random labels (%)")
     for handle in axes.legend(frameon=False, loc="upper left").legend_handles:
+        handle.set_array(None)  # Else it has a color of its own.
         handle.set_facecolor("0.8")
-    axes.set_xlabel(r"$\hat\gamma$ of training images (lower should be better)")
+    axes.set_xlabel(r"$\hat\gamma$ of training images (lower is better)")
     tau = ordering(networks)
     value = "" if np.isnan(tau.value) else rf": Kendall's $\tau$ = {tau.value:.2f}"
     axes.set_title(f"{len(networks)} networks{value}")

@@ -31,7 +31,7 @@ _INTERVAL = f"{100 * LEVEL:g} % interval"
 _NAMES = {
     "plain": "plain training",
     "sam": "sharpness-aware minimization (SAM)",
-    STOPPED: f"plain training that stops at the best of {len(STOPS)} moments",
+    STOPPED: "that",
 }
 
 
@@ -75,8 +75,9 @@ def sentences(networks: Sequence[Network], settings: Settings) -> list[str]:
         f"With random labels on {share:.0f} % of the training images, the regularizer ends with a "
         f"test error of {errors['fisher']:.1f} %: {_verdict('plain', found)}, and "
         f"{_verdict('sam', found)}.",
-        f"This is {_verdict(STOPPED, found)}, which ends with {errors[STOPPED]:.1f} %; but to "
-        f"find that moment takes clean labels, here of {VALIDATION_SIZE} more images, and the "
+        f"Plain training that stops at the best of {len(STOPS)} moments ends with "
+        f"{errors[STOPPED]:.1f} %, and the regularizer's error is {_verdict(STOPPED, found)}; "
+        f"only clean labels tell that moment, here of {VALIDATION_SIZE} more images, while the "
         "regularizer needs neither clean labels nor a stopping time.",
         f"Over all {len(networks)} networks, {_order(networks)}.",
     ]
