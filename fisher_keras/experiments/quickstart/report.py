@@ -13,7 +13,7 @@ from fisher_keras.experiments.quickstart.text import (
     wrapped,
 )
 from fisher_keras.experiments.quickstart.training import draw_digits, train_network
-from fisher_keras.experiments.runs.process import carry_out
+from fisher_keras.experiments.runs.process import execute
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.files import replacing
 
@@ -60,17 +60,17 @@ def train_missing(runs: Sequence[Run], store: ExperimentStore) -> None:
         runs: All runs.
         store: Those that are finished there are not trained again.
     """
-    finished = {record["key"] for record in store.records()}
+    finished = {record.key for record in store.records()}
     missing = [run for run in runs if run.key not in finished]
     print(f"{len(missing)} of {len(runs)} small networks are to be trained.", flush=True)
     costs = [COSTS[run.config["method"]] for run in missing]
     start = time.monotonic()
     try:
         for index, run in enumerate(missing, start=1):
-            carry_out(store.define(run, train_network))
+            execute(store.write_definition(run, train_network))
             seconds = time.monotonic() - start
             left = seconds / sum(costs[:index]) * sum(costs[index:])
-            error = store.record(run)["result"]["test_error"]
+            error = store.record(run).result["test_error"]
             place = f"[{index:>{len(str(len(missing)))}}/{len(missing)}]"
             print(
                 f"{place} {run.label}: test error {error:.1f} %; about {left:.0f} s left",

@@ -3,9 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from fisher_keras.experiments.quickstart.networks import METHODS
+from fisher_keras.experiments.runs.store import Record
 from fisher_keras.experiments.statistics.paired import PairedDifference, paired_difference
 from fisher_keras.experiments.statistics.rank_correlation import Estimate, kendall_correlation
 
@@ -38,19 +38,19 @@ class Network:
     excess_loss: float
 
     @classmethod
-    def of(cls, record: dict[str, Any]) -> "Network":
+    def of(cls, record: Record) -> "Network":
         """Returns the network of a finished run.
 
         Args:
             record: A record of the store, see `training.train_network`.
         """
-        config, result = record["config"], record["result"]
+        config, result = record.config, record.result
         fitted = result["wrong_labels_fitted"]
         best = min(result["stops"].values(), key=lambda stop: stop["validation"])
         return cls(
             config["method"],
             config["wrong_labels"],
-            record["seed"],
+            record.seed,
             result["test_error"],
             best["test"],
             math.nan if fitted is None else fitted,
@@ -69,13 +69,11 @@ def arms(networks: Sequence[Network], wrong_labels: int) -> dict[str, list[Netwo
     Returns:
         Lists of one length. Those of `STOPPED` are the plain ones, with their error at the stop.
     """
-    compared = sorted(
-        (network for network in networks if network.wrong_labels == wrong_labels),
-        key=lambda network: network.seed,
-    )
-    seeds = {network.seed for network in compared if network.method == METHODS[-1]}
+    in_order = sorted(networks, key=lambda network: network.seed)
     groups = {
-        method: [one for one in compared if one.method == method and one.seed in seeds]
+        method: [
+            one for one in in_order if (one.method, one.wrong_labels) == (method, wrong_labels)
+        ]
         for method in METHODS
     }
     groups[STOPPED] = [

@@ -1,5 +1,6 @@
 """Text of the quickstart: the table, three sentences and the next commands."""
 
+import os
 import pathlib
 import shlex
 import textwrap
@@ -129,9 +130,7 @@ def _estimate(tau: Estimate) -> str:
 
 def _program(name: str) -> str:
     """Returns the checkout's script if the package is in a checkout, else the command."""
-    script = _CHECKOUT / "bin" / name
-    if not script.is_file():
+    if not (_CHECKOUT / "bin" / name).is_file():
         return f"fisher-keras {name}"
-    here = pathlib.Path.cwd().resolve()
-    inside = script.is_relative_to(here) and script.parent != here  # A name alone is on PATH.
-    return shlex.quote(str(script.relative_to(here) if inside else script))
+    # Also in bin/ itself it has a slash, without which a shell looks on PATH.
+    return shlex.quote(f"{os.path.relpath(_CHECKOUT / 'bin')}/{name}")

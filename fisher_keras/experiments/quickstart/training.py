@@ -1,6 +1,7 @@
 """Training and evaluation of one network of the quickstart."""
 
 import dataclasses
+import functools
 import pathlib
 import warnings
 from typing import Any
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.extras import require
 from fisher_keras.metrics import SingularGramWarning, evaluate_local_minimum
@@ -93,7 +95,9 @@ def train_network(run: Run, directory: pathlib.Path) -> dict[str, Any]:
     """
     settings = run.config
     digits = draw_digits(settings["train_size"], settings["wrong_labels"], run.seed)
-    keras.utils.clear_session()  # The networks of one process would add up in memory.
+    # The networks of one process would add up in memory. Collecting garbage here takes longer than
+    # a quarter of a training; Python does it often enough.
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(run.seed)
     network = build_network()
     model = _compiled(network, run)
@@ -106,10 +110,12 @@ def train_network(run: Run, directory: pathlib.Path) -> dict[str, Any]:
     network.save(directory / "network.keras")
     num_wrong = settings["wrong_labels"]
     fitted = classes(network, digits.x)[:num_wrong] == digits.y[:num_wrong]
+    judge = _judge()
+    judge.model.set_weights(network.get_weights())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SingularGramWarning)
         report = evaluate_local_minimum(
-            network,
+            judge,
             (digits.x, digits.smoothed),
             settings["num_samples"],
             settings["num_trials"],
@@ -149,6 +155,12 @@ def classes(network: keras.Model, x: np.ndarray) -> np.ndarray:
 def error_percent(network: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
     """Returns the percentage of images whose class is not predicted."""
     return 100 * float(np.mean(classes(network, x) != y))
+
+
+@functools.cache
+def _judge() -> Classifier:
+    """Returns the classifier that is evaluated with the weights of each network, traced once."""
+    return Classifier(build_network())
 
 
 def _compiled(network: keras.Model, run: Run) -> keras.Model:
