@@ -21,7 +21,7 @@ _FEW = 16
 
 @dataclasses.dataclass(frozen=True)
 class BatchAxis:
-    """What is known of the tensors of a traced call when an operation is looked at.
+    """Tensors of a traced call that are known to keep examples apart, so far.
 
     Attributes:
         count: The number of examples, a prime that divides nothing but what stems from it.
