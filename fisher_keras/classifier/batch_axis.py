@@ -217,6 +217,7 @@ class _Trace:
         inputs and if its output has a row for each example.
         """
         found = BatchAxis(
+            count,
             varying=downstream(self.inputs).keys(),
             apart=dict.fromkeys((tensor.ref() for tensor in self.inputs), True),
         )

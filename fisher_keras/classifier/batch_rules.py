@@ -6,23 +6,31 @@ with the same number of rows one after another, and each row is computed of its 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from fisher_keras.graph.operations import upstream
+
+# Sizes come as single numbers, or in shapes.
+_FEW = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchAxis:
-    """What is known of the tensors of a traced call when an operation is looked at.
+    """Tensors of a traced call that are known to keep examples apart, so far.
 
     Attributes:
+        count: The number of examples, a prime that divides nothing but what stems from it.
         varying: References to all that depends on the examples.
-        apart: References to those of them that keep examples apart, each with whether that is
-            established by rules alone.
+        apart: References to those that keep examples apart, each with whether that is established
+            by rules alone.
     """
 
+    count: int
     varying: Set
     apart: Mapping
 
@@ -41,7 +49,28 @@ class BatchAxis:
             return False
         if self.varies(tensor):
             return rank == full and self.is_apart(tensor) and _same_rows(tensor, output)
-        return rank < full or tensor.shape[0] == 1 or _rows_are_equal(tensor)
+        aligned = rank < full or tensor.shape[0] == 1 or _rows_are_equal(tensor)
+        # What fills a tensor counts, and not how often.
+        filled = {"Fill": 1, "Tile": 0, "BroadcastTo": 0, "ZerosLike": 0, "OnesLike": 0}
+        index = filled.get(tensor.op.type)
+        source = tensor if index is None else tensor.op.inputs[index]
+        return aligned and not self._depends_on_count(source)
+
+    def _depends_on_count(self, tensor: tf.Tensor) -> bool:
+        """Returns whether numbers that a tensor is computed of tell the size of the batch."""
+        constants = [r.deref() for r in upstream([tensor]) if r.deref().op.type == "Const"]
+        values = [
+            np.abs(np.ravel(_static(constant)).astype(np.float64))
+            for constant in constants
+            if constant.shape.num_elements() <= _FEW
+            and (constant.dtype.is_floating or constant.dtype.is_integer)
+        ]
+        numbers = np.concatenate([*values, np.zeros(0)])
+        numbers = numbers[numbers > 0]
+        # As a factor, or as a share of one in the batch.
+        multiples = np.concatenate([numbers, 1 / numbers]) / self.count
+        off = np.abs(multiples - np.round(multiples))
+        return bool(np.any((off < 1e-6 * multiples) & (multiples > 0.5) & (multiples < 1e5)))
 
     def same_rows_in_all(self, tensors: Iterable[tf.Tensor]) -> bool:
         """Returns whether tensors with a row for each example have that of their example."""
@@ -87,17 +116,9 @@ def _inference_normalization(op: tf.Operation, batch: BatchAxis) -> bool:
     return _first_input(op, batch) and not op.get_attr("is_training")
 
 
-def _transposed_convolution(op: tf.Operation, batch: BatchAxis) -> bool:
-    return _only_input(op, batch, 2)
-
-
-def _along_axes(op: tf.Operation, batch: BatchAxis) -> bool:
-    """The second input has the axes along which entries are reduced, added up or reversed."""
-    return _first_input(op, batch) and _avoids_examples(op.inputs[1], op.inputs[0].shape.rank)
-
-
-def _roll(op: tf.Operation, batch: BatchAxis) -> bool:
-    return _first_input(op, batch) and _avoids_examples(op.inputs[2], op.inputs[0].shape.rank)
+def _along_axes(op: tf.Operation, batch: BatchAxis, axes: int = 1) -> bool:
+    """An input has the axes along which entries are reduced, added up, reversed or rolled."""
+    return _first_input(op, batch) and _avoids_examples(op.inputs[axes], op.inputs[0].shape.rank)
 
 
 def _transpose(op: tf.Operation, batch: BatchAxis) -> bool:
@@ -121,6 +142,7 @@ def _product(op: tf.Operation, batch: BatchAxis) -> bool:
 def _einsum(op: tf.Operation, batch: BatchAxis) -> bool:
     operands, output = op.get_attr("equation").decode().split("->")
     operands = operands.split(",")
+    # The label of the examples is the output's first, and must be in front of all that vary.
     label = output[:1]
     if "." in "".join([*operands, output]) or not label:
         return False
@@ -261,6 +283,7 @@ _ELEMENTWISE = (
 _REDUCTIONS = ("All", "Any", "ArgMax", "ArgMin", "EuclideanNorm", "Max", "Mean", "Min", "Prod")
 _SCANS = ("Cumprod", "Cumsum", "CumulativeLogsumexp", "ReverseV2", "Sum")
 _CONVOLUTIONS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative", "Dilation2D")
+_TRANSPOSED = ("Conv2DBackpropInput", "Conv3DBackpropInputV2")
 _NORMALIZATIONS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 _POOLS = ("AvgPool", "AvgPool3D", "MaxPool", "MaxPool3D")
 _RESIZING = ("ResizeArea", "ResizeBicubic", "ResizeBilinear", "ResizeNearestNeighbor")
@@ -270,7 +293,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys((*_REDUCTIONS, *_SCANS), _along_axes),
     **dict.fromkeys((*_CONVOLUTIONS, *_RESIZING, "ScaleAndTranslate"), _first_input),
     **dict.fromkeys(_POOLS, _window),
-    **dict.fromkeys(("Conv2DBackpropInput", "Conv3DBackpropInputV2"), _transposed_convolution),
+    **dict.fromkeys(_TRANSPOSED, functools.partial(_only_input, index=2)),
     **dict.fromkeys(_NORMALIZATIONS, _inference_normalization),
     **dict.fromkeys(("LogSoftmax", "Softmax", "TopKV2"), _last_axis),
     **dict.fromkeys(("BatchMatMulV2", "BatchMatMulV3", "MatMul"), _product),
@@ -290,7 +313,7 @@ RULES: dict[str, Rule] = {
     "Pack": _stack,
     "Reshape": _first_input,  # It keeps the order of all entries, whatever it is.
     "ResourceGather": _table,
-    "Roll": _roll,
+    "Roll": functools.partial(_along_axes, axes=2),
     "Select": _select,
     "Slice": _slice,
     "SpaceToDepth": _first_input,

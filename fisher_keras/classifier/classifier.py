@@ -1,7 +1,6 @@
 """A Keras classifier with its logits and cached traced functions."""
 
 import contextlib
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -80,8 +79,7 @@ class Classifier:
         self.num_classes: int | None = None
         self._checked_pipeline = False
         self._functions: dict[tuple, Callable] = {}
-        self._trace_key: _TraceKey | None = None
-        self._left_behind: set[tuple[int, str]] = set()
+        self._trace_key: tuple[list, ...] = ()
         self._making = threading.RLock()
 
     def build(self, x: Any) -> None:
@@ -182,12 +180,10 @@ class Classifier:
 
     @contextlib.contextmanager
     def _calling(self) -> Iterator[None]:
-        """The context in which the model is called, which may leave attributes behind."""
-        before = _attributes(self.model)
+        """The context in which the model is called: what that leaves behind is no change."""
         yield
-        after = _attributes(self.model)
-        names = before.keys() | after.keys()
-        self._left_behind |= {k for k in names if before.get(k, k) is not after.get(k, k)}
+        # A counter, say, which else would make all traces anew, and count again.
+        self._trace_key = _trace_key(self.model)
 
     def check_values(self, are_logits: tf.Tensor, distance: tf.Tensor) -> None:
         """Raises a ValueError if outputs are not what `from_logits` and `normalize_logits` need.
@@ -210,9 +206,10 @@ class Classifier:
         Returns:
             The function.
         """
+        # Threads of a strategy's replicas ask for the same function at the same time.
         with self._making:
-            trace_key = _TraceKey.of(self.model)
-            if not trace_key.is_same(self._trace_key, self._left_behind):
+            trace_key = _trace_key(self.model)
+            if not _same(trace_key, self._trace_key):
                 self._functions.clear()
                 self._trace_key = trace_key
             key = (factory, *options)
@@ -276,44 +273,25 @@ def _logits_of_batches(classifier: Classifier) -> Callable[[Any], tuple]:
     return trace_for_any_batch_size(logits_function(classifier))
 
 
-@dataclasses.dataclass(frozen=True)
-class _TraceKey:
-    """Properties of a model that a trace depends on, compared by identity.
+def _trace_key(model: keras.Model) -> tuple[list, ...]:
+    """Returns what a trace depends on: variables, layers and their attributes.
 
-    Attributes:
-        objects: The variables, the trainable ones, the layers, and whether they train.
-        attributes: See `_attributes`.
+    Of these the public ones, as an activation or a rate; they are compared by identity. A tensor
+    of a graph, which a trace itself leaves behind, does not count.
     """
-
-    objects: tuple[list, ...]
-    attributes: dict[tuple[int, str], Any]
-
-    @classmethod
-    def of(cls, model: keras.Model) -> "_TraceKey":
-        layers = keras_private.all_layers(model)
-        flags = [layer.trainable for layer in layers]
-        objects = model.variables, model.trainable_variables, layers, flags
-        return cls(objects, _attributes(model))
-
-    def is_same(self, other: "_TraceKey | None", left_behind: set[tuple[int, str]]) -> bool:
-        """Returns whether traces for the other key still hold.
-
-        Args:
-            other: The key of an earlier moment; None of none.
-            left_behind: Attributes that calls overwrite, as a counter: these tell nothing.
-        """
-        return other is not None and self._ids(left_behind) == other._ids(left_behind)
-
-    def _ids(self, left_behind: set[tuple[int, str]]) -> tuple:
-        attributes = {k: id(v) for k, v in self.attributes.items() if k not in left_behind}
-        return [[id(item) for item in part] for part in self.objects], attributes
+    layers = keras_private.all_layers(model)
+    attributes = [
+        value
+        for layer in layers
+        for name, value in sorted(vars(layer).items())
+        if not (name.startswith("_") or name in _OF_TRAINING or tf.is_symbolic_tensor(value))
+    ]
+    flags = [layer.trainable for layer in layers]
+    return model.variables, model.trainable_variables, layers, flags, attributes
 
 
-def _attributes(model: keras.Model) -> dict[tuple[int, str], Any]:
-    """Returns the public attributes of a model's layers, as an activation or a rate."""
-    return {
-        (id(layer), name): value
-        for layer in keras_private.all_layers(model)
-        for name, value in vars(layer).items()
-        if not (name.startswith("_") or name in _OF_TRAINING)
-    }
+def _same(these: tuple[list, ...], those: tuple[list, ...]) -> bool:
+    """Returns whether lists hold the same objects."""
+    return [[id(item) for item in part] for part in these] == [
+        [id(item) for item in part] for part in those
+    ]

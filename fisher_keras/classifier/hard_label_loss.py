@@ -135,9 +135,7 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
         ValueError: If the loss is not a cross-entropy over classes, or takes logits where the
             model gives probabilities, or the other way round.
     """
-    outputs = keras.tree.flatten(loss)
-    given = outputs[0] if len(outputs) == 1 else loss
-    given = keras.losses.get(given) if isinstance(given, str) else given
+    given = _only_loss(loss)
     if isinstance(given, keras.losses.Loss):
         kind = next(
             (k for c, k in _KINDS.items() if isinstance(given, getattr(keras.losses, c))), None
@@ -172,12 +170,17 @@ def from_logits_of(loss: Any) -> bool | None:
     Returns:
         None if it is no cross-entropy of Keras, and says nothing of logits.
     """
-    parts = keras.tree.flatten(loss)
-    given = parts[0] if len(parts) == 1 else None
-    given = keras.losses.get(given) if isinstance(given, str) else given
+    given = _only_loss(loss)
     if isinstance(given, keras.losses.Loss):
         return getattr(given, "from_logits", None)
     return False if callable(given) and given in _FUNCTION_KINDS else None
+
+
+def _only_loss(loss: Any) -> Any:
+    """Returns the one loss of a structure, as an object or a function; else what is given."""
+    parts = keras.tree.flatten(loss)
+    given = parts[0] if len(parts) == 1 else loss
+    return keras.losses.get(given) if isinstance(given, str) else given
 
 
 def needs_check(model: keras.Model) -> bool:

@@ -141,6 +141,7 @@ def fingerprint(arrays: list[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
+        # The bytes of numbers and of strings of one length tell all.
         if array.dtype.kind not in "OT":
             digest.update(np.ascontiguousarray(array))
             continue

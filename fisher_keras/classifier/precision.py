@@ -87,13 +87,13 @@ def _measured_rounding(*switches: object) -> float:
     Args:
         *switches: All that can change it while the process runs.
     """
-    size = 64
+    size = 256  # Smaller products may have other kernels.
     with tf.init_scope():
         one = tf.eye(size)
 
         @tf.function(autograph=False)
         def products(values: tf.Tensor) -> list[tf.Tensor]:
-            images = tf.reshape(values, [1, 8, 8, size])
+            images = tf.reshape(values, [1, 16, 16, size])
             pixel = tf.reshape(one, [1, 1, size, size])
             wide = tf.pad(pixel, [[1, 1], [1, 1], [0, 0], [0, 0]])
             convolved = [tf.nn.conv2d(images, filters, 1, "SAME") for filters in (pixel, wide)]

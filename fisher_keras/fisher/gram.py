@@ -163,6 +163,7 @@ def _normalized(
             "and for labels of probability 0.",
             bad,
         )
+    # A zero gradient has no direction: it is orthogonal to all others, and its logarithm is -inf.
     zero = squares == 0
     lengths = np.sqrt(np.where(zero, 1, squares))
     matrix = products / np.outer(lengths, lengths)

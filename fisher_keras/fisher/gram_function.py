@@ -49,18 +49,16 @@ class GramFunction:
         self._training = training
         self._verified: set[str] = set()
         self._sequential = False
-        self._traced = tf.function(self._evaluate, autograph=False)
         self.fallback_weights: set[int] = set()
         self.needed_float64 = False
+        self._trace_anew()
 
     def take_fallback(self, indices: Iterable[int]) -> None:
         """Takes the gradients of some weights, by their index, example by example."""
         self.fallback_weights |= set(indices)
-        self._traced = tf.function(self._evaluate, autograph=False)
+        self._trace_anew()
 
-    def _take_turns(self) -> None:
-        """Maps one example after the other from now on, instead of all at once."""
-        self._sequential = True
+    def _trace_anew(self) -> None:
         self._traced = tf.function(self._evaluate, autograph=False)
 
     def __call__(
@@ -89,6 +87,7 @@ class GramFunction:
         products = np.zeros([count, count])
         log_scale = np.zeros([count])
         logits = {}
+        # Products within a chunk come with each pair that it is part of, and are the same.
         for pair in list(itertools.combinations(chunks, 2)) or [(chunks[0],)]:
             where = np.concatenate(pair)
             # In training mode each chunk is a batch; in inference mode examples do not interact.
@@ -112,7 +111,7 @@ class GramFunction:
             same = independent or self._same_among_others(x, batches[0])
             if wrong & self.fallback_weights or not same:
                 raise ValueError(_interaction(self._classifier.model))
-            if wrong:
+            if wrong:  # Of an operation that is not used as its rule takes for granted.
                 self.take_fallback(wrong)
                 return self._pair(x, y, batches, float64)
             # What is zero everywhere agrees with everything.
@@ -146,7 +145,8 @@ class GramFunction:
         except tf.errors.OpError:
             if self._sequential:  # Then it is the model's own error.
                 raise
-            self._take_turns()
+            self._sequential = True
+            self._trace_anew()
             return self._run(x, y, batches, *options)
 
     def _evaluate(

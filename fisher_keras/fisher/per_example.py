@@ -60,6 +60,7 @@ class TracedBatch:
         self._outputs = self.logits.values
         self._outputs.set_shape([self.size, None])
         self.distance = self.logits.distance_from_probabilities()
+        # Unit vectors keep what is differentiated inside the range of every dtype.
         units, log_scale = unit_cotangents(self.logits, labels)
         scale = _HALF_SCALE if self._outputs.dtype.size < 4 else 1.0
         self._cotangents = tf.cast(scale * units, self._outputs.dtype)
@@ -116,6 +117,7 @@ class TracedBatch:
             Of each weight the gradient.
         """
         coefficients = tf.cast(coefficients, self._outputs.dtype)
+        # Of handles, which all reads share, so that no use of a weight is missed.
         handles = [weight.handle for weight in self.weights if weight.handle is not None]
         gradients = iter(
             tf.gradients(self._outputs, handles, coefficients[:, tf.newaxis] * self._cotangents)

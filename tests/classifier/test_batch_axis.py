@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier.batch_axis import call_graph
 from fisher_keras.graph.tracing import specs
+from fisher_keras.models import build_model
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(6, 4, 4, 2)).astype(np.float32)
@@ -90,6 +91,10 @@ NOT_SHOWN = {
         x, [1.0, 2.0], [0.0, 1.0], is_training=True
     )[0],
     "next one": lambda x: tf.concat([x[1:], x[:1]], axis=0),
+    "number of examples": lambda x: x / tf.cast(tf.shape(x)[0], x.dtype),
+    "number of examples in Python": lambda x: x * (1 / x.shape[0]),
+    "number of examples as a row": lambda x: x / tf.fill([1, 1, 1, 2], 1.0 * x.shape[0]),
+    "share of the batch": lambda x: x * tf.sqrt(1 / tf.cast(tf.size(x), x.dtype)),
     "padded": lambda x: tf.pad(x, [[1, 0], [0, 0], [0, 0], [0, 0]])[:-1],
     "positions": lambda x: x + tf.reshape(tf.range(tf.shape(x)[0], dtype=x.dtype), [-1, 1, 1, 1]),
     "pools": lambda x: tf.transpose(
@@ -131,3 +136,45 @@ def test_a_custom_gradient_may_take_examples_together():
     assert graph.established
     assert not graph.independent
     assert graph_of(APART["convolution"]).independent
+
+
+def attention(width=8):
+    inputs = keras.Input((7,), dtype="int32")
+    h = keras.layers.Embedding(9, width, mask_zero=True)(inputs)
+    h = keras.layers.LayerNormalization()(h + keras.layers.MultiHeadAttention(2, 4)(h, h))
+    h = keras.layers.GlobalAveragePooling1D()(keras.layers.EinsumDense("nlc,cd->nld", (7, 5))(h))
+    return keras.Model(inputs, keras.layers.Dense(3)(h))
+
+
+def mobile():
+    layers = [
+        keras.layers.Rescaling(1 / 255),
+        keras.layers.SeparableConv2D(4, 3, padding="same", activation="swish"),
+        keras.layers.BatchNormalization(),
+        keras.layers.UpSampling2D(interpolation="bilinear"),
+        keras.layers.ZeroPadding2D(),
+        keras.layers.GlobalMaxPooling2D(keepdims=True),
+        keras.layers.Flatten(),
+        keras.layers.UnitNormalization(),
+        keras.layers.Dropout(0.5),
+        keras.layers.Dense(3, activation="softmax"),
+    ]
+    return keras.Sequential([keras.Input((8, 8, 3)), *layers])
+
+
+NETWORKS = {
+    **{
+        name: lambda name=name: build_model(name, input_shape=(32, 32, 3), num_classes=10)
+        for name in ("cnn", "resnet", "wide_resnet")
+    },
+    "attention": attention,
+    "mobile": mobile,
+}
+
+
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_networks_of_layers_of_keras_are_established(make):
+    """So that each call does not verify their gradients anew."""
+    model = make()
+    inputs = [tf.TensorSpec([5, *t.shape[1:]], t.dtype) for t in model.inputs]
+    assert call_graph(model, inputs[0], training=False).established

@@ -204,6 +204,23 @@ def test_seed_states_are_all_that_random_layers_move(layer):
     assert len(moved) == 2
 
 
+@pytest.mark.parametrize(
+    ("layer", "moves"),
+    [
+        (lambda: keras.layers.Dropout(0.5), True),
+        (lambda: keras.layers.Lambda(lambda x: x + keras.random.normal([4])), True),
+        (lambda: keras.layers.BatchNormalization(), False),
+        (lambda: keras.layers.Dense(2), False),
+    ],
+)
+def test_seeds_that_move_in_a_scope(layer, moves):
+    model = keras.Sequential([keras.Input((3, 4)), layer()])
+    with stateless.dropping_changes() as scope:
+        model(np.ones((5, 3, 4)), training=True)
+    message = "StatelessScope.state_mapping has changed"
+    assert keras_private.moves_seeds(scope, model) == moves, message
+
+
 def test_a_seed_state_is_a_seed_and_a_counter():
     generator = keras.random.SeedGenerator(1234)
     first = np.array(generator.next())
