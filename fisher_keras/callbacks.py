@@ -17,8 +17,8 @@ from fisher_keras.classifier.logits import FromLogits, gives_probabilities
 from fisher_keras.classifier.wrapper import unwrap
 from fisher_keras.devices import Processes
 from fisher_keras.metrics.evaluation import evaluate
+from fisher_keras.metrics.evaluation_options import EvaluationOptions
 from fisher_keras.metrics.metric import DEFAULT_METRICS
-from fisher_keras.metrics.options import EvaluationOptions
 from fisher_keras.metrics.report import LocalMinimumReport
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
-from fisher_keras.classifier.inputs import count_examples
 from fisher_keras.classifier.labels import labelled_data
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.fisher import loss_gradient_gram
@@ -104,9 +103,8 @@ def check_classifier(
     classifier = Classifier(model, from_logits)
     classifier.logits(data.x)
     num_parameters = count_parameters(classifier.model)
-    rows = min(_NUM_EXAMPLES, count_examples(x))
     inputs = classifier.inputs(data.x)
-    batch = Batch(inputs, tf.convert_to_tensor(np.asarray(y)[:rows]), None)
+    batch = Batch(inputs, tf.convert_to_tensor(np.asarray(y)[:_NUM_EXAMPLES]), None)
     loss = _loss(classifier, data.y, inputs)
     features = [
         _tried("Gram matrix", lambda: loss_gradient_gram(classifier, data.x, data.y)),
@@ -129,12 +127,9 @@ def _tried(name: str, call: Callable[[], Any]) -> FeatureCheck:
     try:
         call()
     except Exception as error:
-        return FeatureCheck(name, False, time.monotonic() - start, _first_line(error))
+        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+        return FeatureCheck(name, False, time.monotonic() - start, first_line)
     return FeatureCheck(name, True, time.monotonic() - start)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _hessian(classifier: Classifier, x: Any, y: Any, num_parameters: int) -> FeatureCheck:
@@ -160,12 +155,10 @@ def _step(model: keras.Model, loss: Any, batch: Batch, gradient: str, shares: bo
     )
     method.compile("sgd", loss)
     gradients, *_ = tf.function(method.regularized_gradients, autograph=False)(batch.x, batch.y)
-    if not all(np.isfinite(g).all() for g in map(_dense, gradients) if g is not None):
+    # A weight that the loss does not depend on has none, and a table of embeddings a sparse one.
+    known = [tf.convert_to_tensor(g).numpy() for g in gradients if g is not None]
+    if not all(np.isfinite(gradient).all() for gradient in known):
         raise ValueError("The gradient of a step is NaN or infinite.")
-
-
-def _dense(gradient: Any) -> np.ndarray | None:
-    return None if gradient is None else tf.convert_to_tensor(gradient).numpy()
 
 
 def _sharing(model: keras.Model, loss: Any, batch: Batch) -> FeatureCheck:

@@ -15,9 +15,9 @@ from fisher_keras.classifier.labels import LabelledData, labelled_data
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.devices import Processes, over_replicas, replica_devices, replica_strategy
 from fisher_keras.metrics import gram_metrics
+from fisher_keras.metrics.evaluation_options import EvaluationOptions
 from fisher_keras.metrics.loss_and_errors import DataLoss, RunningDataLoss, evaluate_data_loss
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, Sample, count_parameters
-from fisher_keras.metrics.options import EvaluationOptions
 from fisher_keras.metrics.report import LocalMinimumReport, summarize
 from fisher_keras.metrics.singular import (
     LinearDependence,
