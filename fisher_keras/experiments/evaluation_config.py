@@ -16,6 +16,12 @@ class EvaluationConfig:
         group="models and data",
         repeated="model",
     )
+    imports: tuple[str, ...] = option(
+        (),
+        "A Python module that defines layers of the models, by its name; it is imported first.",
+        group="models and data",
+        repeated="import",
+    )
     dataset: str = option(
         "cifar10",
         "Images that the models were trained on.",
@@ -45,6 +51,14 @@ class EvaluationConfig:
         "As it was for the trainings.",
         group="models and data",
         least=0,
+    )
+    label_smoothing: float = option(
+        0.0,
+        "As it was for the trainings: the report's training loss, and how far it is above the least "
+        "that the labels allow, are of such labels. The metrics are of the classes.",
+        group="models and data",
+        least=0,
+        below=1,
     )
     seed: int = option(
         0,

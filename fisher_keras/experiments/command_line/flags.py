@@ -27,6 +27,7 @@ class _Flag:
     choices: tuple[str, ...]
     least: float | None
     above: float | None
+    below: float | None
     repeated: str | None
     field: str = ""
     kind: type = str
@@ -46,6 +47,7 @@ def option(
     choices: Sequence[str] = (),
     least: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     repeated: str | None = None,
 ) -> Any:
     """Returns a dataclass field that is also a command line flag.
@@ -59,13 +61,14 @@ def option(
         choices: The values allowed; of a tuple, those of its items.
         least: The smallest number allowed.
         above: The largest number that is too small.
+        below: The smallest number that is too large.
         repeated: The name of a flag that is given once for each item of a tuple. Without it, the
             flag has the field's name, and takes the items with commas between.
 
     Returns:
         The field.
     """
-    flag = _Flag(help, group, tuple(choices), least, above, repeated)
+    flag = _Flag(help, group, tuple(choices), least, above, below, repeated)
     return dataclasses.field(default=default, metadata={"flag": flag})
 
 
@@ -155,8 +158,8 @@ def check_options(config: Any) -> None:
         elif flag.kind is int and flag.least is not None:
             _set(config, flag, whole_number(f"--{flag.name}", value, flag.least))
         elif flag.kind is float:
-            number = real_number(f"--{flag.name}", value, least=flag.least, above=flag.above)
-            _set(config, flag, number)
+            bounds = {"least": flag.least, "above": flag.above, "below": flag.below}
+            _set(config, flag, real_number(f"--{flag.name}", value, **bounds))
 
 
 def _flags(config: type, leave_out: Collection[str] = (), inner: bool = False) -> Iterator[_Flag]:
