@@ -54,8 +54,8 @@ class EvaluationConfig:
     )
     label_smoothing: float = option(
         0.0,
-        "As it was for the trainings: the report's training loss, and how far it is above the least "
-        "that the labels allow, are of such labels. The metrics are of the classes.",
+        "As it was for the trainings: the report's training loss is of such labels, and compared "
+        "with the least that they allow. The metrics are of the classes.",
         group="models and data",
         least=0,
         below=1,

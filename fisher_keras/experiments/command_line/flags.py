@@ -4,6 +4,8 @@ A field says once what it is: `epochs: int = option(3, "Passes.", group="trainin
 """
 
 import dataclasses
+import difflib
+import re
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ from absl import flags
 
 from fisher_keras.arguments import real_number, whole_number
 
+_SEE_HELP = "--help lists the flags"
 REQUIRED = dataclasses.MISSING  # As the default of an option that must be given.
 
 _Config = TypeVar("_Config")
@@ -37,6 +40,16 @@ class _Flag:
     def name(self) -> str:
         """The name on the command line."""
         return self.repeated or self.field
+
+    @property
+    def expected(self) -> str:
+        """The values allowed, in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+        least = "" if self.least is None else f", {self.least} or greater"
+        above = "" if self.above is None else f" greater than {self.above}"
+        return f"{kinds.get(self.kind, 'text')}{above}{least}"
 
 
 def option(
@@ -102,12 +115,23 @@ def parse(config: type, program: str, arguments: Sequence[str]) -> flags.FlagVal
     values = _define(config)
     try:
         _, *rest = values([program, *arguments])
-    except flags.Error as error:
-        raise ValueError(f"{error} (--help lists the flags)") from error
-    if rest:
-        raise ValueError(
-            f"unexpected argument {rest[0]!r}: flags start with -- (--help lists them)"
-        )
+        if rest:
+            raise ValueError(f"unexpected argument {rest[0]!r}: flags start with --")
+    except flags.UnrecognizedFlagError as error:
+        close = difflib.get_close_matches(error.flagname, values, n=1)
+        guess = f" (did you mean --{close[0]}?)" if close else ""
+        raise ValueError(f"there is no flag --{error.flagname}{guess}; {_SEE_HELP}") from error
+    except flags.IllegalFlagValueError as error:
+        name, value = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL).groups()
+        flag = next(flag for flag in _flags(config, inner=True) if flag.name == name)
+        message = f"--{name} must be {flag.expected}, got {value!r}"
+        if value == "None":  # So absl writes what is not given.
+            message = f"--{name} is required: {flag.help.removeprefix('Required. ')}"
+        raise ValueError(f"{message} ({_SEE_HELP})") from error
+    except flags.CantOpenFlagFileError as error:
+        raise ValueError("the file of --flagfile cannot be read") from error
+    except (flags.Error, ValueError) as error:
+        raise ValueError(f"{error} ({_SEE_HELP})") from error
     return values
 
 
