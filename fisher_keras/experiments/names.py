@@ -13,3 +13,7 @@ METRICS = (
     *("spectral_radius", "frobenius_norm", "sample_frobenius_norm", "trace", "effective_rank"),
     "robustness",
 )
+
+# The experiments' own.
+PRESETS = ("paper", "laptop", "smoke")
+STRATEGIES = ("none", "mirrored", "multi_worker")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fisher_keras._version import __version__
 from fisher_keras.experiments.command_line import flags
 from fisher_keras.experiments.command_line.errors import one_line_errors, raise_on_sigterm
-from fisher_keras.experiments.command_line.quiet import start_tensorflow, without_notices
+from fisher_keras.experiments.command_line.quiet import find_devices, without_notices
 from fisher_keras.experiments.command_line.table import COMMANDS, Command
 from fisher_keras.extras import require
 
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"fisher-keras: no command {name!r}{guess}; fisher-keras --help lists them")
     script = os.environ.pop("FISHER_KERAS_PROGRAM", None)
     program = shlex.quote(script) if script else f"fisher-keras {name.replace('-', '_')}"
+    if command.argument and arguments and not arguments[0].startswith("-"):
+        arguments[0] = f"--{command.argument}={arguments[0]}"
     raise_on_sigterm()
     _run(command, program, arguments)
     sys.exit()
@@ -64,8 +66,8 @@ def _run(command: Command, program: str, arguments: Sequence[str]) -> None:
             values = flags.parse(config, program, arguments)
         options = flags.from_flags(config, values)
         with without_notices():
-            start_tensorflow()
             function = command.load_function()
+            find_devices()
         function(*command.arguments, options)
 
 

@@ -7,8 +7,6 @@ Dask's workers have nothing to do that could stop them.
 """
 
 import contextlib
-import dataclasses
-import functools
 import importlib.util
 import json
 import logging
@@ -29,7 +27,7 @@ import distributed
 import tqdm
 from dask.system import cpu_count
 
-from fisher_keras.experiments.command_line.flags import check_options, option
+from fisher_keras.experiments.runs.options import EngineOptions
 from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run, RunFunction
 
 _POLL_S = 0.2  # Between two looks whether a run is still wanted.
@@ -49,36 +47,6 @@ _LOCAL_CLUSTER = {
     "distributed.scheduler.worker-ttl": None,
     "distributed.worker.profile.enabled": False,
 }
-
-_option = functools.partial(option, group="runs")
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineOptions:
-    """Options of the engine, also as flags: where runs are executed, and how many at once."""
-
-    num_workers: int | None = _option(
-        None, "Runs at once; by default --runs_per_gpu on each GPU, or 1 without GPUs.", least=1
-    )
-    runs_per_gpu: int = _option(1, "Runs that share a GPU.", least=1)
-    scheduler: str | None = _option(
-        None,
-        "Address of a Dask scheduler, such as tcp://HOST:8786, whose workers execute the runs; "
-        "by default they are executed on this machine.",
-    )
-    dashboard: bool = _option(False, "Show Dask's page, and print its address.")
-
-    def __post_init__(self) -> None:
-        """Checks the options.
-
-        Raises:
-            ValueError: If a value cannot be used.
-        """
-        check_options(self)
-        if self.scheduler is not None and self.num_workers is not None:
-            raise ValueError(
-                "--num_workers has no effect with --scheduler, whose workers decide: leave it out"
-            )
 
 
 class FailedRunsError(RuntimeError):

@@ -19,7 +19,7 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import filelock
@@ -125,6 +125,7 @@ class ExperimentStore:
         """
         self.directory = pathlib.Path(directory).expanduser().absolute()
         self.lines = self.directory / "runs.jsonl"
+        self.plan = self.directory / "runs" / "plan.json"
 
     def run_directory(self, run: Run) -> pathlib.Path:
         """Returns the directory of a run's files."""
@@ -158,6 +159,15 @@ class ExperimentStore:
                 f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8"
             )
             yield
+
+    def write_plan(self, runs: Sequence[Run]) -> None:
+        """Writes the names of all runs of the experiment, for `fisher-keras status`.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        self.plan.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.plan, json.dumps({run.key: run.label for run in runs}, indent=2) + "\n")
 
     def write_definition(self, run: Run, function: RunFunction) -> pathlib.Path:
         """Makes a run's directory, ready for `python -m fisher_keras.experiments.runs.process`.

@@ -8,8 +8,8 @@ from typing import Any
 from absl import flags
 
 from fisher_keras.experiments.command_line.flags import check_options, nested, option
-from fisher_keras.experiments.runs.engine import EngineOptions
-from fisher_keras.experiments.runs.presets import PRESETS
+from fisher_keras.experiments.names import PRESETS
+from fisher_keras.experiments.runs.options import EngineOptions
 from fisher_keras.experiments.search.search_presets import TUNING_PRESETS
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 

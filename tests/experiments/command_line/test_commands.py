@@ -51,7 +51,7 @@ def test_a_wrong_name_is_guessed(run_command, name):
 def test_every_command_has_help(run_command, name):
     status, output, errors = run_command(name, "--help")
     assert (status, errors) == (0, "")
-    assert "--output" in output
+    assert "\n  --" in output
 
 
 def test_dashes_are_as_good_as_underscores(run_command):
@@ -233,7 +233,7 @@ def test_a_script_is_named_as_it_was_started(run_command, replace_function, monk
     )
 
 
-@pytest.mark.parametrize("name", ["evaluate_metrics"])
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"quickstart"}))
 def test_help_and_a_typo_do_not_wait_for_tensorflow(name):
     for flag, status in (("--help", 0), ("--nosuch=1", 2)):
         code = (
