@@ -9,12 +9,11 @@ import time
 import filelock
 
 from fisher_keras.experiments.command_line.flags import REQUIRED, option
-from fisher_keras.experiments.runs.progress import duration
+from fisher_keras.experiments.runs.progress import duration, last_line
 from fisher_keras.experiments.runs.store import ExperimentStore
 
 _STATES = ("finished", "running", "failed", "stopped", "waiting")
 _ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
-_WIDTH = 100  # Of a line of a run's log.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +68,7 @@ def _state(directory: pathlib.Path) -> tuple[str, str]:
     log = directory / "run.log"
     if not log.exists():
         return "waiting", ""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    last = lines[-1].strip()[:_WIDTH] if lines else ""
+    last = last_line(log)
     state = "failed" if _ERROR.match(last) else "stopped"
     if _is_held(directory / "lock"):
         state = "running"

@@ -19,6 +19,13 @@ _SEE_HELP = "--help lists the flags"
 REQUIRED = dataclasses.MISSING  # As the default of an option that must be given.
 
 _Config = TypeVar("_Config")
+_DEFINE = {
+    bool: flags.DEFINE_boolean,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    tuple: flags.DEFINE_list,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,16 +148,13 @@ def help_text(config: type) -> str:
     return "\n".join(map(_define(config).module_help, groups))
 
 
-def from_flags(
-    config: type[_Config], values: flags.FlagValues, usual: Mapping[str, Any] | None = None
-) -> _Config:
+def from_flags(config: type[_Config], values: flags.FlagValues) -> _Config:
     """Makes an instance of a dataclass from parsed flags.
 
     Args:
-        config: The dataclass.
+        config: The dataclass. Its class method `usual`, if it has one, returns for the flags the
+            values of fields, by name, that go before the defaults of their flags: a preset.
         values: From `parse`.
-        usual: Values of fields, by name, that go before the defaults of their flags. By default
-            what the dataclass's class method `usual` returns for the flags, if it has one.
 
     Returns:
         The instance.
@@ -158,8 +162,7 @@ def from_flags(
     Raises:
         ValueError: If a value cannot be used.
     """
-    if usual is None:
-        usual = config.usual(values) if hasattr(config, "usual") else {}
+    usual = config.usual(values) if hasattr(config, "usual") else {}
     return _filled(config, values, usual)
 
 
@@ -178,7 +181,9 @@ def check_options(config: Any) -> None:
         if value is None and flag.default is None:
             continue
         if flag.choices:
-            _check_choices(flag, value)
+            for item in value if flag.kind is tuple else (value,):
+                if item not in flag.choices:
+                    raise ValueError(f"--{flag.name} must be {flag.expected}, got {item!r}")
         elif flag.kind is int and flag.least is not None:
             _set(config, flag, whole_number(f"--{flag.name}", value, flag.least))
         elif flag.kind is float:
@@ -206,23 +211,19 @@ def _define(config: type) -> flags.FlagValues:
     values = flags.FlagValues()
     for flag in _flags(config, inner=True):
         # --help lists a flag under the name of its module: here the group's.
-        place = {"module_name": flag.group, "flag_values": values}
+        more = {"module_name": flag.group, "flag_values": values}
+        define = _DEFINE[flag.kind]
+        if flag.repeated:
+            define = flags.DEFINE_multi_string
+        elif flag.choices and flag.kind is str:
+            define, more["enum_values"] = flags.DEFINE_enum, flag.choices
+        elif flag.kind in (int, float) and flag.least is not None:
+            more["lower_bound"] = flag.least
         required = flag.default is REQUIRED
         default = None if required else flag.default
-        bound = {} if flag.least is None else {"lower_bound": flag.least}
-        if flag.kind is tuple:
-            define = flags.DEFINE_multi_string if flag.repeated else flags.DEFINE_list
-            define(flag.name, default and list(default), flag.help, **place)
-        elif flag.choices:
-            flags.DEFINE_enum(flag.name, default, flag.choices, flag.help, **place)
-        elif flag.kind is bool:
-            flags.DEFINE_boolean(flag.name, default, flag.help, **place)
-        elif flag.kind is int:
-            flags.DEFINE_integer(flag.name, default, flag.help, **bound, **place)
-        elif flag.kind is float:
-            flags.DEFINE_float(flag.name, default, flag.help, **bound, **place)
-        else:
-            flags.DEFINE_string(flag.name, default, flag.help, **place)
+        if flag.kind is tuple and default:
+            default = list(default)
+        define(flag.name, default, help=flag.help, **more)
         if required:
             flags.mark_flag_as_required(flag.name, values)
     return values
@@ -252,13 +253,6 @@ def _kind(annotation: Any) -> type:
     if isinstance(annotation, types.UnionType):
         annotation, *_ = (part for part in typing.get_args(annotation) if part is not type(None))
     return typing.get_origin(annotation) or annotation
-
-
-def _check_choices(flag: _Flag, value: Any) -> None:
-    for item in value if flag.kind is tuple else (value,):
-        if item not in flag.choices:
-            known = ", ".join(flag.choices)
-            raise ValueError(f"--{flag.name} must be one of {known}, got {item!r}")
 
 
 def _set(config: Any, flag: _Flag, value: float) -> None:

@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command.argument and arguments and not arguments[0].startswith("-"):
         arguments[0] = f"--{command.argument}={arguments[0]}"
     raise_on_sigterm()
+    sys.stdout.reconfigure(line_buffering=True)  # Also where there is no terminal.
     _run(command, program, arguments)
     sys.exit()
 

@@ -63,7 +63,7 @@ def _scenario(name: str, summary: str) -> Command:
         summary,
         f"For example\n\n  {name} --preset=laptop --num_workers=2\n\n{_RESUMES}\n"
         "The command plot_results draws the results.",
-        "runs.options:ExperimentOptions",
+        "runs.run_options:ExperimentOptions",
         "scenarios.runs:run_scenario",
         (name,),
     )
@@ -85,7 +85,7 @@ COMMANDS = {
         "Each method is trained at several strengths. For example\n\n"
         f"  compare_methods --preset=laptop --num_workers=2\n\n{_RESUMES}\n"
         "The table of the finished runs is printed at the end.",
-        "runs.options:ExperimentOptions",
+        "runs.run_options:ExperimentOptions",
         "comparisons.methods:make_methods_table",
     ),
     "evaluate_metrics": Command(
@@ -110,7 +110,7 @@ COMMANDS = {
         "Trains a pool of networks that differ in many settings at once, by random search.",
         "For example\n\n  pool --preset=laptop --label_smoothing=0.1 --num_workers=2\n\n"
         f"{_RESUMES}\nThe command plot_results draws the results.",
-        "runs.options:ExperimentOptions",
+        "runs.run_options:ExperimentOptions",
         "scenarios.pool:run_pool",
     ),
     "quickstart": Command(

@@ -118,7 +118,7 @@ def make_table_1(options: TableOptions) -> None:
     """
     preset = preset_of(PRESETS, options)
     runs = regularization_runs(preset, options.settings_file)
-    make_table(runs, table_1, "table1", preset, options)
+    make_table(runs, table_1, "table1", preset, options, "table1")
 
 
 def make_table_2(options: Table2Options) -> None:
@@ -138,7 +138,7 @@ def make_table_2(options: Table2Options) -> None:
     table = functools.partial(table_2, normalize_logits=options.normalize_logits)
     name = "table2_normalized" if options.normalize_logits else "table2"
     runs = regularization_runs(preset, options.settings_file)
-    make_table(runs, table, name, preset, options)
+    make_table(runs, table, name, preset, options, "table2")
 
 
 @dataclasses.dataclass(frozen=True)

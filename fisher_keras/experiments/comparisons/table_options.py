@@ -3,7 +3,7 @@
 import dataclasses
 
 from fisher_keras.experiments.command_line.flags import option
-from fisher_keras.experiments.runs.options import ExperimentOptions
+from fisher_keras.experiments.runs.run_options import ExperimentOptions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 import dask
 import distributed
-import tqdm
 from dask.system import cpu_count
 
-from fisher_keras.experiments.runs.options import EngineOptions
+from fisher_keras.experiments.runs.progress import RunReports
+from fisher_keras.experiments.runs.run_options import EngineOptions
 from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run, RunFunction
 
 _POLL_S = 0.2  # Between two looks whether a run is still wanted.
@@ -82,12 +82,12 @@ def execute_all(
     """
     running: dict[str, tuple[Run, distributed.Future]] = {}  # What is not referred to ends.
     ended: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
-    failures: list[str] = []
+    reports = RunReports(store)
     with _connected(options, gpus) as (client, environments):
 
         def submit(run: Run) -> None:
-            folder, key = str(store.run_directory(run)), f"{run.label}-{uuid.uuid4()}"
-            future = client.submit(_execute, folder, environments, key=key)
+            folder, key = store.write_definition(run, function), f"{run.label}-{uuid.uuid4()}"
+            future = client.submit(_execute, str(folder), environments, key=key)
             running[key] = run, future
             future.add_done_callback(ended.put)
 
@@ -96,11 +96,12 @@ def execute_all(
             # runs that were not even begun.
             num_at_once = sum(client.nthreads().values())
             while len(running) < max(1, num_at_once) and (run := next_run()):
-                store.write_definition(run, function)
                 submit(run)
+                reports.begin(run)
             if not running:
                 break
             tick(min(len(running), num_at_once))
+            reports.print_due([run for run, _ in running.values()])
             with contextlib.suppress(queue.Empty):
                 future = ended.get(timeout=_TICK_S)
                 run, _ = running.pop(future.key)
@@ -110,12 +111,10 @@ def execute_all(
                     submit(run)  # One worker after the other died. That is never a run's doing.
                     continue
                 if isinstance(outcome, str):
-                    failures.append(f"{run.label}: {outcome}")
-                    tqdm.tqdm.write(f"failed: {failures[-1]}")
-                    outcome = None
-                yield run, outcome
-    if failures:
-        raise FailedRunsError(f"{len(failures)} runs failed: {'; '.join(failures)}")
+                    reports.fail(run, outcome)
+                yield run, None if isinstance(outcome, str) else outcome
+    if failed := reports.failures:
+        raise FailedRunsError(f"{len(failed)} runs failed: {'; '.join(failed)}")
 
 
 @contextlib.contextmanager

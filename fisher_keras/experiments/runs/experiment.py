@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from fisher_keras.datasets import load_dataset
-from fisher_keras.experiments.runs.options import ExperimentOptions
 from fisher_keras.experiments.runs.presets import Preset
+from fisher_keras.experiments.runs.run_options import ExperimentOptions
 from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.runs.trained_run import execute
@@ -35,7 +35,7 @@ def absolute(path: str | None) -> str | None:
 
 
 def execute_runs(
-    runs: Sequence[Run], preset: Preset, options: ExperimentOptions
+    runs: Sequence[Run], preset: Preset, options: ExperimentOptions, title: str | None = None
 ) -> ExperimentStore:
     """Prints the preset and executes the runs of an experiment.
 
@@ -43,6 +43,7 @@ def execute_runs(
         runs: Of the experiment, made by `trained_run`.
         preset: Of the runs.
         options: Of the experiment.
+        title: Of what is printed, by default the experiment's name.
 
     Returns:
         The store.
@@ -53,7 +54,7 @@ def execute_runs(
         FailedRunsError: If runs failed; all others are finished.
     """
     name = runs[0].experiment
-    print(f"{name}, preset {options.preset}: {preset}", flush=True)
+    print(f"{title or name}, preset {options.preset}: {preset}", flush=True)
     store = ExperimentStore(options.output_dir or f"results/{name}_{options.protocol}")
     gpus = free_gpus()
     if not options.dry_run:

@@ -24,7 +24,7 @@ from typing import Any
 
 import filelock
 
-from fisher_keras.files import write_text
+from fisher_keras.files import make_folder, remove_empty, write_text
 
 RunFunction = Callable[["Run", pathlib.Path], dict[str, Any]]  # From run and folder to result.
 
@@ -125,7 +125,7 @@ class ExperimentStore:
         """
         self.directory = pathlib.Path(directory).expanduser().absolute()
         self.lines = self.directory / "runs.jsonl"
-        self.plan = self.directory / "runs" / "plan.json"
+        self.plan = self.directory / ".plan.json"
 
     def run_directory(self, run: Run) -> pathlib.Path:
         """Returns the directory of a run's files."""
@@ -143,7 +143,7 @@ class ExperimentStore:
             ValueError: If another one is at work.
             OSError: If the directory cannot be written.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        made = make_folder(self.directory)
         lock = filelock.FileLock(self.directory / ".lock")
         try:
             held = lock.acquire(timeout=0)
@@ -158,7 +158,14 @@ class ExperimentStore:
             pathlib.Path(lock.lock_file).write_text(
                 f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8"
             )
-            yield
+            try:
+                yield
+            finally:
+                if made and not any(self.directory.glob("runs/*")):
+                    # It was refused before its first run.
+                    self.plan.unlink(missing_ok=True)
+                    pathlib.Path(lock.lock_file).unlink()
+                    remove_empty(made)
 
     def write_plan(self, runs: Sequence[Run]) -> None:
         """Writes the names of all runs of the experiment, for `fisher-keras status`.
@@ -166,7 +173,6 @@ class ExperimentStore:
         Raises:
             OSError: If they cannot be written.
         """
-        self.plan.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.plan, json.dumps({run.key: run.label for run in runs}, indent=2) + "\n")
 
     def write_definition(self, run: Run, function: RunFunction) -> pathlib.Path:

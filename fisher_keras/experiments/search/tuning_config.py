@@ -9,7 +9,7 @@ from absl import flags
 
 from fisher_keras.experiments.command_line.flags import check_options, nested, option
 from fisher_keras.experiments.names import PRESETS
-from fisher_keras.experiments.runs.options import EngineOptions
+from fisher_keras.experiments.runs.run_options import EngineOptions
 from fisher_keras.experiments.search.search_presets import TUNING_PRESETS
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 
@@ -37,10 +37,10 @@ class TuningConfig:
     """
 
     preset: str = _search(
-        PRESETS[0],
-        "paper: its 96 full trainings; laptop: 6 of a ResNet-8 or a narrow CNN, 5 to 10 "
-        "minutes each on one core; smoke: seconds. A value given by its own flag goes before the "
-        "preset's.",
+        "laptop",
+        "laptop, the default: 6 trainings of a ResNet-8 or a narrow CNN, 5 to 10 minutes each on "
+        "one core; paper: its 96 full trainings; smoke: seconds. A value given by its own flag "
+        "goes before the preset's.",
         choices=PRESETS,
     )
     beta: tuple[str, ...] = _search(
@@ -82,17 +82,11 @@ class TuningConfig:
             raise ValueError(
                 "--validation_size must be at least 1: the error on these images decides"
             )
-        batch_size = resolve(self.training).batch_size
         for name, values in self.candidates.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name} must be one or several different values")
             for value in values:
-                dataclasses.replace(self.training, **{name: value})  # Checks it.
-                if name == "num_sub_batches" and value > batch_size:
-                    raise ValueError(
-                        f"--num_sub_batches must be at most the {batch_size} images of a batch, "
-                        f"got {value}"
-                    )
+                resolve(dataclasses.replace(self.training, **{name: value}))  # Checks it.
         num_combinations = math.prod(map(len, self.candidates.values()))
         if self.sampler == "tpe" and not 1 <= (self.num_trials or 0) <= num_combinations:
             raise ValueError(

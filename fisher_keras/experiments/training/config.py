@@ -283,7 +283,8 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
         regularizer's options that are not given.
 
     Raises:
-        ValueError: If `settings_file` is no table, or a value in it cannot be used.
+        ValueError: If `settings_file` is no table, a value in it cannot be used, or a batch has
+            fewer images than sub-batches.
         OSError: If it cannot be read.
     """
     from fisher_keras.models import RECIPES, regularizer_settings
@@ -313,4 +314,10 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
             "share_gradients": False,
         }
     missing = {name: defaults[name] for name in defaults if getattr(config, name) is None}
-    return dataclasses.replace(config, **missing, settings_file=None)
+    config = dataclasses.replace(config, **missing, settings_file=None)
+    if (config.num_sub_batches or 0) > config.batch_size:
+        raise ValueError(
+            f"--num_sub_batches must be at most the {config.batch_size} images of a batch, got "
+            f"{config.num_sub_batches}"
+        )
+    return config

@@ -1,6 +1,7 @@
 """Common behavior of all commands: help, one line an error, Ctrl-C."""
 
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -199,6 +200,60 @@ def test_sigterm_names_the_command_that_goes_on(tmp_path):
     assert errors == (
         "evaluate_metrics: stopped; go on with: fisher-keras evaluate_metrics --model=x\n"
     )
+
+
+@pytest.mark.parametrize("name", ["table1", "compare_methods", "pool", "tune_regularizer"])
+def test_the_papers_days_have_to_be_asked_for(run_command, replace_function, name):
+    done = []
+    replace_function(done.append)
+    assert run_command(name)[0] == 0
+    assert run_command(name, "--preset=paper")[0] == 0
+    assert [options.preset for options in done] == ["laptop", "paper"]
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "compare_methods", "scenario_confusion"])
+def test_a_command_calls_itself_by_its_name(run_command, tmp_path, name):
+    flags = ["--preset=smoke", "--dry_run", f"--output_dir={tmp_path}/no"]
+    status, output, _ = run_command(name, *flags)
+    assert status == 0
+    assert output.startswith(f"{name}, preset smoke: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("train_cifar", ["--dataset=folder", "--data_dir=nowhere"]),
+        ("train_cifar", ["--dataset=digits", "--train_size=100000"]),
+        ("tune_regularizer", ["--preset=smoke", "--dataset=folder", "--data_dir=nowhere"]),
+        ("table1", ["--preset=smoke", "--dashboard"]),
+        ("evaluate_metrics", ["--model=no.keras"]),
+    ],
+)
+def test_a_refused_command_leaves_no_folder(run_command, tmp_path, monkeypatch, name, flags):
+    monkeypatch.chdir(tmp_path)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *rest: n != "bokeh" and find_spec(n, *rest)
+    )
+    output = "--output" if name == "evaluate_metrics" else "--output_dir"
+    assert run_command(name, *flags, f"{output}=new/inner")[0] == 1
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    assert run_command(name, *flags, f"{output}=old/inner")[0] == 1
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+
+
+def test_sizes_that_do_not_go_together_are_said(run_command, tmp_path):
+    flags = ["--dataset=digits", "--train_size=20", "--width=0.05", "--epochs=1"]
+    flags += [f"--output_dir={tmp_path}/run", "--batch_size=32"]
+    status, _, errors = run_command("train_cifar", *flags, "--regularize", "--num_sub_batches=33")
+    assert status == 1
+    assert errors == (
+        "train_cifar: --num_sub_batches must be at most the 32 images of a batch, got 33\n"
+    )
+    status, output, _ = run_command("train_cifar", *flags)
+    assert status == 0
+    assert "\nEach step takes all 20 images: --batch_size=32 is more.\n" in output
 
 
 def test_a_bug_keeps_its_traceback():

@@ -43,10 +43,10 @@ class ExperimentOptions(EngineOptions):
     """Options of an experiment, also as flags."""
 
     preset: str = _option(
-        "paper",
-        "How large the experiment is. paper: as in the paper, for GPUs; laptop: small networks of "
-        "few images, for hours on two cores; smoke: a minute, to see that everything runs. "
-        "--dry_run tells the details.",
+        "laptop",
+        "How large the experiment is. laptop, the default: small networks of few images, hours on "
+        "two cores; paper: as in the paper, days on GPUs; smoke: a minute, to see that everything "
+        "runs. --dry_run tells the details.",
         choices=PRESETS,
     )
     output_dir: str | None = _option(
