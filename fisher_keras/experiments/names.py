@@ -15,3 +15,7 @@ METRICS = (
     *("log_determinant_shifted", "soft_rank", "renyi_entropy", "log_weight_norm"),
     "robustness",
 )
+
+# The experiments' own.
+PRESETS = ("paper", "laptop", "smoke")
+STRATEGIES = ("none", "mirrored", "multi_worker")
