@@ -186,13 +186,8 @@ class FisherRegularizedModel(TrainingMethod):
                 "FisherRegularizedModel has no loss. Call compile(optimizer=..., loss=...) with "
                 "a cross-entropy before training."
             )
-        losses = BatchLosses.of(
-            self,
-            batch,
-            self._cross_entropy,
-            self.num_sub_batches,
-            second_derivatives=self.gradient == "hessian_vector_product",
-        )
+        twice = self.gradient == "hessian_vector_product"
+        losses = BatchLosses(self, batch, self._cross_entropy, self.num_sub_batches, twice)
         if losses.replica.count > 1 and self.share_gradients is True:
             check_not_synchronized(self.model, self.beta)
         return losses

@@ -93,7 +93,7 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
 
     def losses_of(self, batch: Batch) -> BatchLosses:
         """Returns the losses that `step` takes, on a mini-batch."""
-        return BatchLosses.of(self, batch)
+        return BatchLosses(self, batch)
 
     def check_once(self, losses: BatchLosses) -> None:
         """Calls `check_losses` for the first batch of each signature."""
