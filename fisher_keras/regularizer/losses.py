@@ -18,10 +18,10 @@ from fisher_keras.regularizer.arithmetic import LossScale, map_parts, scalar_dty
 from fisher_keras.regularizer.batches import (
     Batch,
     SubBatch,
-    only_tensor,
     specs_of_any_size,
     trace_and_discard,
 )
+from fisher_keras.regularizer.loss_forms import hard_label_mean
 from fisher_keras.regularizer.replicas import Replica
 from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient, SubBatchTerms
 
@@ -172,6 +172,12 @@ class BatchLosses:
             loss = self._compiled_loss(sub_batch.batch, outputs)
             compiled.append(loss)
             penalties = self.model.losses
+            if keras_private.mask_of(outputs) is not None:
+                raise ValueError(
+                    "share_gradients=True takes the mean of the sub-batches' losses for that of "
+                    "the mini-batch, which it is not where a mask leaves examples out. Use "
+                    "share_gradients=False or 'auto'. Given: outputs with a mask."
+                )
             (hard,) = self._hard_label_mean(sub_batch.batch, outputs)
             # Where L is L~ but for penalties, the gradient of these is all that is new.
             rest = tf.add_n(penalties or [tf.zeros_like(loss)]) if equals_compiled_loss else loss
@@ -206,22 +212,24 @@ class BatchLosses:
         return SubBatchTerms(regularizer, BatchLoss(zero, zeros(weights), outputs, zeros(state)))
 
     def ordinary_gradient(self) -> tuple[list, list]:
-        """Returns the gradient of L~(B, w) by the variables, and the penalties of activations.
+        """Returns the gradient of L~(B, w) by the variables, and other terms of the outputs in L.
 
-        They are symbolic, of a graph that is thrown away.
+        These are penalties of activations, and a mask by which Keras leaves examples out. All is
+        symbolic, of a graph that is thrown away.
         """
-        found = []
+        found, masks = [], []
 
         def trace(batch: Batch) -> None:
             with self.replica.local_batch_norm(self.model.model):
                 loss = functools.partial(self._hard_label_mean, batch)
                 losses = self._evaluate(loss, batch)
             found.extend(losses.gradients[0])
+            masks.extend(m for m in [keras_private.mask_of(losses.outputs)] if m is not None)
 
         # In no scope of other values; an init_scope stops tapes.
         with keras.StatelessScope(collect_losses=True) as scope:
             trace_and_discard(trace, specs_of_any_size(self.batch))
-        return found, scope.losses
+        return found, [*scope.losses, *masks]
 
     # ------------------------------------------------------------------------------ their parts
 
@@ -292,9 +300,6 @@ class BatchLosses:
         return [loss if weights is None else loss * tf.cast(weights.examples, loss.dtype)]
 
     def _hard_label_mean(self, batch: Batch, outputs: tf.Tensor) -> list[tf.Tensor]:
-        """Returns L~, the mean of the hard-label losses times the sample weights, in a list."""
-        losses = self.cross_entropy(only_tensor(batch.y), outputs)
-        if batch.sample_weight is not None:
-            weights = tf.reshape(only_tensor(batch.sample_weight), [-1])
-            losses *= tf.cast(weights, losses.dtype)
-        return [tf.cast(tf.reduce_mean(losses), scalar_dtype(stateless.weights(self.model)))]
+        """Returns L~, in a list."""
+        loss = hard_label_mean(self.cross_entropy, batch, outputs)
+        return [tf.cast(loss, scalar_dtype(stateless.weights(self.model)))]
