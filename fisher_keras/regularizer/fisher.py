@@ -168,12 +168,20 @@ class FisherRegularizedModel(TrainingMethod):
                 TensorFloat-32, where the finite difference is lost in rounding.
         """
         super().compile(*args, **kwargs)
-        self._separable, self._cross_entropies = {}, {}
-        self._gradients_by_xla = tf.function(self._gradients, autograph=False, jit_compile=True)
         if self.loss is not None:
             self._cross_entropy = hard_label_cross_entropy(self.loss, self.model)
+
+    def forget_traces(self) -> None:
+        """Forgets what was traced with other options, and refuses options that do not go together.
+
+        Raises:
+            ValueError: If the finite difference would be lost in rounding.
+        """
         if self.gradient == "finite_difference" and self.beta != 0:
             _check_precision(self.model, self.alpha)
+        self._separable, self._cross_entropies = {}, {}
+        self._gradients_by_xla = tf.function(self._gradients, autograph=False, jit_compile=True)
+        super().forget_traces()
 
     def losses_of(self, batch: Batch) -> BatchLosses:
         """Returns L and L~ on a mini-batch."""
@@ -222,8 +230,9 @@ class FisherRegularizedModel(TrainingMethod):
 
         Nothing changes: neither weights nor moving statistics, seeds or metrics. Also for use in
         a training loop of one's own; inside a `tf.function` it is as fast as `fit`, and random as
-        that function is: with XLA, other examples are dropped out than without. On several
-        replicas, by `strategy.run`, all get the gradient of the whole mini-batch.
+        that function is: with XLA, other examples are dropped out than without. It then keeps the
+        options (alpha, beta, ...) that the model had when it was traced. On several replicas, by
+        `strategy.run`, all get the gradient of the whole mini-batch.
 
         Args:
             x: Inputs, as the wrapped model takes them, B examples.

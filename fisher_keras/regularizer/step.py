@@ -183,7 +183,13 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
         """Configures training; the arguments are those of `keras.Model.compile`."""
         super().compile(*args, **kwargs)
         stateless.weights(self)  # Refuses float8.
+        self.forget_traces()
+
+    def forget_traces(self) -> None:
+        """Forgets what was traced, or established, with other options."""
         self._checked = frozenset()
+        if self.train_function is not None:  # `fit` may be running: it needs another one.
+            self.make_train_function(force=True)
 
     # ------------------------------------------------------------------------ saving, and the rest
 
