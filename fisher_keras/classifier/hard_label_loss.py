@@ -27,6 +27,9 @@ _FUNCTION_KINDS = {
     keras.losses.categorical_focal_crossentropy: "one_hot",
     keras.losses.binary_crossentropy: "binary",
 }
+# Arguments of a sparse loss that leave it the cross-entropy of the labels given.
+_NEUTRAL = {"name", "reduction", "from_logits", "axis", "dtype"}
+_MEANS = ("sum_over_batch_size", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +157,19 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
     probabilities = gives_probabilities(model)
     if probabilities is not None and probabilities == from_logits:
         raise ValueError(_mismatch(from_logits))
-    equals_compiled_loss = kind == "sparse" and config.get("reduction", "sum_over_batch_size") in (
-        "sum_over_batch_size",
-        "mean",
-    )
-    return HardLabelCrossEntropy(kind, from_logits, equals_compiled_loss)
+    return HardLabelCrossEntropy(kind, from_logits, _is_plain_sparse_loss(given, config))
+
+
+def _is_plain_sparse_loss(given: Any, config: dict[str, Any]) -> bool:
+    """Returns whether a loss is Keras' own sparse cross-entropy, the mean over the examples."""
+    own = keras.losses.sparse_categorical_crossentropy
+    if not isinstance(given, keras.losses.Loss):
+        return given is own
+    # A subclass may be anything, and so may an argument that a later Keras adds.
+    replaced = type(given) is not keras.losses.SparseCategoricalCrossentropy
+    replaced = replaced or "call" in vars(given) or given.fn is not own
+    changed = [name for name, value in config.items() if value and name not in _NEUTRAL]
+    return not replaced and not changed and config["reduction"] in _MEANS
 
 
 def from_logits_of(loss: Any) -> bool | None:

@@ -84,7 +84,8 @@ class ClassifierWrapper(keras.Model):
         """Configures training; the arguments are those of `keras.Model.compile`."""
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self.has_custom_loss = overrides(self.model, "compute_loss")
-        self.has_plain_loss = loss_weights is None and not self.has_custom_loss
+        overridden = type(self).compute_loss is not ClassifierWrapper.compute_loss
+        self.has_plain_loss = not (loss_weights or self.has_custom_loss or overridden)
         if self.has_custom_loss:
             # It may call Keras' own, which asks for the classifier's compiled loss.
             self.model.compile(self.optimizer, loss, loss_weights)

@@ -144,6 +144,11 @@ def output_layer(model: keras.Model) -> keras.Operation:
     return model.outputs[0]._keras_history.operation
 
 
+def mask_of(outputs: tf.Tensor) -> tf.Tensor | None:
+    """Returns the mask of a model's outputs, by which Keras' losses leave examples out."""
+    return outputs._keras_mask if hasattr(outputs, "_keras_mask") else None
+
+
 def seed_states(model: keras.Model) -> list[keras.Variable]:
     """Returns the states of a model's seed generators, in its own order."""
     # Keras lists them among `non_trainable_variables`, and nothing but their name sets them apart.

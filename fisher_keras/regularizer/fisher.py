@@ -16,6 +16,7 @@ from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.algorithm import EQUATION_6, Settings, regularized_step
 from fisher_keras.regularizer.arithmetic import global_norm, map_parts, with_zeros
 from fisher_keras.regularizer.batches import Batch
+from fisher_keras.regularizer.loss_forms import check_mean, established
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.options import (
     Option,
@@ -167,17 +168,20 @@ class FisherRegularizedModel(TrainingMethod):
                 TensorFloat-32, where the finite difference is lost in rounding.
         """
         super().compile(*args, **kwargs)
-        self._separable = {}
-        self._gradients_by_xla = tf.function(self._gradients, autograph=False, jit_compile=True)
         if self.loss is not None:
             self._cross_entropy = hard_label_cross_entropy(self.loss, self.model)
-            if not self.has_plain_loss:
-                # L is not L~ then: its gradient is another one.
-                self._cross_entropy = dataclasses.replace(
-                    self._cross_entropy, equals_compiled_loss=False
-                )
+
+    def forget_traces(self) -> None:
+        """Forgets what was traced with other options, and refuses options that do not go together.
+
+        Raises:
+            ValueError: If the finite difference would be lost in rounding.
+        """
         if self.gradient == "finite_difference" and self.beta != 0:
             _check_precision(self.model, self.alpha)
+        self._separable, self._cross_entropies = {}, {}
+        self._gradients_by_xla = tf.function(self._gradients, autograph=False, jit_compile=True)
+        super().forget_traces()
 
     def losses_of(self, batch: Batch) -> BatchLosses:
         """Returns L and L~ on a mini-batch."""
@@ -186,13 +190,15 @@ class FisherRegularizedModel(TrainingMethod):
                 "FisherRegularizedModel has no loss. Call compile(optimizer=..., loss=...) with "
                 "a cross-entropy before training."
             )
-        losses = BatchLosses.of(
-            self,
-            batch,
-            self._cross_entropy,
-            self.num_sub_batches,
-            second_derivatives=self.gradient == "hessian_vector_product",
-        )
+        signature = batch.signature()
+        if signature not in self._cross_entropies:
+            cross_entropy = established(self._cross_entropy, self, batch)
+            if self.share_gradients is True:
+                check_mean(cross_entropy, self, batch)
+            self._cross_entropies[signature] = cross_entropy
+        twice = self.gradient == "hessian_vector_product"
+        cross_entropy = self._cross_entropies[signature]
+        losses = BatchLosses(self, batch, cross_entropy, self.num_sub_batches, twice)
         if losses.replica.count > 1 and self.share_gradients is True:
             check_not_synchronized(self.model, self.beta)
         return losses
@@ -224,8 +230,9 @@ class FisherRegularizedModel(TrainingMethod):
 
         Nothing changes: neither weights nor moving statistics, seeds or metrics. Also for use in
         a training loop of one's own; inside a `tf.function` it is as fast as `fit`, and random as
-        that function is: with XLA, other examples are dropped out than without. On several
-        replicas, by `strategy.run`, all get the gradient of the whole mini-batch.
+        that function is: with XLA, other examples are dropped out than without. It then keeps the
+        options (alpha, beta, ...) that the model had when it was traced. On several replicas, by
+        `strategy.run`, all get the gradient of the whole mini-batch.
 
         Args:
             x: Inputs, as the wrapped model takes them, B examples.

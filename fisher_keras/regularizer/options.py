@@ -9,9 +9,10 @@ from fisher_keras.arguments import real_number
 
 
 class Option:
-    """An attribute of a model that is checked whenever it is set, and saved with the model.
+    """An attribute of a model that is checked whenever it is set, acts at once, and is saved.
 
-    The argument of the constructor must have the same name.
+    The argument of the constructor must have the same name. A value that is set after `compile`,
+    also in a callback, makes the next step be traced anew.
 
     Examples:
         >>> class Method:
@@ -44,8 +45,16 @@ class Option:
         return vars(model)[self._name]
 
     def __set__(self, model: Any, value: Any) -> None:
-        """Checks a value and keeps it."""
+        """Checks a value and keeps it; traces with another value are forgotten."""
+        before = vars(model).get(self._name)
         vars(model)[self._name] = self._check(self._name, value)
+        if not getattr(model, "compiled", False) or before == getattr(model, self._name):
+            return
+        try:
+            model.forget_traces()
+        except ValueError:
+            vars(model)[self._name] = before
+            raise
 
 
 def names_of_options(kind: type) -> list[str]:

@@ -28,6 +28,7 @@ PRIVATE = {
     "_get_metrics_result_or_logs": "epoch_logs",
     "_iterations": "num_updates",
     "_keras_history": "output_layer",
+    "_keras_mask": "mask_of",
     "_maybe_symbolic_build": "build_from",
 }
 # Methods of Keras that are replaced for a while, by name; those that a class of ours overrides.
