@@ -247,6 +247,8 @@ class FisherRegularizedModel(TrainingMethod):
         Raises:
             ValueError: If the model is not compiled with a loss.
         """
+        given = {"x": x, "y": y, "sample_weight": sample_weight}
+        x, y, sample_weight = self._arguments("train_on_batch", (), given).values()
         x = keras.tree.map_structure(tf.convert_to_tensor, x)
         y = tf.convert_to_tensor(y)
         if sample_weight is not None:
