@@ -77,7 +77,7 @@ class Classifier:
         if normalize_logits is not None:
             self.normalize_logits = real_number("normalize_logits", normalize_logits, above=0)
         self.num_classes: int | None = None
-        self._checked_pipeline = False
+        self.pipeline_is_checked = False
         self._functions: dict[tuple, Callable] = {}
         self._trace_key: tuple[list, ...] = ()
         self._making = threading.RLock()
@@ -104,15 +104,15 @@ class Classifier:
             ValueError: If the model overrides these methods and does something else in them.
         """
         self.build(x)
-        if not self._checked_pipeline:
+        if not self.pipeline_is_checked:
             check_pipeline(self.model, x)
-            self._checked_pipeline = True
+            self.pipeline_is_checked = True
         return prepare(self.model, x)
 
     def copy(self) -> "Classifier":
         """Returns a classifier of the same model, for which nothing was traced yet."""
         copied = Classifier(self.model, self.from_logits, self.normalize_logits)
-        copied._checked_pipeline = self._checked_pipeline
+        copied.pipeline_is_checked = self.pipeline_is_checked
         return copied
 
     def logits(self, x: Any) -> tf.Tensor:

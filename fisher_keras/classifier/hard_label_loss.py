@@ -71,7 +71,7 @@ class HardLabelCrossEntropy:
             tf.cast(labels, tf.int32), outputs, from_logits=self.from_logits
         )
 
-    def check_shape(self, outputs: tf.Tensor) -> None:
+    def check_shape(self, outputs: tf.Tensor | keras.KerasTensor) -> None:
         """Checks that outputs are those of one classifier.
 
         Args:
@@ -80,7 +80,8 @@ class HardLabelCrossEntropy:
         Raises:
             ValueError: If they are not of shape (B, K), or (B, 1) or (B,) for a sigmoid unit.
         """
-        shape = tuple(outputs.shape) if isinstance(outputs, tf.Tensor) else type(outputs).__name__
+        is_tensor = isinstance(outputs, (tf.Tensor, keras.KerasTensor))
+        shape = tuple(outputs.shape) if is_tensor else type(outputs).__name__
         binary = self.kind == "binary"
         if not isinstance(shape, tuple) or not (
             (len(shape) == 2 and (shape[1] == 1) == binary) or (len(shape) == 1 and binary)
