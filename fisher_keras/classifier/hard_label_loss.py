@@ -81,7 +81,8 @@ class HardLabelCrossEntropy:
             ValueError: If they are not of shape (B, K), or (B, 1) or (B,) for a sigmoid unit.
         """
         is_tensor = isinstance(outputs, (tf.Tensor, keras.KerasTensor))
-        shape = tuple(outputs.shape) if is_tensor else type(outputs).__name__
+        # The size of the batch at hand says nothing about the model.
+        shape = (None, *outputs.shape[1:]) if is_tensor else type(outputs).__name__
         binary = self.kind == "binary"
         if not isinstance(shape, tuple) or not (
             (len(shape) == 2 and (shape[1] == 1) == binary) or (len(shape) == 1 and binary)
