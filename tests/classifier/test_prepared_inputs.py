@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fisher_keras import FisherMetrics, evaluate_local_minimum, loss_gradient_gram
+from fisher_keras import (
+    FisherMetrics,
+    check_classifier,
+    evaluate_local_minimum,
+    loss_gradient_gram,
+)
 from fisher_keras.metrics import hessian, robustness
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -99,6 +104,11 @@ def test_metrics_are_those_of_the_inner_model_on_prepared_inputs():
     np.testing.assert_allclose(gram.matrix, gram_inner.matrix, atol=1e-6)
     assert robustness(model, x) == pytest.approx(robustness(inner, prepared))
     np.testing.assert_allclose(hessian(model, x, y), hessian(inner, prepared, y), atol=1e-6)
+
+
+def test_what_works_with_a_preprocessor():
+    report = check_classifier(task(), *images())
+    assert all(feature.works for feature in report.features), str(report)
 
 
 def test_metrics_inside_fit():
