@@ -103,9 +103,10 @@ def check_classifier(
     classifier = Classifier(model, from_logits)
     classifier.logits(data.x)
     num_parameters = count_parameters(classifier.model)
-    inputs = classifier.inputs(data.x)
-    batch = Batch(inputs, tf.convert_to_tensor(np.asarray(y)[:_NUM_EXAMPLES]), None)
+    inputs, labels = classifier.inputs(data.x), tf.convert_to_tensor(y[:_NUM_EXAMPLES])
+    batch = Batch(inputs, labels, None)
     loss = _loss(classifier, data.y, inputs)
+    given = keras.tree.map_structure(tf.convert_to_tensor, data.x)
     features = [
         _tried("Gram matrix", lambda: loss_gradient_gram(classifier, data.x, data.y)),
         _tried("robustness", lambda: robustness(classifier, data.x)),
@@ -114,7 +115,7 @@ def check_classifier(
     for gradient in GRADIENTS:
         for shares in (False, True):
             name = f"regularizer, {gradient}" + (", shared gradients" if shares else "")
-            step = functools.partial(_step, model, loss, batch, gradient, shares)
+            step = functools.partial(_step, model, loss, (given, labels), gradient, shares)
             features.append(_tried(name, step))
     features.append(_sharing(model, loss, batch))
     features.append(_tried("SAM", lambda: _losses(SharpnessAwareModel(model), loss, batch)))
@@ -148,13 +149,13 @@ def _losses(method: keras.Model, loss: Any, batch: Batch) -> Any:
     return losses
 
 
-def _step(model: keras.Model, loss: Any, batch: Batch, gradient: str, shares: bool) -> None:
+def _step(model: keras.Model, loss: Any, data: tuple, gradient: str, shares: bool) -> None:
     """Computes the gradient of a step in a graph, as `fit` does; it is not applied."""
     method = FisherRegularizedModel(
         model, num_sub_batches=_NUM_SUB_BATCHES, gradient=gradient, share_gradients=shares
     )
     method.compile("sgd", loss)
-    gradients, *_ = tf.function(method.regularized_gradients, autograph=False)(batch.x, batch.y)
+    gradients, *_ = tf.function(method.regularized_gradients, autograph=False)(*data)
     # A weight that the loss does not depend on has none, and a table of embeddings a sparse one.
     known = [tf.convert_to_tensor(g).numpy() for g in gradients if g is not None]
     if not all(np.isfinite(gradient).all() for gradient in known):

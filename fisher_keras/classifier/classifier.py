@@ -12,7 +12,7 @@ from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.batch_axis import CallGraph, call_graph
 from fisher_keras.classifier.logits import FromLogits, Logits, check_values, find_logits
-from fisher_keras.classifier.pipeline import check_pipeline, prepare
+from fisher_keras.classifier.preprocessing import check_own_methods, prepare
 from fisher_keras.classifier.wrapper import unwrap
 from fisher_keras.graph import keras_private
 from fisher_keras.graph.tracing import specs, trace_for_any_batch_size
@@ -105,7 +105,7 @@ class Classifier:
         """
         self.build(x)
         if not self.pipeline_is_checked:
-            check_pipeline(self.model, x)
+            check_own_methods(self.model, x)
             self.pipeline_is_checked = True
         return prepare(self.model, x)
 

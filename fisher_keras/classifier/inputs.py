@@ -13,9 +13,12 @@ _MAX_LISTED = 4
 def check_model(model: Any) -> None:
     """Raises a ValueError unless it is given a Keras model."""
     if not isinstance(model, keras.Model):
+        kind = type(model)
+        former = " This is the former Keras: save the model, and load it with Keras 3."
         raise ValueError(
             "model must be a keras.Model (functional, Sequential or subclassed) or a "
-            f"fisher_keras.classifier.Classifier of one. Given: {type(model).__name__}."
+            f"fisher_keras.classifier.Classifier of one. Given: {kind.__module__}.{kind.__name__}."
+            f"{former if kind.__module__.startswith('tf_keras') else ''}"
         )
 
 

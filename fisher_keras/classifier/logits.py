@@ -80,10 +80,13 @@ def find_logits(
             cannot be found out what they are, or if they cannot be normalized.
     """
     if not isinstance(outputs, tf.Tensor) or outputs.shape.rank != 2 or outputs.shape[1] is None:
-        shape = getattr(outputs, "shape", None)
+        given = f"{type(outputs).__name__} of shape {getattr(outputs, 'shape', None)}."
+        if isinstance(outputs, dict):
+            name = next(iter(outputs), "")
+            given = f"a dict; give keras.Model(model.inputs, model.output[{name!r}])."
         raise ValueError(
             "The metrics are of a classifier with one output of shape (N, K). The model gives "
-            f"{type(outputs).__name__} of shape {shape}."
+            f"{given}"
         )
     if normalize_logits is not None and outputs.shape[-1] == 1:
         raise ValueError(

@@ -38,6 +38,22 @@ def test_what_is_no_model(name, model):
         FUNCTIONS[name](model, X, Y)
 
 
+def test_a_model_of_the_former_keras_is_named():
+    """Its class has the same name as that of Keras 3."""
+    former = type("Sequential", (), {"__module__": "tf_keras.src.engine.sequential"})()
+    with pytest.raises(ValueError, match=r"Given: tf_keras\S+Sequential\. .* Keras 3"):
+        loss_gradient_gram(former, X, Y)
+
+
+def test_a_dict_of_one_output_is_refused_with_the_way_out():
+    model = network()
+    named = keras.Model(model.inputs, {"classes": model.outputs[0]})
+    with pytest.raises(ValueError, match=r"a dict; give keras\.Model\(model\.inputs, .*'classes'"):
+        loss_gradient_gram(named, X, Y)
+    unwrapped = keras.Model(named.inputs, named.output["classes"])
+    assert np.isfinite(loss_gradient_gram(unwrapped, X, Y).log_scale).all()
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(
     ("x", "message"),

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fisher_keras import FisherMetrics, evaluate_local_minimum, loss_gradient_gram
+from fisher_keras import (
+    FisherMetrics,
+    check_classifier,
+    evaluate_local_minimum,
+    loss_gradient_gram,
+)
 from fisher_keras.metrics import hessian, robustness
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -20,8 +25,15 @@ def scaled(x):
     return tf.image.resize(tf.cast(x, "float32") / 255.0, (4, 4))
 
 
+class Sums(keras.layers.Layer):
+    """No operation of which it is known that examples stay apart: they are compared."""
+
+    def call(self, x):
+        return keras.ops.cumsum(x, axis=1)
+
+
 def layers():
-    return [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    return [keras.Input((4, 4, 1)), keras.layers.Flatten(), Sums(), keras.layers.Dense(3)]
 
 
 class Preprocessor(keras.layers.Layer):
@@ -92,6 +104,11 @@ def test_metrics_are_those_of_the_inner_model_on_prepared_inputs():
     np.testing.assert_allclose(gram.matrix, gram_inner.matrix, atol=1e-6)
     assert robustness(model, x) == pytest.approx(robustness(inner, prepared))
     np.testing.assert_allclose(hessian(model, x, y), hessian(inner, prepared, y), atol=1e-6)
+
+
+def test_what_works_with_a_preprocessor():
+    report = check_classifier(task(), *images())
+    assert all(feature.works for feature in report.features), str(report)
 
 
 def test_metrics_inside_fit():
