@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, execute_runs
 from fisher_keras.experiments.runs.presets import Preset
+from fisher_keras.experiments.runs.provenance_notes import provenance_notes
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork, network_flags
 from fisher_keras.experiments.statistics.paired import paired_cell
@@ -44,7 +45,8 @@ def make_table(
     store = execute_runs(runs, preset, options)
     networks = list(map(TrainedNetwork.of, store.records_of(runs)))
     if networks and not options.dry_run:
-        publish_table(store.directory, name, table(networks), num_names)
+        notes = provenance_notes([network.record for network in networks])
+        publish_table(store.directory, name, table(networks), num_names, notes)
 
 
 def grouped(
