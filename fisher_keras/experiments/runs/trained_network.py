@@ -95,6 +95,12 @@ class TrainedNetwork:
         return self.record.seed
 
 
+def common_metrics(networks: Sequence[Any]) -> list[str]:
+    """Returns the names that the `metrics` of all of some networks have."""
+    names = dict.fromkeys(name for network in networks for name in network.metrics)
+    return [name for name in names if all(name in network.metrics for network in networks)]
+
+
 def excess_losses(networks: Sequence[TrainedNetwork]) -> list[float]:
     """Returns the excess training losses of networks that are compared with each other.
 
