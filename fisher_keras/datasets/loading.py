@@ -91,10 +91,7 @@ def _only_errors_logged() -> Iterator[None]:
 
 @_only_errors_logged()
 def load_dataset(
-    name: str,
-    data_dir: str | None = None,
-    download: bool = True,
-    image_size: int | None = None,
+    name: str, data_dir: str | None = None, download: bool = True, image_size: int | None = None
 ) -> ImageDataset:
     """Loads a data set into memory.
 

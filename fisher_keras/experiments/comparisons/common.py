@@ -90,6 +90,7 @@ def difference_cell(group: Group, other: Group, quantity: Quantity, digits: int)
     Returns:
         See `paired_cell`.
     """
+    # A seed gives both the same images and first weights: only such pairs are subtracted.
     seeds = sorted(group.keys() & other.keys())
     first, second = (quantity([side[seed] for seed in seeds]) for side in (group, other))
     return paired_cell(first, second, digits)
@@ -97,6 +98,7 @@ def difference_cell(group: Group, other: Group, quantity: Quantity, digits: int)
 
 def num_flagged(groups: Sequence[Group]) -> list[int]:
     """Returns how many networks of each group are at no minimum such as those of all groups."""
+    # Flags compare each loss with the median of all: the groups are not judged one by one.
     networks = [network for group in groups for network in group.values()]
     flags = iter(network_flags(networks))
     return [sum(bool(next(flags)) for _ in group) for group in groups]

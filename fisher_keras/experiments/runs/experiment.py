@@ -108,6 +108,7 @@ def execute_runs(
         finished = {record.key for record in store.records()}
         missing = [run for run in runs if run.key not in finished]
         _check_datasets(missing, options)
+        # A table of finished runs may be made from any tree: it says what they are of.
         if missing and options.preset != "smoke":
             _check_commit(options.preset)
     run_experiment(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fisher_keras.experiments.runs.store import Record
 
-# By the fingerprint of a data set, see `fisher_keras.datasets.ImageDataset`.
+# Data whose origin has been looked into, by fingerprint (see `ImageDataset.fingerprint`).
 _ORIGINS = {
     "0eea5fd087074c92": "high-quality JPEG copies of the original images, in another order",
     "99976a09f8bff792": "as scikit-learn has them",

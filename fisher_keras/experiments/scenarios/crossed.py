@@ -149,6 +149,7 @@ def _pairs(
 ) -> list[tuple[TrainedNetwork, TrainedNetwork]]:
     """Returns the networks with the largest value of a setting, each with its counterpart."""
     values = {key[place] for key in groups}
+    # Where a setting has one value so far, nothing changes by it yet.
     largest = [key for key in sorted(groups) if key[place] == max(values) > min(values)]
     pairs = []
     for key in largest:

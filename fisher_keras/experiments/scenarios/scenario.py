@@ -119,6 +119,7 @@ class Scenario:
 
 def hyperparameters(runs: Sequence[ScenarioRun]) -> dict[str, list[str]]:
     """Returns the settings in which some networks' trainings differ, but for the seed, as text."""
+    # As text: numbers and None, side by side in one setting, have no common order.
     usual = dataclasses.asdict(TrainingConfig())
     settings = [usual | json.loads(run.training)[0] for run in runs]
     columns = {

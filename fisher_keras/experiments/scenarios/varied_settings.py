@@ -60,6 +60,7 @@ def strata_table(scenario: Scenario) -> str:
         error = column(runs, "test_error")
         for name in common_metrics(runs):
             metric = column(runs, name)
+            # Without such settings all runs are one stratum.
             within = stratified_kendall(metric, error, strata or [()] * len(runs))
             partial = partial_rank_correlation(metric, error, given)
             counts = [str(within.num_runs), str(within.num_strata)]

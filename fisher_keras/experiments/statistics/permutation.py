@@ -32,6 +32,7 @@ def level_permutation_p_value(
         same.
     """
     metric, error = np.asarray(metric, float), np.asarray(error, float)
+    # Whole blocks are moved, which is possible only where all are of one size.
     names = list(dict.fromkeys(levels))
     rows = [[run for run, level in enumerate(levels) if level == name] for name in names]
     if np.isnan(metric).any() or len({len(row) for row in rows}) != 1:

@@ -121,6 +121,7 @@ def kendall_difference(
     if min((len(np.unique(values[known])) for values in (metric, other, error)), default=0) < 2:
         return UNKNOWN
     counts = np.vstack([np.ones(known.sum()), resample_counts(int(known.sum()))])
+    # The same resamples for both: what both metrics owe to the draw of the runs cancels.
     first, second = (
         kendall_of_resamples(values[known], error[known], counts) for values in (metric, other)
     )
@@ -193,10 +194,7 @@ def resample_counts(num_runs: int) -> np.ndarray:
 
 
 def kendall_of_resamples(
-    metric: np.ndarray,
-    error: np.ndarray,
-    counts: np.ndarray,
-    pairs: np.ndarray | None = None,
+    metric: np.ndarray, error: np.ndarray, counts: np.ndarray, pairs: np.ndarray | None = None
 ) -> np.ndarray:
     """Returns Kendall's tau-b of many resamples at once.
 

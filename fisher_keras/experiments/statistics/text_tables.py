@@ -92,11 +92,7 @@ def latex_table(rows: Rows) -> str:
 
 
 def publish_table(
-    directory: pathlib.Path,
-    name: str,
-    rows: Rows,
-    num_names: int = 1,
-    notes: Sequence[str] = (),
+    directory: pathlib.Path, name: str, rows: Rows, num_names: int = 1, notes: Sequence[str] = ()
 ) -> None:
     """Prints a table with notes below, and writes it as `name`.md and .tex.
 

@@ -51,6 +51,7 @@ def _dummies(levels: Sequence[Hashable]) -> np.ndarray:
 
 def _residual_sum(values: np.ndarray, columns: Sequence[np.ndarray]) -> float:
     """Returns the sum of squares that a constant and the columns leave."""
+    # The indicators of a factor add up to the constant: the fit is not unique, what it leaves is.
     design = np.column_stack([np.ones(len(values)), *columns])
     fitted = design @ np.linalg.lstsq(design, values, rcond=None)[0]
     return float(np.sum((values - fitted) ** 2))
