@@ -462,7 +462,9 @@ def test_fingerprint_follows_the_content():
     assert digits().fingerprint == digits().fingerprint
     assert len(digits().fingerprint) == 16
     assert digits(test_labels=np.array([1], np.int32)).fingerprint != digits().fingerprint
-    reshaped = digits(train_images=np.ones((2, 9, 1, 1), np.uint8))
+    reshaped = digits(
+        train_images=np.ones((2, 9, 1, 1), np.uint8), test_images=np.ones((1, 9, 1, 1), np.uint8)
+    )
     assert reshaped.fingerprint != digits().fingerprint
 
 
