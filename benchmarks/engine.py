@@ -34,9 +34,9 @@ def measure(work: functools.partial, num_runs: int, num_workers: int) -> tuple[f
     runs = [Run("engine", {}, seed, 1, f"run {seed}") for seed in range(num_runs)]
     with tempfile.TemporaryDirectory() as directory:
         store, start = ExperimentStore(directory), time.monotonic()
-        records = run_experiment(runs, work, store, EngineOptions(num_workers=num_workers))
+        run_experiment(runs, work, store, EngineOptions(num_workers=num_workers))
         wall = time.monotonic() - start
-    return wall, statistics.fmean(record.wall_time_s for record in records)
+        return wall, statistics.fmean(record.wall_time_s for record in store.records())
 
 
 def _main(_: list[str]) -> None:

@@ -51,6 +51,17 @@ class ImageDataset:
     num_classes: int
     class_names: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        """Checks the arrays.
+
+        Raises:
+            ValueError: If one is not as described.
+        """
+        check_images_and_labels(self.train_images, self.train_labels, self.num_classes)
+        check_images_and_labels(
+            self.test_images, self.test_labels, self.num_classes, self.image_shape
+        )
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(H, W, C)`."""
@@ -80,10 +91,7 @@ def _only_errors_logged() -> Iterator[None]:
 
 @_only_errors_logged()
 def load_dataset(
-    name: str,
-    data_dir: str | None = None,
-    download: bool = True,
-    image_size: int | None = None,
+    name: str, data_dir: str | None = None, download: bool = True, image_size: int | None = None
 ) -> ImageDataset:
     """Loads a data set into memory.
 
@@ -114,18 +122,12 @@ def load_dataset(
             f"--image_size resizes the images of --dataset=folder, not of {name}: leave it out"
         )
     if name in ("cifar10", "cifar100"):
-        dataset = _load_tfds(name, data_dir, download)
-    elif name == "digits":
-        dataset = _load_digits()
-    elif name == "folder":
-        dataset = _load_folder(data_dir, image_size)
-    else:
-        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {name!r}")
-    check_images_and_labels(dataset.train_images, dataset.train_labels, dataset.num_classes)
-    check_images_and_labels(
-        dataset.test_images, dataset.test_labels, dataset.num_classes, dataset.image_shape
-    )
-    return dataset
+        return _load_tfds(name, data_dir, download)
+    if name == "digits":
+        return _load_digits()
+    if name == "folder":
+        return _load_folder(data_dir, image_size)
+    raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {name!r}")
 
 
 def _tensorflow_datasets() -> types.ModuleType:

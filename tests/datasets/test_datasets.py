@@ -462,8 +462,27 @@ def test_fingerprint_follows_the_content():
     assert digits().fingerprint == digits().fingerprint
     assert len(digits().fingerprint) == 16
     assert digits(test_labels=np.array([1], np.int32)).fingerprint != digits().fingerprint
-    reshaped = digits(train_images=np.ones((2, 9, 1, 1), np.uint8))
+    reshaped = digits(
+        train_images=np.ones((2, 9, 1, 1), np.uint8), test_images=np.ones((1, 9, 1, 1), np.uint8)
+    )
     assert reshaped.fingerprint != digits().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"train_images": np.full((4, 16, 16, 1), np.nan, np.float32)}, "NaN"),
+        ({"train_labels": np.array([0, 1, 10, 2], np.int32)}, "10"),
+        ({"test_labels": np.array([0, -1, 1, 2], np.int32)}, "-1"),
+        ({"test_images": np.zeros((4, 8, 8, 1), np.uint8)}, r"\(8, 8, 1\)"),
+    ],
+)
+def test_arrays_that_cannot_be_trained_on_make_no_data_set(part, message):
+    images, labels = np.zeros((4, 16, 16, 1), np.uint8), np.arange(4, dtype=np.int32)
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    good = dict(zip(names, (images, labels) * 2, strict=True))
+    with pytest.raises(ValueError, match=message):
+        ImageDataset("x", **(good | part), num_classes=10, class_names=tuple("0123456789"))
 
 
 def test_folder_round_trip(image_folder):

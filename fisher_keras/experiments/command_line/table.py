@@ -88,6 +88,13 @@ COMMANDS = {
         "runs.run_options:ExperimentOptions",
         "comparisons.methods:make_methods_table",
     ),
+    "crossed": Command(
+        "Crosses Scenarios I and III: confusion sets of two sizes, each at two batch sizes.",
+        "For example\n\n  crossed --preset=laptop --label_smoothing=0.1 --num_workers=2\n\n"
+        f"{_RESUMES}\nThe table of the finished runs is printed at the end.",
+        "runs.experiment:ExperimentOptions",
+        "scenarios.crossed:run_crossed",
+    ),
     "evaluate_metrics": Command(
         "Computes the metrics of trained networks' local minima, side by side (Section 7.1).",
         "For example\n\n"

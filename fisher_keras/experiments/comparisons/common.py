@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, execute_runs
 from fisher_keras.experiments.runs.presets import Preset
+from fisher_keras.experiments.runs.provenance_notes import provenance_notes
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork, network_flags
 from fisher_keras.experiments.statistics.paired import paired_cell
@@ -46,7 +47,8 @@ def make_table(
     store = execute_runs(runs, preset, options, title=command)
     networks = list(map(TrainedNetwork.of, store.records_of(runs)))
     if networks and not options.dry_run:
-        publish_table(store.directory, name, table(networks), num_names)
+        notes = provenance_notes([network.record for network in networks])
+        publish_table(store.directory, name, table(networks), num_names, notes)
 
 
 def grouped(
@@ -90,6 +92,7 @@ def difference_cell(group: Group, other: Group, quantity: Quantity, digits: int)
     Returns:
         See `paired_cell`.
     """
+    # A seed gives both the same images and first weights: only such pairs are subtracted.
     seeds = sorted(group.keys() & other.keys())
     first, second = (quantity([side[seed] for seed in seeds]) for side in (group, other))
     return paired_cell(first, second, digits)
@@ -97,6 +100,7 @@ def difference_cell(group: Group, other: Group, quantity: Quantity, digits: int)
 
 def num_flagged(groups: Sequence[Group]) -> list[int]:
     """Returns how many networks of each group are at no minimum such as those of all groups."""
+    # Flags compare each loss with the median of all: the groups are not judged one by one.
     networks = [network for group in groups for network in group.values()]
     flags = iter(network_flags(networks))
     return [sum(bool(next(flags)) for _ in group) for group in groups]

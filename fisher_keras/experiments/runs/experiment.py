@@ -13,6 +13,7 @@ from fisher_keras.experiments.runs.run_options import ExperimentOptions
 from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.runs.trained_run import execute
+from fisher_keras.experiments.training.provenance import git_revision
 
 
 def free_gpus() -> list[str]:
@@ -49,7 +50,8 @@ def execute_runs(
         The store.
 
     Raises:
-        ValueError: If an option or a data set cannot be used.
+        ValueError: If an option or a data set cannot be used, or a checkout has uncommitted
+            changes and the preset is one for results.
         OSError: If a data set or the store cannot be read or written.
         FailedRunsError: If runs failed; all others are finished.
     """
@@ -59,7 +61,11 @@ def execute_runs(
     gpus = free_gpus()
     if not options.dry_run:
         finished = {record.key for record in store.records()}
-        _check_datasets([run for run in runs if run.key not in finished], options)
+        missing = [run for run in runs if run.key not in finished]
+        _check_datasets(missing, options)
+        # A table of finished runs may be made from any tree: it says what they are of.
+        if missing and options.preset != "smoke":
+            _check_commit(options.preset)
     run_experiment(
         runs,
         functools.partial(execute, data_dir=absolute(options.data_dir), download=options.download),
@@ -67,7 +73,6 @@ def execute_runs(
         options,
         gpus=gpus,
         dry_run=options.dry_run,
-        run_estimate_s=preset.run_estimate_s,
     )
     return store
 
@@ -94,3 +99,12 @@ def _check_datasets(runs: Sequence[Run], options: ExperimentOptions) -> None:
     """Loads each data set once: an error comes before all runs, a download before workers race."""
     for dataset in sorted({run.config["training"]["dataset"] for run in runs}):
         load_dataset(dataset, options.data_dir, options.download)
+
+
+def _check_commit(preset: str) -> None:
+    """Raises a ValueError if no commit has the code that the runs would be of."""
+    if (git_revision() or "").endswith("-dirty"):
+        raise ValueError(
+            f"--preset={preset} is for results, and the checkout has uncommitted changes: commit "
+            "them (git status lists them), or try the changes with --preset=smoke"
+        )

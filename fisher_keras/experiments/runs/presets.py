@@ -43,8 +43,6 @@ class Preset:
             architecture decides what is not here.
         metrics: How the trained networks are evaluated.
         networks: Fields of `TrainingConfig` for single architectures; they go before `training`.
-        run_estimate_s: Seconds that a run takes, until the first is there to tell; None if that
-            depends on the machine too much.
     """
 
     about: str
@@ -53,7 +51,6 @@ class Preset:
     training: Mapping[str, Any]
     metrics: MetricSettings
     networks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    run_estimate_s: float | None = None
 
     def replaced(
         self, training: Mapping[str, Any] = {}, metrics: Mapping[str, Any] = {}, **changes: Any
@@ -78,7 +75,6 @@ class Preset:
             {"train_size": 60, "epochs": 2, "batch_size": 20, **training},
             {"num_samples": 10, "num_trials": 2},
             about="two epochs on a few digits: it shows that everything runs, and nothing else.",
-            run_estimate_s=15.0,
             **{"num_seeds": 2, **changes},
         )
 

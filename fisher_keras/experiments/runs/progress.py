@@ -40,22 +40,18 @@ class RunProgress:
     all the experiment's runs.
     """
 
-    def __init__(
-        self, runs: Sequence[Run], records: Sequence[Record], run_estimate_s: float | None = None
-    ) -> None:
+    def __init__(self, runs: Sequence[Run], records: Sequence[Record]) -> None:
         """Reads which runs are finished.
 
         Args:
             runs: The runs of the experiment, in order.
             records: Of the finished runs, among them perhaps some of `runs`.
-            run_estimate_s: Seconds that a run takes, as long as no record tells.
         """
         self._records = list(records)
         finished = {record.key for record in records}
         self._remaining = {run.key: run for run in runs if run.key not in finished}
         self._total = len(runs)
         self._finished = self._total - len(self._remaining)
-        self._run_estimate_s = run_estimate_s
         self._running = 1
 
     def __enter__(self) -> Self:
@@ -108,7 +104,7 @@ class RunProgress:
         records = [r for r in self._records if r.experiment == run.experiment]
         same = [r for r in records if r.config == run.config]
         times = [record.wall_time_s for record in same or records]
-        return statistics.median(times) if times else self._run_estimate_s
+        return statistics.median(times) if times else None
 
 
 class RunReports:

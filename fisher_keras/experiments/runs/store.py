@@ -131,10 +131,6 @@ class ExperimentStore:
         """Returns the directory of a run's files."""
         return self.directory / "runs" / run.key
 
-    def log(self, run: Run) -> pathlib.Path:
-        """Returns the file of a run's output."""
-        return self.run_directory(run) / "run.log"
-
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other commands out of the experiment.

@@ -95,6 +95,12 @@ class TrainedNetwork:
         return self.record.seed
 
 
+def common_metrics(networks: Sequence[Any]) -> list[str]:
+    """Returns the names that the `metrics` of all of some networks have."""
+    names = dict.fromkeys(name for network in networks for name in network.metrics)
+    return [name for name in names if all(name in network.metrics for network in networks)]
+
+
 def excess_losses(networks: Sequence[TrainedNetwork]) -> list[float]:
     """Returns the excess training losses of networks that are compared with each other.
 
@@ -106,6 +112,7 @@ def excess_losses(networks: Sequence[TrainedNetwork]) -> list[float]:
         nats. NaN for a network of smoothed labels whose record is from before that was recorded.
         Where such a record lacks its confusion set, no confusion set counts.
     """
+    # Losses of different images do not compare: the confusion set counts everywhere or nowhere.
     all_have_it = all(
         network.confusion or not network.training.confusion_size for network in networks
     )
@@ -115,6 +122,7 @@ def excess_losses(networks: Sequence[TrainedNetwork]) -> list[float]:
 def _excess_loss(network: TrainedNetwork, with_confusion: bool) -> float:
     if not (with_confusion and network.confusion):
         return float(network.train.excess_loss)
+    # Both were trained on in the same batches, each image as often as any other.
     parts = (network.train, network.confusion)
     weights = [part.num_images for part in parts]
     return float(np.average([part.excess_loss for part in parts], weights=weights))

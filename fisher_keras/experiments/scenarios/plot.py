@@ -6,7 +6,7 @@ from fisher_keras.experiments.scenarios.figures.forest import forest_figure
 from fisher_keras.experiments.scenarios.figures.over_variable import scenario_figure
 from fisher_keras.experiments.scenarios.figures.scatter import scatter_figure
 from fisher_keras.experiments.scenarios.plot_config import PlotConfig
-from fisher_keras.experiments.scenarios.results import read_scenarios
+from fisher_keras.experiments.scenarios.scenario import read_scenarios
 from fisher_keras.experiments.scenarios.summary import correlations, summary, summary_json
 from fisher_keras.files import replacing, write_text
 

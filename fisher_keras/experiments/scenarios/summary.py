@@ -6,29 +6,39 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from fisher_keras.experiments.scenarios.results import (
+from fisher_keras.experiments.runs.trained_network import common_metrics
+from fisher_keras.experiments.scenarios.scenario import (
     Scenario,
     ScenarioRun,
     column,
-    common_metrics,
     hyperparameters,
+)
+from fisher_keras.experiments.scenarios.varied_settings import (
+    SHARES_NOTES,
+    STRATA_NOTES,
+    shares_table,
+    strata_table,
 )
 from fisher_keras.experiments.statistics.conditional_information import (
     MAX_CONDITIONS,
     conditional_information,
 )
 from fisher_keras.experiments.statistics.partial_correlation import partial_rank_correlation
+from fisher_keras.experiments.statistics.permutation import holm, level_permutation_p_value
 from fisher_keras.experiments.statistics.rank_correlation import (
     LEVEL,
     NUM_RESAMPLES,
     Estimate,
     RankCorrelation,
+    coefficient_cell,
+    estimate_cell,
     granulated_kendall,
     kendall_correlation,
+    kendall_difference,
     rank_correlation,
 )
 from fisher_keras.experiments.statistics.sign_error import SignError, robust_sign_error
-from fisher_keras.experiments.statistics.text_tables import markdown_table
+from fisher_keras.experiments.statistics.text_tables import markdown_table, mean_and_spread, p_cell
 from fisher_keras.metrics.trials import json_ready
 
 TRAIN_LOSS, RANDOM = "train_loss", "random"
@@ -50,6 +60,10 @@ better, given up to {MAX_CONDITIONS} of their hyperparameters, that the metric t
 case; few networks make it too high, so compare with `{RANDOM}`. Sign-error (Dziugaite et al.,
 2020): how often the metric is wrong about two settings that differ in one hyperparameter, in the
 mean and in the worst case; 0.5 is chance."""
+_SIGNIFICANCE_NOTES = """\
+p: the share of all orders of the variable's levels in which metric and test error go together as
+far, two-sided; k levels have k! orders. Holm corrects it for the number of rows. Last, how much
+higher Kendall's tau is than the first metric's, over the same resamples."""
 _OTHER_NOTES = """\
 Kendall's tau, and partial tau given the training loss, with the test error less the training error
 in place of the test error, and with the test cross-entropy."""
@@ -85,6 +99,9 @@ class Correlation:
         information: The conditional information, see `conditional_information`.
         sign_error: See `robust_sign_error`.
         others: Rank correlations of the measure with each of `OTHER_TARGETS`.
+        p_value: Of the permutations of the variable's levels, see `level_permutation_p_value`;
+            NaN over several scenarios or settings.
+        less_first: How much higher its tau is than that of the first metric.
     """
 
     scenario: str
@@ -97,6 +114,8 @@ class Correlation:
     information: Estimate
     sign_error: SignError
     others: Mapping[str, Association]
+    p_value: float
+    less_first: Estimate
 
 
 def correlations(scenarios: Sequence[Scenario]) -> list[Correlation]:
@@ -133,8 +152,9 @@ def _correlate(
     error, train_loss = columns["test_error"], columns[TRAIN_LOSS]
     differing = hyperparameters(networks)
     num_test_images = min((run.num_test_images for run in networks), default=0)
+    measures = [*common_metrics(networks), TRAIN_LOSS, RANDOM]
     lines = []
-    for measure in [*common_metrics(networks), TRAIN_LOSS, RANDOM]:
+    for measure in measures:
         values = column(networks, measure)
         associations = {
             target: Association(
@@ -156,9 +176,21 @@ def _correlate(
                 conditional_information(values, error, differing),
                 robust_sign_error(values, error, differing, num_test_images),
                 associations,
+                _p_value(groups, differing, measure),
+                kendall_difference(values, column(networks, measures[0]), error),
             )
         )
     return lines
+
+
+def _p_value(
+    groups: Sequence[Sequence[ScenarioRun]], differing: Mapping[str, object], measure: str
+) -> float:
+    runs, *others = groups
+    if others or len(differing) != 1:
+        return float("nan")
+    values, errors = column(runs, measure), column(runs, "test_error")
+    return level_permutation_p_value(values, errors, [run.value for run in runs])
 
 
 def _mean_granulated(groups: Sequence[Sequence[ScenarioRun]], measure: str) -> float:
@@ -176,10 +208,10 @@ def correlation_table(lines: Sequence[Correlation]) -> str:
     """Formats the rank correlations with the test error as a Markdown table."""
     columns = {
         "n": lambda line: str(line.rank.num_runs),
-        "Kendall's tau": lambda line: _estimate(line.rank.kendall),
-        "Spearman's rho": lambda line: _estimate(line.rank.spearman),
-        "granulated": lambda line: _coefficient(line.granulated),
-        "tau with train loss": lambda line: _estimate(line.with_train_loss),
+        "Kendall's tau": lambda line: estimate_cell(line.rank.kendall),
+        "Spearman's rho": lambda line: estimate_cell(line.rank.spearman),
+        "granulated": lambda line: coefficient_cell(line.granulated),
+        "tau with train loss": lambda line: estimate_cell(line.with_train_loss),
     }
     return _table(lines, columns)
 
@@ -187,24 +219,40 @@ def correlation_table(lines: Sequence[Correlation]) -> str:
 def given_table(lines: Sequence[Correlation]) -> str:
     """Formats the partial correlations, given the training loss or hyperparameters, likewise."""
     columns = {
-        "partial tau": lambda line: _estimate(line.partial.kendall),
-        "partial rho": lambda line: _estimate(line.partial.spearman),
-        "conditional information": lambda line: _estimate(line.information),
-        "sign-error": lambda line: _estimate(line.sign_error.mean),
-        "worst sign-error": lambda line: _estimate(line.sign_error.worst),
+        "partial tau": lambda line: estimate_cell(line.partial.kendall),
+        "partial rho": lambda line: estimate_cell(line.partial.spearman),
+        "conditional information": lambda line: estimate_cell(line.information),
+        "sign-error": lambda line: estimate_cell(line.sign_error.mean),
+        "worst sign-error": lambda line: estimate_cell(line.sign_error.worst),
         "settings compared": lambda line: str(line.sign_error.num_environments),
     }
     return _table(lines, columns)
+
+
+def significance_table(lines: Sequence[Correlation]) -> str:
+    """Formats p-values of the levels' permutations and differences between metrics, likewise."""
+    tested = [
+        line
+        for line in lines
+        if line.runs == ALL_RUNS and line.measure not in (TRAIN_LOSS, RANDOM)
+    ]
+    adjusted = dict(zip(map(id, tested), holm([line.p_value for line in tested]), strict=True))
+    columns = {
+        "p": lambda line: p_cell(line.p_value),
+        "Holm": lambda line: p_cell(adjusted[id(line)]),
+        "tau less the first metric's": lambda line: estimate_cell(line.less_first),
+    }
+    return _table(tested, columns)
 
 
 def others_table(lines: Sequence[Correlation]) -> str:
     """Formats the rank correlations with other quantities than the test error, likewise."""
     columns = {}
     for target, title in OTHER_TARGETS.items():
-        columns[f"tau with {title}"] = lambda line, target=target: _estimate(
+        columns[f"tau with {title}"] = lambda line, target=target: estimate_cell(
             line.others[target].rank.kendall
         )
-        columns[f"partial tau with {title}"] = lambda line, target=target: _estimate(
+        columns[f"partial tau with {title}"] = lambda line, target=target: estimate_cell(
             line.others[target].partial.kendall
         )
     return _table(lines, columns)
@@ -235,7 +283,7 @@ def scenario_table(scenario: Scenario) -> str:
     rows = []
     for value in scenario.values:
         runs = [run for run in scenario.runs if run.value == value]
-        cells = [_mean(column(runs, name), form) for _, name, form in columns]
+        cells = [mean_and_spread(column(runs, name), form) for _, name, form in columns]
         flagged = sum(bool(run.flags) for run in runs)
         rows.append([str(value), str(len(runs)), *cells, str(flagged or "")])
     return markdown_table([head, *rows])
@@ -259,7 +307,10 @@ def summary(scenarios: Sequence[Scenario], lines: Sequence[Correlation]) -> str:
             f"![{scenario.title}](figures/{scenario.experiment}.png)",
             f"Mean ± standard deviation over the seeds. {_range(losses)}",
             scenario_table(scenario),
+            " ".join(scenario.notes),
         ]
+        if len(hyperparameters(scenario.runs)) > 1:
+            parts += [SHARES_NOTES, shares_table(scenario), STRATA_NOTES, strata_table(scenario)]
         flagged = [run for run in scenario.runs if run.flags]
         if flagged:
             parts.append("Not at a minimum such as the others', but counted:")
@@ -273,6 +324,7 @@ def summary(scenarios: Sequence[Scenario], lines: Sequence[Correlation]) -> str:
     parts += ["## Rank correlations with the test error", _NOTES, correlation_table(lines)]
     parts += ["![Rank correlations](figures/correlations.png)"]
     parts += ["![gamma-hat and the test error](figures/log_determinant.png)"]
+    parts += ["## Significance", _SIGNIFICANCE_NOTES, significance_table(lines)]
     parts += ["## What is left of them", _LEFT_NOTES, given_table(lines)]
     parts += ["## With other quantities", _OTHER_NOTES, others_table(lines)]
     return "\n\n".join(parts) + "\n"
@@ -292,28 +344,3 @@ def _range(losses: np.ndarray) -> str:
     if np.isnan(losses).any():
         return "The records do not have the training losses over the least that labels allow."
     return f"The training losses are between {losses.min():.2g} and {losses.max():.2g}."
-
-
-def _mean(values: np.ndarray, form: Callable[[float], str]) -> str:
-    """Mean ± std of the finite values, and how many of which are not."""
-    if np.isnan(values).all():
-        return "–"
-    finite = values[np.isfinite(values)]
-    text = form(finite.mean()) if len(finite) else "–"
-    if len(finite) > 1:
-        text += f" ± {finite.std(ddof=1):.3g}"
-    for other, name in ((-np.inf, "-inf"), (np.inf, "inf"), (np.nan, "nan")):
-        count = np.count_nonzero(np.isnan(values) if np.isnan(other) else values == other)
-        text += f" ({count} of {len(values)}: {name})" if count else ""
-    return text
-
-
-def _estimate(estimate: Estimate) -> str:
-    text = _coefficient(estimate.value)
-    if not np.isnan(estimate.low):
-        text += f" [{_coefficient(estimate.low)}, {_coefficient(estimate.high)}]"
-    return text
-
-
-def _coefficient(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.2f}"

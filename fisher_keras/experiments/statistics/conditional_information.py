@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse
 
 from fisher_keras.experiments.statistics.rank_correlation import (
+    UNKNOWN,
     Estimate,
     percentile_interval,
     resample_counts,
@@ -49,7 +50,7 @@ def conditional_information(
     known = ~np.isnan(np.asarray(metric, float))
     num_runs = int(known.sum())
     if num_runs < 2:
-        return Estimate(np.nan, np.nan, np.nan)
+        return UNKNOWN
     first, second = np.nonzero(~np.eye(num_runs, dtype=bool))
     of_metric, of_error = (
         signs(np.asarray(values, float)[known])[first, second].astype(int) + 1
@@ -71,7 +72,7 @@ def conditional_information(
     worst = np.full(len(counts), np.nan)
     worst[defined] = np.nanmin(ratios[:, defined], axis=0)
     if np.isnan(worst[0]):
-        return Estimate(np.nan, np.nan, np.nan)
+        return UNKNOWN
     return Estimate(float(worst[0]), *percentile_interval(worst[1:]))
 
 

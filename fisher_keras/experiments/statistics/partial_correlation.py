@@ -4,16 +4,19 @@ The partial coefficient of x and y given z is, for Kendall's $\tau_b$ and Spearm
 
 $$r_{xy \cdot z} = \frac{r_{xy} - r_{xz} r_{yz}}{\sqrt{(1 - r_{xz}^2)(1 - r_{yz}^2)}}$$
 
+and of several given quantities the same formula once for each, with coefficients given the others
 (M. G. Kendall, "Partial rank correlation", Biometrika 1942). Spearman's is the correlation of what
 is left of the ranks of x and y after a linear fit by those of z. Only the order of z counts: the
 training loss and its logarithm are the same.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from fisher_keras.experiments.statistics.rank_correlation import (
+    UNKNOWN,
     Estimate,
     OfResamples,
     RankCorrelation,
@@ -28,45 +31,56 @@ _ROUNDING = 1e-12
 
 
 def partial_rank_correlation(
-    metric: Sequence[float], error: Sequence[float], given: Sequence[float]
+    metric: Sequence[float],
+    error: Sequence[float],
+    given: Sequence[float] | Mapping[str, Sequence[float]],
 ) -> RankCorrelation:
-    """Correlates a metric's order of runs with their test errors' order, given a third quantity's.
+    """Correlates a metric's order of runs with their test errors' order, given others' orders.
 
     Args:
         metric: The metric of each run, shape (n,).
         error: The test error of each run, shape (n,).
-        given: What is accounted for, such as the training loss, shape (n,). Runs in which it or
-            the metric is NaN are left out.
+        given: The quantity that is accounted for, such as the training loss, shape (n,), or
+            several by name. Runs in which one of them or the metric is NaN are left out.
 
     Returns:
         The partial coefficients with intervals, of the resamples of `rank_correlation`; NaN where
-        the order of the third quantity is that of the metric or the error, or all of one are the
+        the order of a given quantity is that of the metric or the error, or all of one are the
         same.
     """
-    metric, error, given = (np.asarray(values, float) for values in (metric, error, given))
-    known = ~(np.isnan(metric) | np.isnan(given))
-    values = metric[known], error[known], given[known]
+    columns = list(given.values()) if isinstance(given, Mapping) else [given]
+    values = np.array([metric, error, *columns], float)
+    known = ~np.isnan(np.delete(values, 1, axis=0)).any(axis=0)
+    values = values[:, known]
     return RankCorrelation(
         int(known.sum()),
-        _estimate(*values, kendall_of_resamples),
-        _estimate(*values, spearman_of_resamples),
+        _estimate(values, kendall_of_resamples),
+        _estimate(values, spearman_of_resamples),
     )
 
 
-def _estimate(
-    metric: np.ndarray, error: np.ndarray, given: np.ndarray, of_resamples: OfResamples
-) -> Estimate:
-    num_runs = len(metric)
+def _estimate(values: np.ndarray, of_resamples: OfResamples) -> Estimate:
+    num_runs = values.shape[1]
     if not num_runs:
-        return Estimate(np.nan, np.nan, np.nan)
+        return UNKNOWN
     # The runs themselves are the first of the resamples.
     counts = np.vstack([np.ones(num_runs), resample_counts(num_runs)])
-    with_error = of_resamples(metric, error, counts)
-    metric_given = of_resamples(metric, given, counts)
-    error_given = of_resamples(error, given, counts)
-    left = (1 - metric_given**2) * (1 - error_given**2)
-    left[~(left > _ROUNDING)] = np.nan
-    partial = (with_error - metric_given * error_given) / np.sqrt(left)
-    if np.isnan(partial[0]):
-        return Estimate(np.nan, np.nan, np.nan)
-    return Estimate(float(partial[0]), *percentile_interval(partial[1:]))
+
+    @functools.cache
+    def partial(first: int, second: int, num_given: int) -> np.ndarray:
+        """Returns the coefficients of two rows given so many of the quantities."""
+        if not num_given:
+            return of_resamples(values[first], values[second], counts)
+        last = num_given + 1  # The rows before are the metric, the error and the other quantities.
+        together, first_given, second_given = (
+            partial(*sorted(rows), num_given - 1)
+            for rows in ((first, second), (first, last), (second, last))
+        )
+        left = (1 - first_given**2) * (1 - second_given**2)
+        left[~(left > _ROUNDING)] = np.nan
+        return (together - first_given * second_given) / np.sqrt(left)
+
+    coefficients = partial(0, 1, len(values) - 2)
+    if np.isnan(coefficients[0]):
+        return UNKNOWN
+    return Estimate(float(coefficients[0]), *percentile_interval(coefficients[1:]))

@@ -31,6 +31,9 @@ class Estimate:
     high: float
 
 
+UNKNOWN = Estimate(np.nan, np.nan, np.nan)
+
+
 @dataclasses.dataclass(frozen=True)
 class RankCorrelation:
     """Rank correlations of a metric and the test error.
@@ -44,6 +47,19 @@ class RankCorrelation:
     num_runs: int
     kendall: Estimate
     spearman: Estimate
+
+
+def estimate_cell(estimate: Estimate) -> str:
+    """Formats a coefficient with its interval, if it has one, for a table."""
+    text = coefficient_cell(estimate.value)
+    if not np.isnan(estimate.low):
+        text += f" [{coefficient_cell(estimate.low)}, {coefficient_cell(estimate.high)}]"
+    return text
+
+
+def coefficient_cell(value: float) -> str:
+    """Formats a coefficient with two digits, NaN as a dash."""
+    return "–" if np.isnan(value) else f"{value:.2f}"
 
 
 def rank_correlation(metric: Sequence[float], error: Sequence[float]) -> RankCorrelation:
@@ -86,6 +102,33 @@ def kendall_correlation(metric: Sequence[float], other: Sequence[float]) -> Esti
     return _estimate(*_known(metric, other), scipy.stats.kendalltau, kendall_of_resamples)
 
 
+def kendall_difference(
+    metric: Sequence[float], other: Sequence[float], error: Sequence[float]
+) -> Estimate:
+    r"""Returns how much larger a metric's $\tau_b$ with the test error is than another's.
+
+    Args:
+        metric: One metric of each run, shape (n,); runs in which one of both is NaN are left out.
+        other: The metric whose coefficient is subtracted, shape (n,).
+        error: The test error of each run, shape (n,).
+
+    Returns:
+        The difference, with the interval of the same resamples for both coefficients; NaN where
+        all metrics or all errors are the same.
+    """
+    metric, other, error = (np.asarray(values, float) for values in (metric, other, error))
+    known = ~(np.isnan(metric) | np.isnan(other))
+    if min((len(np.unique(values[known])) for values in (metric, other, error)), default=0) < 2:
+        return UNKNOWN
+    counts = np.vstack([np.ones(known.sum()), resample_counts(int(known.sum()))])
+    # The same resamples for both: what both metrics owe to the draw of the runs cancels.
+    first, second = (
+        kendall_of_resamples(values[known], error[known], counts) for values in (metric, other)
+    )
+    differences = first - second
+    return Estimate(float(differences[0]), *percentile_interval(differences[1:]))
+
+
 def _known(metric: Sequence[float], error: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Returns both without the runs whose metric is NaN."""
     metric, error = np.asarray(metric, float), np.asarray(error, float)
@@ -98,7 +141,7 @@ def _estimate(
 ) -> Estimate:
     """Returns one of scipy's coefficients, with its interval over the resamples."""
     if min(len(np.unique(metric)), len(np.unique(error))) < 2:
-        return Estimate(np.nan, np.nan, np.nan)
+        return UNKNOWN
     resamples = of_resamples(metric, error, resample_counts(len(metric)))
     value = float(coefficient(metric, error).statistic)
     return Estimate(value, *percentile_interval(resamples))
@@ -150,18 +193,23 @@ def resample_counts(num_runs: int) -> np.ndarray:
     return rng.multinomial(num_runs, [1 / num_runs] * num_runs, NUM_RESAMPLES).astype(float)
 
 
-def kendall_of_resamples(metric: np.ndarray, error: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def kendall_of_resamples(
+    metric: np.ndarray, error: np.ndarray, counts: np.ndarray, pairs: np.ndarray | None = None
+) -> np.ndarray:
     """Returns Kendall's tau-b of many resamples at once.
 
     Args:
         metric: The metric of each run, shape (n,).
         error: The test error of each run, shape (n,).
         counts: How often each run is in each resample, shape (B, n).
+        pairs: 1 for each pair of runs that is compared, else 0, shape (n, n); None for all.
 
     Returns:
         Shape (B,); NaN for resamples in which the metric or the error is the same in all runs.
     """
     metric_signs, error_signs = signs(metric), signs(error)
+    if pairs is not None:
+        metric_signs, error_signs = metric_signs * pairs, error_signs * pairs
 
     def over_pairs(matrix: np.ndarray) -> np.ndarray:
         return ((counts @ matrix) * counts).sum(axis=1)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fisher_keras.experiments.statistics.rank_correlation import (
+    UNKNOWN,
     Estimate,
     percentile_interval,
     resample_counts,
@@ -65,7 +66,7 @@ def robust_sign_error(
         environment.
     """
     metric, error = np.asarray(metric, float), np.asarray(error, float)
-    nothing = SignError(0, *[Estimate(np.nan, np.nan, np.nan)] * 2)
+    nothing = SignError(0, *[UNKNOWN] * 2)
     known = np.flatnonzero(~np.isnan(metric))
     if not len(known):
         return nothing

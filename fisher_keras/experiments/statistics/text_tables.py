@@ -3,7 +3,9 @@
 import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from fisher_keras.files import write_text
 
@@ -29,6 +31,36 @@ def mean_and_std(values: Sequence[float], digits: int) -> str:
     if not all(map(math.isfinite, values)):
         return mean
     return f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def mean_and_spread(
+    values: Sequence[float], form: Callable[[float], str] = "{:.4g}".format
+) -> str:
+    """Formats mean ± standard deviation of the values that are finite.
+
+    Args:
+        values: A value of each run.
+        form: Formats the mean.
+
+    Returns:
+        The text, with the numbers of values that are infinite or NaN; "–" without a finite one.
+    """
+    values = np.asarray(values, float)
+    if np.isnan(values).all():
+        return "–"
+    finite = values[np.isfinite(values)]
+    text = form(finite.mean()) if len(finite) else "–"
+    if len(finite) > 1:
+        text += f" ± {finite.std(ddof=1):.3g}"
+    for other, name in ((-np.inf, "-inf"), (np.inf, "inf"), (np.nan, "nan")):
+        count = np.count_nonzero(np.isnan(values) if np.isnan(other) else values == other)
+        text += f" ({count} of {len(values)}: {name})" if count else ""
+    return text
+
+
+def p_cell(p_value: float) -> str:
+    """Formats a p-value with three digits, NaN as a dash."""
+    return "–" if math.isnan(p_value) else f"{p_value:.3g}"
 
 
 def markdown_table(rows: Rows, num_names: int = 1) -> str:
@@ -59,20 +91,26 @@ def latex_table(rows: Rows) -> str:
     return "\n".join((*rules, r"\end{tabular}"))
 
 
-def publish_table(directory: pathlib.Path, name: str, rows: Rows, num_names: int = 1) -> None:
-    """Prints a table, and writes it as `name`.md and .tex.
+def publish_table(
+    directory: pathlib.Path, name: str, rows: Rows, num_names: int = 1, notes: Sequence[str] = ()
+) -> None:
+    """Prints a table with notes below, and writes it as `name`.md and .tex.
 
     Args:
         directory: The folder.
         name: The files' name, without suffix.
         rows: The table.
         num_names: See `markdown_table`.
+        notes: Sentences; in LaTeX, comments.
 
     Raises:
         OSError: If a file cannot be written.
     """
-    markdown = markdown_table(rows, num_names)
+    markdown = "\n\n".join(
+        [markdown_table(rows, num_names), *([" ".join(notes)] if notes else [])]
+    )
+    latex = "\n".join([latex_table(rows), *(f"% {note}" for note in notes)])
     print(f"\n{markdown}")
-    for suffix, text in (("md", markdown), ("tex", latex_table(rows))):
+    for suffix, text in (("md", markdown), ("tex", latex)):
         write_text(directory / f"{name}.{suffix}", text + "\n")
     print(f"\nIt is in {directory / name}.md and .tex.")

@@ -238,6 +238,7 @@ class TrainingConfig:
         if self.method != "sam" and (self.rho is not None or self.adaptive):
             name = "adaptive" if self.rho is None else "rho"
             raise ValueError(f"--{name} has no effect without --method=sam: add it")
+        # Records name a method by its other options alone, see `training_settings`.
         unregularized = "clipped" if self.clip_norm else "plain"
         method = self.method or ("fisher" if self.regularize else unregularized)
         object.__setattr__(self, "method", method)

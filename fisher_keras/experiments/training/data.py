@@ -10,7 +10,6 @@ from fisher_keras.classifier.labels import LabelledData, label_distributions
 from fisher_keras.datasets import (
     ImageDataset,
     channel_statistics,
-    check_images_and_labels,
     confusion_set,
     evaluation_pipeline,
     load_dataset,
@@ -159,13 +158,8 @@ def split_dataset(
     Raises:
         ValueError: If the images or labels cannot be used, or are too few.
     """
-    parts = [
-        (dataset.train_images, dataset.train_labels),
-        (dataset.test_images, dataset.test_labels),
-    ]
-    for part in parts:
-        check_images_and_labels(*part, dataset.num_classes, dataset.image_shape)
-    (images, labels), test = parts
+    images, labels = dataset.train_images, dataset.train_labels
+    test = dataset.test_images, dataset.test_labels
     available = len(images)
     if validation_size + (train_size or 1) > available:
         raise ValueError(

@@ -23,12 +23,12 @@ def provenance() -> dict:
             "tensorflow": tf.__version__,
             **{name.replace("-", "_"): importlib.metadata.version(name) for name in _LIBRARIES},
         },
-        "git_revision": git_revision(_PACKAGE),
+        "git_revision": git_revision(),
         "device": device(),
     }
 
 
-def git_revision(package: pathlib.Path) -> str | None:
+def git_revision(package: pathlib.Path = _PACKAGE) -> str | None:
     """Returns the commit of the checkout that holds a package.
 
     Args:

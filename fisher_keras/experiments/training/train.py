@@ -157,6 +157,7 @@ class _Training:
         tf.config.experimental.enable_tensor_float_32_execution(False)
         keras.utils.set_random_seed(self.config.seed)
         _check_same_data(record, self.data.describe(), self.files, self.workers)
+        # After the seed, so that the first weights are the same however the data were loaded.
         with self.workers.strategy.scope():
             plain_model, model = build_models(self.config, self.data)
         record = self._started(record, plain_model)
@@ -298,6 +299,7 @@ def _evaluate(
     classifier: Classifier, data: TrainingData, part: str, label_smoothing: float
 ) -> dict[str, float]:
     """Returns loss and errors on a part of the data, in inference mode."""
+    # Not Keras' own `evaluate`: its float32 mean keeps three digits of a loss close to zero.
     fit = evaluate_data_loss(classifier, data.labelled(part), part)
     smoothed = fit
     if label_smoothing:

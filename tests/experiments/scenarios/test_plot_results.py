@@ -15,11 +15,12 @@ from fisher_keras.experiments.scenarios.figures.forest import forest_figure
 from fisher_keras.experiments.scenarios.figures.over_variable import scenario_figure
 from fisher_keras.experiments.scenarios.figures.scatter import scatter_figure
 from fisher_keras.experiments.scenarios.plot import PlotConfig, plot_results
-from fisher_keras.experiments.scenarios.results import column, read_scenarios
+from fisher_keras.experiments.scenarios.scenario import column, read_scenarios
 from fisher_keras.experiments.scenarios.summary import (
     correlation_table,
     correlations,
     scenario_table,
+    significance_table,
     summary,
 )
 
@@ -280,6 +281,20 @@ def test_table_of_correlations(tmp_path):
         f"| {CONFUSION} | all | robustness | 9 | -1.00 [-1.00, -1.00] | -1.00 [-1.00, -1.00] "
         "| -1.00 |"
     ) in table
+
+
+def test_tests_of_levels_and_between_metrics(tmp_path):
+    """Perfect orders of 3 and 4 levels: 2 of 6 and 2 of 24 orders are as far, 4 rows in all."""
+    lines = correlations(read(tmp_path, confusion_records(), batch_size_records()))
+    found = cells(significance_table(lines))[2:]
+    assert found == [
+        [CONFUSION, "all", "log_determinant", "0.333", "0.667", "0.00 [0.00, 0.00]"],
+        [CONFUSION, "all", "robustness", "0.333", "0.667", "-2.00 [-2.00, -2.00]"],
+        [BATCH_SIZE, "all", "log_determinant", "0.0833", "0.333", "0.00 [0.00, 0.00]"],
+        [BATCH_SIZE, "all", "robustness", "0.0833", "0.333", "2.00 [2.00, 2.00]"],
+        ["all scenarios", "all", "log_determinant", "–", "–", "0.00 [0.00, 0.00]"],
+        ["all scenarios", "all", "robustness", "–", "–", found[-1][-1]],
+    ]
 
 
 def test_what_the_training_loss_leaves_of_the_orders(tmp_path):

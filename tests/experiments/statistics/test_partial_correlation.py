@@ -95,3 +95,25 @@ def test_unknown_losses_and_infinite_metrics():
     found = partial_rank_correlation(x, y, z)
     assert found == partial_rank_correlation(lowest, y[kept], z[kept])
     assert math.isnan(partial_rank_correlation(x, y, np.full(12, np.nan)).kendall.value)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_given_several_quantities(ties):
+    """Against residuals of ranks, and the inverse of the matrix of all tau-b."""
+    rng = np.random.default_rng(7)
+    given = {name: rng.normal(size=40) for name in "abc"}
+    x, y = sum(given.values()) + rng.normal(size=(2, 40))
+    if ties:
+        given, x, y = {name: np.round(v) for name, v in given.items()}, np.round(x), np.round(y)
+    found = partial_rank_correlation(x, y, given)
+    ranks = [scipy.stats.rankdata(values) for values in (x, y, *given.values())]
+    design = np.stack([np.ones(40), *ranks[2:]], axis=1)
+    left = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in ranks[:2]]
+    assert found.spearman.value == pytest.approx(np.corrcoef(*left)[0, 1])
+    taus = np.array([[scipy.stats.kendalltau(a, b).statistic for a in ranks] for b in ranks])
+    inverse = np.linalg.inv(taus)
+    expected = -inverse[0, 1] / math.sqrt(inverse[0, 0] * inverse[1, 1])
+    assert found.kendall.value == pytest.approx(expected)
+    assert partial_rank_correlation(x, y, {"a": given["a"]}) == partial_rank_correlation(
+        x, y, given["a"]
+    )

@@ -9,6 +9,7 @@ import scipy.stats
 
 from fisher_keras.experiments.statistics.rank_correlation import (
     granulated_kendall,
+    kendall_difference,
     kendall_of_resamples,
     rank_correlation,
     resample_counts,
@@ -141,3 +142,31 @@ def test_granulated_knows_infinite_and_unknown_metrics():
     metric = [-math.inf, -math.inf, 1, math.nan]
     assert granulated_kendall(metric, [1, 2, 3, 4], [0, 0, 0, 0]) == pytest.approx(2 / 3)
     assert math.isnan(granulated_kendall([1, 2], [1, 2], [0, 1]))
+
+
+def test_the_difference_of_two_metrics_is_of_the_same_resamples():
+    rng = np.random.default_rng(6)
+    error = rng.normal(size=25)
+    metric, other = error + 0.5 * rng.normal(size=25), error + rng.normal(size=25)
+    found = kendall_difference(metric, other, error)
+    tau = [scipy.stats.kendalltau(values, error).statistic for values in (metric, other)]
+    assert found.value == pytest.approx(tau[0] - tau[1])
+    slow = []
+    for _ in range(600):
+        rows = rng.integers(25, size=25)
+        slow.append(
+            slow_kendall(metric[rows], error[rows]) - slow_kendall(other[rows], error[rows])
+        )
+    np.testing.assert_allclose(
+        [found.low, found.high], np.percentile(slow, [2.5, 97.5]), atol=0.07
+    )
+
+
+def test_a_metric_is_no_better_than_itself():
+    values = np.arange(9.0)
+    same = kendall_difference(values**2, values, values[::-1])
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    values[3] = np.nan
+    lacking = kendall_difference(np.arange(9.0), values, np.arange(9.0))
+    assert lacking.value == 0
+    assert math.isnan(kendall_difference(values, np.ones(9), np.arange(9.0)).value)

@@ -371,29 +371,6 @@ def test_a_diverged_training_is_an_error(tmp_path):
         train(config)
 
 
-@pytest.mark.parametrize(
-    ("part", "message"),
-    [
-        ({"train_images": np.full((4, 16, 16, 1), np.nan, np.float32)}, "NaN"),
-        ({"train_labels": np.array([0, 1, 10, 2], np.int32)}, "10"),
-        ({"test_labels": np.array([0, -1, 1, 2], np.int32)}, "-1"),
-        ({"test_images": np.zeros((4, 8, 8, 1), np.uint8)}, r"\(8, 8, 1\)"),
-    ],
-)
-def test_bad_data_are_an_error(tmp_path, monkeypatch, part, message):
-    images, labels = np.zeros((4, 16, 16, 1), np.uint8), np.arange(4, dtype=np.int32)
-    good = {
-        "train_images": images,
-        "train_labels": labels,
-        "test_images": images,
-        "test_labels": labels,
-    }
-    bad = dataclasses.replace(load_dataset("digits"), **(good | part))
-    monkeypatch.setattr(training_data, "load_dataset", lambda *_: bad)
-    with pytest.raises(ValueError, match=message):
-        train(tiny_config(tmp_path, train_size=None))
-
-
 def test_more_images_than_there_are(tmp_path):
     with pytest.raises(ValueError, match="more than the 1400 training images of digits"):
         train(tiny_config(tmp_path, train_size=1000, validation_size=401))

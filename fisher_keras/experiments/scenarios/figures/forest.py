@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fisher_keras.experiments.scenarios.figures.over_variable import FONT_SIZE, LABELS
-from fisher_keras.experiments.scenarios.results import TITLES
+from fisher_keras.experiments.scenarios.scenario import TITLES
 from fisher_keras.experiments.scenarios.summary import (
     ALL_RUNS,
     OTHER_TARGETS,

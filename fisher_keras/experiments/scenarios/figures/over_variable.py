@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from fisher_keras.experiments.scenarios.results import Scenario, ScenarioRun, column
+from fisher_keras.experiments.scenarios.scenario import Scenario, ScenarioRun, column
 
 LABELS = {
     "log_determinant": r"log-determinant $\hat\gamma$",

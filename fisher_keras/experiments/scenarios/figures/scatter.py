@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fisher_keras.experiments.scenarios.figures.over_variable import AXIS_LABELS, FONT_SIZE, LABELS
-from fisher_keras.experiments.scenarios.results import Scenario, column
+from fisher_keras.experiments.scenarios.scenario import Scenario, column
 
 _METRIC = "log_determinant"
 _PANEL_INCHES = (2.8, 3.1)

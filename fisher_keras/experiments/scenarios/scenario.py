@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 
 from fisher_keras.datasets import AUGMENTATIONS
+from fisher_keras.experiments.runs.provenance_notes import provenance_notes
 from fisher_keras.experiments.runs.store import ExperimentStore, Record
 from fisher_keras.experiments.runs.trained_network import (
     TrainedNetwork,
+    common_metrics,
     excess_losses,
     network_flags,
 )
-from fisher_keras.experiments.scenarios import pool
+from fisher_keras.experiments.scenarios import crossed, pool
 from fisher_keras.experiments.scenarios.runs import VARIABLES
+from fisher_keras.experiments.training.config import TrainingConfig
 
 # In the order of the paper's scenarios.
 TITLES = {
@@ -25,9 +28,14 @@ TITLES = {
     "scenario_augmentation": "Scenario II: data augmentation",
     "scenario_batch_size": "Scenario III: batch size",
     pool.EXPERIMENT: "Pool: networks that differ in everything",
+    crossed.EXPERIMENT: "Crossed: size of the confusion set and batch size",
 }
-# The setting that tables and colors show.
-_SHOWN_BY = {**VARIABLES, pool.EXPERIMENT: "batch_size"}
+# The first of them is the setting that tables and colors show.
+_VARIED = {
+    **{experiment: (variable,) for experiment, variable in VARIABLES.items()},
+    pool.EXPERIMENT: pool.VARIED,
+    crossed.EXPERIMENT: crossed.VARIED,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +89,17 @@ class Scenario:
     Attributes:
         experiment: The scenario's name, one of `TITLES`.
         runs: Its runs, by value of the variable in the paper's order, then by seed.
+        notes: On their provenance, see `provenance_notes`.
     """
 
     experiment: str
     runs: tuple[ScenarioRun, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def variable(self) -> str:
-        """The setting that the scenario varies; of a pool, the one that it is shown by."""
-        return _SHOWN_BY[self.experiment]
+        """The setting that the scenario varies; of several, the one that it is shown by."""
+        return _VARIED[self.experiment][0]
 
     @property
     def title(self) -> str:
@@ -107,17 +117,13 @@ class Scenario:
         return common_metrics(self.runs)
 
 
-def common_metrics(runs: Sequence[ScenarioRun]) -> list[str]:
-    """Returns the names of the metrics that all of some runs have."""
-    names = dict.fromkeys(name for run in runs for name in run.metrics)
-    return [name for name in names if all(name in run.metrics for run in runs)]
-
-
 def hyperparameters(runs: Sequence[ScenarioRun]) -> dict[str, list[str]]:
     """Returns the settings in which some networks' trainings differ, but for the seed, as text."""
-    settings = [json.loads(run.training)[0] for run in runs]
+    # As text: numbers and None, side by side in one setting, have no common order.
+    usual = dataclasses.asdict(TrainingConfig())
+    settings = [usual | json.loads(run.training)[0] for run in runs]
     columns = {
-        name: [json.dumps(found.get(name)) for found in settings]
+        name: [json.dumps(found[name]) for found in settings]
         for name in sorted(set().union(*settings))
     }
     return {name: values for name, values in columns.items() if len(set(values)) > 1}
@@ -169,15 +175,13 @@ def _records(store: pathlib.Path) -> list[Record]:
 
 
 def _scenario(experiment: str, records: Sequence[Record]) -> Scenario:
-    variable = _SHOWN_BY[experiment]
-    varied = pool.VARIED if experiment == pool.EXPERIMENT else (variable,)
+    variable, *_ = varied = _VARIED[experiment]
     _check_recipe(experiment, varied, records)
     networks = list(map(TrainedNetwork.of, records))
     compared = zip(networks, excess_losses(networks), network_flags(networks), strict=True)
     runs = [_run(network, variable, loss, flags) for network, loss, flags in compared]
-    return Scenario(
-        experiment, tuple(sorted(runs, key=lambda run: (_place(variable, run.value), run.seed)))
-    )
+    runs.sort(key=lambda run: (_place(variable, run.value), run.seed))
+    return Scenario(experiment, tuple(runs), tuple(provenance_notes(records)))
 
 
 def _check_recipe(experiment: str, varied: Sequence[str], records: Sequence[Record]) -> None:

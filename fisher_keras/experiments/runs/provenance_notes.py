@@ -1,0 +1,41 @@
+"""Notes below tables: the origin of the data, and runs of a tree with uncommitted changes."""
+
+from collections.abc import Sequence
+
+from fisher_keras.experiments.runs.store import Record
+
+# Data whose origin has been looked into, by fingerprint (see `ImageDataset.fingerprint`).
+_ORIGINS = {
+    "0eea5fd087074c92": "high-quality JPEG copies of the original images, in another order",
+    "99976a09f8bff792": "as scikit-learn has them",
+}
+
+
+def provenance_notes(records: Sequence[Record]) -> list[str]:
+    """Returns the notes on the provenance of some runs, a sentence each.
+
+    Args:
+        records: Of trained networks.
+
+    Returns:
+        The origin of each data set; how many runs have no commit that tells their code, if any.
+    """
+    data = dict.fromkeys(
+        (record.config["training"]["dataset"], record.result.get("data")) for record in records
+    )
+    notes = [
+        f"Data: {name}, {_ORIGINS.get(fingerprint, 'of an origin that is not known')} "
+        f"(fingerprint {fingerprint})."
+        for name, fingerprint in data
+    ]
+    revisions = [record.result.get("git_revision") for record in records]
+    for count, tree in (
+        (
+            sum((revision or "").endswith("-dirty") for revision in revisions),
+            "uncommitted changes",
+        ),
+        (revisions.count(None), "no known commit"),
+    ):
+        if count:
+            notes.append(f"{count} of {len(records)} runs are of a tree with {tree}.")
+    return notes

@@ -1,0 +1,87 @@
+"""Tables of experiments that vary several settings: shares of variance, and orders within strata.
+
+A metric that follows one setting and not another cannot follow the test error, which follows
+both. Among networks that share the other settings it may still tell which is better.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fisher_keras.datasets import AUGMENTATIONS
+from fisher_keras.experiments.runs.trained_network import common_metrics
+from fisher_keras.experiments.scenarios.scenario import (
+    Scenario,
+    ScenarioRun,
+    column,
+    hyperparameters,
+)
+from fisher_keras.experiments.statistics.partial_correlation import partial_rank_correlation
+from fisher_keras.experiments.statistics.permutation import holm
+from fisher_keras.experiments.statistics.rank_correlation import estimate_cell
+from fisher_keras.experiments.statistics.strata import stratified_kendall
+from fisher_keras.experiments.statistics.text_tables import markdown_table, p_cell
+from fisher_keras.experiments.statistics.variance_shares import variance_shares
+
+# Settings of the data: the others change the path of SGD on the same data.
+STRATA = ("augmentation", "confusion_size")
+SHARES_NOTES = """\
+Shares of variance, type II: how much of a quantity each setting explains beside all others. A
+metric that follows other settings than the test error does cannot tell which network is better."""
+STRATA_NOTES = f"""\
+Kendall's tau within strata: only networks with the same {" and ".join(STRATA)} are compared. p
+counts 10,000 permutations within the strata, Holm corrects it for the metrics of all rows. Partial
+tau and rho: given all settings that vary."""
+
+
+def shares_table(scenario: Scenario) -> str:
+    """Formats the shares of variance of the test error and of each metric, side by side."""
+    settings = hyperparameters(scenario.runs)
+    rows = [["runs", "quantity", "n", *settings, "together"]]
+    for which, runs in _subsets(scenario):
+        factors = hyperparameters(runs)
+        for name in ["test_error", *common_metrics(runs)]:
+            shares = variance_shares(column(runs, name), factors)
+            cells = [
+                f"{100 * shares.get(setting, 0):.0f} %" for setting in (*settings, "together")
+            ]
+            rows.append([which, name, str(len(runs)), *cells])
+    return markdown_table(rows, num_names=2)
+
+
+def strata_table(scenario: Scenario) -> str:
+    """Formats each metric's order of the networks within strata, and given all settings."""
+    head = ["runs", "metric", "n", "strata", "tau within strata", "p", "Holm"]
+    rows: list[list[Any]] = []
+    for which, runs in _subsets(scenario):
+        settings = hyperparameters(runs)
+        strata = list(zip(*(settings[name] for name in STRATA if name in settings), strict=True))
+        given = {name: _places(name, values) for name, values in settings.items()}
+        error = column(runs, "test_error")
+        for name in common_metrics(runs):
+            metric = column(runs, name)
+            # Without such settings all runs are one stratum.
+            within = stratified_kendall(metric, error, strata or [()] * len(runs))
+            partial = partial_rank_correlation(metric, error, given)
+            counts = [str(within.num_runs), str(within.num_strata)]
+            partials = [estimate_cell(e) for e in (partial.kendall, partial.spearman)]
+            rows.append([which, name, *counts, within, *partials])
+    adjusted = holm([row[4].p_value for row in rows])
+    cells = [
+        [*row[:4], estimate_cell(row[4].kendall), p_cell(row[4].p_value), p_cell(p), *row[5:]]
+        for row, p in zip(rows, adjusted, strict=True)
+    ]
+    return markdown_table([[*head, "partial tau", "partial rho"], *cells], num_names=2)
+
+
+def _subsets(scenario: Scenario) -> list[tuple[str, list[ScenarioRun]]]:
+    """Returns all runs and, where some are flagged, those that are not."""
+    converged = [run for run in scenario.runs if not run.flags]
+    subsets = [("all", list(scenario.runs)), ("converged", converged)]
+    return subsets[: 1 + (0 < len(converged) < len(scenario.runs))]
+
+
+def _places(name: str, values: Sequence[str]) -> list[float]:
+    """Returns numbers in the order of a setting's values."""
+    found = map(json.loads, values)
+    return list(map(AUGMENTATIONS.index, found) if name == "augmentation" else found)

@@ -1,0 +1,80 @@
+"""Uncommitted changes and the data's origin: said below tables, and refused by presets."""
+
+import dataclasses
+
+import pytest
+
+from fisher_keras.experiments.runs import experiment
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, execute_runs
+from fisher_keras.experiments.runs.provenance_notes import provenance_notes
+from fisher_keras.experiments.runs.store import ExperimentStore, Record
+from fisher_keras.experiments.scenarios.runs import SCENARIOS, scenario_runs
+from fisher_keras.experiments.statistics.text_tables import publish_table
+
+PRESET = dataclasses.replace(SCENARIOS["scenario_confusion"]["smoke"], num_seeds=1)
+
+
+def record(revision, dataset="cifar10", data="0eea5fd087074c92"):
+    config = {"training": {"dataset": dataset}}
+    return Record("key", "test", 1, config, 0, 1.0, {"git_revision": revision, "data": data})
+
+
+def test_runs_without_a_commit_are_counted():
+    records = [record("abc"), record("abc-dirty"), record("def-dirty"), record(None)]
+    assert provenance_notes(records) == [
+        "Data: cifar10, high-quality JPEG copies of the original images, in another order "
+        "(fingerprint 0eea5fd087074c92).",
+        "2 of 4 runs are of a tree with uncommitted changes.",
+        "1 of 4 runs are of a tree with no known commit.",
+    ]
+
+
+def test_all_data_are_named():
+    notes = provenance_notes([record("abc"), record("abc", "digits", "f00")])
+    assert len(notes) == 2
+    assert notes[1] == "Data: digits, of an origin that is not known (fingerprint f00)."
+
+
+def test_tables_have_the_notes_below(tmp_path, capsys):
+    publish_table(tmp_path, "table", [["a"], ["1 %"]], notes=["50 % known.", "Second."])
+    markdown = (tmp_path / "table.md").read_text()
+    assert markdown.endswith("| 1 % |\n\n50 % known. Second.\n")
+    assert markdown in capsys.readouterr().out
+    assert (tmp_path / "table.tex").read_text().endswith("tabular}\n% 50 % known.\n% Second.\n")
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Starts an experiment; returns whether its runs would have been executed."""
+    started = []
+    monkeypatch.setattr(
+        experiment, "run_experiment", lambda *_, **options: started.append(options)
+    )
+    monkeypatch.setattr(experiment, "load_dataset", lambda *_: None)
+
+    def start(preset, **options):
+        given = ExperimentOptions(preset=preset, output_dir=str(tmp_path), **options)
+        execute_runs(scenario_runs("scenario_confusion", PRESET), PRESET, given)
+        return len(started)
+
+    return start
+
+
+def test_presets_for_results_refuse_a_tree_with_uncommitted_changes(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "git_revision", lambda: "abc-dirty")
+    for preset in ("paper", "laptop"):
+        with pytest.raises(ValueError, match=f"--preset={preset} is for results, .* commit them"):
+            start(preset)
+    assert start("smoke") == 1
+    assert start("laptop", dry_run=True) == 2
+    store = ExperimentStore(tmp_path)
+    for run in scenario_runs("scenario_confusion", PRESET):
+        store.write_definition(run, record)
+        store.finish(run, {}, 1.0)
+    assert start("laptop") == 3  # There is nothing to execute: the table may be made.
+
+
+@pytest.mark.parametrize("revision", ["abc", None])
+def test_a_commit_and_an_installed_package_start(start, monkeypatch, revision):
+    monkeypatch.setattr(experiment, "git_revision", lambda: revision)
+    assert start("paper") == 1
