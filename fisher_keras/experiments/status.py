@@ -39,6 +39,7 @@ def print_status(options: StatusOptions) -> None:
     if not labels and not seconds:
         raise ValueError(f"{options.folder} holds no experiment: expected a folder with runs/")
     states = dict.fromkeys(_STATES, 0)
+    # In version control there are only records: these runs have no names, and are counted.
     for key in {**labels, **seconds}:
         directory = store.directory / "runs" / key
         state, text = ("finished", duration(seconds[key])) if key in seconds else _state(directory)
@@ -79,6 +80,7 @@ def _state(directory: pathlib.Path) -> tuple[str, str]:
 def _is_held(path: pathlib.Path) -> bool:
     if not path.exists():
         return False
+    # The lock tells the truth where a note would not: it is gone however its process ended.
     try:
         with filelock.FileLock(path, timeout=0):
             return False

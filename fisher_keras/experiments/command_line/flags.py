@@ -129,6 +129,7 @@ def parse(config: type, program: str, arguments: Sequence[str]) -> flags.FlagVal
         guess = f" (did you mean --{close[0]}?)" if close else ""
         raise ValueError(f"there is no flag --{error.flagname}{guess}; {_SEE_HELP}") from error
     except flags.IllegalFlagValueError as error:
+        # The error's text alone names the flag. What follows is Python's own: "invalid literal".
         name, value = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL).groups()
         flag = next(flag for flag in _flags(config, inner=True) if flag.name == name)
         message = f"--{name} must be {flag.expected}, got {value!r}"
@@ -208,7 +209,7 @@ def _flags(config: type, leave_out: Collection[str] = (), inner: bool = False) -
 
 def _define(config: type) -> flags.FlagValues:
     """Defines the flag of each option."""
-    values = flags.FlagValues()
+    values = flags.FlagValues()  # Not the global ones, in which TensorFlow's packages define some.
     for flag in _flags(config, inner=True):
         # --help lists a flag under the name of its module: here the group's.
         more = {"module_name": flag.group, "flag_values": values}
@@ -222,7 +223,7 @@ def _define(config: type) -> flags.FlagValues:
         required = flag.default is REQUIRED
         default = None if required else flag.default
         if flag.kind is tuple and default:
-            default = list(default)
+            default = list(default)  # A tuple would be taken for text.
         define(flag.name, default, help=flag.help, **more)
         if required:
             flags.mark_flag_as_required(flag.name, values)
@@ -241,6 +242,7 @@ def _filled(
             inner, left_out = field.metadata["nested"]
             fields[field.name] = _filled(inner, values, usual.get(field.name, {}), left_out)
     for flag in _flags(config, leave_out):
+        # A field that is left out may share its name with a flag of the outer dataclass.
         parsed = values[flag.name]
         if parsed.present or flag.field not in fields:
             is_list = flag.kind is tuple and parsed.value is not None

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         close = difflib.get_close_matches(name.replace("-", "_"), COMMANDS, n=1)
         guess = f" (did you mean {close[0]}?)" if close else ""
         sys.exit(f"fisher-keras: no command {name!r}{guess}; fisher-keras --help lists them")
+    # Removed, as the processes that this one starts are not the script.
     script = os.environ.pop("FISHER_KERAS_PROGRAM", None)
     program = shlex.quote(script) if script else f"fisher-keras {name.replace('-', '_')}"
     if command.argument and arguments and not arguments[0].startswith("-"):
@@ -66,6 +67,7 @@ def _run(command: Command, program: str, arguments: Sequence[str]) -> None:
         with one_line_errors(program, arguments, command.resume_flag, status=2):
             values = flags.parse(config, program, arguments)
         options = flags.from_flags(config, values)
+        # Only now, as a mistake in the options should not have to wait for TensorFlow.
         with without_notices():
             function = command.load_function()
             find_devices()

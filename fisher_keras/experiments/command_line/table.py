@@ -58,9 +58,9 @@ _RESUMES = (
 )
 
 
-def _scenario(name: str, summary: str) -> Command:
+def _scenario(name: str, number: str, varied: str) -> Command:
     return Command(
-        summary,
+        f"Scenario {number} of Section 7.1: minima of trainings with several {varied}.",
         f"For example\n\n  {name} --preset=laptop --num_workers=2\n\n{_RESUMES}\n"
         "The command plot_results draws the results.",
         "runs.run_options:ExperimentOptions",
@@ -130,18 +130,9 @@ COMMANDS = {
         "quickstart.networks:Settings",
         "quickstart.report:report",
     ),
-    "scenario_augmentation": _scenario(
-        "scenario_augmentation",
-        "Scenario II of Section 7.1: minima of trainings with several augmentations.",
-    ),
-    "scenario_batch_size": _scenario(
-        "scenario_batch_size",
-        "Scenario III of Section 7.1: minima of trainings with several batch sizes.",
-    ),
-    "scenario_confusion": _scenario(
-        "scenario_confusion",
-        "Scenario I of Section 7.1: minima of trainings with confusion sets of several sizes.",
-    ),
+    "scenario_augmentation": _scenario("scenario_augmentation", "II", "augmentations"),
+    "scenario_batch_size": _scenario("scenario_batch_size", "III", "batch sizes"),
+    "scenario_confusion": _scenario("scenario_confusion", "I", "sizes of the confusion set"),
     "status": Command(
         "Shows the progress of an experiment: which runs are finished, at work or have failed.",
         "For example\n\n  status results/scenario_confusion_laptop\n\n"

@@ -157,8 +157,8 @@ class ExperimentStore:
             try:
                 yield
             finally:
+                # The command was refused before its first run, and nobody knows the folder yet.
                 if made and not any(self.directory.glob("runs/*")):
-                    # It was refused before its first run.
                     self.plan.unlink(missing_ok=True)
                     pathlib.Path(lock.lock_file).unlink()
                     remove_empty(made)

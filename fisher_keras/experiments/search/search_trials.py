@@ -67,6 +67,7 @@ class Trials:
                 trial = create_trial(params=values, distributions=self._space, value=_value(row))
                 self._study.add_trial(trial)
             elif num_trials is None or store.run_directory(run).exists():
+                # Of the TPE, what an earlier command has begun: half a training is worth ending.
                 self._study.enqueue_trial(values)
                 num_waiting += 1
         self.num_trials = max(num_trials or 0, num_finished + num_waiting)
