@@ -18,16 +18,20 @@ _EPSILONS = {
 _COARSE = {name for name, epsilon in _EPSILONS.items() if epsilon > 2.0**-23}
 
 
-def coarse_formats(model: keras.Model) -> set[str]:
-    """Returns which formats coarser than float32 a model's layers compute in.
+def coarsest_format(model: keras.Model) -> tuple[str | None, float]:
+    """Returns the coarsest format that a model's layers compute in, if that is not float32.
 
     Args:
         model: A Keras model.
 
     Returns:
-        Some of "bfloat16", "float16" and "TensorFloat-32".
+        "bfloat16", "float16" or "TensorFloat-32", and its relative rounding; else None and 0.
     """
-    return _as_computed(_compute_dtypes(model)) & _COARSE
+    coarse = _as_computed(_compute_dtypes(model)) & _COARSE
+    if not coarse:
+        return None, 0.0
+    name = max(coarse, key=_EPSILONS.get)
+    return name, _EPSILONS[name]
 
 
 def rounding_of(model: keras.Model) -> float:

@@ -22,14 +22,16 @@ class Option:
         1.0
     """
 
-    def __init__(self, check: Callable[[str, Any], Any]) -> None:
+    def __init__(self, check: Callable[[str, Any], Any], instead_of: str | None = None) -> None:
         """Makes an attribute.
 
         Args:
             check: Takes its name and a value that is given; returns the value to keep, or raises
                 a ValueError.
+            instead_of: Name of another attribute that says the same in other terms: None as soon
+                as this one is set.
         """
-        self._check = check
+        self._check, self._instead_of = check, instead_of
 
     def __set_name__(self, owner: type, name: str) -> None:
         """Takes the name of the attribute."""
@@ -46,6 +48,8 @@ class Option:
     def __set__(self, model: Any, value: Any) -> None:
         """Checks a value and keeps it."""
         vars(model)[self._name] = self._check(self._name, value)
+        if self._instead_of is not None:
+            vars(model)[self._instead_of] = None
 
 
 def names_of_options(kind: type) -> list[str]:

@@ -258,7 +258,9 @@ class _Training:
 
         def excess_loss() -> float:
             # The others need not round as the chief does, but must stop where it stops.
-            loss = evaluate_data_loss(classifier, trained_on).excess_loss if workers.is_chief else 0.0
+            loss = (
+                evaluate_data_loss(classifier, trained_on).excess_loss if workers.is_chief else 0.0
+            )
             return workers.from_chief(loss)
 
         steps = self.data.steps_per_epoch
