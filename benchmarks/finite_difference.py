@@ -9,6 +9,7 @@ explains them.
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -31,6 +32,7 @@ STEP_LENGTHS = (None, 0.01, 0.03, 0.1, 0.3)
 POLICIES = ("float64", "float32", "mixed_bfloat16", "mixed_float16")
 MOMENTS = (0, 200, 1000)
 _SIZE = 16  # Of the sub-batch.
+Differences = Callable[[list[np.ndarray]], dict[tuple[str, float | None], np.ndarray]]
 
 
 def network(activation: str) -> keras.Model:
@@ -51,63 +53,62 @@ def network(activation: str) -> keras.Model:
     return keras.models.clone_model(model, clone_function=layer)
 
 
-def gradients(
-    classifier: keras.Model, x: np.ndarray, y: np.ndarray, policy: str
-) -> dict[tuple[str, float | None], np.ndarray]:
-    """Returns the gradient of R_alpha / alpha by direction and step length.
+def differences(activation: str, policy: str, x: np.ndarray, y: np.ndarray) -> Differences:
+    """Returns the function of a network's weights that computes gradients of R_alpha / alpha.
+
+    It is traced once for all weights, steps and directions. Its results are by direction and step
+    length; with "float64" there is also H g itself, of the direction "product".
 
     Args:
-        classifier: The network.
+        activation: Of the network.
+        policy: Keras' dtype policy of the network.
         x: Images of one sub-batch.
         y: Their classes.
-        policy: Keras' dtype policy of the network; with "float64" there is also H g itself, of
-            the direction "product".
     """
+    floatx = "float64" if policy == "float64" else "float32"
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
+    classifier = network(activation)
     model = FisherRegularizedModel(classifier, beta=0.0, num_sub_batches=1)
     optimizer = keras.optimizers.SGD()
     if policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=64.0)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    losses = model.losses_of(Batch(tf.constant(x), tf.constant(y)))
+    losses = model.losses_of(Batch(tf.constant(x.astype(floatx)), tf.constant(y)))
     sub_batch = losses.sub_batch(tf.constant(0), tf.range(len(x)), losses.state)
-    # One trace for all steps and sides.
     loss = tf.function(functools.partial(losses.hard_label_loss, sub_batch), autograph=False)
-    here = loss(losses.weights)
-    found = {
-        (direction, length): finite_difference(
-            loss, losses.weights, ALPHA, here, length, direction
-        )
-        for direction in DIRECTIONS
-        for length in STEP_LENGTHS
-    }
-    if policy == "float64":
-        product = tf.function(
-            lambda weights: hessian_vector_product(
-                functools.partial(losses.hard_label_loss, sub_batch), weights, ALPHA
-            ),
-            autograph=False,
-        )
-        found["product", None] = product(losses.weights)
-    return {key: _flat(one.gradient) / ALPHA for key, one in found.items()}
+    product = tf.function(
+        lambda weights: hessian_vector_product(
+            functools.partial(losses.hard_label_loss, sub_batch), weights, ALPHA
+        ),
+        autograph=False,
+    )
+
+    def at(values: list[np.ndarray]) -> dict[tuple[str, float | None], np.ndarray]:
+        classifier.set_weights(values)
+        weights = [tf.convert_to_tensor(v) for v in classifier.trainable_variables]
+        here = loss(weights)
+        found = {
+            (direction, length): finite_difference(loss, weights, ALPHA, here, length, direction)
+            for direction in DIRECTIONS
+            for length in STEP_LENGTHS
+        }
+        if policy == "float64":
+            found["product", None] = product(weights)
+        return {
+            key: np.concatenate([np.ravel(g) for g in one.gradient]).astype(np.float64) / ALPHA
+            for key, one in found.items()
+        }
+
+    return at
 
 
-def table(activation: str, weights: list[np.ndarray], x: np.ndarray, y: np.ndarray) -> list:
-    """Returns rows of cells: for each step and side, cosine and length in each dtype.
+def table(found: dict[str, dict[tuple[str, float | None], np.ndarray]]) -> list[list[str]]:
+    """Returns rows of cells: for each step and direction, cosine and length in each dtype.
 
     Args:
-        activation: Of the network.
-        weights: Its weights.
-        x: Images of one sub-batch.
-        y: Their classes.
+        found: By dtype policy, results of `differences`.
     """
-    found = {}
-    for policy in POLICIES:
-        floatx = "float64" if policy == "float64" else "float32"
-        keras.config.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy)
-        classifier = network(activation)
-        classifier.set_weights(weights)
-        found[policy] = gradients(classifier, x.astype(floatx), y, policy)
     limit = found["float64"]["product", None]
     rows = [["step", "direction", *(f"{p}{end}" for p in POLICIES for end in _COLUMNS)]]
     for length in STEP_LENGTHS:
@@ -122,11 +123,7 @@ def table(activation: str, weights: list[np.ndarray], x: np.ndarray, y: np.ndarr
     return rows
 
 
-_COLUMNS = (": cosine", "length")
-
-
-def _flat(gradient: list) -> np.ndarray:
-    return np.concatenate([np.ravel(g) for g in gradient]).astype(np.float64)
+_COLUMNS = (": cosine", ": length")
 
 
 def _main(_: list[str]) -> None:
@@ -141,14 +138,17 @@ def _main(_: list[str]) -> None:
         trained = network(activation)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         trained.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss)
-        weights, value = {0: trained.get_weights()}, {0: np.log(10)}
+        weights = {0: trained.get_weights()}
         for before, moment in itertools.pairwise(MOMENTS):
-            steps = moment - before
-            history = trained.fit(batches, steps_per_epoch=steps, verbose=0).history
-            weights[moment], value[moment] = trained.get_weights(), history["loss"][-1]
+            trained.fit(batches, steps_per_epoch=moment - before, verbose=0, shuffle=False)
+            weights[moment] = trained.get_weights()
+        at = {
+            policy: differences(activation, policy, images[:_SIZE], labels[:_SIZE])
+            for policy in POLICIES
+        }
         for moment in MOMENTS:
-            rows = table(activation, weights[moment], images[:_SIZE], labels[:_SIZE])
-            print(f"\n{activation}, after {moment} steps (mean loss {value[moment]:.2g}):\n")
+            rows = table({policy: at[policy](weights[moment]) for policy in POLICIES})
+            print(f"\n{activation}, after {moment} steps:\n")
             print(reporting.markdown(rows), flush=True)
 
 

@@ -18,20 +18,17 @@ _EPSILONS = {
 _COARSE = {name for name, epsilon in _EPSILONS.items() if epsilon > 2.0**-23}
 
 
-def coarsest_format(model: keras.Model) -> tuple[str | None, float]:
+def coarsest_format(model: keras.Model) -> str | None:
     """Returns the coarsest format that a model's layers compute in, if that is not float32.
 
     Args:
         model: A Keras model.
 
     Returns:
-        "bfloat16", "float16" or "TensorFloat-32", and its relative rounding; else None and 0.
+        "bfloat16", "float16" or "TensorFloat-32", else None.
     """
     coarse = _as_computed(_compute_dtypes(model)) & _COARSE
-    if not coarse:
-        return None, 0.0
-    name = max(coarse, key=_EPSILONS.get)
-    return name, _EPSILONS[name]
+    return max(coarse, key=_EPSILONS.get, default=None)
 
 
 def rounding_of(model: keras.Model) -> float:
