@@ -54,7 +54,7 @@ classifier = keras.Sequential(
 # %% [markdown]
 # ## Training
 #
-# `every=4` evaluates after the epochs 4, 8, 12 and so on. Every evaluation has the same two
+# `every=4` evaluates after the epochs 1, 4, 8, 12 and so on. Every evaluation has the same two
 # samples (`num_trials`) of 100 images, so that what the curves show is of the network and not of
 # the samples.
 #

@@ -1,7 +1,7 @@
-"""Which of several trained networks generalizes best, and how to train one that does.
+"""Fisher-information metric and regularizer of local minima, for Keras classifiers.
 
-Everything comes from one quantity, the observed Fisher information of a Keras classifier. By
-section of the paper:
+Both rest on one quantity, the observed Fisher information. `check_classifier` tells which of the
+names below work with a model and its data. By section of the paper:
 
 - Section 5.2: `generalization_bound`, Theorem 1; `extrapolate_log_determinant`, Equation 5.
 - Sections 4 and 5.3: `loss_gradient_gram` and its `FisherGram`, Equations 4 and 5.
@@ -26,6 +26,7 @@ from fisher_keras._version import __version__
 if TYPE_CHECKING:
     from fisher_keras.bound import extrapolate_log_determinant, generalization_bound
     from fisher_keras.callbacks import FisherMetrics
+    from fisher_keras.classifier_check import check_classifier
     from fisher_keras.fisher import FisherGram, loss_gradient_gram
     from fisher_keras.metrics import LocalMinimumReport, evaluate_local_minimum
     from fisher_keras.models import ARCHITECTURES, build_model
@@ -40,6 +41,7 @@ __all__ = [
     "SharpnessAwareModel",
     "__version__",
     "build_model",
+    "check_classifier",
     "evaluate_local_minimum",
     "extrapolate_log_determinant",
     "generalization_bound",
@@ -54,6 +56,7 @@ _MODULES = {
     "LocalMinimumReport": "metrics",
     "SharpnessAwareModel": "regularizer",
     "build_model": "models",
+    "check_classifier": "classifier_check",
     "evaluate_local_minimum": "metrics",
     "extrapolate_log_determinant": "bound",
     "generalization_bound": "bound",

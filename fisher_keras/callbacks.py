@@ -17,8 +17,8 @@ from fisher_keras.classifier.logits import FromLogits, gives_probabilities
 from fisher_keras.classifier.wrapper import unwrap
 from fisher_keras.devices import Processes
 from fisher_keras.metrics.evaluation import evaluate
+from fisher_keras.metrics.evaluation_options import EvaluationOptions
 from fisher_keras.metrics.metric import DEFAULT_METRICS
-from fisher_keras.metrics.options import EvaluationOptions
 from fisher_keras.metrics.report import LocalMinimumReport
 
 
@@ -28,7 +28,8 @@ class FisherMetrics(keras.callbacks.Callback):
     Works for plain and for regularized models, and leaves the model as it is. History shows the
     metrics, and so do callbacks that come after this one in the list, such as CSVLogger and
     TensorBoard. In epochs between two evaluations they are NaN, through which TensorBoard draws no
-    line: see `log_dir`.
+    line (see `log_dir`), and which no callback takes for an improvement. The patience of
+    EarlyStopping counts these epochs.
 
     Examples:
         >>> classifier = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
@@ -61,7 +62,8 @@ class FisherMetrics(keras.callbacks.Callback):
             data: Training data without augmentation, as `evaluate_local_minimum` takes it; read
                 into memory once. Each evaluation also computes its loss and error, for which a
                 part of the data will do.
-            every: Epochs from one evaluation to the next.
+            every: Epochs from one evaluation to the next. The first epoch of a `fit` is evaluated,
+                too: callbacks take the value of the first epoch for the best until then.
             metrics: Names out of `fisher_keras.metrics.METRICS`.
             num_samples: N', examples a trial.
             num_trials: T, trials an evaluation; all evaluations sample the same examples.
@@ -89,7 +91,10 @@ class FisherMetrics(keras.callbacks.Callback):
         self._data = labelled_data(data)
         self._options.check_count(self._data)
         self._classifier: Classifier | None = None
-        self._writer = None if log_dir is None else tf.summary.create_file_writer(str(log_dir))
+        self._log_dir = log_dir
+        # Made for each training: a callback without one can be copied, as tuners do.
+        self._writer: tf.summary.SummaryWriter | None = None
+        self._is_first = True
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Takes the model, for all evaluations of this training, and checks that it can."""
@@ -99,13 +104,17 @@ class FisherMetrics(keras.callbacks.Callback):
             from_logits = from_logits if known is None else known
         self._classifier = Classifier(self.model, from_logits, self._normalize_logits)
         self._options.check(self._classifier, self._data)
+        self._is_first = True
+        if self._log_dir is not None:
+            self._writer = tf.summary.create_file_writer(str(self._log_dir))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Evaluates the model if it is its turn."""
         logs = {} if logs is None else logs
-        if (epoch + 1) % self._every:
+        if (epoch + 1) % self._every and not self._is_first:
             logs.update(dict.fromkeys(self._options.metrics, math.nan))
             return
+        self._is_first = False
         report = evaluate(self._classifier, self._data, self._options)
         means = np.array([report.metrics[name].mean for name in self._options.metrics])
         # Processes that round differently must not decide differently whether training goes on.
@@ -118,7 +127,8 @@ class FisherMetrics(keras.callbacks.Callback):
         """Drops what was traced, and completes the histograms."""
         self._classifier = None
         if self._writer is not None:
-            self._writer.flush()
+            self._writer.close()
+            self._writer = None
 
     def _write(self, report: LocalMinimumReport, epoch: int) -> None:
         log_spectrum = np.concatenate([trial.log_spectrum for trial in report.trials])

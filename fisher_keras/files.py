@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -29,6 +29,28 @@ def replacing(path: pathlib.Path, shared: bool = False) -> Iterator[pathlib.Path
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def make_folder(directory: pathlib.Path) -> list[pathlib.Path]:
+    """Makes a folder.
+
+    Returns:
+        It and those that it is in, from the inside, as far as they were not there: see
+        `remove_empty`.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def remove_empty(folders: Iterable[pathlib.Path]) -> None:
+    """Removes folders, up to the first that is not empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def write_text(path: pathlib.Path, text: str, shared: bool = False) -> None:

@@ -63,7 +63,7 @@ def main(directory, num_trials, options):
 
     from fisher_keras.experiments.runs.engine import EngineOptions, execute_all
     from fisher_keras.experiments.runs.store import ExperimentStore
-    from fisher_keras.experiments.search.trials import Trials
+    from fisher_keras.experiments.search.search_trials import Trials
 
     store = ExperimentStore(directory)
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -9,7 +9,7 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
 def run(text: str) -> dict:
-    """Runs the example of a README with a small classifier and data, for two epochs.
+    """Runs the example of a README as it stands there, but for two epochs.
 
     Args:
         text: The README.
@@ -17,24 +17,11 @@ def run(text: str) -> dict:
     Returns:
         The names that the example leaves behind.
     """
-    import keras
-    import numpy as np
-
-    keras.utils.set_random_seed(0)
     (example,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     assert "epochs=200" in example
-    rng = np.random.default_rng(0)
-    names = {
-        "classifier": keras.Sequential(
-            [keras.Input((20,)), keras.layers.Dense(50, "relu"), keras.layers.Dense(3)]
-        ),
-        **{
-            f"x_{part}": rng.normal(size=(256, 20)).astype("float32") for part in ("train", "test")
-        },
-        **{f"y_{part}": rng.integers(3, size=256) for part in ("train", "test")},
-    }
-    exec(example.replace("epochs=200", "epochs=2, verbose=0"), names)
-    assert np.isfinite(names["gamma_hat"])
+    names = {}
+    exec(example.replace("epochs=200", "epochs=2"), names)
+    assert names["gamma_hat"] == names["report"].metrics["log_determinant"].mean
     return names
 
 

@@ -127,3 +127,25 @@ def test_every_public_name_is_in_the_api_reference():
     assert set(fisher_keras.__all__) - {"__version__"} <= documented
     metrics = importlib.import_module("fisher_keras.metrics")
     assert set(metrics.__all__) - {"DEFAULT_METRICS", "MAX_TRAIN_LOSS", "METRICS"} <= documented
+
+
+def literals():
+    """Returns all texts of the package, with a space for each value that is put in."""
+    for path in (ROOT / "fisher_keras").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(
+                    part.value if isinstance(part, ast.Constant) else " " for part in node.values
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_messages_of_the_faq_are_those_of_the_code():
+    page = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+    messages = re.findall(r'^\| "(.+?)" \|', page, flags=re.MULTILINE)
+    assert len(messages) >= 20
+    texts = "\n".join(literals())
+    for message in messages:
+        pattern = ".*".join(map(re.escape, message.split(" ... ")))
+        assert re.search(pattern, texts), message

@@ -18,6 +18,7 @@ BELOW = {
     "metrics": {"graph", "classifier", "fisher"},
     "regularizer": {"graph", "classifier", "fisher"},
     "callbacks": {"classifier", "fisher", "metrics"},
+    "classifier_check": {"graph", "classifier", "fisher", "metrics", "regularizer"},
     "bound": set(),
     "models": set(),
     "datasets": set(),

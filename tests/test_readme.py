@@ -36,7 +36,7 @@ def test_readme_is_a_page():
 
 
 def test_shell_blocks_hold_scripts_and_installations():
-    assert len(SCRIPTS) >= 8
+    assert len(SCRIPTS) >= 6
     assert [w for w in command_lines() if w not in SCRIPTS and w[:2] != ["pip", "install"]] == []
 
 

@@ -13,10 +13,15 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
+from fisher_keras.classifier.batch_rules import RULES, BatchAxis
+from fisher_keras.graph import keras_private
 from fisher_keras.graph.operations import (
     assigns,
     calls_function,
     downstream,
+    draws_by_seed,
+    is_random,
+    layer_of,
     nodes,
     traced_operations,
     upstream,
@@ -25,18 +30,8 @@ from fisher_keras.graph.tracing import concrete_function
 
 # Larger than most sizes in a model, and small enough for loops over examples in Python.
 _LEAST_COUNT = 251
-# With these, rows stay what they are, also where a row is one of several of an example.
-_ROW_BY_ROW = {
-    *("Add", "AddV2", "BiasAdd", "Cast", "Elu", "Erf", "Exp", "Identity", "LeakyRelu", "MatMul"),
-    *("Maximum", "Minimum", "Mul", "Neg", "Pow", "RealDiv", "Relu", "Relu6", "Rsqrt", "Selu"),
-    *("Sigmoid", "Softplus", "Sqrt", "Square", "SquaredDifference", "Sub", "Tanh"),
-}
-# And with these, where the examples are in front before and behind.
-_EXAMPLE_BY_EXAMPLE = _ROW_BY_ROW | {
-    *("AvgPool", "BatchMatMulV2", "ConcatV2", "Conv2D", "DepthwiseConv2dNative", "ExpandDims"),
-    *("FusedBatchNormV3", "Max", "MaxPool", "Mean", "Pack", "Pad", "PadV2", "Reshape", "Softmax"),
-    *("Squeeze", "StopGradient", "Sum"),
-}
+# Operations that TensorFlow calls stateful, though they give the same each time.
+_ONLY_READ = ("Assert", "ReadVariableOp", "ResourceGather")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +41,19 @@ class CallGraph:
     Attributes:
         changes_variables: Whether it writes a variable, as moving statistics or a seed.
         operations: The types of the call's operations, in order.
-        leading: The outputs of these that have the examples on the leading axis, in order: pairs
-            of the operation's index and the output's.
-        independent: Whether no operation can let examples interact, or is random, by its type.
+        batch_leading: The outputs of these that have the examples on the leading axis, in order:
+            pairs of the operation's index and the output's.
+        established: Whether rules alone establish that, for everything between inputs and
+            outputs. Otherwise there are operations without a rule, and it is assumed by the
+            shapes: for each batch anew the result is to be verified.
+        independent: Whether it is established, and neither gradients nor random numbers can let
+            examples interact.
     """
 
     changes_variables: bool = True
     operations: tuple[str, ...] = ()
     batch_leading: frozenset[tuple[int, int]] = frozenset()
+    established: bool = False
     independent: bool = False
 
     def leading_in(self, operations: Sequence[tf.Operation]) -> frozenset:
@@ -63,17 +63,20 @@ class CallGraph:
             operations: Those of the other trace. Where they begin to be of other types, nothing
                 is known any more.
         """
-        pairs = zip(self.operations, operations, strict=False)
-        same = list(itertools.takewhile(lambda pair: pair[0] == pair[1].type, pairs))
+        same = self._number_of_same(operations)
         return frozenset(
             operations[index].outputs[output].ref()
             for index, output in self.batch_leading
-            if index < len(same)
+            if index < same
         )
 
+    def established_in(self, operations: Sequence[tf.Operation]) -> bool:
+        """Returns whether rules alone establish `leading_in`."""
+        return self.established and self._number_of_same(operations) == len(self.operations)
 
-# Of a model that cannot be traced for another number of examples: nothing is taken for granted.
-_UNKNOWN = CallGraph()
+    def _number_of_same(self, operations: Sequence[tf.Operation]) -> int:
+        pairs = zip(self.operations, operations, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1].type, pairs))
 
 
 def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
@@ -89,27 +92,43 @@ def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
 
     Raises:
         ValueError: If examples interact in inference mode, so that there is no loss of one alone;
-            or if what the call changes cannot be kept from changing.
+            if it draws random numbers in inference mode; or if what the call changes cannot be
+            kept from changing.
     """
     sizes = [*keras.tree.flatten(specs), *model.variables]
     count = _prime({size for sized in sizes for size in sized.shape if size})
-    specs = keras.tree.map_structure(
+    counted = keras.tree.map_structure(
         lambda spec: tf.TensorSpec([count, *spec.shape[1:]], spec.dtype), specs
     )
-    trace = _trace(model, specs, training)
-    if trace is None:
-        return _UNKNOWN
+    trace = _trace(model, counted, training)
+    if trace is None:  # Where it takes batches of one size only.
+        count, counted = None, specs
+        trace = _trace(model, specs, training)
+    if trace is None:  # Nothing is taken for granted.
+        return CallGraph()
     changes_variables = trace.writes()
     if changes_variables:
         trace.check_functions(model)
         # What it would change is dropped, in this and in all traces.
-        with stateless.dropping_changes():
-            trace = _trace(model, specs, training)
+        with stateless.dropping_changes() as scope:
+            trace = _trace(model, counted, training)
+        trace.check_state(model)
+    if not training:
+        moves_seeds = changes_variables and keras_private.moves_seeds(scope, model)
+        trace.check_randomness(model, moves_seeds)
+    if count is None:
+        return CallGraph(changes_variables)
     if not training:
         trace.check_interaction(model, count)
-    operations = tuple(op.type for op in trace.operations)
-    leading = trace.leading(count)
-    return CallGraph(changes_variables, operations, leading, trace.independent(leading))
+    apart = trace.batch_axis(count).apart
+    established = all(apart.get(tensor.ref()) for tensor in trace.between())
+    return CallGraph(
+        changes_variables,
+        tuple(op.type for op in trace.operations),
+        trace.positions(apart),
+        established,
+        established and not trace.has_hidden_interaction(),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +153,28 @@ class _Trace:
                     "makes a graph of the whole model anyway."
                 )
 
+    def check_state(self, model: keras.Model) -> None:
+        """Refuses what is assigned in spite of `stateless.dropping_changes`."""
+        for op, node in nodes(self.operations):
+            if assigns(node):
+                raise ValueError(
+                    f"The model {model.name!r} would assign to something that Keras does not know "
+                    f"({node.op}), and an evaluation must not change a model. Make the variable "
+                    f"with add_weight or keras.Variable. Given: {layer_of(op, model)}."
+                )
+
+    def check_randomness(self, model: keras.Model, moves_seeds: bool) -> None:
+        """Raises a ValueError if outputs depend on random numbers, which metrics would freeze."""
+        used = upstream(self.outputs)
+        operations = [op for op in self.operations if any(t.ref() in used for t in op.outputs)]
+        for op, node in nodes(operations):
+            if is_random(node) or (moves_seeds and draws_by_seed(node)):
+                raise ValueError(
+                    f"The model {model.name!r} draws random numbers in inference mode, too "
+                    f"({node.op}): its losses differ each time. Call that layer with "
+                    f"training=False, or leave it out. Given: {layer_of(op, model)}."
+                )
+
     def check_interaction(self, model: keras.Model, count: int) -> None:
         """Raises a ValueError if something is computed of all examples that outputs depend on."""
         for tensor in self.between():
@@ -155,14 +196,13 @@ class _Trace:
         outputs_use = upstream(self.outputs)
         return [ref.deref() for ref in downstream(self.inputs) if ref in outputs_use]
 
-    def independent(self, batch_leading: frozenset[tuple[int, int]]) -> bool:
-        leads = {self.operations[index].outputs[output].ref() for index, output in batch_leading}
-        leads |= {tensor.ref() for tensor in self.inputs}
-        if any(_is_stateful(op) and op.type != "ReadVariableOp" for op in self.operations):
-            return False
-        return all(
-            tensor.ref() in leads and tensor.op.type in _EXAMPLE_BY_EXAMPLE | {"Placeholder"}
-            for tensor in self.between()
+    def has_hidden_interaction(self) -> bool:
+        """Returns whether gradients or random numbers may let examples interact."""
+        used = dict.fromkeys(tensor.op for tensor in self.between())
+        # A custom gradient is code that is traced later, if at all.
+        custom = any("_gradient_op_type" in op.node_def.attr for op in used)
+        return custom or any(
+            op.op_def.is_stateful and op.type not in _ONLY_READ for op in self.operations
         )
 
     def _depend_on(self, tensor: tf.Tensor) -> bool:
@@ -170,16 +210,38 @@ class _Trace:
         with self.graph.as_default():
             return tf.gradients(self.outputs, [tensor])[0] is not None
 
-    def leading(self, count: int) -> frozenset[tuple[int, int]]:
-        """Returns which outputs of the operations have the examples in front."""
-        found = {tensor.ref() for tensor in self.inputs}
-        indices = set()
-        for index, op in enumerate(self.operations):
-            for output, tensor in enumerate(op.outputs):
-                if _examples_lead(tensor, count, found):
-                    found.add(tensor.ref())
-                    indices.add((index, output))
-        return frozenset(indices)
+    def batch_axis(self, count: int) -> BatchAxis:
+        """Finds the tensors that keep examples apart.
+
+        Where an operation has a rule, that decides. Of any other it is assumed, if so do its
+        inputs and if its output has a row for each example.
+        """
+        found = BatchAxis(
+            count,
+            varying=downstream(self.inputs).keys(),
+            apart=dict.fromkeys((tensor.ref() for tensor in self.inputs), True),
+        )
+        for op in self.operations:
+            inputs = [tensor for tensor in op.inputs if found.varies(tensor)]
+            if not inputs or not all(map(found.is_apart, inputs)):
+                continue
+            rule = RULES.get(op.type)
+            if rule is not None and not rule(op, found):
+                continue
+            established = rule is not None and all(found.apart[t.ref()] for t in inputs)
+            for tensor in op.outputs:
+                if _has_rows(tensor, count, only_one=rule is None):
+                    found.apart[tensor.ref()] = established
+        return found
+
+    def positions(self, apart: Any) -> frozenset[tuple[int, int]]:
+        """Returns the places of tensors among the operations' outputs."""
+        return frozenset(
+            (index, output)
+            for index, op in enumerate(self.operations)
+            for output, tensor in enumerate(op.outputs)
+            if tensor.ref() in apart
+        )
 
 
 def _trace(model: keras.Model, specs: Any, training: bool) -> _Trace | None:
@@ -200,16 +262,12 @@ def _trace(model: keras.Model, specs: Any, training: bool) -> _Trace | None:
     return traces[0]
 
 
-def _examples_lead(tensor: tf.Tensor, count: int, leading: set) -> bool:
-    shape, op = tensor.shape, tensor.op
-    if not shape.rank or not shape[0] or shape[0] % count or _number_of_axes(tensor, count) != 1:
+def _has_rows(tensor: tf.Tensor, count: int, only_one: bool) -> bool:
+    """Returns whether the leading axis alone is the examples', with one or several rows each."""
+    shape = tensor.shape
+    if not shape.rank or not shape[0] or _number_of_axes(tensor, count) != 1:
         return False
-    if op.type == "Reshape":  # Keeps the order, whatever it is.
-        return op.inputs[0].ref() in leading
-    if shape[0] == count:
-        return True
-    same = [t for t in op.inputs if t.shape.rank and t.shape[0] == shape[0]]
-    return op.type in _ROW_BY_ROW and bool(same) and all(t.ref() in leading for t in same)
+    return shape[0] == count if only_one else shape[0] % count == 0
 
 
 def _number_of_axes(tensor: tf.Tensor, count: int) -> int:
@@ -221,11 +279,6 @@ def _number_of_axes(tensor: tf.Tensor, count: int) -> int:
         while size and size % count == 0:
             size, number = size // count, number + 1
     return number
-
-
-def _is_stateful(op: tf.Operation) -> bool:
-    """Returns whether an operation does anything but compute: draw, assert, call a function."""
-    return op.op_def.is_stateful
 
 
 def _is_float(tensor: tf.Tensor) -> bool:

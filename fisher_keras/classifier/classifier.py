@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.batch_axis import CallGraph, call_graph
 from fisher_keras.classifier.logits import FromLogits, Logits, check_values, find_logits
+from fisher_keras.classifier.pipeline import check_pipeline, prepare
 from fisher_keras.classifier.wrapper import unwrap
 from fisher_keras.graph import keras_private
 from fisher_keras.graph.tracing import specs, trace_for_any_batch_size
@@ -76,6 +77,7 @@ class Classifier:
         if normalize_logits is not None:
             self.normalize_logits = real_number("normalize_logits", normalize_logits, above=0)
         self.num_classes: int | None = None
+        self.pipeline_is_checked = False
         self._functions: dict[tuple, Callable] = {}
         self._trace_key: tuple[list, ...] = ()
         self._making = threading.RLock()
@@ -86,7 +88,32 @@ class Classifier:
         Args:
             x: Inputs, an array or a structure of arrays.
         """
-        stateless.build(self.model, x)
+        if not keras_private.is_built(self.model):
+            first = keras.tree.map_structure(lambda leaf: leaf[:1], x)
+            stateless.build(self.model, prepare(self.model, first))
+
+    def inputs(self, x: Any) -> Any:
+        """Returns inputs as tensors that the model's call takes; builds the model if need be.
+
+        A preprocessor of the model is applied, as its own `fit`, `evaluate` and `predict` do.
+
+        Args:
+            x: Inputs of N examples, an array or a structure of arrays.
+
+        Raises:
+            ValueError: If the model overrides these methods and does something else in them.
+        """
+        self.build(x)
+        if not self.pipeline_is_checked:
+            check_pipeline(self.model, x)
+            self.pipeline_is_checked = True
+        return prepare(self.model, x)
+
+    def copy(self) -> "Classifier":
+        """Returns a classifier of the same model, for which nothing was traced yet."""
+        copied = Classifier(self.model, self.from_logits, self.normalize_logits)
+        copied.pipeline_is_checked = self.pipeline_is_checked
+        return copied
 
     def logits(self, x: Any) -> tf.Tensor:
         """Evaluates the model as it is, in inference mode.
@@ -101,8 +128,11 @@ class Classifier:
         Raises:
             ValueError: If outputs are not what `from_logits` and `normalize_logits` need.
         """
-        self.build(x)
-        logits, *to_check = self.cached(_logits_of_batches)(x)
+        return self.logits_of(self.inputs(x))
+
+    def logits_of(self, inputs: Any) -> tf.Tensor:
+        """Returns the `logits` of what `inputs` returned."""
+        logits, *to_check = self.cached(_logits_of_batches)(inputs)
         self.check_values(*to_check)
         return logits
 
@@ -116,7 +146,7 @@ class Classifier:
         Returns:
             The tensor to differentiate at, see `fisher_keras.classifier.logits.find_logits`.
         """
-        with self._dropping_changes(x, training):
+        with self._dropping_changes(x, training), self._calling():
             outputs = stateless.call(self.model, x, training)
         found = find_logits(outputs, self.from_logits, self.normalize_logits)
         self.num_classes = max(2, found.values.shape[-1])
@@ -140,12 +170,20 @@ class Classifier:
         )
         graphs = self.cached(_call_graphs)
         if repr(key) not in graphs:
-            graphs[repr(key)] = call_graph(self.model, described, training)
+            with self._calling():
+                graphs[repr(key)] = call_graph(self.model, described, training)
         return graphs[repr(key)]
 
     def _dropping_changes(self, x: Any, training: bool) -> contextlib.AbstractContextManager:
         changes = self.call_graph(x, training).changes_variables
         return stateless.dropping_changes() if changes else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _calling(self) -> Iterator[None]:
+        """The context in which the model is called: what that leaves behind is no change."""
+        yield
+        # A counter, say, which else would make all traces anew, and count again.
+        self._trace_key = _trace_key(self.model)
 
     def check_values(self, are_logits: tf.Tensor, distance: tf.Tensor) -> None:
         """Raises a ValueError if outputs are not what `from_logits` and `normalize_logits` need.
@@ -168,11 +206,12 @@ class Classifier:
         Returns:
             The function.
         """
+        # Threads of a strategy's replicas ask for the same function at the same time.
         with self._making:
-            key_of_model = _trace_key(self.model)
-            if not _same(key_of_model, self._trace_key):
+            trace_key = _trace_key(self.model)
+            if not _same(trace_key, self._trace_key):
                 self._functions.clear()
-                self._trace_key = key_of_model
+                self._trace_key = trace_key
             key = (factory, *options)
             if key not in self._functions:
                 self._functions[key] = factory(self, *options)

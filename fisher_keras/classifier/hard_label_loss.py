@@ -27,6 +27,9 @@ _FUNCTION_KINDS = {
     keras.losses.categorical_focal_crossentropy: "one_hot",
     keras.losses.binary_crossentropy: "binary",
 }
+# Arguments of a sparse loss that leave it the cross-entropy of the labels given.
+_NEUTRAL = {"name", "reduction", "from_logits", "axis", "dtype"}
+_MEANS = ("sum_over_batch_size", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ class HardLabelCrossEntropy:
             tf.cast(labels, tf.int32), outputs, from_logits=self.from_logits
         )
 
-    def check_shape(self, outputs: tf.Tensor) -> None:
+    def check_shape(self, outputs: tf.Tensor | keras.KerasTensor) -> None:
         """Checks that outputs are those of one classifier.
 
         Args:
@@ -77,7 +80,8 @@ class HardLabelCrossEntropy:
         Raises:
             ValueError: If they are not of shape (B, K), or (B, 1) or (B,) for a sigmoid unit.
         """
-        shape = tuple(outputs.shape) if isinstance(outputs, tf.Tensor) else type(outputs).__name__
+        is_tensor = isinstance(outputs, (tf.Tensor, keras.KerasTensor))
+        shape = tuple(outputs.shape) if is_tensor else type(outputs).__name__
         binary = self.kind == "binary"
         if not isinstance(shape, tuple) or not (
             (len(shape) == 2 and (shape[1] == 1) == binary) or (len(shape) == 1 and binary)
@@ -135,9 +139,7 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
         ValueError: If the loss is not a cross-entropy over classes, or takes logits where the
             model gives probabilities, or the other way round.
     """
-    outputs = keras.tree.flatten(loss)
-    given = outputs[0] if len(outputs) == 1 else loss
-    given = keras.losses.get(given) if isinstance(given, str) else given
+    given = _only_loss(loss)
     if isinstance(given, keras.losses.Loss):
         kind = next(
             (k for c, k in _KINDS.items() if isinstance(given, getattr(keras.losses, c))), None
@@ -156,11 +158,19 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
     probabilities = gives_probabilities(model)
     if probabilities is not None and probabilities == from_logits:
         raise ValueError(_mismatch(from_logits))
-    equals_compiled_loss = kind == "sparse" and config.get("reduction", "sum_over_batch_size") in (
-        "sum_over_batch_size",
-        "mean",
-    )
-    return HardLabelCrossEntropy(kind, from_logits, equals_compiled_loss)
+    return HardLabelCrossEntropy(kind, from_logits, _is_plain_sparse_loss(given, config))
+
+
+def _is_plain_sparse_loss(given: Any, config: dict[str, Any]) -> bool:
+    """Returns whether a loss is Keras' own sparse cross-entropy, the mean over the examples."""
+    own = keras.losses.sparse_categorical_crossentropy
+    if not isinstance(given, keras.losses.Loss):
+        return given is own
+    # A subclass may be anything, and so may an argument that a later Keras adds.
+    replaced = type(given) is not keras.losses.SparseCategoricalCrossentropy
+    replaced = replaced or "call" in vars(given) or given.fn is not own
+    changed = [name for name, value in config.items() if value and name not in _NEUTRAL]
+    return not replaced and not changed and config["reduction"] in _MEANS
 
 
 def from_logits_of(loss: Any) -> bool | None:
@@ -172,12 +182,17 @@ def from_logits_of(loss: Any) -> bool | None:
     Returns:
         None if it is no cross-entropy of Keras, and says nothing of logits.
     """
-    parts = keras.tree.flatten(loss)
-    given = parts[0] if len(parts) == 1 else None
-    given = keras.losses.get(given) if isinstance(given, str) else given
+    given = _only_loss(loss)
     if isinstance(given, keras.losses.Loss):
         return getattr(given, "from_logits", None)
     return False if callable(given) and given in _FUNCTION_KINDS else None
+
+
+def _only_loss(loss: Any) -> Any:
+    """Returns the one loss of a structure, as an object or a function; else what is given."""
+    parts = keras.tree.flatten(loss)
+    given = parts[0] if len(parts) == 1 else loss
+    return keras.losses.get(given) if isinstance(given, str) else given
 
 
 def needs_check(model: keras.Model) -> bool:

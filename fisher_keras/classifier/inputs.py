@@ -49,6 +49,7 @@ def count_examples(x: Any, *labels: Any) -> int:
         )
     counts = {shape[0] for shape in shapes}
     of_labels = [tuple(np.shape(y)) for y in labels]
+    # A label without an axis is of no number of examples, so that it fits none.
     counts |= {shape[0] if shape else None for shape in of_labels}
     if len(counts) != 1 or counts == {0}:
         listed = [f"x of {', '.join(map(str, shapes[:_MAX_LISTED]))}"]

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -10,6 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier.inputs import count_examples
+
+# More than any data set that fits into memory: one that gives more has no end.
+_MAX_EXAMPLES = 20_000_000
+_COMPARED_EXAMPLES = 1_000
+_DENSE = {"SparseTensor": "tf.sparse.to_dense(x)", "RaggedTensor": "x.to_tensor()"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,9 +55,13 @@ class LabelledData:
 def labelled_data(data: Any, name: str = "data") -> LabelledData:
     """Reads labelled data into memory, and checks it.
 
+    A data set that comes in another order at each reading, as a shuffled one does, is ordered by
+    the content of its examples: samples by row are then the same each time.
+
     Args:
         data: A pair (x, y) of arrays or tensors, x possibly a structure of them; or a finite
-            `tf.data.Dataset` of batches (x, y).
+            `tf.data.Dataset` or `keras.utils.PyDataset` of batches (x, y). Sample weights may
+            follow y, and are ignored.
         name: Name of the data, for errors.
 
     Returns:
@@ -58,15 +69,16 @@ def labelled_data(data: Any, name: str = "data") -> LabelledData:
 
     Raises:
         ValueError: If it is anything else, or holds no examples, or x and y differ in length, or
-            y is neither classes nor distributions.
+            y is neither classes nor distributions, or the examples are others at each reading.
     """
-    if isinstance(data, tf.data.Dataset):
+    if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
         x, y = _read(data, name)
-    elif isinstance(data, (tuple, list)) and len(data) == 2:
-        x, y = keras.tree.map_structure(np.asarray, data[0]), np.asarray(data[1])
+    elif isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        x, y = _arrays(data, name)
     else:
         raise ValueError(
-            f"{name} must be a pair (x, y) of arrays or a tf.data.Dataset of batches (x, y). "
+            f"{name} must be a pair (x, y) of arrays, or a tf.data.Dataset or a "
+            "keras.utils.PyDataset of batches (x, y). Join the batches of a generator. "
             f"Given: {type(data).__name__}."
         )
     try:
@@ -103,7 +115,8 @@ def label_distributions(y: Any, num_classes: int, label_smoothing: float = 0.0) 
     """
     y = _checked_labels(y, num_classes)
     if y.ndim == 1:
-        y = np.eye(num_classes)[y]
+        classes, y = y, np.zeros([len(y), num_classes])
+        y[np.arange(len(y)), classes] = 1
     return (1.0 - label_smoothing) * y.astype(np.float64) + label_smoothing / num_classes
 
 
@@ -128,6 +141,7 @@ def fingerprint(arrays: list[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
+        # The bytes of numbers and of strings of one length tell all.
         if array.dtype.kind not in "OT":
             digest.update(np.ascontiguousarray(array))
             continue
@@ -138,19 +152,85 @@ def fingerprint(arrays: list[np.ndarray]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(dataset: tf.data.Dataset, name: str) -> tuple[Any, np.ndarray]:
-    """Returns x and y of all batches."""
-    spec = dataset.element_spec
-    if not isinstance(spec, tuple) or len(spec) != 2:
-        raise ValueError(f"{name} must give batches (x, y). Given: elements {spec}.")
-    if spec[1].shape.rank == 0:
-        raise ValueError(f"{name} gives single examples; batch it: {name}.batch(100).")
-    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError(f"{name} has no end. Leave out repeat(), or take(...) one epoch.")
-    batches = list(dataset.as_numpy_iterator())
-    if not batches:
+def _read(data: tf.data.Dataset | keras.utils.PyDataset, name: str) -> tuple[Any, np.ndarray]:
+    """Returns x and y of all batches, in an order that is the same at each reading."""
+    read = list(_batches(data, name))
+    if not read:
         raise ValueError(f"{name} gives no batches.")
-    return keras.tree.map_structure(lambda *leaves: np.concatenate(leaves), *batches)
+    joined = keras.tree.map_structure(lambda *leaves: np.concatenate(leaves), *read)
+    # Other examples at the start are the sign of a shuffled data set; most are read once only.
+    num_compared = 1 + _COMPARED_EXAMPLES // len(read[0][1])
+    again = itertools.islice(_batches(data, name), num_compared)
+    if _row_fingerprints(again) == _row_fingerprints(read[:num_compared]):
+        return joined
+    here = _row_fingerprints([joined])
+    if sorted(here) != sorted(_row_fingerprints(_batches(data, name))):
+        raise ValueError(
+            f"{name} gives other examples each time that it is read. Leave out augmentation, and "
+            "drop_remainder: the metrics are of a fixed set of examples."
+        )
+    order = np.argsort(np.array(here), kind="stable")
+    return keras.tree.map_structure(lambda leaf: leaf[order], joined)
+
+
+def _batches(
+    data: tf.data.Dataset | keras.utils.PyDataset, name: str
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """Reads x and y of a batch after the other."""
+    if isinstance(data, tf.data.Dataset):
+        count = int(data.cardinality())
+        endless, batches = count == tf.data.INFINITE_CARDINALITY, data
+    else:
+        count = data.num_batches
+        endless, batches = count is None, (data[index] for index in range(count or 0))
+    if endless:
+        raise ValueError(f"{name} has no end. Leave out repeat(), or take(...) one epoch.")
+    num_read = 0
+    for batch in batches:
+        x, y = _arrays(keras.utils.unpack_x_y_sample_weight(batch), name)
+        if y.ndim == 0:
+            raise ValueError(f"{name} gives single examples; batch it: {name}.batch(100).")
+        yield x, y
+        num_read += len(y)
+        if num_read > _MAX_EXAMPLES:
+            raise ValueError(
+                f"{name} has given {num_read} examples and has not ended. If it is endless, "
+                "take(...) one epoch of it; else give a part of it."
+            )
+
+
+def _row_fingerprints(batches: Iterable[tuple[Any, np.ndarray]]) -> list[str]:
+    """Returns the fingerprint of each example, batch by batch."""
+    return [
+        fingerprint([np.asarray(leaf[row]) for leaf in keras.tree.flatten(batch)])
+        for batch in batches
+        for row in range(len(batch[1]))
+    ]
+
+
+def _arrays(batch: Any, name: str) -> tuple[Any, np.ndarray]:
+    """Returns x and y as arrays, or refuses with a line about the form that they have."""
+    x, y = batch[:2]
+    if y is None:
+        raise ValueError(f"{name} has no labels; give (x, y), or batches (x, y).")
+    if isinstance(y, dict):
+        raise ValueError(
+            f"The labels of {name} are a dict of {list(y)}: give those of the one output, as in "
+            f"y[{next(iter(y), None)!r}]."
+        )
+    if isinstance(y, tuple) and any(np.ndim(labels) for labels in y):
+        raise ValueError(
+            f"The labels of {name} are a tuple of {len(y)} arrays: give those of the one output, "
+            "as in y[0]."
+        )
+    for leaf in keras.tree.flatten(x):
+        dense = _DENSE.get(type(leaf).__name__, "x.toarray()" if hasattr(leaf, "toarray") else "")
+        if dense:
+            raise ValueError(
+                f"{name} holds a {type(leaf).__name__}, and the metrics take dense arrays: give "
+                f"{dense}."
+            )
+    return keras.tree.map_structure(np.asarray, x), np.asarray(y)
 
 
 def most_probable(y: np.ndarray) -> np.ndarray:
@@ -178,7 +258,7 @@ def _checked_labels(y: Any, num_classes: int | None = None, what: str = "Labels"
 def _label_problem(y: np.ndarray, num_classes: int | None) -> str | None:
     """Describes the first invalid label; None if all are valid."""
     if y.dtype.kind not in "biuf":
-        return f"dtype {y.dtype}"
+        return f"dtype {y.dtype}; number the classes, as np.unique(y, return_inverse=True)[1] does"
     values = y.astype(np.float64)
     if y.ndim == 1:
         limit = np.inf if num_classes is None else num_classes

@@ -1,34 +1,48 @@
 """Numerical precision of a model's layers."""
 
-import os
+import functools
 from collections.abc import Iterable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from fisher_keras.graph import keras_private
 
-_EPSILONS = {
-    "bfloat16": 2.0**-7,
-    "float16": 2.0**-10,
-    "TensorFloat-32": 2.0**-10,
-    "float32": 2.0**-23,
-    "float64": 2.0**-52,
+_ROUNDING = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
+# What a device may make of float32 factors, and how to have float32 again.
+_PRODUCTS = {
+    2.0**-10: (
+        "TensorFloat-32",
+        "call tf.config.experimental.enable_tensor_float_32_execution(False)",
+    ),
+    2.0**-7: (
+        "float32 with products in bfloat16",
+        "switch them off, which TF_SET_ONEDNN_FPMATH_MODE, ONEDNN_DEFAULT_FPMATH_MODE or the "
+        "option auto_mixed_precision_onednn_bfloat16 switches on",
+    ),
 }
-_COARSE = {name for name, epsilon in _EPSILONS.items() if epsilon > 2.0**-23}
 
 
-def coarsest_format(model: keras.Model) -> str | None:
-    """Returns the coarsest format that a model's layers compute in, if that is not float32.
+def coarse_formats(model: keras.Model) -> dict[str, str]:
+    """Returns the formats coarser than float32 that a model's layers compute in.
 
     Args:
         model: A Keras model.
 
     Returns:
-        "bfloat16", "float16" or "TensorFloat-32", else None.
+        Of each its name, and what to do to have float32 instead.
     """
-    coarse = _as_computed(_compute_dtypes(model)) & _COARSE
-    return max(coarse, key=_EPSILONS.get, default=None)
+    dtypes = _compute_dtypes(model)
+    found = {
+        name: "train in float32"
+        for name in dtypes & _ROUNDING.keys()
+        if _ROUNDING[name] > _ROUNDING["float32"]
+    }
+    if "float32" in dtypes and rounding_of_products() in _PRODUCTS:
+        name, remedy = _PRODUCTS[rounding_of_products()]
+        found[name] = remedy
+    return found
 
 
 def rounding_of(model: keras.Model) -> float:
@@ -41,7 +55,7 @@ def rounding_of(model: keras.Model) -> float:
         2^-7 with bfloat16, 2^-10 with float16 and TensorFloat-32, else 2^-23, float32's: also for
         float64, in which what is made of gradients is no more precise.
     """
-    return max(2.0**-23, rounding_of_dtypes(_compute_dtypes(model)))
+    return max(_ROUNDING["float32"], rounding_of_dtypes(_compute_dtypes(model)))
 
 
 def rounding_of_dtypes(dtypes: Iterable[str]) -> float:
@@ -50,30 +64,52 @@ def rounding_of_dtypes(dtypes: Iterable[str]) -> float:
     Args:
         dtypes: Their names; those that are not floating are passed over.
     """
-    return max((_EPSILONS[name] for name in _as_computed(dtypes) & _EPSILONS.keys()), default=0.0)
+    dtypes = set(dtypes)
+    roundings = [_ROUNDING[name] for name in dtypes & _ROUNDING.keys()]
+    return max([*roundings, rounding_of_products() if "float32" in dtypes else 0.0])
+
+
+def rounding_of_products() -> float:
+    """Returns the relative rounding of the factors of float32 products, as measured.
+
+    Environment variables, TensorFlow's options and the device decide together: GPUs from Ampere
+    on round factors to 10 bits unless they are told not to, and CPUs to 7 if they are told to.
+    """
+    options = tf.config.optimizer.get_experimental_options()
+    switches = tf.config.experimental.tensor_float_32_execution_enabled(), *options.items()
+    return _measured_rounding(*switches)
+
+
+@functools.cache
+def _measured_rounding(*switches: object) -> float:
+    """Multiplies by one what bfloat16 rounds, and what TensorFloat-32 rounds.
+
+    Args:
+        *switches: All that can change it while the process runs.
+    """
+    size = 256  # Smaller products may have other kernels.
+    with tf.init_scope():
+        one = tf.eye(size)
+
+        @tf.function(autograph=False)
+        def products(values: tf.Tensor) -> list[tf.Tensor]:
+            images = tf.reshape(values, [1, 16, 16, size])
+            pixel = tf.reshape(one, [1, 1, size, size])
+            wide = tf.pad(pixel, [[1, 1], [1, 1], [0, 0], [0, 0]])
+            convolved = [tf.nn.conv2d(images, filters, 1, "SAME") for filters in (pixel, wide)]
+            matrices = [
+                tf.matmul(values, one),
+                tf.matmul(one, values),
+                tf.nn.bias_add(tf.matmul(values, one, transpose_b=True), tf.zeros([size])),
+            ]
+            return [tf.reshape(product, [size, size]) for product in matrices + convolved]
+
+        for rounding, tell_tale in ((2.0**-7, 1 + 2.0**-9), (2.0**-10, 1 + 2.0**-12)):
+            found = np.stack(products(tf.fill([size, size], tell_tale)))
+            if np.any(found != np.float32(tell_tale)):
+                return rounding
+    return _ROUNDING["float32"]
 
 
 def _compute_dtypes(model: keras.Model) -> set[str]:
     return {layer.compute_dtype for layer in keras_private.all_layers(model)}
-
-
-def _as_computed(dtypes: Iterable[str]) -> set[str]:
-    """Returns dtypes with those formats that the device takes instead in products."""
-    formats = set(dtypes)
-    if "float32" in formats and tensor_float_32():
-        formats.add("TensorFloat-32")
-    return formats
-
-
-def tensor_float_32() -> bool:
-    """Returns whether a GPU rounds the factors of float32 products to 10 bits.
-
-    GPUs of compute capability 8.0 and above (Ampere, Hopper) do, unless they are told not to by
-    `tf.config.experimental.enable_tensor_float_32_execution(False)` or `NVIDIA_TF32_OVERRIDE=0`.
-    """
-    if not tf.config.experimental.tensor_float_32_execution_enabled():
-        return False
-    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
-        return False
-    details = map(tf.config.experimental.get_device_details, tf.config.get_visible_devices("GPU"))
-    return any(detail.get("compute_capability", (0, 0)) >= (8, 0) for detail in details)

@@ -8,10 +8,22 @@ import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.inputs import check_model
+from fisher_keras.classifier.preprocessing import (
+    OF_BATCHES,
+    OF_DATA,
+    own_methods,
+    preprocess_samples,
+    preprocessed_batch,
+    preprocessed_data,
+)
 from fisher_keras.graph import keras_private
 
 # What a classifier must leave to Keras, for the wrapper has its own.
-_STEPS = ("train_step", "test_step", "predict_step")
+_STEPS = (
+    *("train_step", "test_step", "predict_step"),
+    *("make_train_function", "make_test_function", "make_predict_function"),
+    "get_metrics_result",
+)
 
 
 class ClassifierWrapper(keras.Model):
@@ -48,7 +60,9 @@ class ClassifierWrapper(keras.Model):
                 f"{type(self).__name__} wraps a classifier with one output; {model.name!r} has "
                 f"{len(outputs)}. Wrap a model with the output to be classified."
             )
-        overridden = [step for step in _STEPS if overrides(model, step)]
+        preprocess = preprocess_samples(unwrap(model))
+        must_not = _STEPS if preprocess else (*_STEPS, *OF_DATA, *OF_BATCHES)
+        overridden = own_methods(unwrap(model), must_not)
         if overridden:
             raise ValueError(
                 f"{type(model).__name__}.{overridden[0]} would not be used, for "
@@ -58,6 +72,7 @@ class ClassifierWrapper(keras.Model):
         # The classifier casts its inputs itself; its policy decides about loss scaling.
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
+        self._preprocess = preprocess
         self.built = keras_private.is_built(model)
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
@@ -84,10 +99,26 @@ class ClassifierWrapper(keras.Model):
         """Configures training; the arguments are those of `keras.Model.compile`."""
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self.has_custom_loss = overrides(self.model, "compute_loss")
-        self.has_plain_loss = loss_weights is None and not self.has_custom_loss
+        overridden = type(self).compute_loss is not ClassifierWrapper.compute_loss
+        self.has_plain_loss = not (loss_weights or self.has_custom_loss or overridden)
         if self.has_custom_loss:
             # It may call Keras' own, which asks for the classifier's compiled loss.
-            self.model.compile(self.optimizer, loss, loss_weights)
+            self._compile_classifier(
+                optimizer=self.optimizer, loss=loss, loss_weights=loss_weights
+            )
+
+    def _compile_classifier(self, arguments: dict[str, Any]) -> None:
+        try:
+            inspect.signature(self.model.compile).bind(**arguments)
+        except TypeError as error:
+            if not self.model.compiled:
+                raise ValueError(
+                    f"{type(self.model).__name__}.compile does not take Keras' arguments "
+                    f"({error}): compile the classifier by its own arguments first, and then "
+                    f"{type(self).__name__}. Given: {self.model.name!r}, which is not compiled."
+                ) from error
+            return
+        self.model.compile(**arguments)
 
     def compute_loss(
         self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None, training: bool = True
@@ -114,6 +145,41 @@ class ClassifierWrapper(keras.Model):
         """Resets all metrics, the classifier's own too."""
         super().reset_metrics()
         self.model.reset_metrics()
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains as `keras.Model.fit` does, on data preprocessed as the classifier does it."""
+        return super().fit(**self._arguments("fit", args, kwargs))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates as `keras.Model.evaluate` does, with the classifier's preprocessing."""
+        return super().evaluate(**self._arguments("evaluate", args, kwargs))
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predicts as `keras.Model.predict` does, with the classifier's preprocessing."""
+        return super().predict(**self._arguments("predict", args, kwargs))
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains on a batch as Keras does, with the classifier's preprocessing."""
+        return super().train_on_batch(**self._arguments("train_on_batch", args, kwargs))
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates a batch as Keras does, with the classifier's preprocessing."""
+        return super().test_on_batch(**self._arguments("test_on_batch", args, kwargs))
+
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Predicts a batch as Keras does, with the classifier's preprocessing."""
+        return super().predict_on_batch(**self._arguments("predict_on_batch", args, kwargs))
+
+    def _arguments(self, method: str, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Returns the arguments of a method of Keras by name, with preprocessed data."""
+        signature = inspect.signature(getattr(keras.Model, method))
+        given = dict(signature.bind(self, *args, **kwargs).arguments)
+        del given["self"]
+        given |= given.pop("kwargs", {})
+        if self._preprocess is None:
+            return given
+        prepared = preprocessed_data if method in OF_DATA else preprocessed_batch
+        return prepared(self._preprocess, given)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns the arguments of `compile`."""
@@ -154,5 +220,4 @@ def unwrap(model: keras.Model) -> keras.Model:
 
 def overrides(model: keras.Model, method: str) -> bool:
     """Returns whether a classifier overrides a method of `keras.Model`."""
-    own = getattr(unwrap(model), method)
-    return getattr(own, "__func__", own) is not getattr(keras.Model, method)
+    return bool(own_methods(unwrap(model), (method,)))

@@ -1,16 +1,15 @@
 """Evaluation and comparison of trained networks: `bin/evaluate_metrics`."""
 
 import pathlib
-import zipfile
-import zlib
 
 import keras
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from fisher_keras.datasets import load_dataset
+from fisher_keras.datasets import ImageDataset, load_dataset
 from fisher_keras.experiments.evaluation_config import EvaluationConfig
+from fisher_keras.experiments.saved_models import load_models
 from fisher_keras.experiments.statistics.text_tables import markdown_table
 from fisher_keras.experiments.training.data import split_dataset
 from fisher_keras.files import replacing
@@ -34,7 +33,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
     """
     tf.config.experimental.enable_tensor_float_32_execution(False)  # It has 10 bits, on a GPU.
     output = None if config.output is None else pathlib.Path(config.output)
-    models = {name: _load(path) for name, path in _names(config.models).items()}
+    models = load_models(config.models, config.imports)
     data = split_dataset(
         load_dataset(config.dataset, config.data_dir, config.download, config.image_size),
         train_size=config.train_size,
@@ -43,13 +42,16 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
         one_hot=False,
         seed=config.seed,
     )
+    for path, model in zip(config.models, models.values(), strict=True):
+        _check_input(path, model, data.dataset)
+    train = data.labelled("train", label_smoothing=config.label_smoothing)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     reports = {}
     for name, model in models.items():
         report = reports[name] = evaluate_local_minimum(
             model,
-            data.arrays("train"),
+            (train.x, train.y),
             config.num_samples,
             config.num_trials,
             config.seed,
@@ -106,32 +108,18 @@ def chart(reports: dict[str, LocalMinimumReport]) -> Figure:
     return figure
 
 
-def _names(paths: tuple[str, ...]) -> dict[str, pathlib.Path]:
-    """Names each model by its file, and by its directory where files are called alike."""
-    files = [pathlib.Path(path) for path in paths]
-    stems = [file.stem for file in files]
-    if len(set(stems)) < len(stems):
-        stems = [f"{file.resolve().parent.name}_{file.stem}" for file in files]
-    if len(set(stems)) < len(stems):
-        raise ValueError(
-            f"--model: two of the files cannot be told apart by file and directory name: {paths}"
-        )
-    return dict(zip(stems, files, strict=True))
-
-
-def _load(path: pathlib.Path) -> keras.Model:
-    if not path.is_file():
-        raise ValueError(f"--model={path}: there is no such file; expected a .keras file")
-    damaged = ValueError(
-        f"--model={path} is no .keras file, or only a part of one (a copy that was stopped?)"
+def _check_input(path: str, model: keras.Model, dataset: ImageDataset) -> None:
+    shape = getattr(model, "input_shape", None)  # A model of a user's own class may have none.
+    if not isinstance(shape, tuple):
+        return
+    fits = len(shape) == 1 + len(dataset.image_shape) and all(
+        size in (None, given) for size, given in zip(shape[1:], dataset.image_shape, strict=True)
     )
-    # Keras says of such a file that it was not found.
-    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
-        raise damaged
-    try:
-        return keras.models.load_model(path, compile=False)
-    except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
-        raise damaged from error
+    if not fits:
+        raise ValueError(
+            f"--model={path} takes inputs of shape {shape[1:]}, but the images of "
+            f"--dataset={dataset.name} have the shape {dataset.image_shape}"
+        )
 
 
 def _write_report(report: LocalMinimumReport, output: pathlib.Path, name: str) -> None:

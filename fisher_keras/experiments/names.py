@@ -7,9 +7,16 @@ for which --help and a typo in a flag should not have to wait.
 ARCHITECTURES = ("cnn", "resnet", "wide_resnet", "densenet")
 AUGMENTATIONS = ("no-aug", "flip-only", "1-crop-f", "4-crop-f")
 DATASETS = ("cifar10", "cifar100", "digits", "folder")
+DIRECTIONS = ("descent", "ascent", "central")
 GRADIENTS = ("finite_difference", "hessian_vector_product")
 METRICS = (
     *("log_determinant", "log_squared_norms", "log_determinant_cosines"),
     *("spectral_radius", "frobenius_norm", "sample_frobenius_norm", "trace", "effective_rank"),
+    *("log_determinant_margins", "log_residuals", "mean_margin"),
+    *("log_determinant_shifted", "soft_rank", "renyi_entropy", "log_weight_norm"),
     "robustness",
 )
+
+# The experiments' own.
+PRESETS = ("paper", "laptop", "smoke")
+STRATEGIES = ("none", "mirrored", "multi_worker")

@@ -38,6 +38,8 @@ def unit_cotangents(logits: Logits, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Te
 
 
 def _logit_cotangents(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    # p_c - 1 would be rounding where p_c is near 1: it is minus the sum of the others instead, and
+    # all are relative to the largest of them, which is never too small for a number.
     others = tf.one_hot(labels, logits.shape[-1], dtype=tf.float64) == 0
     log_p = tf.where(others, tf.nn.log_softmax(logits), -math.inf)
     largest = tf.reduce_max(log_p, axis=-1, keepdims=True)
@@ -54,6 +56,7 @@ def _normalized_logit_cotangents(
     norms = tf.norm(logits, axis=-1, keepdims=True)
     along = logits / norms
     cotangents, log_scale = _logit_cotangents(along / c, labels)
+    # The normalized logits do not change along z.
     across = cotangents - along * tf.reduce_sum(along * cotangents, axis=-1, keepdims=True)
     length = tf.norm(across, axis=-1)
     log_scale += tf.math.log(length) - tf.math.log(c * tf.squeeze(norms, -1))

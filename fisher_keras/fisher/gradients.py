@@ -69,6 +69,7 @@ class Factored:
     def blocks(self) -> list[Callable[[], tf.Tensor]]:
         """Returns functions that give columns of the matrix of gradients, in any order."""
         count, _, rows, columns = self.size
+        # Columns of Delta give whole columns of the matrix, so that no block is made twice.
         step = max(1, _BLOCK_ENTRIES // (count * rows))
         return [
             lambda first=first: _flat(self._columns(first, first + step))
@@ -112,6 +113,7 @@ class SparseRows:
         Of the table's rows these hold at most as many as the examples look up, in any order.
         """
         count, length, entries = self.deltas.shape
+        # Rows that no example looks up are left out: the others get new indices from 0 on.
         rows = min(self.shape[0], count * length)
         step = max(1, _BLOCK_ENTRIES // (count * rows))
         _, indices = tf.unique(tf.reshape(self.indices, [-1]))
@@ -126,6 +128,7 @@ class SparseRows:
     def _tables(self, indices: tf.Tensor, rows: int, deltas: tf.Tensor) -> tf.Tensor:
         """Adds up each example's deltas in a table of its own, shape (N, rows, b)."""
         count, length, entries = deltas.shape
+        # One table under the other, so that a single sum over segments fills all of them.
         places = tf.cast(indices, tf.int32) + rows * tf.range(count)[:, tf.newaxis]
         tables = tf.math.unsorted_segment_sum(
             tf.reshape(deltas, [count * length, entries]),
@@ -133,6 +136,22 @@ class SparseRows:
             count * rows,
         )
         return tf.reshape(tables, [count, rows, entries])
+
+
+def together(parts: list[Factored]) -> Factored:
+    """Returns the sum of gradients that are factored in the same way, over all their positions.
+
+    As a sum of explicit gradients it would take the memory of all of them.
+    """
+    count, _, rows, columns = parts[0].size
+
+    def make_factors() -> tuple[tf.Tensor, tf.Tensor]:
+        factors = zip(*(part.make_factors() for part in parts), strict=True)
+        x, delta = (tf.concat(factor, axis=1) for factor in factors)
+        return x, delta
+
+    length = sum(part.size[1] for part in parts)
+    return Factored((count, length, rows, columns), make_factors, parts[0].restore)
 
 
 Gradients = Explicit | Factored | SparseRows

@@ -18,6 +18,8 @@ from fisher_keras.fisher.gram_function import GramFunction
 
 # Where the cosines' smallest eigenvalue is less, the last digits of their products matter.
 _WELL_CONDITIONED = 1e-3
+# What is lost below float32's smallest number, 1e-38, is less than rounding of these.
+_SAFE_SQUARES = 1e-28, 1e30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,8 +72,9 @@ def loss_gradient_gram(
     J holds the gradients of $\ell(f_w(x_i), \tilde y_i) = -\ln f_w(x_i)_{c_i}$ with respect to the
     model's trainable variables, one example a row. It never exists as a whole: products are added
     up variable by variable, in float64. The gradients themselves are of the model's own dtype.
-    Where the smallest eigenvalue of the cosines is above 0.001, blocks of 768 products are added
-    in float32 before, which is more exact than float32 gradients are; else none.
+    Where the smallest eigenvalue of the cosines is above 0.001, and squares of the gradients are
+    in the range of float32, blocks of 768 products are added in float32 before, which is more
+    exact than float32 gradients are; else none.
 
     The model is not changed. A call with a model traces a function and verifies it, which takes
     seconds for a large network. For many calls make a `fisher_keras.classifier.Classifier` once
@@ -110,15 +113,21 @@ def loss_gradient_gram(
     """
     classifier = as_classifier(model, from_logits, normalize_logits)
     count = count_examples(x, y)
-    x = keras.tree.map_structure(tf.convert_to_tensor, x)
+    x = classifier.inputs(x)
     size = count if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
-    classifier.build(x)
     check_trainable(classifier.model)
     function = classifier.cached(GramFunction, bool(training))
     epsilon = rounding_of(classifier.model)
-    return _float64_where_needed(
-        function, lambda float64: _normalized(*function(x, y, size, float64), epsilon)
-    )
+
+    def gram(float64: bool) -> FisherGram:
+        products, *others = function(x, y, size, float64)
+        squares = np.diagonal(products)
+        # Where these leave float32's range, so do squares that they are sums of.
+        if not float64 and not np.all((squares > _SAFE_SQUARES[0]) & (squares < _SAFE_SQUARES[1])):
+            products, *others = function(x, y, size, True)
+        return _normalized(products, *others, epsilon)
+
+    return _float64_where_needed(function, gram)
 
 
 def _float64_where_needed(
@@ -154,6 +163,7 @@ def _normalized(
             "and for labels of probability 0.",
             bad,
         )
+    # A zero gradient has no direction: it is orthogonal to all others, and its logarithm is -inf.
     zero = squares == 0
     lengths = np.sqrt(np.where(zero, 1, squares))
     matrix = products / np.outer(lengths, lengths)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.classifier.labels import hard_labels
+from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gradients import Explicit, Gradients, for_new_graph
 from fisher_keras.fisher.gram_product import sum_of_products
 from fisher_keras.fisher.per_example import TracedBatch
@@ -25,9 +26,11 @@ from fisher_keras.graph.tracing import concrete_function, specs
 class GramFunction:
     """Products of the per-example loss gradients of one classifier, traced once a shape of data.
 
-    The first call for each number and shape of examples verifies the gradients (`verification`).
-    Weights whose structured ones are wrong take the fallback from then on: a backward pass for
-    each example (`vectorized`). Where that is wrong, too, examples interact.
+    The first call for each number and shape of examples verifies the gradients (`verification`),
+    and each call does where the graph does not establish that examples are apart: then it may
+    depend on their values. Weights whose structured ones are wrong take the fallback from then
+    on: a backward pass for each example (`vectorized`). Where that is wrong, too, examples
+    interact.
 
     Attributes:
         fallback_weights: Indices of the weights whose structured gradients failed.
@@ -45,13 +48,17 @@ class GramFunction:
         self._classifier = classifier
         self._training = training
         self._verified: set[str] = set()
-        self._traced = tf.function(self._evaluate, autograph=False)
+        self._sequential = False
         self.fallback_weights: set[int] = set()
         self.needed_float64 = False
+        self._trace_anew()
 
     def take_fallback(self, indices: Iterable[int]) -> None:
         """Takes the gradients of some weights, by their index, example by example."""
         self.fallback_weights |= set(indices)
+        self._trace_anew()
+
+    def _trace_anew(self) -> None:
         self._traced = tf.function(self._evaluate, autograph=False)
 
     def __call__(
@@ -80,6 +87,7 @@ class GramFunction:
         products = np.zeros([count, count])
         log_scale = np.zeros([count])
         logits = {}
+        # Products within a chunk come with each pair that it is part of, and are the same.
         for pair in list(itertools.combinations(chunks, 2)) or [(chunks[0],)]:
             where = np.concatenate(pair)
             # In training mode each chunk is a batch; in inference mode examples do not interact.
@@ -95,27 +103,34 @@ class GramFunction:
         kind = repr([(len(rows), *_shapes(x)) for rows in batches])
         verify = not (self._training or kind in self._verified)
         found = self._run(x, y, batches, float64, verify)
-        xi, log_scale, logits, are_logits, distance, *errors = found
+        xi, log_scale, logits, are_logits, distance, established, *errors = found
         self._classifier.check_values(are_logits, distance)
         if verify:
             wrong = set(wrong_weights(errors[0].numpy()))
-            if wrong & self.fallback_weights or not self._same_alone(x, batches[0]):
+            independent = established and self._classifier.call_graph(x).independent
+            same = independent or self._same_among_others(x, batches[0])
+            if wrong & self.fallback_weights or not same:
                 raise ValueError(_interaction(self._classifier.model))
-            if wrong:
+            if wrong:  # Of an operation that is not used as its rule takes for granted.
                 self.take_fallback(wrong)
                 return self._pair(x, y, batches, float64)
-            if errors[1].numpy().all():  # What is zero everywhere agrees with everything.
+            # What is zero everywhere agrees with everything.
+            if established and errors[1].numpy().all():
                 self._verified.add(kind)
         return xi, log_scale, logits
 
-    def _same_alone(self, x: Any, rows: np.ndarray) -> bool:
-        """Returns whether the middle example has the same logits when evaluated alone."""
-        if self._classifier.call_graph(x).independent:
-            return True
-        logits = self._classifier.logits
-        middle = len(rows) // 2
-        alone, together = logits(_rows(x, rows[[middle]])), logits(_rows(x, rows))[middle]
-        return same_logits(alone[0].numpy(), together.numpy())
+    def _same_among_others(self, x: Any, rows: np.ndarray) -> bool:
+        """Returns whether all examples have the same logits in batches of another composition.
+
+        They come in another order and in two halves, so that each loses neighbors and half of
+        the others.
+        """
+        logits = self._classifier.logits_of
+        order = np.random.default_rng(0).permutation(len(rows))
+        together = logits(_rows(x, rows)).numpy()[order]
+        halves = np.array_split(rows[order], min(2, len(rows)))
+        apart = np.concatenate([logits(_rows(x, half)).numpy() for half in halves])
+        return same_logits(apart, together, rounding_of(self._classifier.model))
 
     def _run(self, x: Any, y: Any, batches: Sequence[np.ndarray], *options: bool) -> Any:
         chunks = [_rows(x, rows) for rows in batches]
@@ -123,7 +138,16 @@ class GramFunction:
         flags = [tf.TensorSpec([], tf.bool)] * len(options)
         concrete = concrete_function(self._traced, specs(chunks), labels, *flags)
         classes = hard_labels(y, self._classifier.num_classes)  # Which the trace has found out.
-        return concrete(chunks, [classes[rows] for rows in batches], *map(tf.constant, options))
+        try:
+            return concrete(
+                chunks, [classes[rows] for rows in batches], *map(tf.constant, options)
+            )
+        except tf.errors.OpError:
+            if self._sequential:  # Then it is the model's own error.
+                raise
+            self._sequential = True
+            self._trace_anew()
+            return self._run(x, y, batches, *options)
 
     def _evaluate(
         self, chunks: list, labels: list[tf.Tensor], float64: tf.Tensor, verify: tf.Tensor
@@ -144,6 +168,7 @@ class GramFunction:
             tf.concat([batch.logits.in_float64() for batch in batches], axis=0),
             tf.reduce_all(tf.stack([batch.logits.are_logits for batch in batches])),
             tf.reduce_max(tf.stack([batch.distance for batch in batches])),
+            tf.constant(all(batch.established for batch in batches)),
         ]
         if not self._training:
             results += tf.cond(
@@ -155,7 +180,7 @@ class GramFunction:
 
     def _batches(self, chunks: list, labels: list[tf.Tensor]) -> list[TracedBatch]:
         return [
-            TracedBatch(self._classifier, self._training, x, y)
+            TracedBatch(self._classifier, self._training, x, y, self._sequential)
             for x, y in zip(chunks, labels, strict=True)
         ]
 
@@ -178,7 +203,7 @@ class GramFunction:
 def _interaction(model: keras.Model) -> str:
     return (
         f"Examples of a batch interact in the model {model.name!r}, in inference mode, too, or it "
-        "is random there: evaluated alone, an example gives something else than among others. "
+        "is random there: among fewer others, an example gives something else. "
         "Change the layer that does it, or use loss_gradient_gram(training=True), whose gradients "
         "take the effect on the others into account."
     )

@@ -26,9 +26,17 @@ class TracedBatch:
         weights: The model's trainable variables in the graph.
         distance: How far that is from probabilities, a scalar.
         log_scale: ln of the factor that the gradients below lack, shape (N,), float64.
+        established: Whether it is established where examples are, see `CallGraph`.
     """
 
-    def __init__(self, classifier: Classifier, training: bool, x: Any, labels: tf.Tensor) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        training: bool,
+        x: Any,
+        labels: tf.Tensor,
+        sequential: bool = False,
+    ) -> None:
         """Evaluates the model.
 
         Args:
@@ -36,18 +44,23 @@ class TracedBatch:
             training: Whether in training mode.
             x: The inputs, a structure of tensors of shape (N, ...).
             labels: Class indices, int32, shape (N,).
+            sequential: See `map_examples`.
         """
+        self._map = functools.partial(map_examples, sequential=sequential)
         self._logits_of = functools.partial(classifier.find_logits, training=training)
         self._x = x
         self.size = labels.shape[0]
         graph = tf.compat.v1.get_default_graph()
         with traced_operations() as operations:
             self.logits = self._logits_of(x)
-        self._leading = classifier.call_graph(x, training).leading_in(operations)
+        call_graph = classifier.call_graph(x, training)
+        self._leading = call_graph.leading_in(operations)
+        self.established = call_graph.established_in(operations)
         self.weights = weights_in_graph(stateless.weights(classifier.model), graph)
         self._outputs = self.logits.values
         self._outputs.set_shape([self.size, None])
         self.distance = self.logits.distance_from_probabilities()
+        # Unit vectors keep what is differentiated inside the range of every dtype.
         units, log_scale = unit_cotangents(self.logits, labels)
         scale = _HALF_SCALE if self._outputs.dtype.size < 4 else 1.0
         self._cotangents = tf.cast(scale * units, self._outputs.dtype)
@@ -88,11 +101,11 @@ class TracedBatch:
                 )
             )
 
-        return map_examples(one_example, (self._x, self._cotangents))
+        return self._map(one_example, (self._x, self._cotangents))
 
     def with_interactions(self) -> list[tf.Tensor]:
         """Returns the gradients where a loss depends on the other examples of the batch, too."""
-        return map_examples(self.weighted_sum, tf.eye(self.size, dtype=self._outputs.dtype))
+        return self._map(self.weighted_sum, tf.eye(self.size, dtype=self._outputs.dtype))
 
     def weighted_sum(self, coefficients: tf.Tensor) -> list[tf.Tensor]:
         """Returns the gradient of a weighted sum of the losses, by one backward pass.
@@ -104,6 +117,7 @@ class TracedBatch:
             Of each weight the gradient.
         """
         coefficients = tf.cast(coefficients, self._outputs.dtype)
+        # Of handles, which all reads share, so that no use of a weight is missed.
         handles = [weight.handle for weight in self.weights if weight.handle is not None]
         gradients = iter(
             tf.gradients(self._outputs, handles, coefficients[:, tf.newaxis] * self._cotangents)

@@ -48,6 +48,7 @@ def _matrix_product(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients |
     shape = use.other.shape
     if not is_matrix or not shape.is_fully_defined() or use.other.ref() not in use.leading:
         return None
+    # All axes but the last are positions of an example, in whatever form.
     length = math.prod(shape[:-1]) // count
     factors = (delta, use.other) if transposed else (use.other, delta)
     x, delta = (_at_least_float32(tf.reshape(t, [count, length, t.shape[-1]])) for t in factors)
@@ -101,6 +102,7 @@ def _einsum(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
     mine, other = inputs.split(",")[use.input_index], inputs.split(",")[1 - use.input_index]
     example = output[:1]
     examples_lead = other[:1] == example and example not in mine
+    # An index of the weight alone that is summed over, and a diagonal, have other equations.
     summed_alone = set(mine) - set(other) - set(output)
     repeated = len(set(mine)) < len(mine)
     if not (examples_lead and use.leads(use.other, count)) or summed_alone or repeated:

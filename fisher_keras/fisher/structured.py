@@ -7,12 +7,12 @@ broadcast sum or product, a sum. No example needs a pass of its own.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 import keras
 import tensorflow as tf
 
-from fisher_keras.fisher.gradients import Explicit, Gradients
+from fisher_keras.fisher.gradients import Explicit, Factored, Gradients, together
 from fisher_keras.fisher.rules import RULES, WeightUse
 from fisher_keras.graph.operations import downstream
 from fisher_keras.graph.vectorized import map_examples
@@ -144,9 +144,15 @@ def _unique(uses: Iterator[WeightUse]) -> list[WeightUse]:
 
 def _combined(parts: list[Gradients | None]) -> Gradients | None:
     """Adds the gradients of several uses of the same tensor; None if a rule gave none."""
-    if len(parts) == 1:
-        return parts[0]
-    return None if None in parts else Explicit(tf.add_n([part.explicit() for part in parts]))
+    if None in parts or len(parts) == 1:
+        return parts[0] if len(parts) == 1 else None
+    if all(isinstance(part, Factored) for part in parts) and _equal(p.size[2:] for p in parts):
+        return together(parts)  # The sum of L positions and of L' others is one of L + L'.
+    return Explicit(tf.add_n([part.explicit() for part in parts]))
+
+
+def _equal(values: Iterable) -> bool:
+    return len(set(values)) == 1
 
 
 def _pull_back(result: list, indirect: list, combined: dict, weights: Sequence[Weight]) -> None:

@@ -9,6 +9,8 @@ from fisher_keras.fisher.per_example import TracedBatch
 # Gradients that agree with reverse mode to within rounding differ by about 1e-5 of the largest
 # entry in float32 and 1e-2 in half precision; a wrong one by about 1.
 _TOLERANCE = 0.05
+# Logits of deep networks are off by some 100 roundings, where a batch is computed in other parts.
+_ROUNDINGS_OF_LOGITS = 2.0**13
 # Gradients that are zero but for rounding have no relative error; this share of the largest
 # gradient of all weights is about that rounding.
 _NEGLIGIBLE = 1e-5
@@ -50,16 +52,18 @@ def wrong_weights(errors: np.ndarray) -> list[int]:
     return np.flatnonzero(errors > _TOLERANCE).tolist()
 
 
-def same_logits(these: np.ndarray, those: np.ndarray) -> bool:
+def same_logits(these: np.ndarray, those: np.ndarray, rounding: float) -> bool:
     """Returns whether logits are the same to within rounding; NaN and infinity are another error.
 
     Args:
         these: Logits in float64.
         those: Logits of the same examples.
+        rounding: Relative rounding of the model, see `rounding_of`.
     """
+    tolerance = min(_TOLERANCE, _ROUNDINGS_OF_LOGITS * rounding)
     finite = np.isfinite(these) & np.isfinite(those)
     off = np.abs(these - those)[finite]
-    return bool(np.all(off <= _TOLERANCE * np.abs(those[finite]).max(initial=0)))
+    return bool(np.all(off <= tolerance * np.abs(those[finite]).max(initial=0)))
 
 
 def _largest(values: tf.Tensor) -> tf.Tensor:

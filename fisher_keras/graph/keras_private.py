@@ -144,10 +144,27 @@ def output_layer(model: keras.Model) -> keras.Operation:
     return model.outputs[0]._keras_history.operation
 
 
+def mask_of(outputs: tf.Tensor) -> tf.Tensor | None:
+    """Returns the mask of a model's outputs, by which Keras' losses leave examples out."""
+    return outputs._keras_mask if hasattr(outputs, "_keras_mask") else None
+
+
 def seed_states(model: keras.Model) -> list[keras.Variable]:
     """Returns the states of a model's seed generators, in its own order."""
     # Keras lists them among `non_trainable_variables`, and nothing but their name sets them apart.
     return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+
+
+def moves_seeds(scope: keras.StatelessScope, model: keras.Model) -> bool:
+    """Returns whether a call of a model moved seeds, its own or that which all layers share.
+
+    Args:
+        scope: The scope of the call.
+        model: The model.
+    """
+    # What a scope has been assigned has no public name but that of each variable in turn.
+    state = {id(v) for v in model.variables} - {id(v) for v in seed_states(model)}
+    return bool(scope.state_mapping.keys() - state)
 
 
 def with_own_seeds(

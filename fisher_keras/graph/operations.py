@@ -16,7 +16,12 @@ _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _SHAPE_OPS = ("Shape", "ShapeN", "Size", "Rank")
 # These draw numbers that differ each time, and have no attribute "seed" to tell them by.
 _RANDOM = ("Rng", "StatefulRandom", "StatefulStandard", "StatefulTruncated", "StatefulUniform")
-_ASSIGNING = ("Assign", "ResourceScatter", "ResourceApply", "ResourceStridedSliceAssign")
+# And these the same numbers for the same seed.
+_BY_SEED = ("StatelessMultinomial", "StatelessParam", "StatelessRandom", "StatelessTruncated")
+_ASSIGNING = (
+    *("Assign", "LookupTableImport", "LookupTableInsert", "LookupTableRemove", "ResourceApply"),
+    *("ResourceScatter", "ResourceStridedSliceAssign"),
+)
 
 
 @contextlib.contextmanager
@@ -86,12 +91,22 @@ def assigns(node: Any) -> bool:
 
 
 def is_random(node: Any) -> bool:
-    """Returns whether a NodeDef may give other values each time it runs."""
+    """Returns whether a NodeDef draws other numbers each time it runs."""
     if node.op.startswith("CudnnRNN"):
         return node.attr["dropout"].f > 0
     if "seed" in node.attr:
         return not node.attr["deterministic"].b
-    return node.op in ("PyFunc", "EagerPyFunc") or node.op.startswith(_RANDOM)
+    return node.op.startswith(_RANDOM)
+
+
+def draws_by_seed(node: Any) -> bool:
+    """Returns whether a NodeDef draws the numbers that belong to a given seed."""
+    return node.op.startswith(_BY_SEED)
+
+
+def runs_python(node: Any) -> bool:
+    """Returns whether a NodeDef runs code that is not in the graph."""
+    return node.op in ("PyFunc", "EagerPyFunc")
 
 
 def layer_of(operation: tf.Operation, model: keras.Model) -> str:

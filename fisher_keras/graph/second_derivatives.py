@@ -9,18 +9,19 @@ import contextlib
 import contextvars
 import functools
 import re
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from fisher_keras.graph.moments import exact_moments
 from fisher_keras.graph.operations import depending_on, layer_of
 
 # A function of TensorFlow that holds constant what makes no difference: the shift of a logarithm
 # of sums.
 _HARMLESS = re.compile(r"(^|/)ReduceLogSumExp(_\d+)?/StopGradient(_\d+)?$")
+_INSTALLING = threading.Lock()
 _EXACT = contextvars.ContextVar("exact_second_derivatives", default=False)
 # First derivatives that TensorFlow registers as not differentiable, though they are. It has no
 # public list; tests/graph/test_second_derivatives.py compares this one with its own.
@@ -37,8 +38,8 @@ TAKEN_FOR_CONSTANT = (
 def exact_second_derivatives(remedy: str) -> Iterator[None]:
     """The context in which a function is traced that takes second derivatives.
 
-    It has `exact_moments` and a bilinear resizing that can be differentiated twice, and its error
-    for what has no second derivative is one of a line.
+    It has moments and a bilinear resizing that can be differentiated twice, with the same values
+    and gradients, and its error for what has no second derivative is one of a line.
 
     Args:
         remedy: What to do without them, a sentence that ends the error.
@@ -47,11 +48,11 @@ def exact_second_derivatives(remedy: str) -> Iterator[None]:
         ValueError: If an operation has no second derivative that TensorFlow knows of, as a loop
             or a recomputed function may have none.
     """
-    _install()
+    _lets_ask(tf.nn, "moments", _moments)
+    _lets_ask(tf.image, "resize", _resize)
     token = _EXACT.set(True)
     try:
-        with exact_moments():
-            yield
+        yield
     except LookupError as error:
         if type(error) is not LookupError:  # A KeyError is something else.
             raise
@@ -104,40 +105,79 @@ def _holds_constant(node: Any, name: str) -> bool:
     return not _HARMLESS.search(name)
 
 
-def _install() -> None:
-    """Lets `tf.image.resize` ask for the context, as `exact_moments` does with `tf.nn.moments`."""
-    original = tf.image.resize
-    if hasattr(original, "asks_for_exact_second_derivatives"):
-        return
+def _lets_ask(module: Any, name: str, exact: Callable) -> None:
+    """Lets a function of TensorFlow ask for the context, in which `exact` takes its place.
 
-    @functools.wraps(original)
-    def resize(
-        images: Any,
-        size: Any,
-        method: str = "bilinear",
-        preserve_aspect_ratio: bool = False,
-        antialias: bool = False,
-        name: str | None = None,
-    ) -> tf.Tensor:
-        if not _EXACT.get() or method != "bilinear" or antialias:
-            return original(images, size, method, preserve_aspect_ratio, antialias, name)
-        images = tf.convert_to_tensor(images)
-        # No derivative comes by its shape.
-        resized = original(images, size, method, preserve_aspect_ratio)
+    Keras' layers offer no place to hand them another function, so that TensorFlow's own has to
+    know of the context. It is replaced for good, by one that asks whether the thread that calls it
+    is in one, and otherwise does what it always did: what other threads compute or trace meanwhile
+    is not touched, and what was traced outside of the context stays as it was traced.
+    """
+    with _INSTALLING:
+        original = getattr(module, name)
+        if hasattr(original, "asks_for_exact_second_derivatives"):
+            return
 
-        def matrix(axis: int) -> tf.Tensor:
-            old, new = tf.shape(images)[axis], tf.shape(resized)[axis]
-            return original(tf.eye(old)[:, :, tf.newaxis], tf.stack([new, old]))[:, :, 0]
+        @functools.wraps(original)
+        def asking(*args: Any, **kwargs: Any) -> Any:
+            if _EXACT.get():
+                return exact(original, *args, **kwargs)
+            return original(*args, **kwargs)
 
-        # The same as products, which can be differentiated as often as one likes.
-        product = tf.einsum("hi,...ijc->...hjc", matrix(-3), tf.cast(images, tf.float32))
-        product = tf.einsum("wj,...hjc->...hwc", matrix(-2), product)
-        product = tf.cast(product, resized.dtype)
-        product.set_shape(resized.shape)
-        return product
+        asking.asks_for_exact_second_derivatives = True
+        setattr(module, name, asking)
 
-    resize.asks_for_exact_second_derivatives = True
-    tf.image.resize = resize
+
+def _moments(
+    original: Callable,
+    x: tf.Tensor,
+    axes: Sequence[int],
+    shift: None = None,
+    keepdims: bool = False,
+    name: str | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns mean and variance by the plain formula; the arguments are TensorFlow's.
+
+    `tf.nn.moments` holds the mean constant inside the variance. That is right for the gradient,
+    to which the mean contributes nothing there, but not for the gradient's own derivatives: a
+    Hessian through BatchNormalization, GroupNormalization or LayerNormalization would lack a
+    term.
+    """
+    del original, shift, name  # Nothing of them changes a number.
+    values = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
+    mean = tf.reduce_mean(values, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.math.squared_difference(values, mean), axes, keepdims=True)
+    if not keepdims:
+        mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+def _resize(
+    original: Callable,
+    images: Any,
+    size: Any,
+    method: str = "bilinear",
+    preserve_aspect_ratio: bool = False,
+    antialias: bool = False,
+    name: str | None = None,
+) -> tf.Tensor:
+    """Returns resized images, bilinear ones by products; the arguments are TensorFlow's."""
+    if method != "bilinear" or antialias:
+        return original(images, size, method, preserve_aspect_ratio, antialias, name)
+    images = tf.convert_to_tensor(images)
+    # No derivative comes by its shape.
+    resized = original(images, size, method, preserve_aspect_ratio)
+
+    def matrix(axis: int) -> tf.Tensor:
+        old, new = tf.shape(images)[axis], tf.shape(resized)[axis]
+        return original(tf.eye(old)[:, :, tf.newaxis], tf.stack([new, old]))[:, :, 0]
+
+    # The same as products, which can be differentiated as often as one likes.
+    product = tf.einsum("hi,...ijc->...hjc", matrix(-3), tf.cast(images, tf.float32))
+    product = tf.einsum("wj,...hjc->...hwc", matrix(-2), product)
+    product = tf.cast(product, resized.dtype)
+    product.set_shape(resized.shape)
+    return product
 
 
 def _of_resizing(name: str, *attributes: str) -> Any:

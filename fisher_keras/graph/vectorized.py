@@ -11,7 +11,7 @@ import tensorflow as tf
 from fisher_keras.graph.operations import nodes
 
 
-def map_examples(function: Callable[[Any], Any], examples: Any) -> Any:
+def map_examples(function: Callable[[Any], Any], examples: Any, sequential: bool = False) -> Any:
     """Calls a function for each example, for all of them at once where that is safe.
 
     `tf.matmul` of one example's (1, L, A) and a weight (A, B), as in EinsumDense and attention,
@@ -24,11 +24,13 @@ def map_examples(function: Callable[[Any], Any], examples: Any) -> Any:
         function: Takes one example to a structure of tensors. May use tensors of the graph that
             it is called in, and their gradients.
         examples: A structure of tensors of shape (N, ...), in a graph.
+        sequential: Whether they take turns anyway: what TensorFlow has vectorized may still fail
+            when it runs, as where an operation gives each example another number of rows.
 
     Returns:
         What the function returns, stacked along a new first axis.
     """
-    vectorized = _vectorized(function, examples)
+    vectorized = None if sequential else _vectorized(function, examples)
     if vectorized is not None:
         return vectorized(examples)
     one = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape[1:], t.dtype), examples)

@@ -6,15 +6,19 @@ from fisher_keras.metrics.gram_metrics import (
     frobenius_norm,
     log_determinant,
     log_determinant_cosines,
+    log_determinant_shifted,
     log_spectrum,
     log_squared_norms,
+    renyi_entropy,
     sample_frobenius_norm,
+    soft_rank,
     spectral_radius,
     spectrum,
     trace,
 )
 from fisher_keras.metrics.hessian import hessian, hessian_log_determinant
 from fisher_keras.metrics.loss_and_errors import DataLoss
+from fisher_keras.metrics.margins import log_determinant_margins, log_residuals
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS
 from fisher_keras.metrics.report import LocalMinimumReport, MetricSummary
 from fisher_keras.metrics.robustness import robustness
@@ -40,10 +44,15 @@ __all__ = [
     "hessian_log_determinant",
     "log_determinant",
     "log_determinant_cosines",
+    "log_determinant_margins",
+    "log_determinant_shifted",
+    "log_residuals",
     "log_spectrum",
     "log_squared_norms",
+    "renyi_entropy",
     "robustness",
     "sample_frobenius_norm",
+    "soft_rank",
     "spectral_radius",
     "spectrum",
     "trace",

@@ -15,9 +15,9 @@ from fisher_keras.classifier.labels import LabelledData, labelled_data
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.devices import Processes, over_replicas, replica_devices, replica_strategy
 from fisher_keras.metrics import gram_metrics
+from fisher_keras.metrics.evaluation_options import EvaluationOptions
 from fisher_keras.metrics.loss_and_errors import DataLoss, RunningDataLoss, evaluate_data_loss
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, Sample, count_parameters
-from fisher_keras.metrics.options import EvaluationOptions
 from fisher_keras.metrics.report import LocalMinimumReport, summarize
 from fisher_keras.metrics.singular import (
     LinearDependence,
@@ -41,6 +41,7 @@ def evaluate_local_minimum(
     normalize_logits: float | None = None,
     *,
     test_data: Any = None,
+    label_smoothing: float = 0.0,
     stratified: bool = False,
     from_logits: FromLogits = "auto",
     chunk_size: int | None = None,
@@ -64,8 +65,10 @@ def evaluate_local_minimum(
         model: A Keras classifier; of a `FisherRegularizedModel`, the wrapped one. For many
             evaluations of the same model, a `fisher_keras.classifier.Classifier` of it.
         data: The training data without augmentation: a pair (x, y) of arrays, or a finite
-            `tf.data.Dataset` of batches (x, y), which is read into memory. y holds classes, or
-            distributions over them; Fisher metrics take the most probable class.
+            `tf.data.Dataset` or `keras.utils.PyDataset` of batches (x, y), which is read into
+            memory, and ordered by content if it is shuffled. y holds classes, or distributions
+            over them; Fisher metrics take the most probable class. Sample weights that follow y
+            are ignored.
         num_samples: N', how many examples a trial samples, without replacement.
         num_trials: T.
         seed: Seed of the samples. A trial's sample depends on the seed and the trial's index
@@ -77,6 +80,9 @@ def evaluate_local_minimum(
             for the metrics, robustness included; losses are of the model as it is, and errors are
             the same either way.
         test_data: As data, to also give test loss and error; None for none.
+        label_smoothing: Share of each label that is spread evenly over the classes, as in the
+            training; for the training loss and the least that it can have. Metrics do not depend
+            on it.
         stratified: Whether each class gets its share of every sample.
         from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
         chunk_size: How many examples at a time: takes less memory, and more time. None takes all
@@ -105,7 +111,9 @@ def evaluate_local_minimum(
         >>> gamma_hat = report.metrics["log_determinant"].mean
         >>> figure = report.plot_spectrum().figure
     """
-    options = EvaluationOptions(num_samples, num_trials, seed, metrics, stratified, chunk_size)
+    options = EvaluationOptions(
+        num_samples, num_trials, seed, metrics, stratified, chunk_size, label_smoothing
+    )
     return evaluate(
         as_classifier(model, from_logits, normalize_logits),
         labelled_data(data),
@@ -144,7 +152,7 @@ def evaluate(
     test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
     identity = options.identity(classifier, data)
     file = TrialFile(trials_path if is_chief else None, identity)
-    train = RunningDataLoss(data)
+    train = RunningDataLoss(data, label_smoothing=options.label_smoothing)
     start = time.monotonic()
     bar = tqdm.auto.trange(options.num_trials, desc="trials", disable=not (progress and is_chief))
     _evaluate_missing(classifier, data, options, file, train, bar)
@@ -226,7 +234,7 @@ def _samples(
 
 def _on_a_replica(classifier: Classifier, device: str) -> Classifier:
     """Makes the classifier of one replica; the device only tells them apart."""
-    return Classifier(classifier.model, classifier.from_logits, classifier.normalize_logits)
+    return classifier.copy()
 
 
 def _trial(index: int, sample: Sample, names: Sequence[str]) -> Trial:
@@ -253,6 +261,12 @@ def _assumption_notes(train: DataLoss) -> list[str]:
         notes.append(
             f"the training error is not 0 ({train.num_errors} of {train.num_examples} examples "
             "are misclassified), as the metrics assume."
+        )
+    if train.label_entropy == 0:
+        notes.append(
+            "the labels are hard: the cross-entropy then has no minimum (Section 4), and the "
+            "metrics also tell how long a network was trained. Train with label smoothing, and "
+            "give label_smoothing here; or compare networks of the same training loss."
         )
     return notes
 

@@ -10,11 +10,14 @@ hold is lost: it is then 0.0 or inf, as each docstring says.
 import numpy as np
 import tensorflow as tf
 from scipy.linalg import lapack
+from scipy.special import expit
 from threadpoolctl import ThreadpoolController
 
 from fisher_keras.fisher.gram import FisherGram
 from fisher_keras.metrics.singular import rank_tolerance, warn_if_singular
 
+# The shift of xi / N', in the unit of the trace, if none is given.
+DELTA = 1e-3
 # Threads for matrices this small wait for each other, on a busy machine for a second.
 _LIBRARIES = ThreadpoolController()
 
@@ -151,6 +154,54 @@ def effective_rank(gram: FisherGram) -> float:
     return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
+def log_determinant_shifted(gram: FisherGram, delta: float = DELTA) -> float:
+    r"""Returns $\ln |\xi / N' + \delta I|$, which is finite for singular matrices, too.
+
+    Directions of less Fisher information than $\delta$ hardly count.
+
+    Args:
+        gram: The Gram matrix of N' examples.
+        delta: $\delta$, greater than 0, in the unit of the trace.
+
+    Returns:
+        The natural logarithm, at least $N' \ln \delta$.
+    """
+    return float(np.sum(np.logaddexp(_log_information(gram), np.log(delta))))
+
+
+def soft_rank(gram: FisherGram, delta: float = DELTA) -> float:
+    r"""Returns $\mathrm{tr}[\xi / N' (\xi / N' + \delta I)^{-1}]$.
+
+    It counts the directions of more Fisher information than $\delta$.
+
+    Args:
+        gram: The Gram matrix of N' examples.
+        delta: $\delta$, greater than 0, in the unit of the trace.
+
+    Returns:
+        Between 0 and N'.
+    """
+    return float(np.sum(expit(_log_information(gram) - np.log(delta))))
+
+
+def renyi_entropy(gram: FisherGram) -> float:
+    r"""Returns the Rényi entropy of order 2 of the spectrum of $\xi$, in nats.
+
+    $-\ln \sum_k p_k^2$, $p_k = \lambda_k / \sum_j \lambda_j$; at most the logarithm of the
+    `effective_rank`, which takes the entropy of order 1.
+
+    Args:
+        gram: The Gram matrix of N' examples.
+
+    Returns:
+        Between 0 and $\ln N'$; -inf if all gradients are zero.
+    """
+    xi, _ = _scaled(gram)
+    if not xi.any():
+        return -np.inf
+    return float(2.0 * np.log(np.trace(xi)) - np.log(np.sum(xi**2)))
+
+
 def spectrum(gram: FisherGram) -> np.ndarray:
     r"""Returns the eigenvalues of $\xi$.
 
@@ -196,6 +247,11 @@ def log_spectrum(gram: FisherGram) -> np.ndarray:
         log_sigma = np.log(sigma) + np.log(scales[0] / scales[1])
     result[: len(sigma)] = np.sort(2.0 * (log_sigma + log_scale.max()))[::-1]
     return result
+
+
+def _log_information(gram: FisherGram) -> np.ndarray:
+    """Returns the logarithms of the eigenvalues of xi / N', those of I that are not 0."""
+    return log_spectrum(gram) - np.log(len(gram.log_scale))
 
 
 def _log_determinant_of_unit_matrix(gram: FisherGram) -> float:

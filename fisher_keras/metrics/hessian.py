@@ -59,7 +59,13 @@ def hessian(
             of or that is dropped by `tf.stop_gradient`, the matrix is not symmetric to within
             rounding, derivatives are not finite, or a `Classifier` normalizes its logits.
     """
-    classifier = as_classifier(model, from_logits)
+    return _hessian(as_classifier(model, from_logits), x, y, label_smoothing)[0]
+
+
+def _hessian(
+    classifier: Classifier, x: Any, y: Any, label_smoothing: float
+) -> tuple[np.ndarray, float]:
+    """Returns the Hessian and the relative rounding of what it is computed of."""
     if classifier.normalize_logits is not None:
         raise ValueError(
             "The Hessian is that of the loss as the model is trained with it: give a Classifier "
@@ -67,9 +73,8 @@ def hessian(
         )
     label_smoothing = real_number("label_smoothing", label_smoothing, least=0, below=1)
     count = count_examples(x, y)
-    classifier.build(x)
+    x = classifier.inputs(x)
     check_trainable(classifier.model)
-    x = keras.tree.map_structure(tf.convert_to_tensor, x)
     function = classifier.cached(_second_derivatives)
     with exact_second_derivatives(_REMEDY):
         concrete = concrete_function(function, specs(x), tf.TensorSpec([count, None], tf.float64))
@@ -83,7 +88,7 @@ def hessian(
             "examples. Check the inputs, and whether training has diverged."
         )
     _check_symmetric(matrix, float(rounding), classifier.model)
-    return (matrix + matrix.T) / 2
+    return (matrix + matrix.T) / 2, float(rounding)
 
 
 def hessian_log_determinant(
@@ -107,13 +112,13 @@ def hessian_log_determinant(
 
     Returns:
         The natural logarithm. With a warning, -inf if eigenvalues are zero to rounding (W times
-        the rounding of the parameters' dtype, relative to the largest), and NaN if there are
-        negative ones: then w is no local minimum.
+        that of the coarsest dtype that the model computes in, relative to the largest), and NaN
+        if there are negative ones: then w is not a local minimum.
     """
     classifier = as_classifier(model, from_logits)
-    eigenvalues = np.linalg.eigvalsh(hessian(classifier, x, y, label_smoothing=label_smoothing))
-    dtype = np.result_type(*[v.dtype for v in stateless.weights(classifier.model)])
-    tolerance = eigenvalues.size * np.finfo(dtype).eps * np.abs(eigenvalues).max()
+    matrix, rounding = _hessian(classifier, x, y, label_smoothing)
+    eigenvalues = np.linalg.eigvalsh(matrix)
+    tolerance = eigenvalues.size * rounding * np.abs(eigenvalues).max()
     negative = np.sum(eigenvalues < -tolerance)
     zero = np.sum(np.abs(eigenvalues) <= tolerance)
     if negative:

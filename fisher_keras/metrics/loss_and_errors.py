@@ -6,7 +6,12 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier.classifier import Classifier
-from fisher_keras.classifier.labels import LabelledData, label_distributions, most_probable
+from fisher_keras.classifier.labels import (
+    LabelledData,
+    check_labels,
+    label_distributions,
+    most_probable,
+)
 
 _BATCH_SIZE = 256  # Of the forward passes.
 _NUM_BINS = 15  # Of the calibration error, as its authors take.
@@ -46,14 +51,17 @@ class DataLoss:
 class RunningDataLoss:
     """A `DataLoss` of examples that are added as their logits become known, in any order."""
 
-    def __init__(self, data: LabelledData, name: str = "data") -> None:
+    def __init__(
+        self, data: LabelledData, name: str = "data", label_smoothing: float = 0.0
+    ) -> None:
         """Starts without any example.
 
         Args:
             data: All examples.
             name: Name of the data, for errors.
+            label_smoothing: Share of each label that is spread evenly over the classes.
         """
-        self._data, self._name = data, name
+        self._data, self._name, self._label_smoothing = data, name, label_smoothing
         self._loss, self._hard_loss, self._entropy, self._confidence = np.zeros([4, len(data)])
         self._correct = np.zeros(len(data), bool)
 
@@ -76,13 +84,14 @@ class RunningDataLoss:
                 f"{rows[np.argmax(bad)]}. Check the inputs, and whether training has diverged."
             )
         y = self._data.y[rows]
+        check_labels(y, log_p.shape[1], self._name)
         classes = most_probable(y)
-        target = label_distributions(y, log_p.shape[1])
-        # A probability of 0 costs nothing where the label gives it no weight.
-        self._loss[rows] = -np.sum(np.where(target > 0, target * log_p, 0.0), axis=1)
-        logarithms = np.log(np.where(target > 0, target, 1.0))
-        self._entropy[rows] = -np.sum(target * logarithms, axis=1)
-        self._hard_loss[rows] = -log_p[np.arange(len(rows)), classes]
+        self._hard_loss[rows] = self._loss[rows] = -log_p[np.arange(len(rows)), classes]
+        if y.ndim == 2 or self._label_smoothing:
+            y = label_distributions(y, log_p.shape[1], self._label_smoothing)
+            # A probability of 0 costs nothing where the label gives it no weight.
+            self._loss[rows] = -np.sum(np.where(y > 0, y * log_p, 0.0), axis=1)
+            self._entropy[rows] = -np.sum(y * np.log(np.where(y > 0, y, 1.0)), axis=1)
         self._confidence[rows] = np.exp(log_p.max(axis=1))
         self._correct[rows] = np.argmax(log_p, axis=1) == classes
 

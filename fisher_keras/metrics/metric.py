@@ -14,7 +14,7 @@ from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.inputs import ExamplesError
 from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.fisher.gram import FisherGram, loss_gradient_gram
-from fisher_keras.metrics import gram_metrics
+from fisher_keras.metrics import gram_metrics, margins
 from fisher_keras.metrics.robustness import squared_jacobian_norms
 
 
@@ -69,6 +69,20 @@ class Sample:
             raise error.renamed(rows) from error
         return cls(classifier, rows, examples, **quantities)
 
+    @property
+    def margins(self) -> np.ndarray:
+        """The margins of the examples, of the logits that the losses are of, shape (N',)."""
+        c = self.classifier.normalize_logits
+        return margins.margins(self.gram.logits.numpy(), self.examples.hard_labels, c)
+
+
+def _log_weight_norm(sample: Sample) -> float:
+    """Returns the logarithm of the Euclidean norm of all trainable parameters."""
+    weights = stateless.weights(sample.classifier.model)
+    norms = [np.linalg.norm(weight.numpy().astype(np.float64)) for weight in weights]
+    with np.errstate(divide="ignore"):
+        return float(np.log(np.linalg.norm(norms)))
+
 
 def _gram(classifier: Classifier, examples: LabelledData, chunk_size: int | None) -> FisherGram:
     return loss_gradient_gram(classifier, examples.x, examples.y, chunk_size=chunk_size)
@@ -118,6 +132,25 @@ METRICS: dict[str, Metric] = {
     "sample_frobenius_norm": _of_gram(gram_metrics.sample_frobenius_norm, r"$\|I\|_F^2$"),
     "trace": _of_gram(gram_metrics.trace, "trace"),
     "effective_rank": _of_gram(gram_metrics.effective_rank, "effective rank"),
+    "log_determinant_margins": Metric(
+        frozenset({"gram"}),
+        lambda sample: margins.log_determinant_margins(sample.gram, sample.margins),
+        r"$\ln \det \Xi$",
+    ),
+    "log_residuals": Metric(
+        frozenset({"gram"}),
+        lambda sample: margins.log_residuals(sample.margins),
+        r"$2\,\sum \ln(1 - p_i)$",
+    ),
+    "mean_margin": Metric(
+        frozenset({"gram"}), lambda sample: float(np.mean(sample.margins)), "mean margin"
+    ),
+    "log_determinant_shifted": _of_gram(
+        gram_metrics.log_determinant_shifted, r"$\ln \det(\xi / N' + \delta I)$"
+    ),
+    "soft_rank": _of_gram(gram_metrics.soft_rank, "soft rank"),
+    "renyi_entropy": _of_gram(gram_metrics.renyi_entropy, "Rényi entropy"),
+    "log_weight_norm": Metric(frozenset(), _log_weight_norm, "ln norm of the weights"),
     "robustness": Metric(
         frozenset({"jacobian_norms"}),
         lambda sample: float(np.mean(sample.jacobian_norms)),
@@ -125,4 +158,4 @@ METRICS: dict[str, Metric] = {
     ),
 }
 # All that cost one backward pass together; robustness costs K more.
-DEFAULT_METRICS = tuple(name for name, metric in METRICS.items() if metric.needs == {"gram"})
+DEFAULT_METRICS = tuple(n for n, metric in METRICS.items() if "jacobian_norms" not in metric.needs)

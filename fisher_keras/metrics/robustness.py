@@ -36,7 +36,7 @@ def robustness(
         model: A Keras classifier, or a `Classifier` of one, evaluated in inference mode. Its
             outputs for one example must not depend on the others.
         x: Inputs of N examples, an array or a structure of arrays. The Jacobian is that with
-            respect to all inputs of floats.
+            respect to all inputs of floats, as the model's call takes them.
         from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
         batch_size: How many examples at once, at most.
         normalize_logits: A number c divides each logit vector by its norm times c; None does not.
@@ -51,7 +51,6 @@ def robustness(
     classifier = as_classifier(model, from_logits, normalize_logits)
     batch_size = whole_number("batch_size", batch_size, least=1)
     count_examples(x)
-    classifier.build(x)
     return float(np.mean(classifier.cached(squared_jacobian_norms)(x, batch_size)))
 
 
@@ -74,10 +73,11 @@ def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any, int], np.nd
     norms_of_batch = _norms_of_batches(classifier)
 
     def norms(x: Any, batch_size: int) -> np.ndarray:
-        _check_differentiable(x)
+        first = classifier.inputs(_slice(x, 0, 1))
+        _check_differentiable(first)
         if classifier.num_classes is None:
             classifier.logits(_slice(x, 0, 1))
-        numbers = sum(math.prod(leaf.shape[1:]) for leaf in keras.tree.flatten(x))
+        numbers = sum(math.prod(leaf.shape[1:]) for leaf in keras.tree.flatten(first))
         entries = classifier.num_classes * max(numbers, classifier.num_classes)
         size = min(batch_size, max(1, _MAX_ENTRIES // entries))
         firsts = range(0, count_examples(x), size)
@@ -116,7 +116,7 @@ def _norms_of_batches(classifier: Classifier) -> Callable[[Any], np.ndarray]:
         return derivative @ gram @ derivative, *to_check
 
     def norms(x: Any) -> np.ndarray:
-        products, *to_check = (result.numpy() for result in jacobian_products(x))
+        products, *to_check = (t.numpy() for t in jacobian_products(classifier.inputs(x)))
         classifier.check_values(*to_check)
         finite = np.isfinite(products).all(axis=(1, 2))
         # Rounding may leave the eigenvalue of a zero matrix below zero.
@@ -148,7 +148,7 @@ def _relative_jacobian(
                 "Embedding. Leave the metric out for this model."
             )
         flat = [tf.reshape(g, [size, -1]) for g in gradients if g is not None]
-        return tf.cast(tf.concat(flat, axis=1), tf.float64)
+        return tf.concat([tf.cast(g, tf.float64) for g in flat], axis=1)
 
     # One class after the other: memory for the activations' gradients of one.
     rows = map_sequentially(

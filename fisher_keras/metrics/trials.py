@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fisher_keras.files import differences
 from fisher_keras.metrics.singular import LinearDependence
 
 # Raised when an identity tells more: files before 2 did not tell the function of the weights.
@@ -129,23 +130,23 @@ class TrialFile:
         return found
 
     def _check_same(self, found: dict[str, Any], evaluation: dict[str, Any]) -> None:
-        found, expected = dict(found), json.loads(json.dumps(json_ready(evaluation)))
-        same = _same_logits(found.pop("logits", None), expected.pop("logits", None), expected)
-        differences = [
-            f"{key} is {found.get(key)!r} there and {expected.get(key)!r} here"
-            for key in sorted(found.keys() | expected.keys())
-            if found.get(key) != expected.get(key)
-        ]
-        if not (same or differences):
-            differences.append(
+        """Refuses trials of another evaluation; logits may differ by rounding."""
+        expected = json.loads(json.dumps(json_ready(evaluation)))
+        there, here = np.array(found.pop("logits"), float), np.array(expected.pop("logits"), float)
+        changed = differences(found, expected)
+        if not changed:
+            # 1e-4 in float32, 1e-2 in float16: far more than what a network makes of rounding.
+            tolerance = math.sqrt(expected["rounding"]) / 3 * np.abs(here).max()
+            if there.shape == here.shape and np.allclose(there, here, rtol=0, atol=tolerance):
+                return
+            changed = [
                 "logits are those of another function of the same weights (look at from_logits "
                 "and at the layers' attributes)"
-            )
-        if differences:
-            raise ValueError(
-                f"{self._path} holds trials of another evaluation: {'; '.join(differences)}. Give "
-                "another trials_path, or the arguments, model and data of that evaluation."
-            )
+            ]
+        raise ValueError(
+            f"{self._path} holds trials of another evaluation: {'; '.join(changed)}. Give another "
+            "trials_path, or the arguments, model and data of that evaluation."
+        )
 
 
 def json_ready(value: Any) -> Any:
@@ -159,16 +160,6 @@ def json_ready(value: Any) -> Any:
     return value
 
 
-def _same_logits(found: Any, expected: Any, evaluation: dict[str, Any]) -> bool:
-    """Returns whether logits differ by no more than rounding, as between two machines."""
-    if found is None or expected is None:
-        return found is expected
-    found, expected = np.array(found, float), np.array(expected, float)
-    # 1e-4 in float32, 1e-2 in float16: far more than what a network makes of its rounding.
-    tolerance = math.sqrt(evaluation["rounding"]) / 3 * np.abs(expected).max()
-    return found.shape == expected.shape and bool(np.all(np.abs(found - expected) <= tolerance))
-
-
 def _trial(record: dict[str, Any]) -> Trial:
     """Returns the trial of a line."""
     dependence = record["dependence"]
@@ -180,5 +171,6 @@ def _trial(record: dict[str, Any]) -> Trial:
             tuple(dependence["zero"]),
             tuple(tuple(group) for group in dependence["parallel"]),
             tuple(dependence["dependent"]),
+            dependence["epsilon"],
         ),
     )

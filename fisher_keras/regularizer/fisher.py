@@ -24,6 +24,7 @@ from fisher_keras.regularizer.algorithm import (
 )
 from fisher_keras.regularizer.arithmetic import clip, global_norm, map_parts, with_zeros
 from fisher_keras.regularizer.batches import Batch
+from fisher_keras.regularizer.loss_forms import check_mean, established
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.options import Option, one_of, positive_or_none
 from fisher_keras.regularizer.preconditions import check_difference, normalizes_batches
@@ -190,18 +191,22 @@ class FisherRegularizedModel(RelativeStrength):
                 the finite difference is lost in rounding; or if options contradict each other.
         """
         super().compile(*args, **kwargs)
-        self.check_optimizer()
-        self._separable = {}
-        self._gradients_by_xla = tf.function(self._gradients, autograph=False, jit_compile=True)
         if self.loss is not None:
             self._cross_entropy = hard_label_cross_entropy(self.loss, self.model)
-            if not self.has_plain_loss:
-                # L is not L~ then: its gradient is another one.
-                self._cross_entropy = dataclasses.replace(
-                    self._cross_entropy, equals_compiled_loss=False
-                )
+
+    def forget_traces(self) -> None:
+        """Forgets what was traced with other options, and refuses options that do not go together.
+
+        Raises:
+            ValueError: If the finite difference would be lost in rounding, or if the optimizer has
+                no `strength`.
+        """
+        self.check_optimizer()
         if self.regularizes:
             check_difference(self)
+        self._separable, self._cross_entropies = {}, {}
+        self._gradients_by_xla = tf.function(self._gradients, autograph=False, jit_compile=True)
+        super().forget_traces()
 
     def losses_of(self, batch: Batch) -> BatchLosses:
         """Returns L and L~ on a mini-batch."""
@@ -210,13 +215,15 @@ class FisherRegularizedModel(RelativeStrength):
                 "FisherRegularizedModel has no loss. Call compile(optimizer=..., loss=...) with "
                 "a cross-entropy before training."
             )
-        return BatchLosses.of(
-            self,
-            batch,
-            self._cross_entropy,
-            self.num_sub_batches,
-            second_derivatives=self.gradient == "hessian_vector_product",
-        )
+        signature = batch.signature()
+        if signature not in self._cross_entropies:
+            cross_entropy = established(self._cross_entropy, self, batch)
+            if self.share_gradients is True:
+                check_mean(cross_entropy, self, batch)
+            self._cross_entropies[signature] = cross_entropy
+        twice = self.gradient == "hessian_vector_product"
+        cross_entropy = self._cross_entropies[signature]
+        return BatchLosses(self, batch, cross_entropy, self.num_sub_batches, twice)
 
     def optimizer_step(self, losses: BatchLosses) -> Step:
         """Returns one step of Algorithm 1, up to the update; without R where beta is 0.
@@ -243,8 +250,9 @@ class FisherRegularizedModel(RelativeStrength):
 
         Nothing changes: neither weights nor moving statistics, seeds or metrics. Also for use in
         a training loop of one's own; inside a `tf.function` it is as fast as `fit`, and random as
-        that function is: with XLA, other examples are dropped out than without. On several
-        replicas, by `strategy.run`, all get the gradient of the whole mini-batch.
+        that function is: with XLA, other examples are dropped out than without. It then keeps the
+        options (alpha, beta, ...) that the model had when it was traced. On several replicas, by
+        `strategy.run`, all get the gradient of the whole mini-batch.
 
         Args:
             x: Inputs, as the wrapped model takes them, B examples.
@@ -259,6 +267,8 @@ class FisherRegularizedModel(RelativeStrength):
         Raises:
             ValueError: If the model is not compiled with a loss.
         """
+        given = {"x": x, "y": y, "sample_weight": sample_weight}
+        x, y, sample_weight = self._arguments("train_on_batch", (), given).values()
         x = keras.tree.map_structure(tf.convert_to_tensor, x)
         y = tf.convert_to_tensor(y)
         if sample_weight is not None:

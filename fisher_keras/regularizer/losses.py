@@ -18,11 +18,11 @@ from fisher_keras.regularizer.arithmetic import LossScale, map_parts, scalar_dty
 from fisher_keras.regularizer.batches import (
     Batch,
     SubBatch,
-    only_tensor,
     specs_of_any_size,
     trace_and_discard,
 )
-from fisher_keras.regularizer.replicas import Replica, ReplicaWeights
+from fisher_keras.regularizer.loss_forms import hard_label_mean
+from fisher_keras.regularizer.replicas import Replica
 from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient, SubBatchTerms
 
 
@@ -44,7 +44,6 @@ class Evaluation(NamedTuple):
     operations: list[tf.Operation]
 
 
-@dataclasses.dataclass(frozen=True)
 class BatchLosses:
     """L and L~ on a mini-batch B, as functions of the weights.
 
@@ -52,65 +51,42 @@ class BatchLosses:
     adds up the replicas' parts itself, uses the others.
 
     Attributes:
-        model: The compiled model around the classifier.
         batch: The mini-batch; on several replicas, the share of this one.
         batch_size: Its size, int32 scalar.
         weights: w, the values of the trainable variables before the step.
         state: The values of the non-trainable variables before the step.
-        cross_entropy: The hard-label loss of an example; None where L alone is asked for.
-        num_sub_batches: M, of each replica.
-        second_derivatives: Whether gradients of L~ are differentiated again.
         replica: The replica that the step runs on.
         replica_weights: Its weights in the means over all replicas; None if it is the only one.
     """
 
-    model: ClassifierWrapper
-    batch: Batch
-    batch_size: tf.Tensor
-    weights: list[tf.Tensor]
-    state: list[tf.Tensor]
-    cross_entropy: HardLabelCrossEntropy | None = None
-    num_sub_batches: int = 1
-    second_derivatives: bool = False
-    replica: Replica = dataclasses.field(default_factory=Replica)
-    replica_weights: ReplicaWeights | None = None
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         model: ClassifierWrapper,
         batch: Batch,
         cross_entropy: HardLabelCrossEntropy | None = None,
         num_sub_batches: int = 1,
         second_derivatives: bool = False,
-    ) -> "BatchLosses":
-        """Returns the losses on a mini-batch.
+    ) -> None:
+        """Makes the losses on a mini-batch.
 
         Args:
             model: The compiled model around the classifier.
             batch: The mini-batch; on several replicas, the share of this one.
-            cross_entropy: The hard-label loss of an example, or None.
-            num_sub_batches: M.
+            cross_entropy: The hard-label loss of an example; None where L alone is asked for.
+            num_sub_batches: M, of each replica.
             second_derivatives: Whether gradients of L~ are differentiated again.
         """
-        replica, size = Replica.current(), batch.size()
-        replica_weights = replica.weights(size, num_sub_batches)
-        if replica_weights is not None:
+        self.model, self.cross_entropy = model, cross_entropy
+        self.num_sub_batches, self.second_derivatives = num_sub_batches, second_derivatives
+        self.batch, self.batch_size = batch, batch.size()
+        self.replica = Replica.current()
+        self.replica_weights = self.replica.weights(self.batch_size, num_sub_batches)
+        if self.replica_weights is not None:
             # An empty share weighs nothing; one example of it keeps all numbers finite.
-            batch = batch.padded_to_one()
-            size = tf.maximum(size, 1)
-        return cls(
-            model,
-            batch,
-            size,
-            stateless.values(stateless.weights(model)),
-            stateless.values(model.model.non_trainable_variables),
-            cross_entropy,
-            num_sub_batches,
-            second_derivatives,
-            replica,
-            replica_weights,
-        )
+            self.batch = batch.padded_to_one()
+            self.batch_size = tf.maximum(self.batch_size, 1)
+        self.weights = stateless.values(stateless.weights(model))
+        self.state = stateless.values(model.model.non_trainable_variables)
 
     # ------------------------------------------------------------------- L, on the whole batch
 
@@ -137,12 +113,7 @@ class BatchLosses:
 
     def part_at(self, weights: list[tf.Tensor]) -> LossAndGradient:
         """Returns this replica's part of `at(weights)`."""
-        found = self._evaluate(
-            lambda outputs: [self._weighted(self._compiled_loss(self.batch, outputs))],
-            self.batch,
-            weights,
-            self.state,
-        )
+        found = self._evaluate(self._part_of_loss, self.batch, weights, self.state)
         preconditions.check_evaluation(found.operations, self.model.model)
         return LossAndGradient(found.losses[0], self._dense(found.gradients[0], weights))
 
@@ -155,11 +126,7 @@ class BatchLosses:
         Args:
             weights: The weights of the scope that the model is in; None for its variables.
         """
-        found = self._evaluate(
-            lambda outputs: [self._weighted(self._compiled_loss(self.batch, outputs))],
-            self.batch,
-            weights,
-        )
+        found = self._evaluate(self._part_of_loss, self.batch, weights)
         return BatchLoss(found.losses[0], found.gradients[0], found.outputs)
 
     def scale(self) -> LossScale:
@@ -189,12 +156,8 @@ class BatchLosses:
     def hard_label_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> LossAndGradient:
         """Returns L~(B_i, w) and its gradient; nothing moves."""
         with self.replica.local_batch_norm(self.model.model):
-            found = self._evaluate(
-                lambda outputs: [self._hard_label_mean(sub_batch.batch, outputs)],
-                sub_batch.batch,
-                weights,
-                sub_batch.state,
-            )
+            loss = functools.partial(self._hard_label_mean, sub_batch.batch)
+            found = self._evaluate(loss, sub_batch.batch, weights, sub_batch.state)
         self._check_traced(found, weights)
         return LossAndGradient(found.losses[0], self._dense(found.gradients[0], weights))
 
@@ -209,7 +172,13 @@ class BatchLosses:
             loss = self._compiled_loss(sub_batch.batch, outputs)
             compiled.append(loss)
             penalties = self.model.losses
-            hard = self._hard_label_mean(sub_batch.batch, outputs)
+            if keras_private.mask_of(outputs) is not None:
+                raise ValueError(
+                    "share_gradients=True takes the mean of the sub-batches' losses for that of "
+                    "the mini-batch, which it is not where a mask leaves examples out. Use "
+                    "share_gradients=False or 'auto'. Given: outputs with a mask."
+                )
+            (hard,) = self._hard_label_mean(sub_batch.batch, outputs)
             # Where L is L~ but for penalties, the gradient of these is all that is new.
             rest = tf.add_n(penalties or [tf.zeros_like(loss)]) if equals_compiled_loss else loss
             return [hard, rest]
@@ -220,7 +189,7 @@ class BatchLosses:
         hard, gradient = (self._dense(g, weights) for g in found.gradients)
         if equals_compiled_loss:
             gradient = [tf.add(g, h) for g, h in zip(gradient, hard, strict=True)]
-        loss = self._loss_of_sub_batch(found, sub_batch, compiled[0], gradient)
+        loss = _loss_of_sub_batch(self, found, sub_batch, compiled[0], gradient)
         return LossAndGradient(found.losses[0], hard), loss
 
     def compiled_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> BatchLoss:
@@ -234,7 +203,7 @@ class BatchLosses:
             )
         preconditions.check_evaluation(found.operations, self.model.model)
         gradient = self._dense(found.gradients[0], weights)
-        return self._loss_of_sub_batch(found, sub_batch, found.losses[0], gradient)
+        return _loss_of_sub_batch(self, found, sub_batch, found.losses[0], gradient)
 
     def zero_terms(
         self, weights: list[tf.Tensor], state: list[tf.Tensor], shared: bool
@@ -250,21 +219,24 @@ class BatchLosses:
         return SubBatchTerms(regularizer, BatchLoss(zero, zeros(weights), outputs, zeros(state)))
 
     def ordinary_gradient(self) -> tuple[list, list]:
-        """Returns the gradient of L~(B, w) by the variables, and the penalties of activations.
+        """Returns the gradient of L~(B, w) by the variables, and other terms of the outputs in L.
 
-        They are symbolic, of a graph that is thrown away.
+        These are penalties of activations, and a mask by which Keras leaves examples out. All is
+        symbolic, of a graph that is thrown away.
         """
-        found = []
+        found, masks = [], []
 
         def trace(batch: Batch) -> None:
             with self.replica.local_batch_norm(self.model.model):
-                losses = self._evaluate(lambda o: [self._hard_label_mean(batch, o)], batch)
+                loss = functools.partial(self._hard_label_mean, batch)
+                losses = self._evaluate(loss, batch)
             found.extend(losses.gradients[0])
+            masks.extend(m for m in [keras_private.mask_of(losses.outputs)] if m is not None)
 
         # In no scope of other values; an init_scope stops tapes.
         with keras.StatelessScope(collect_losses=True) as scope:
             trace_and_discard(trace, specs_of_any_size(self.batch))
-        return found, scope.losses
+        return found, [*scope.losses, *masks]
 
     # ------------------------------------------------------------------------------ their parts
 
@@ -304,19 +276,6 @@ class BatchLosses:
         remove = self.scale().remove
         return map_parts(remove, with_zeros(gradient, weights))
 
-    def _loss_of_sub_batch(
-        self, found: Evaluation, sub_batch: SubBatch, loss: tf.Tensor, gradient: list[tf.Tensor]
-    ) -> BatchLoss:
-        """Returns L(B_i, w), with outputs and changes of the state to add to those of others."""
-        variables = self.model.model.non_trainable_variables
-        after = [tf.convert_to_tensor(found.scope.get_current_value(v)) for v in variables]
-        return BatchLoss(
-            loss=tf.cast(loss, scalar_dtype(gradient)),
-            gradient=gradient,
-            outputs=sub_batch.in_mini_batch(found.outputs, self.batch_size),
-            changes=[tf.subtract(a, b) for a, b in zip(after, sub_batch.state, strict=True)],
-        )
-
     def _check_traced(self, found: Evaluation, weights: list[tf.Tensor]) -> None:
         """Checks L~ and its gradient, which have just been traced."""
         if not found.operations:
@@ -336,27 +295,36 @@ class BatchLosses:
         if self.cross_entropy is not None and needs_check(self.model.model):
             assertions = self.cross_entropy.check_outputs(outputs)
         with tf.control_dependencies(assertions):
-            loss = self.model.compute_loss(
-                x=batch.x,
-                y=batch.y,
-                y_pred=outputs,
-                sample_weight=batch.sample_weight,
-                training=True,
-            )
+            loss = self.model.compute_loss(batch.x, batch.y, outputs, batch.sample_weight, True)
         if self.replica_weights is None:
             return loss
         # Keras divides by the number of replicas, for a sum that has no other weights.
         return loss * tf.cast(self.replica.count, loss.dtype)
 
-    def _weighted(self, loss: tf.Tensor) -> tf.Tensor:
-        """Returns a mean over this replica's examples, times its weight in that of all."""
-        weights = self.replica_weights
-        return loss if weights is None else loss * tf.cast(weights.examples, loss.dtype)
+    def _part_of_loss(self, outputs: tf.Tensor) -> list[tf.Tensor]:
+        """Returns L on this replica's examples, times its weight in the mean over all."""
+        loss, weights = self._compiled_loss(self.batch, outputs), self.replica_weights
+        return [loss if weights is None else loss * tf.cast(weights.examples, loss.dtype)]
 
-    def _hard_label_mean(self, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
-        """Returns L~, the mean of the hard-label losses times the sample weights."""
-        losses = self.cross_entropy(only_tensor(batch.y), outputs)
-        if batch.sample_weight is not None:
-            weights = tf.reshape(only_tensor(batch.sample_weight), [-1])
-            losses *= tf.cast(weights, losses.dtype)
-        return tf.cast(tf.reduce_mean(losses), scalar_dtype(stateless.weights(self.model)))
+    def _hard_label_mean(self, batch: Batch, outputs: tf.Tensor) -> list[tf.Tensor]:
+        """Returns L~, in a list."""
+        loss = hard_label_mean(self.cross_entropy, batch, outputs)
+        return [tf.cast(loss, scalar_dtype(stateless.weights(self.model)))]
+
+
+def _loss_of_sub_batch(
+    losses: BatchLosses,
+    found: Evaluation,
+    sub_batch: SubBatch,
+    loss: tf.Tensor,
+    gradient: list[tf.Tensor],
+) -> BatchLoss:
+    """Returns L(B_i, w), with outputs and changes of the state to add to those of others."""
+    variables = losses.model.model.non_trainable_variables
+    after = [tf.convert_to_tensor(found.scope.get_current_value(v)) for v in variables]
+    return BatchLoss(
+        loss=tf.cast(loss, scalar_dtype(gradient)),
+        gradient=gradient,
+        outputs=sub_batch.in_mini_batch(found.outputs, losses.batch_size),
+        changes=[tf.subtract(a, b) for a, b in zip(after, sub_batch.state, strict=True)],
+    )

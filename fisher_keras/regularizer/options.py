@@ -9,9 +9,10 @@ from fisher_keras.arguments import real_number
 
 
 class Option:
-    """An attribute of a model that is checked whenever it is set, and saved with the model.
+    """An attribute of a model that is checked whenever it is set, acts at once, and is saved.
 
-    The argument of the constructor must have the same name.
+    The argument of the constructor must have the same name. A value that is set after `compile`,
+    also in a callback, makes the next step be traced anew.
 
     Examples:
         >>> class Method:
@@ -46,10 +47,23 @@ class Option:
         return vars(model)[self._name]
 
     def __set__(self, model: Any, value: Any) -> None:
-        """Checks a value and keeps it."""
+        """Checks a value and keeps it; traces with another value are forgotten."""
+
+        def values() -> dict[str, Any]:
+            names = [name for name in (self._name, self._instead_of) if name is not None]
+            return {name: vars(model).get(name) for name in names}
+
+        before = values()
         vars(model)[self._name] = self._check(self._name, value)
         if self._instead_of is not None:
             vars(model)[self._instead_of] = None
+        if not getattr(model, "compiled", False) or before == values():
+            return
+        try:
+            model.forget_traces()
+        except ValueError:
+            vars(model).update(before)
+            raise
 
 
 def names_of_options(kind: type) -> list[str]:

@@ -93,7 +93,7 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
 
     def losses_of(self, batch: Batch) -> BatchLosses:
         """Returns the losses that `step` takes, on a mini-batch."""
-        return BatchLosses.of(self, batch)
+        return BatchLosses(self, batch)
 
     def check_once(self, losses: BatchLosses) -> None:
         """Calls `check_losses` for the first batch of each signature."""
@@ -183,7 +183,13 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
         """Configures training; the arguments are those of `keras.Model.compile`."""
         super().compile(*args, **kwargs)
         stateless.weights(self)  # Refuses float8.
+        self.forget_traces()
+
+    def forget_traces(self) -> None:
+        """Forgets what was traced, or established, with other options."""
         self._checked = frozenset()
+        if self.train_function is not None:  # `fit` may be running: it needs another one.
+            self.make_train_function(force=True)
 
     # ------------------------------------------------------------------------ saving, and the rest
 

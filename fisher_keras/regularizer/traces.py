@@ -50,8 +50,8 @@ def check_sub_batches(losses: BatchLosses) -> None:
 def decomposes_over_examples(losses: BatchLosses) -> bool:
     """Returns whether L(B, w) is the mean of the examples' L~, whatever the sub-batches.
 
-    That is so where the compiled loss is L~ but for penalties, and the classifier has neither
-    a state nor random numbers, and takes each example by itself.
+    That is so where the compiled loss is L~ but for penalties of weights, and the classifier has
+    neither a state nor random numbers, and takes each example by itself.
     """
     classifier = losses.model.model
     if losses.replica_weights is not None or not losses.cross_entropy.equals_compiled_loss:
@@ -61,7 +61,7 @@ def decomposes_over_examples(losses: BatchLosses) -> bool:
     specs = specs_of_any_size(losses.batch.x)
     if not call_graph(classifier, specs, training=True).independent:
         return False
-    gradient, penalties = losses.ordinary_gradient()
+    gradient, others = losses.ordinary_gradient()
     # An optimizer leaves a weight alone that the loss does not depend on; it would not, were
     # the gradient 0 instead of None.
-    return not penalties and all(derivative is not None for derivative in gradient)
+    return not others and all(derivative is not None for derivative in gradient)

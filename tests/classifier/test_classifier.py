@@ -63,15 +63,17 @@ def test_functions_see_the_weights_of_the_moment():
 
 
 class Scaled(keras.layers.Layer):
-    """Has an attribute that counts, and one that each call leaves behind."""
+    """Has an attribute that counts, and some that each call leaves behind."""
 
     def __init__(self):
         super().__init__()
         self.scale = 2.0
-        self.last = None
+        self.last = self.last_shape = None
+        self.num_calls = 1000
 
     def call(self, x):
-        self.last = self.scale * x
+        self.last, self.last_shape = self.scale * x, x.shape
+        self.num_calls += 1
         return self.last
 
 
@@ -79,9 +81,11 @@ def test_what_a_call_leaves_behind_is_no_change():
     model, (x, y) = network(Scaled()), examples()
     classifier = Classifier(model)
     loss_gradient_gram(classifier, x, y)
-    function = classifier.cached(GramFunction, False)
+    function, num_calls = classifier.cached(GramFunction, False), model.layers[0].num_calls
     loss_gradient_gram(classifier, x, y)
+    loss_gradient_gram(classifier, 2 * x, y)
     assert classifier.cached(GramFunction, False) is function
+    assert model.layers[0].num_calls == num_calls
 
 
 def frozen(model):

@@ -57,7 +57,7 @@ def test_what_is_no_array_of_examples(name, x, message):
 @pytest.mark.parametrize("name", OF_LABELS)
 @pytest.mark.parametrize("y", [None, 3, Y[:5], np.stack([Y] * 2)])
 def test_labels_of_another_number(name, y):
-    with pytest.raises(ValueError, match=r"same number .* shapes x of \(12, 4\), y of"):
+    with pytest.raises(ValueError, match=r"same number .* \(12, 4\), y of|data has no labels"):
         FUNCTIONS[name](network(), X, y)
 
 

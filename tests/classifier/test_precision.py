@@ -1,4 +1,4 @@
-"""TensorFloat-32, in which GPUs from Ampere on compute unless they are told not to."""
+"""Products of float32 that a device rounds: as GPUs from Ampere on, and CPUs if told to."""
 
 import keras
 import numpy as np
@@ -6,30 +6,33 @@ import pytest
 import tensorflow as tf
 
 from fisher_keras import FisherRegularizedModel
-from fisher_keras.classifier.precision import rounding_of
+from fisher_keras.classifier import precision
+from fisher_keras.classifier.precision import rounding_of, rounding_of_products
 from fisher_keras.fisher import loss_gradient_gram
 
 
 @pytest.fixture
-def switched_on():
-    """TensorFlow's default, which a training in the same process switches off."""
-    before = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(True)
-    yield
-    tf.config.experimental.enable_tensor_float_32_execution(before)
+def rounded_to(monkeypatch):
+    """Returns a function that gives the machine products with factors of few bits."""
+
+    def give(bits):
+        monkeypatch.setattr(precision, "_measured_rounding", lambda *switches: 2.0**-bits)
+
+    return give
 
 
 @pytest.fixture
-def gpu(monkeypatch, switched_on):
-    """Returns a function that gives the machine a GPU of a compute capability, as far as asked."""
+def option():
+    """Returns a function that sets an option of TensorFlow's optimizer of graphs."""
+    changed = []
 
-    def give(*capability):
-        details = {"compute_capability": capability} if capability else {}
-        monkeypatch.setattr(tf.config, "get_visible_devices", lambda _: ["GPU:0"])
-        monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda _: details)
+    def set_option(name):
+        changed.append(name)
+        tf.config.optimizer.set_experimental_options({name: True})
 
-    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
-    return give
+    yield set_option
+    for name in changed:
+        tf.config.optimizer.set_experimental_options({name: False})
 
 
 def network(dtype="float32"):
@@ -42,48 +45,52 @@ def compile_regularized(model, **options):
     FisherRegularizedModel(model, **options).compile("sgd", loss)
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
-def test_a_finite_difference_is_refused(gpu, capability):
-    gpu(*capability)
-    with pytest.raises(ValueError, match=r"TensorFloat-32.*enable_tensor_float_32_execution"):
+REFUSALS = {
+    10: r"TensorFloat-32.*enable_tensor_float_32_execution",
+    7: r"float32 with products in bfloat16.*ONEDNN",
+}
+
+
+@pytest.mark.parametrize("bits", REFUSALS)
+def test_a_finite_difference_is_refused(rounded_to, bits):
+    rounded_to(bits)
+    with pytest.raises(ValueError, match=REFUSALS[bits]):
         compile_regularized(network())
 
 
-def test_what_takes_no_difference_of_float32_is_not_refused(gpu):
-    gpu(9, 0)
+def test_what_takes_no_difference_of_float32_is_not_refused(rounded_to):
+    rounded_to(10)
     compile_regularized(network(), gradient="hessian_vector_product")
     compile_regularized(network(), beta=0.0)
 
 
-def test_float64_is_exact_on_any_gpu(gpu, float64):
-    gpu(9, 0)
+def test_float64_is_exact_on_any_device(rounded_to, float64):
+    rounded_to(7)
     compile_regularized(network("float64"))
     assert rounding_of(network("float64")) == 2.0**-23
 
 
-@pytest.mark.parametrize("capability", [(7, 5), ()])
-def test_an_older_gpu_has_none(gpu, capability):
-    gpu(*capability)
+def test_products_of_this_machine(option):
+    """Against float64: a machine that says 23 bits has 23 bits, also for other operations."""
+    a, b = np.random.default_rng(0).normal(size=(2, 96, 96)).astype("float32")
+
+    def error():
+        product = tf.function(tf.matmul, autograph=False)(tf.constant(a), tf.constant(b))
+        exact = a.astype("float64") @ b.astype("float64")
+        return np.abs(product - exact).max() / np.abs(exact).max()
+
+    assert 0.1 * rounding_of_products() < error() < 10 * rounding_of_products()
     compile_regularized(network())
-    assert rounding_of(network()) == 2.0**-23
+    option("auto_mixed_precision_onednn_bfloat16")
+    assert rounding_of_products() == 2.0**-7
+    assert 0.1 * rounding_of_products() < error() < 10 * rounding_of_products()
+    with pytest.raises(ValueError, match=REFUSALS[7]):
+        compile_regularized(network())
 
 
-def test_switched_off_in_tensorflow(gpu):
-    gpu(9, 0)
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    compile_regularized(network())
-    assert rounding_of(network()) == 2.0**-23
-
-
-def test_switched_off_in_the_driver(gpu, monkeypatch):
-    gpu(9, 0)
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    compile_regularized(network())
-
-
-def test_metrics_know_the_rounding(gpu):
+def test_metrics_know_the_rounding(rounded_to):
     model, x = network(), np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
     before = loss_gradient_gram(model, x, np.arange(5) % 3)
     assert before.epsilon == 2.0**-23
-    gpu(9, 0)
+    rounded_to(10)
     assert loss_gradient_gram(model, x, np.arange(5) % 3).epsilon == 2.0**-10

@@ -1,16 +1,19 @@
 """`bin/evaluate_metrics` on small networks and the embedded digits, as a user runs it."""
 
+import importlib
 import json
 import pathlib
 import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 
 from fisher_keras.datasets import load_dataset
 from fisher_keras.experiments.evaluate import comparison, evaluate
 from fisher_keras.experiments.evaluation_config import EvaluationConfig
+from fisher_keras.experiments.saved_models import load_models
 from fisher_keras.models import build_model
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "bin" / "evaluate_metrics"
@@ -76,6 +79,91 @@ def test_a_damaged_model_is_one_line(models, tmp_path, damage):
     path.write_bytes({"cut": content[:-100], "changed": content, "empty": b""}[damage])
     with pytest.raises(ValueError, match=rf"--model={path} is no \.keras file, or only a part"):
         evaluate(config((str(path),), None))
+
+
+OWN_LAYERS = """
+import keras
+
+class Twice(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+@keras.saving.register_keras_serializable("own")
+class Thrice(keras.layers.Layer):
+    def call(self, x):
+        return 3 * x
+"""
+
+
+@pytest.mark.parametrize("name", ["Twice", "Thrice"])
+def test_a_layer_of_the_users_own_takes_its_module(tmp_path, monkeypatch, name, run_command):
+    """Registered with Keras or not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"layers_{name}.py").write_text(OWN_LAYERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    layer = getattr(importlib.import_module(f"layers_{name}"), name)
+    inputs = keras.Input(load_dataset("digits").image_shape)
+    outputs = keras.layers.Dense(10)(keras.layers.Flatten()(layer()(inputs)))
+    keras.Model(inputs, outputs).save("own.keras")
+    # As it is in a new process.
+    monkeypatch.delitem(sys.modules, f"layers_{name}")
+    monkeypatch.delitem(keras.saving.get_custom_objects(), f"own>{name}", raising=False)
+    flags = ["--model=own.keras", "--dataset=digits", "--num_samples=4", "--num_trials=2"]
+    assert run_command("evaluate_metrics", *flags) == (
+        1,
+        "",
+        f"evaluate_metrics: --model=own.keras cannot be loaded: it uses {name}, which is no part "
+        "of Keras; give --import=MODULE, the name of the Python module that defines it\n",
+    )
+    for module in ("no_such_module", f"layers_{name}.py"):
+        status, _, errors = run_command("evaluate_metrics", *flags, f"--import={module}")
+        assert status == 1
+        assert errors.startswith(f"evaluate_metrics: --import={module}: there is no such module")
+    status, output, _ = run_command("evaluate_metrics", *flags, f"--import=layers_{name}")
+    assert status == 0
+    assert "log_determinant" in output
+
+
+def test_a_module_that_lacks_another_one_is_told_apart(tmp_path, monkeypatch):
+    (tmp_path / "lacking.py").write_text("import no_such_package\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        load_models([], ["lacking"])
+
+
+def test_what_keras_says_in_many_lines_is_one(tmp_path):
+    inputs = keras.Input((8, 8, 1))
+    lambdas = keras.layers.Lambda(lambda x: 2 * x)(inputs)
+    keras.Model(inputs, keras.layers.Flatten()(lambdas)).save(tmp_path / "lambda.keras")
+    with pytest.raises(ValueError, match="Lambda layer, which is Python code") as error:
+        load_models([str(tmp_path / "lambda.keras")])
+    assert len(str(error.value)) < 300
+
+
+def test_images_of_another_shape_are_named(tmp_path):
+    path = tmp_path / "model.keras"
+    inputs = keras.Input((4, 4, 3))
+    keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(inputs))).save(path)
+    message = (
+        rf"--model={path} takes inputs of shape \(4, 4, 3\), but the images of --dataset=digits "
+        r"have the shape \(\d+, \d+, 1\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        evaluate(config((str(path),), None))
+
+
+def test_smoothed_labels_are_those_of_the_trainings(models):
+    """The excess loss is the loss less the entropy of the labels."""
+    smooth = next(iter(evaluate(config(models[:1], None, label_smoothing=0.1)).values()))
+    hard = next(iter(evaluate(config(models[:1], None)).values()))
+    labels = np.full(10, 0.01)
+    labels[0] += 0.9
+    entropy = -np.sum(labels * np.log(labels))
+    assert smooth.train.loss - smooth.train.excess_loss == pytest.approx(entropy, rel=1e-5)
+    assert hard.train.loss == pytest.approx(hard.train.excess_loss)
+    assert smooth.metrics == hard.metrics  # They are of hard labels.
+    assert [note for note in smooth.notes if "above the least" in note]
+    assert smooth.test == hard.test
 
 
 def test_script_evaluates(models, tmp_path):

@@ -13,6 +13,7 @@ from slow_jacobian import IMAGES, images, jacobian, shake, xi
 from fisher_keras.classifier import Classifier
 from fisher_keras.fisher import FisherGram, gram, loss_gradient_gram
 from fisher_keras.fisher.gram_function import GramFunction
+from fisher_keras.fisher.per_example import TracedBatch
 from fisher_keras.fisher.rules import RULES, WeightUse
 from fisher_keras.models import build_model
 
@@ -438,6 +439,47 @@ def test_exact_products_where_they_are_needed(
         assert gram._float64_where_needed(function, make).log_scale == is_exact
         assert "".join(calls) == expected_calls
         assert function.needed_float64 == is_exact
+
+
+SCALED = {
+    "positions": lambda: [layers.Dense(3, use_bias=False), layers.GlobalAveragePooling1D()],
+    "convolution": lambda: [layers.Conv1D(3, 2, use_bias=False), layers.GlobalAveragePooling1D()],
+    "einsum": lambda: [
+        layers.EinsumDense("nlc,ck->nlk", (None, 3)),
+        layers.GlobalAveragePooling1D(),
+    ],
+    "rows": lambda: [layers.Flatten(), layers.Dense(3, use_bias=False)],
+}
+
+
+@pytest.mark.parametrize("exponent", [-100, -66, 66, 100])
+@pytest.mark.parametrize("make", SCALED.values(), ids=SCALED)
+def test_gradients_whose_squares_leave_float32(make, exponent):
+    """Inputs that are scaled, with weights that undo it, give the same and a logarithm."""
+    x, y = images(6, (6, 5))
+    model = shake(keras.Sequential([keras.Input((6, 5)), *make()]))
+    expected = loss_gradient_gram(model, x, y)
+    (kernel,) = model.trainable_variables
+    kernel.assign(kernel * 2.0**-exponent)
+    found = loss_gradient_gram(model, np.float32(2.0**exponent) * x, y)
+    np.testing.assert_allclose(found.matrix, expected.matrix, atol=1e-6)
+    log_scale = expected.log_scale + exponent * np.log(2)
+    np.testing.assert_allclose(found.log_scale, log_scale, rtol=1e-6)
+
+
+def test_a_layer_that_is_used_often_keeps_its_factors():
+    """As explicit gradients, 8 uses take 8 times the memory of one."""
+    cell, sizes = layers.Dense(64, "tanh"), []
+    for uses in (1, 8):
+        model = keras.Sequential([keras.Input((64,)), *[cell] * uses, layers.Dense(3)])
+        classifier = Classifier(model)
+
+        def trace(x, classifier=classifier):
+            batch = TracedBatch(classifier, False, x, tf.zeros([50], tf.int32))
+            sizes.append(batch.structured()[0].size)
+
+        tf.function(trace, autograph=False).get_concrete_function(tf.TensorSpec([50, 64]))
+    assert sizes == [(50, 1, 64, 64), (50, 8, 64, 64)]
 
 
 def test_float64_and_half_precision():

@@ -9,6 +9,7 @@ from slow_jacobian import images, jacobian, shake, xi
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.fisher import loss_gradient_gram
+from fisher_keras.metrics import hessian, robustness
 
 
 class Calls(keras.Model):
@@ -189,6 +190,73 @@ def test_examples_and_positions_on_one_axis():
     np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=1e-4, atol=1e-6)
 
 
+def sorted_and_back(layer, x):
+    order = tf.argsort(x[:, 0])
+    return tf.gather(layer(tf.gather(x, order)), tf.argsort(order))
+
+
+def sorted_in_a_function(layer, x):
+    return tf.function(lambda x: sorted_and_back(layer, x))(x)
+
+
+def sorted_outside(layer, x):
+    """The rows that the layer takes come out of a function."""
+    order = tf.argsort(x[:, 0])
+    h = layer(tf.ensure_shape(tf.function(tf.gather)(x, order), x.shape))
+    return tf.ensure_shape(tf.function(tf.gather)(h, tf.argsort(order)), h.shape)
+
+
+def scattered(layer, x):
+    order = tf.argsort(x[:, 0])
+    h = layer(tf.gather_nd(x, order[:, tf.newaxis]))
+    return tf.scatter_nd(order[:, tf.newaxis], h, tf.shape(h))
+
+
+def partitioned(layer, x):
+    parts = tf.cast(x[:, 0] > 0, tf.int32)
+    rows = tf.dynamic_partition(tf.range(tf.shape(x)[0]), parts, 2)
+    found = tf.dynamic_stitch(rows, [layer(tf.gather(x, r)) for r in rows])
+    return tf.ensure_shape(found, [x.shape[0], 4])
+
+
+SORTING = [sorted_and_back, sorted_in_a_function, sorted_outside, scattered, partitioned]
+
+
+@pytest.mark.parametrize("how", SORTING)
+def test_an_order_that_the_first_examples_do_not_tell(how):
+    """They are sorted already, so that a layer that sorts them leaves them where they are."""
+    x, y = images(6, (4,))
+    model = ready(Calls(how), x)
+    classifier = Classifier(model)
+    loss_gradient_gram(classifier, x[np.argsort(x[:, 0])], y)
+    j = jacobian(model, x, y)
+    for chunk_size in (None, 2):
+        found = loss_gradient_gram(classifier, x, y, chunk_size=chunk_size)
+        np.testing.assert_allclose(xi(found), j @ j.T, rtol=1e-4, atol=1e-6)
+
+
+def mixed_in_a_branch(layer, x):
+    """Examples interact if one is large."""
+    h = layer(x)
+    return tf.cond(tf.reduce_max(x) > 5, lambda: h + 0.1 * tf.roll(h, 1, axis=0), lambda: h)
+
+
+def mixed_by_value(layer, x):
+    """Only examples that are large are shifted."""
+    h = layer(x)
+    return tf.where(x[:, :1] > 5, tf.roll(h, 1, axis=0), h)
+
+
+@pytest.mark.parametrize("how", [mixed_in_a_branch, mixed_by_value])
+def test_an_interaction_that_the_first_examples_do_not_tell(how):
+    x, y = images(6, (4,))
+    classifier = Classifier(ready(Calls(how), x))
+    loss_gradient_gram(classifier, x, y)
+    x[4, 0] = 6
+    with pytest.raises(ValueError, match="interact"):
+        loss_gradient_gram(classifier, x, y)
+
+
 def fused(layer, x):
     ones = tf.ones([4])
     images = layer(x)[:, tf.newaxis, tf.newaxis]
@@ -215,7 +283,6 @@ OTHER_INTERACTIONS = {
     "sorted": lambda layer, x: layer(tf.sort(x, axis=0)),
     "sum of those before": lambda layer, x: layer(tf.cumsum(x)),
     "sum of those behind": lambda layer, x: layer(tf.cumsum(x, reverse=True)),
-    "noise": lambda layer, x: layer(x + tf.random.normal(tf.shape(x))),
 }
 
 
@@ -267,3 +334,109 @@ def test_moments_of_the_batch_in_inference_mode():
         np.testing.assert_array_equal(v.value, value)
     j = jacobian(model, x, y, batches=[range(5)])
     np.testing.assert_allclose(xi(found), j @ j.T, rtol=1e-3, atol=1e-5)
+
+
+GENERATOR = tf.random.Generator.from_seed(1)
+RANDOM = {
+    "dropout": lambda: layers.Dropout(0.5),
+    "noise": lambda: layers.GaussianNoise(1.0),
+    "flips": lambda: keras.Sequential(
+        [layers.Reshape((2, 2, 1)), layers.RandomFlip(), layers.Flatten()]
+    ),
+    "seed of all layers": lambda: layers.Lambda(lambda x: x + keras.random.normal([4])),
+    "of TensorFlow": lambda: layers.Lambda(lambda x: tf.nn.dropout(x, 0.5)),
+    "generator": lambda: layers.Lambda(lambda x: x + GENERATOR.normal([4])),
+    "function": lambda: layers.Lambda(tf.function(lambda x: x + tf.random.normal([4]))),
+    "branch": lambda: layers.Lambda(
+        lambda x: tf.cond(x[0, 0] > 9, lambda: x, lambda: tf.random.shuffle(x))
+    ),
+}
+
+
+class Random(keras.Model):
+    """Draws in inference mode, too."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.noisy, self.head = layer, layers.Dense(3)
+
+    def call(self, x):
+        if isinstance(self.noisy, layers.Lambda):
+            return self.head(self.noisy(x))
+        return self.head(self.noisy(x, training=True))
+
+
+@pytest.mark.parametrize("metric", ["gram", "logits", "hessian", "robustness"])
+@pytest.mark.parametrize("make", RANDOM.values(), ids=RANDOM)
+def test_random_numbers_in_inference_mode(make, metric):
+    """A metric would have one draw of them, whichever that is."""
+    x, y = images(5, (4,))
+    model = ready(Random(make()), x)
+    model.noisy.name = "noisy"
+    compute = {
+        "gram": lambda: loss_gradient_gram(model, x, y, chunk_size=2),
+        "logits": lambda: Classifier(model).logits(x),
+        "hessian": lambda: hessian(model, x, y),
+        "robustness": lambda: robustness(model, x),
+    }[metric]
+    with pytest.raises(ValueError, match=r"random numbers in inference mode.* Given: layer"):
+        compute()
+
+
+def test_random_numbers_in_training_mode_alone():
+    x, y = images(5, (4,))
+    model = shake(keras.Sequential([keras.Input((4,)), layers.Dropout(0.5), layers.Dense(3)]))
+    j = jacobian(model, x, y)
+    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=1e-4, atol=1e-6)
+
+
+class Counting(keras.Model):
+    """Moves a state that Keras does not know of."""
+
+    def __init__(self, move):
+        super().__init__()
+        self.head, self.move = layers.Dense(3), move
+        self.count = tf.Variable(1.0, trainable=False)
+        self.seen = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
+
+    def call(self, x):
+        self.move(self, x)
+        return self.head(x)
+
+
+STATES = {
+    "variable": lambda model, x: model.count.assign_add(1.0),
+    "branch": lambda model, x: tf.cond(
+        tf.shape(x)[0] > 0, lambda: model.count.assign_add(1.0), lambda: model.count + 0.0
+    ),
+    "table": lambda model, x: model.seen.insert(tf.constant([1], tf.int64), x[:1, 0]),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("move", STATES.values(), ids=STATES)
+def test_a_state_that_keras_does_not_know_of(move, training):
+    x, y = images(5, (4,))
+    model = ready(Counting(move), x)
+    before = model.count.numpy(), model.seen.size().numpy()
+    model.seen.remove(tf.constant([1], tf.int64))
+    with pytest.raises(ValueError, match=r"must not change a model.* Given: layer 'counting"):
+        loss_gradient_gram(model, x, y, training=training)
+    assert model.count.numpy() == before[0]
+    assert model.seen.size() == 0
+
+
+def test_a_map_that_fails_when_it_runs():
+    """Vectorized, the numbers of words of the examples would have to be the same."""
+    words = np.array([["one two three"], ["three"], ["two two"], ["one one four four"]])
+    vectorization = layers.TextVectorization(vocabulary=["one", "two", "three", "four"])
+    embedding = layers.Embedding(6, 4, mask_zero=True)
+    last = [layers.GlobalAveragePooling1D(), layers.Dense(3)]
+    inputs = keras.Input((1,), dtype="string")
+    model = keras.Sequential([inputs, vectorization, embedding, *last])
+    x, y = tf.constant(words), np.array([0, 1, 2, 0])
+    shake(model)
+    numbers = vectorization(x)
+    same = keras.Sequential([keras.Input((4,), dtype="int64"), *model.layers[1:]])
+    expected = loss_gradient_gram(same, numbers, y)
+    np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), xi(expected), rtol=1e-4)

@@ -28,6 +28,7 @@ PRIVATE = {
     "_get_metrics_result_or_logs": "epoch_logs",
     "_iterations": "num_updates",
     "_keras_history": "output_layer",
+    "_keras_mask": "mask_of",
     "_maybe_symbolic_build": "build_from",
 }
 # Methods of Keras that are replaced for a while, by name; those that a class of ours overrides.
@@ -202,6 +203,23 @@ def test_seed_states_are_all_that_random_layers_move(layer):
     message = "seed generators no longer keep a variable named seed_generator_state"
     assert [v.path for v in keras_private.seed_states(model)] == [v.path for v in moved], message
     assert len(moved) == 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "moves"),
+    [
+        (lambda: keras.layers.Dropout(0.5), True),
+        (lambda: keras.layers.Lambda(lambda x: x + keras.random.normal([4])), True),
+        (lambda: keras.layers.BatchNormalization(), False),
+        (lambda: keras.layers.Dense(2), False),
+    ],
+)
+def test_seeds_that_move_in_a_scope(layer, moves):
+    model = keras.Sequential([keras.Input((3, 4)), layer()])
+    with stateless.dropping_changes() as scope:
+        model(np.ones((5, 3, 4)), training=True)
+    message = "StatelessScope.state_mapping has changed"
+    assert keras_private.moves_seeds(scope, model) == moves, message
 
 
 def test_a_seed_state_is_a_seed_and_a_counter():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fisher_keras.graph.moments import exact_moments
+from fisher_keras.graph.second_derivatives import exact_second_derivatives
 
 X = np.array([0.5, -1.0, 2.0, 0.25])
 # Of the mean of (x - mean)^2, by hand: 2 / n (I - 1 1' / n). TensorFlow's lacks the second term.
@@ -29,7 +29,7 @@ def hessian_of_the_variance():
 def test_values_and_gradients_stay():
     x = tf.constant(np.random.default_rng(0).normal(size=(6, 3, 2)).astype(np.float32))
     results = []
-    for context in (None, exact_moments()):
+    for context in (None, exact_second_derivatives("")):
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(x)
             if context is None:
@@ -46,24 +46,24 @@ def test_values_and_gradients_stay():
 
 def test_half_precision_is_computed_in_float32():
     x = tf.constant([3e2, -3e2, 1e2], tf.float16)
-    with exact_moments():
+    with exact_second_derivatives(""):
         mean, variance = tf.nn.moments(x, [0])
     assert mean.dtype == variance.dtype == tf.float16
     np.testing.assert_allclose([mean, variance], [100 / 3, 62222], rtol=1e-3)
 
 
 def test_second_derivatives_are_right_inside_and_tensorflows_outside():
-    """Should the last line fail, TensorFlow has mended it, and moments.py has had its day."""
-    with exact_moments():
+    """Should the last line fail, TensorFlow has mended it, and `_moments` has had its day."""
+    with exact_second_derivatives(""):
         np.testing.assert_allclose(hessian_of_the_variance(), EXACT)
-        with exact_moments():
+        with exact_second_derivatives(""):
             np.testing.assert_allclose(hessian_of_the_variance(), EXACT)
         np.testing.assert_allclose(hessian_of_the_variance(), EXACT)
     np.testing.assert_allclose(hessian_of_the_variance(), INEXACT)
 
 
 def test_an_error_leaves_the_context():
-    with pytest.raises(RuntimeError), exact_moments():
+    with pytest.raises(RuntimeError), exact_second_derivatives(""):
         raise RuntimeError
     np.testing.assert_allclose(hessian_of_the_variance(), INEXACT)
 
@@ -108,7 +108,7 @@ def test_second_derivatives_of_keras_layers(float64, layer, traced):
     above, below = (gradient(tf.constant(x + s * direction)) for s in (step, -step))
     expected = (above - below) / (2 * step)
     for product in (reverse_over_reverse, forward_over_reverse):
-        with exact_moments():
+        with exact_second_derivatives(""):
             found = (tf.function(product) if traced else product)(tf.constant(x))
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
@@ -118,7 +118,7 @@ def test_threads_do_not_see_each_others_context():
     turn, found = threading.Barrier(3, timeout=60), []
 
     def run(enter_at, leave_at):
-        context = exact_moments()
+        context = exact_second_derivatives("")
         for moment in range(5):
             turn.wait()
             if moment == enter_at:
@@ -129,7 +129,7 @@ def test_threads_do_not_see_each_others_context():
             expected = EXACT if enter_at <= moment < leave_at else INEXACT
             found.append((hessian_of_the_variance(), expected))
 
-    before = tf.nn.moments if hasattr(tf.nn.moments, "asks_for_exact_moments") else None
+    before = tf.nn.moments if hasattr(tf.nn.moments, "asks_for_exact_second_derivatives") else None
     threads = [threading.Thread(target=run, args=moments) for moments in ((0, 2), (1, 3), (9, 9))]
     for thread in threads:
         thread.start()

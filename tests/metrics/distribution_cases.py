@@ -11,7 +11,8 @@ import tensorflow as tf
 from fisher_keras.callbacks import FisherMetrics
 from fisher_keras.classifier import Classifier
 from fisher_keras.fisher.gram_function import GramFunction
-from fisher_keras.metrics import METRICS, evaluate_local_minimum, evaluation, metric, options
+from fisher_keras.metrics import METRICS, evaluate_local_minimum, evaluation, metric
+from fisher_keras.metrics import evaluation_options as options
 
 DEVICES = ("CPU:0", "CPU:1")
 X = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")

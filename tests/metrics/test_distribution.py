@@ -62,7 +62,7 @@ def expected():
 def test_each_of_two_processes_evaluates_all_trials(tmp_path, expected):
     """Each has the whole report, the chief alone the file, in which it finds its trials again."""
     code = """
-from fisher_keras.metrics import options
+from fisher_keras.metrics import evaluation_options as options
 drawn = []
 draw = options.draw_sample
 options.draw_sample = lambda *a: drawn.append(a[3]) or draw(*a)

@@ -81,13 +81,21 @@ def evaluate(model, data, **kwargs):
     return evaluate_local_minimum(model, data, **kwargs)
 
 
-def jacobian(model, x, labels):
-    """J, a gradient a row, one example after the other."""
+def loss_of(z, label):
+    return -tf.nn.log_softmax(z)[label]
+
+
+def margin_of(z, label):
+    return z[label] - tf.reduce_logsumexp([z[k] for k in range(NUM_CLASSES) if k != label])
+
+
+def jacobian(model, x, labels, function=loss_of):
+    """J, a gradient of a function of logits and label a row, one example after the other."""
     rows = []
     for x_i, label in zip(x, labels, strict=True):
         with tf.GradientTape() as tape:
-            loss = -tf.nn.log_softmax(model(x_i[None], training=False))[0, label]
-        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+            value = function(model(x_i[None], training=False)[0], label)
+        gradients = tape.gradient(value, [v.value for v in model.trainable_variables])
         rows.append(np.concatenate([np.ravel(g) for g in gradients]))
     return np.stack(rows)
 
@@ -107,6 +115,10 @@ def test_every_trial_against_the_explicit_jacobian(float64):
         J = jacobian(model, x[rows], y[rows])
         eigenvalues = np.linalg.svd(J, compute_uv=False) ** 2
         squares = np.sum(J**2, axis=1)
+        of_margins = jacobian(model, x[rows], y[rows], margin_of)
+        z = model(x[rows], training=False).numpy()
+        p = np.exp(z)[np.arange(6), y[rows]] / np.exp(z).sum(axis=1)
+        weights = np.concatenate([np.ravel(v) for v in model.trainable_variables])
         np.testing.assert_allclose(
             [trial.metrics[name] for name in METRICS],
             [
@@ -118,6 +130,13 @@ def test_every_trial_against_the_explicit_jacobian(float64):
                 np.sum((J.T @ J / 6) ** 2),
                 squares.mean(),
                 np.exp(-np.sum(eigenvalues / squares.sum() * np.log(eigenvalues / squares.sum()))),
+                np.linalg.slogdet(of_margins @ of_margins.T)[1],
+                2 * np.log(1 - p).sum(),
+                np.mean(np.log(p / (1 - p))),
+                np.log(eigenvalues / 6 + 1e-3).sum(),
+                np.sum(eigenvalues / (eigenvalues + 6e-3)),
+                -np.log(np.sum((eigenvalues / squares.sum()) ** 2)),
+                np.log(np.linalg.norm(weights)),
                 robustness(model, x[rows]),
             ],
             rtol=1e-8,
@@ -185,7 +204,7 @@ def test_a_stopped_evaluation_goes_on(tmp_path, monkeypatch):
     assert evaluate(model, data, **arguments).metrics == expected.metrics
     assert len(calls) == 6
     model.layers[0].kernel.assign_add(np.ones((5, 4)))
-    with pytest.raises(ValueError, match="another evaluation: model is"):
+    with pytest.raises(ValueError, match="another evaluation: model was"):
         evaluate(model, data, **arguments)
 
 
@@ -222,9 +241,9 @@ def with_another_activation():
     [
         (two_layers, two_layers, {"from_logits": True}, "logits are those of another function"),
         (two_layers, with_another_activation, {}, "logits are those of another function"),
-        (two_layers, lambda: frozen(0, 1), {}, "num_parameters is 78 there and 18 here"),
-        (lambda: frozen(0), lambda: frozen(1), {}, "another evaluation: trainable is"),
-        (two_layers, lambda: two_layers("mixed_float16"), {}, "dtypes is"),
+        (two_layers, lambda: frozen(0, 1), {}, "num_parameters was 78, is 18"),
+        (lambda: frozen(0), lambda: frozen(1), {}, "another evaluation: trainable was"),
+        (two_layers, lambda: two_layers("mixed_float16"), {}, "dtypes was"),
     ],
 )
 def test_trials_of_another_function_of_the_same_weights_are_refused(
@@ -354,7 +373,8 @@ def test_assumptions_that_do_not_hold_are_noted(model, traced):
     assert f"the training loss is {loss:.3g} above the least" in report.notes[0]
     assert f"({round(error * N)} of {N} examples are misclassified)" in report.notes[1]
     assert all(note in str(report) for note in report.notes)
-    assert evaluate(perfect_classifier(), separable()).notes == ()
+    (hard,) = evaluate(perfect_classifier(), separable()).notes
+    assert "labels are hard: the cross-entropy then has no minimum" in hard
 
 
 def test_a_softmax_that_saturates_in_float32():
@@ -362,7 +382,7 @@ def test_a_softmax_that_saturates_in_float32():
     kernel = model.layers[0].kernel
     kernel.assign(10 * kernel)
     report = evaluate(model, (x, y), metrics=("log_determinant", "trace"), num_trials=2)
-    assert report.notes == ()
+    assert len(report.notes) == 1
     for trial in report.trials:
         rows = draw_sample(y, 6, 0, trial.index, stratified=False)
         z = x[rows].astype(float) @ kernel.numpy().astype(float)
@@ -391,6 +411,13 @@ def test_the_least_loss_of_smoothed_labels_is_their_entropy():
     entropy = -np.mean(np.sum(y * np.log(y), axis=1))
     np.testing.assert_allclose(report.train.label_entropy, entropy)
     np.testing.assert_allclose(report.train.loss, entropy, rtol=1e-3)
+    hard = cross_entropy(model, x, labels)[0]
+    np.testing.assert_allclose(report.train.hard_label_loss, hard, rtol=1e-5)
+    smoothing = evaluate(model, (x, labels), label_smoothing=0.1, test_data=(x, labels))
+    for name, value in vars(report.train).items():
+        np.testing.assert_allclose(getattr(smoothing.train, name), value, err_msg=name)
+    np.testing.assert_allclose(smoothing.test.loss, hard, rtol=1e-5)
+    assert smoothing.notes == ()
     assert report.train.loss > evaluation.MAX_TRAIN_LOSS
     assert report.notes == ()
 
@@ -404,7 +431,7 @@ def test_a_repeated_image_is_named_by_its_rows_in_the_data():
         )
     assert len(caught) == 1
     assert report.metrics["log_determinant"].mean == -math.inf
-    assert "examples 4, 7" in report.notes[0]
+    assert "examples 4, 7" in report.notes[-1]
     record = json.loads(report.to_json(), parse_constant=pytest.fail)
     assert record["metrics"]["log_determinant"] == {
         "mean": "-inf",
@@ -448,6 +475,11 @@ def test_the_spectrum_plot(traced, tmp_path):
         without.plot_spectrum()
 
 
+def test_names_of_version_0_2():
+    assert metrics.Fit is metrics.DataLoss
+    assert metrics.Dependence is metrics.LinearDependence
+
+
 def test_one_trial_has_no_deviation(traced):
     report = evaluate(traced, examples(), num_trials=1, metrics=["trace"])
     assert isinstance(report, LocalMinimumReport)
@@ -488,6 +520,7 @@ def test_logits_are_no_probabilities(model):
         ({"num_samples": 0}, "num_samples must be"),
         ({"num_trials": 2.5}, "num_trials must be"),
         ({"seed": -1}, "seed must be"),
+        ({"label_smoothing": 1}, "label_smoothing must be"),
         ({"chunk_size": 0}, "chunk_size must be"),
         ({"metrics": 5}, "metrics must be names out of"),
         ({"metrics": ("flatness",)}, "metrics must be names out of"),

@@ -57,6 +57,9 @@ def test_metrics_are_those_of_the_jacobian():
         "sample_frobenius_norm": np.linalg.norm(information) ** 2,
         "trace": np.trace(information),
         "effective_rank": np.prod(shares**-shares),
+        "log_determinant_shifted": np.linalg.slogdet(xi / 7 + 1e-3 * np.eye(7))[1],
+        "soft_rank": np.trace(xi / 7 @ np.linalg.inv(xi / 7 + 1e-3 * np.eye(7))),
+        "renyi_entropy": -np.log(np.sum(shares**2)),
     }
     for name, value in expected.items():
         result = getattr(metrics, name)(gram)

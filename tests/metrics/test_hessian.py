@@ -267,6 +267,15 @@ def test_rounding_is_no_asymmetry(middle):
     np.testing.assert_allclose(rounded, truth, atol=1e-4 * np.abs(truth).max())
 
 
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_rounding_of_half_precision_is_no_curvature(dtype):
+    """The loss of softmax regression is convex."""
+    x = np.random.default_rng(0).normal(size=(9, 2)).astype("float32")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, dtype=dtype)])
+    with pytest.warns(UserWarning, match="zero to rounding"):
+        assert hessian_log_determinant(model, x, np.arange(9) % 3) == -np.inf
+
+
 def test_nan_is_an_error():
     with pytest.raises(ValueError, match="NaN or infinite"):
         hessian(network(2), np.array([[1.0, np.nan]]), np.array([0]))

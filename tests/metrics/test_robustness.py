@@ -189,3 +189,25 @@ def test_outputs_that_are_not_what_was_said():
         robustness(model, x, from_logits="maybe")
     with pytest.raises(ValueError, match="normalize_logits must be"):
         robustness(model, x, normalize_logits=0)
+
+
+def test_inputs_of_several_dtypes(float64):
+    inputs = [keras.Input((2,), dtype="float32"), keras.Input((3,), dtype="float64")]
+    x = np.random.default_rng(0).normal(size=(4, 5))
+    head = keras.layers.Dense(3)
+    model = keras.Model(inputs, head(keras.layers.Concatenate()(inputs)))
+    one = keras.Sequential([keras.Input((5,)), head])
+    parts = [x[:, :2].astype("float32"), x[:, 2:]]
+    np.testing.assert_allclose(robustness(model, parts), robustness(one, x), rtol=1e-6)
+
+
+def test_a_data_frame():
+    pandas = pytest.importorskip("pandas")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    assert robustness(model, pandas.DataFrame(x)) == robustness(model, x)
+    columns = {"a": pandas.Series(x[:, 0]), "b": x[:, 1:]}
+    inputs = {"a": keras.Input(()), "b": keras.Input((2,))}
+    both = keras.layers.Concatenate()([keras.ops.expand_dims(inputs["a"], -1), inputs["b"]])
+    named = keras.Model(inputs, model.layers[-1](both))
+    np.testing.assert_allclose(robustness(named, columns), robustness(model, x), rtol=1e-6)

@@ -9,9 +9,9 @@ import pytest
 from fisher_keras.metrics.singular import LinearDependence
 from fisher_keras.metrics.trials import Trial, TrialFile, draw_sample
 
-EVALUATION = {"seed": 3, "metrics": ["trace"]}
+EVALUATION = {"seed": 3, "metrics": ["trace"], "rounding": 2**-23, "logits": [[1.0]]}
 TRIALS = [
-    Trial(0, {"trace": 0.1 + 0.2}, (1.0, -math.inf), LinearDependence((1,), ((2, 3),), ())),
+    Trial(0, {"trace": 0.3}, (1.0, -math.inf), LinearDependence((1,), ((2, 3),), (), 2.0**-10)),
     Trial(1, {"trace": -math.inf}, (2.0, 1e-300), LinearDependence((), (), ())),
 ]
 
@@ -64,7 +64,7 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn_in):
 def test_a_file_of_another_evaluation_is_refused(tmp_path):
     path = tmp_path / "trials.jsonl"
     TrialFile(path, EVALUATION).add(TRIALS[0])
-    with pytest.raises(ValueError, match="another evaluation: seed is 3 there and 4 here"):
+    with pytest.raises(ValueError, match="another evaluation: seed was 3, is 4"):
         TrialFile(path, {**EVALUATION, "seed": 4})
     assert TrialFile(path, EVALUATION).finished == {0: TRIALS[0]}
 

@@ -243,7 +243,7 @@ def test_the_refusals_of_half_precision_name_a_step_length(policy):
 
 
 def test_tensor_float_32_is_half_precision_here(monkeypatch):
-    monkeypatch.setattr(precision, "tensor_float_32", lambda: True)
+    monkeypatch.setattr(precision, "rounding_of_products", lambda: 2.0**-10)
     with pytest.raises(ValueError, match=r"TensorFloat-32.*step_length=0\.1.*enable_"):
         compiled(conv_net())
     with pytest.raises(ValueError, match=r"step_length must be 0.003 or greater"):

@@ -4,8 +4,10 @@ import contextlib
 import errno
 import pathlib
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import NoReturn
 
 _USERS = (ArithmeticError, ImportError, OSError, ValueError)
@@ -14,6 +16,28 @@ _USERS_BY_NAME = {
     "FailedRunsError": "{}",
     "ResourceExhaustedError": "out of memory: give a smaller --batch_size",
 }
+_FILE_ERRORS = {
+    errno.EACCES: "{} cannot be read or written: its permissions do not allow it",
+    errno.EPERM: "{} cannot be read or written: its permissions do not allow it",
+    errno.EROFS: "{} cannot be written: its file system is read-only",
+    errno.ENOENT: "there is no file or folder {}",
+    errno.EISDIR: "{} is a folder and cannot be a file: give another path",
+    errno.EEXIST: "{} is a file and cannot be a folder: give another path",
+    errno.ENOTDIR: "{} would lie in what is a file and no folder: give another path",
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the command ends as after Ctrl-C."""
+
+
+def raise_on_sigterm() -> None:
+    """Has SIGTERM, with which clusters and `kill` end a process, raise `Terminated`."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
 
 
 @contextlib.contextmanager
@@ -31,15 +55,16 @@ def one_line_errors(
         status: The exit code after an error.
 
     Raises:
-        SystemExit: With code 130 after Ctrl-C, `status` after an error.
+        SystemExit: With code 130 after Ctrl-C, 143 after SIGTERM, `status` after an error.
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         again = [argument for argument in arguments if argument != resume_flag]
         again += [resume_flag] if resume_flag else []
         command = " ".join([program, *map(shlex.quote, again)])
-        _fail(program, f"stopped; go on with: {command}", status=130)
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        _fail(program, f"stopped; go on with: {command}", status=128 + number)
     except Exception as error:
         message = _message(error, resume_flag or "the same command")
         if message is None:
@@ -55,15 +80,17 @@ def _message(error: Exception, resume_with: str) -> str | None:
         return None
     if isinstance(error, ImportError) and (error.name or "").startswith("fisher_keras"):
         return None
-    path = error.filename if isinstance(error, OSError) else None
-    match getattr(error, "errno", None):
-        case errno.ENOSPC:
-            return f"{error}; what is finished is kept: make room and go on with {resume_with}"
-        case errno.EEXIST if path:
-            return f"{path} is a file and cannot be a folder: give another path"
-        case errno.ENOTDIR if path:
-            return f"{path} would lie in what is a file and no folder: give another path"
-    return str(error)
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    if error.errno == errno.ENOSPC:
+        where = f" that holds {error.filename}" if error.filename else ""
+        return (
+            f"the disk{where} is full; what is finished is kept: make room and go on with "
+            f"{resume_with}"
+        )
+    if not error.filename:
+        return error.strerror or str(error)
+    return _FILE_ERRORS.get(error.errno, f"{{}}: {error.strerror}").format(error.filename)
 
 
 def _fail(program: str, message: str, status: int) -> NoReturn:

@@ -4,6 +4,8 @@ A field says once what it is: `epochs: int = option(3, "Passes.", group="trainin
 """
 
 import dataclasses
+import difflib
+import re
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,9 +15,17 @@ from absl import flags
 
 from fisher_keras.arguments import real_number, whole_number
 
+_SEE_HELP = "--help lists the flags"
 REQUIRED = dataclasses.MISSING  # As the default of an option that must be given.
 
 _Config = TypeVar("_Config")
+_DEFINE = {
+    bool: flags.DEFINE_boolean,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    tuple: flags.DEFINE_list,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +37,7 @@ class _Flag:
     choices: tuple[str, ...]
     least: float | None
     above: float | None
+    below: float | None
     repeated: str | None
     field: str = ""
     kind: type = str
@@ -37,6 +48,16 @@ class _Flag:
         """The name on the command line."""
         return self.repeated or self.field
 
+    @property
+    def expected(self) -> str:
+        """The values allowed, in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+        least = "" if self.least is None else f", {self.least} or greater"
+        above = "" if self.above is None else f" greater than {self.above}"
+        return f"{kinds.get(self.kind, 'text')}{above}{least}"
+
 
 def option(
     default: Any,
@@ -46,6 +67,7 @@ def option(
     choices: Sequence[str] = (),
     least: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     repeated: str | None = None,
 ) -> Any:
     """Returns a dataclass field that is also a command line flag.
@@ -59,13 +81,14 @@ def option(
         choices: The values allowed; of a tuple, those of its items.
         least: The smallest number allowed.
         above: The largest number that is too small.
+        below: The smallest number that is too large.
         repeated: The name of a flag that is given once for each item of a tuple. Without it, the
             flag has the field's name, and takes the items with commas between.
 
     Returns:
         The field.
     """
-    flag = _Flag(help, group, tuple(choices), least, above, repeated)
+    flag = _Flag(help, group, tuple(choices), least, above, below, repeated)
     return dataclasses.field(default=default, metadata={"flag": flag})
 
 
@@ -99,12 +122,23 @@ def parse(config: type, program: str, arguments: Sequence[str]) -> flags.FlagVal
     values = _define(config)
     try:
         _, *rest = values([program, *arguments])
-    except flags.Error as error:
-        raise ValueError(f"{error} (--help lists the flags)") from error
-    if rest:
-        raise ValueError(
-            f"unexpected argument {rest[0]!r}: flags start with -- (--help lists them)"
-        )
+        if rest:
+            raise ValueError(f"unexpected argument {rest[0]!r}: flags start with --")
+    except flags.UnrecognizedFlagError as error:
+        close = difflib.get_close_matches(error.flagname, values, n=1)
+        guess = f" (did you mean --{close[0]}?)" if close else ""
+        raise ValueError(f"there is no flag --{error.flagname}{guess}; {_SEE_HELP}") from error
+    except flags.IllegalFlagValueError as error:
+        name, value = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL).groups()
+        flag = next(flag for flag in _flags(config, inner=True) if flag.name == name)
+        message = f"--{name} must be {flag.expected}, got {value!r}"
+        if value == "None":  # So absl writes what is not given.
+            message = f"--{name} is required: {flag.help.removeprefix('Required. ')}"
+        raise ValueError(f"{message} ({_SEE_HELP})") from error
+    except flags.CantOpenFlagFileError as error:
+        raise ValueError("the file of --flagfile cannot be read") from error
+    except (flags.Error, ValueError) as error:
+        raise ValueError(f"{error} ({_SEE_HELP})") from error
     return values
 
 
@@ -114,16 +148,13 @@ def help_text(config: type) -> str:
     return "\n".join(map(_define(config).module_help, groups))
 
 
-def from_flags(
-    config: type[_Config], values: flags.FlagValues, usual: Mapping[str, Any] | None = None
-) -> _Config:
+def from_flags(config: type[_Config], values: flags.FlagValues) -> _Config:
     """Makes an instance of a dataclass from parsed flags.
 
     Args:
-        config: The dataclass.
+        config: The dataclass. Its class method `usual`, if it has one, returns for the flags the
+            values of fields, by name, that go before the defaults of their flags: a preset.
         values: From `parse`.
-        usual: Values of fields, by name, that go before the defaults of their flags. By default
-            what the dataclass's class method `usual` returns for the flags, if it has one.
 
     Returns:
         The instance.
@@ -131,8 +162,7 @@ def from_flags(
     Raises:
         ValueError: If a value cannot be used.
     """
-    if usual is None:
-        usual = config.usual(values) if hasattr(config, "usual") else {}
+    usual = config.usual(values) if hasattr(config, "usual") else {}
     return _filled(config, values, usual)
 
 
@@ -151,12 +181,14 @@ def check_options(config: Any) -> None:
         if value is None and flag.default is None:
             continue
         if flag.choices:
-            _check_choices(flag, value)
+            for item in value if flag.kind is tuple else (value,):
+                if item not in flag.choices:
+                    raise ValueError(f"--{flag.name} must be {flag.expected}, got {item!r}")
         elif flag.kind is int and flag.least is not None:
             _set(config, flag, whole_number(f"--{flag.name}", value, flag.least))
         elif flag.kind is float:
-            number = real_number(f"--{flag.name}", value, least=flag.least, above=flag.above)
-            _set(config, flag, number)
+            bounds = {"least": flag.least, "above": flag.above, "below": flag.below}
+            _set(config, flag, real_number(f"--{flag.name}", value, **bounds))
 
 
 def _flags(config: type, leave_out: Collection[str] = (), inner: bool = False) -> Iterator[_Flag]:
@@ -179,23 +211,19 @@ def _define(config: type) -> flags.FlagValues:
     values = flags.FlagValues()
     for flag in _flags(config, inner=True):
         # --help lists a flag under the name of its module: here the group's.
-        place = {"module_name": flag.group, "flag_values": values}
+        more = {"module_name": flag.group, "flag_values": values}
+        define = _DEFINE[flag.kind]
+        if flag.repeated:
+            define = flags.DEFINE_multi_string
+        elif flag.choices and flag.kind is str:
+            define, more["enum_values"] = flags.DEFINE_enum, flag.choices
+        elif flag.kind in (int, float) and flag.least is not None:
+            more["lower_bound"] = flag.least
         required = flag.default is REQUIRED
         default = None if required else flag.default
-        bound = {} if flag.least is None else {"lower_bound": flag.least}
-        if flag.kind is tuple:
-            define = flags.DEFINE_multi_string if flag.repeated else flags.DEFINE_list
-            define(flag.name, default and list(default), flag.help, **place)
-        elif flag.choices:
-            flags.DEFINE_enum(flag.name, default, flag.choices, flag.help, **place)
-        elif flag.kind is bool:
-            flags.DEFINE_boolean(flag.name, default, flag.help, **place)
-        elif flag.kind is int:
-            flags.DEFINE_integer(flag.name, default, flag.help, **bound, **place)
-        elif flag.kind is float:
-            flags.DEFINE_float(flag.name, default, flag.help, **bound, **place)
-        else:
-            flags.DEFINE_string(flag.name, default, flag.help, **place)
+        if flag.kind is tuple and default:
+            default = list(default)
+        define(flag.name, default, help=flag.help, **more)
         if required:
             flags.mark_flag_as_required(flag.name, values)
     return values
@@ -225,13 +253,6 @@ def _kind(annotation: Any) -> type:
     if isinstance(annotation, types.UnionType):
         annotation, *_ = (part for part in typing.get_args(annotation) if part is not type(None))
     return typing.get_origin(annotation) or annotation
-
-
-def _check_choices(flag: _Flag, value: Any) -> None:
-    for item in value if flag.kind is tuple else (value,):
-        if item not in flag.choices:
-            known = ", ".join(flag.choices)
-            raise ValueError(f"--{flag.name} must be one of {known}, got {item!r}")
 
 
 def _set(config: Any, flag: _Flag, value: float) -> None:

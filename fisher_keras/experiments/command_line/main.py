@@ -6,9 +6,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from fisher_keras._version import __version__
 from fisher_keras.experiments.command_line import flags
-from fisher_keras.experiments.command_line.errors import one_line_errors
-from fisher_keras.experiments.command_line.quiet import start_tensorflow, without_notices
+from fisher_keras.experiments.command_line.errors import one_line_errors, raise_on_sigterm
+from fisher_keras.experiments.command_line.quiet import find_devices, without_notices
 from fisher_keras.experiments.command_line.table import COMMANDS, Command
 from fisher_keras.extras import require
 
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in {*_HELP, "help"}:
         print(_overview())
         sys.exit(0 if arguments else 2)
+    if arguments == ["--version"]:
+        print(f"fisher_keras {__version__}")
+        sys.exit()
     name = arguments.pop(0)
     command = COMMANDS.get(name.replace("-", "_"))
     if command is None:
@@ -43,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"fisher-keras: no command {name!r}{guess}; fisher-keras --help lists them")
     script = os.environ.pop("FISHER_KERAS_PROGRAM", None)
     program = shlex.quote(script) if script else f"fisher-keras {name.replace('-', '_')}"
+    if command.argument and arguments and not arguments[0].startswith("-"):
+        arguments[0] = f"--{command.argument}={arguments[0]}"
+    raise_on_sigterm()
+    sys.stdout.reconfigure(line_buffering=True)  # Also where there is no terminal.
     _run(command, program, arguments)
     sys.exit()
 
@@ -59,8 +67,8 @@ def _run(command: Command, program: str, arguments: Sequence[str]) -> None:
             values = flags.parse(config, program, arguments)
         options = flags.from_flags(config, values)
         with without_notices():
-            start_tensorflow()
             function = command.load_function()
+            find_devices()
         function(*command.arguments, options)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
@@ -31,8 +32,7 @@ def without_notices() -> Iterator[None]:
             del os.environ[_LEVEL]  # Processes that this one starts do the same.
 
 
-def start_tensorflow() -> None:
-    """Imports TensorFlow and has it look for GPUs, which is when it prints most."""
-    import tensorflow as tf
-
-    tf.config.list_physical_devices()  # Not the logical ones: they take the GPUs' memory.
+def find_devices() -> None:
+    """Has TensorFlow, if it is imported, look for GPUs, which is when it prints most."""
+    if tf := sys.modules.get("tensorflow"):
+        tf.config.list_physical_devices()  # Not the logical ones: they take the GPUs' memory.

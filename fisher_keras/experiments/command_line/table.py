@@ -23,6 +23,7 @@ class Command:
             `fisher_keras.experiments`.
         function: Function that gets `arguments` and an instance of it, likewise.
         arguments: What the function gets first.
+        argument: Flag whose value may stand alone, before all other flags.
         resume_flag: Flag that makes the command resume after it was stopped; None if the same
             flags do.
     """
@@ -32,6 +33,7 @@ class Command:
     options: str
     function: str
     arguments: tuple[str, ...] = ()
+    argument: str | None = None
     resume_flag: str | None = None
 
     def load_options(self) -> type:
@@ -61,7 +63,7 @@ def _scenario(name: str, summary: str) -> Command:
         summary,
         f"For example\n\n  {name} --preset=laptop --num_workers=2\n\n{_RESUMES}\n"
         "The command plot_results draws the results.",
-        "runs.experiment:ExperimentOptions",
+        "runs.run_options:ExperimentOptions",
         "scenarios.runs:run_scenario",
         (name,),
     )
@@ -72,7 +74,7 @@ def _table(number: int, summary: str, options: str) -> Command:
         summary,
         f"For example\n\n  table{number} --preset=laptop --num_workers=2\n\n{_RESUMES}\n"
         "The commands table1 and table2 read the same runs.",
-        f"comparisons.regularization:{options}",
+        f"comparisons.table_options:{options}",
         f"comparisons.regularization:make_table_{number}",
     )
 
@@ -83,7 +85,7 @@ COMMANDS = {
         "Each method is trained at several strengths. For example\n\n"
         f"  compare_methods --preset=laptop --num_workers=2\n\n{_RESUMES}\n"
         "The table of the finished runs is printed at the end.",
-        "runs.experiment:ExperimentOptions",
+        "runs.run_options:ExperimentOptions",
         "comparisons.methods:make_methods_table",
     ),
     "evaluate_metrics": Command(
@@ -101,22 +103,23 @@ COMMANDS = {
         "  plot_results --store=results/scenario_confusion_laptop \\\n"
         "    --store=results/scenario_batch_size_laptop --output=results/laptop\n\n"
         "A scenario does not have to be finished: the completed runs are drawn.",
-        "scenarios.plot:PlotConfig",
+        "scenarios.plot_config:PlotConfig",
         "scenarios.plot:plot_results",
     ),
     "pool": Command(
         "Trains a pool of networks that differ in many settings at once, by random search.",
         "For example\n\n  pool --preset=laptop --label_smoothing=0.1 --num_workers=2\n\n"
         f"{_RESUMES}\nThe command plot_results draws the results.",
-        "runs.experiment:ExperimentOptions",
+        "runs.run_options:ExperimentOptions",
         "scenarios.pool:run_pool",
     ),
     "quickstart": Command(
-        "Shows both halves of the paper in minutes, on handwritten digits.",
-        "A narrow CNN is trained without the regularizer, with its gradient clipping alone, and\n"
-        "with it. Then a ResNet-8 is trained on digits some of which have random labels, and\n"
-        "gamma-hat of the minima is compared with the test errors of the networks.\n"
-        f"{_RESUMES}\nChanged flags train only the networks that they concern.",
+        "Shows both halves of the paper in two minutes, on mislabelled handwritten digits.",
+        "A small CNN is trained on digits some of which have random labels: plainly, by\n"
+        "sharpness-aware minimization (SAM), and with the regularizer. Then gamma-hat of these\n"
+        "networks, and of networks trained on other numbers of random labels, is compared with\n"
+        "their test errors.\n"
+        "If the command is interrupted, run it again: finished networks are not trained again.",
         "quickstart.networks:Settings",
         "quickstart.report:report",
     ),
@@ -131,6 +134,14 @@ COMMANDS = {
     "scenario_confusion": _scenario(
         "scenario_confusion",
         "Scenario I of Section 7.1: minima of trainings with confusion sets of several sizes.",
+    ),
+    "status": Command(
+        "Shows the progress of an experiment: which runs are finished, at work or have failed.",
+        "For example\n\n  status results/scenario_confusion_laptop\n\n"
+        "It also works on another machine that sees the folder, and while the experiment runs.",
+        "status:StatusOptions",
+        "status:print_status",
+        argument="folder",
     ),
     "table1": _table(
         1, "Table 1: test errors with and without the regularizer (Section 7.2).", "TableOptions"

@@ -24,6 +24,7 @@ def make_table(
     name: str,
     preset: Preset,
     options: ExperimentOptions,
+    command: str,
     num_names: int = 1,
 ) -> None:
     """Executes the runs of an experiment that are missing, prints a table and writes it.
@@ -34,6 +35,7 @@ def make_table(
         name: Of the table's files, without suffix.
         preset: Of the runs.
         options: Of the experiment.
+        command: Name of the command that makes the table.
         num_names: Columns of names, see `markdown_table`.
 
     Raises:
@@ -41,7 +43,7 @@ def make_table(
         OSError: If the data or the store cannot be read or written.
         FailedRunsError: If runs failed; all others are finished.
     """
-    store = execute_runs(runs, preset, options)
+    store = execute_runs(runs, preset, options, title=command)
     networks = list(map(TrainedNetwork.of, store.records_of(runs)))
     if networks and not options.dry_run:
         publish_table(store.directory, name, table(networks), num_names)

@@ -126,7 +126,9 @@ def make_methods_table(options: ExperimentOptions) -> None:
         FailedRunsError: If runs failed; all others are finished.
     """
     preset = preset_of(PRESETS, options)
-    make_table(methods_runs(preset), methods_table, "methods", preset, options, num_names=2)
+    make_table(
+        methods_runs(preset), methods_table, "methods", preset, options, "compare_methods", 2
+    )
 
 
 def methods_table(networks: Sequence[TrainedNetwork]) -> list[list[str]]:

@@ -8,7 +8,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from fisher_keras.experiments.command_line.flags import option
 from fisher_keras.experiments.comparisons.common import (
     TEST_ERROR,
     Group,
@@ -21,7 +20,8 @@ from fisher_keras.experiments.comparisons.common import (
     num_flagged,
     result_of,
 )
-from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
+from fisher_keras.experiments.comparisons.table_options import Table2Options, TableOptions
+from fisher_keras.experiments.runs.experiment import preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork, excess_losses
@@ -68,24 +68,6 @@ PRESETS = {
     ),
     "smoke": _PAPER.smoke(values=(("cnn", "digits"), ("resnet", "digits"))),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class TableOptions(ExperimentOptions):
-    """Options of Table 1, also as flags."""
-
-    settings_file: str | None = option(
-        None, "Table of the regularizer's values, as for train_cifar.", group="experiment"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Table2Options(TableOptions):
-    """Options of Table 2, also as flags."""
-
-    normalize_logits: bool = option(
-        False, "Show gamma-hat of logits divided by 0.04 times their norm.", group="experiment"
-    )
 
 
 def regularization_runs(preset: Preset, settings_file: str | None = None) -> list[Run]:
@@ -136,7 +118,7 @@ def make_table_1(options: TableOptions) -> None:
     """
     preset = preset_of(PRESETS, options)
     runs = regularization_runs(preset, options.settings_file)
-    make_table(runs, table_1, "table1", preset, options)
+    make_table(runs, table_1, "table1", preset, options, "table1")
 
 
 def make_table_2(options: Table2Options) -> None:
@@ -156,7 +138,7 @@ def make_table_2(options: Table2Options) -> None:
     table = functools.partial(table_2, normalize_logits=options.normalize_logits)
     name = "table2_normalized" if options.normalize_logits else "table2"
     runs = regularization_runs(preset, options.settings_file)
-    make_table(runs, table, name, preset, options)
+    make_table(runs, table, name, preset, options, "table2")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,13 @@
-"""Both halves of the paper in minutes on two cores, on scikit-learn's handwritten digits.
+"""Both halves of the paper in two minutes, on handwritten digits of which some are mislabelled.
 
-The regularizer: a narrow CNN is trained without it, with its gradient clipping alone, and with it.
-The metric: a ResNet-8 is trained on digits some of which have random labels, and gamma-hat of the
-minima that it ends in is compared with their test errors (Section 7.1, Scenario I).
+A small CNN without batch normalization is trained on 200 of scikit-learn's digits, 60 of them with
+random labels, for 300 steps on the whole of them: plainly, by sharpness-aware minimization (SAM)
+and with the regularizer, all with the same clipping and label smoothing. Then gamma-hat of these
+networks, and of plain ones at other numbers of random labels, is compared with their test errors.
+
+rho of SAM and beta of the regularizer were chosen by the error on 397 images with right labels,
+which no network is trained or tested on, as the mean over the seeds 100 to 104; the quickstart's
+seeds start at 0. Decided before: rho out of 0.05, 0.1, 0.2, 0.4 and beta out of 500, 1,000, 2,000,
+4,000, then 0.7 and 1.4 times the best of these. Plain training stops early where the error on the
+same 397 images is lowest, of five moments, chosen for each network.
 """

@@ -1,86 +1,79 @@
-"""The figure of both halves: learning curves, and gamma-hat against the test error."""
+"""Figure of the quickstart: test errors by method, and gamma-hat against the test error."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from fisher_keras.experiments.quickstart.networks import METHODS
-from fisher_keras.experiments.quickstart.results import MethodRun, Minimum, ordering
-from fisher_keras.experiments.statistics.rank_correlation import LEVEL
+from fisher_keras.experiments.quickstart.networks import Settings
+from fisher_keras.experiments.quickstart.results import ARMS, Network, arms, ordering
 
-_FONT_SIZE = 10
-# Of Okabe and Ito, who chose them to be told apart by everybody.
-_METHOD_STYLES = {
-    "baseline": ("#0072B2", ":"),
-    "clipped": ("#E69F00", "--"),
-    "regularized": ("#009E73", "-"),
-}
-_SIZE_STYLES = (("#56B4E9", "o"), ("#CC79A7", "s"), ("#D55E00", "D"), ("#000000", "^"))
+_LABELS = ("plain", "SAM", "Fisher", "plain,\nstopped\nearly")
+_MARKERS = {"plain": "o", "sam": "s", "fisher": "^"}
+_FISHER = "#009E73"  # Of Okabe and Ito, whose colors can be told apart by everybody.
 
 
-def quickstart_figure(runs: Sequence[MethodRun], minima: Sequence[Minimum]) -> Figure:
-    """Draws three panels: training loss and test error of the methods, and the minima.
+def quickstart_figure(networks: Sequence[Network], settings: Settings) -> Figure:
+    """Draws both panels.
 
     Args:
-        runs: Of the first half.
-        minima: Of the second half.
+        networks: All networks.
+        settings: Their settings.
 
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(2, 1), wspace=0.02)
-    left.suptitle("The regularizer: training without it and with it")
-    losses, errors = left.subplots(1, 2)
-    _draw_curves(losses, runs, "train_losses")
-    losses.set_title("training cross-entropy, mean over the epoch", fontsize=_FONT_SIZE)
-    losses.legend(title=f"mean and range of {len(runs) // len(METHODS)} seeds", frameon=False)
-    _draw_curves(errors, runs, "test_errors")
-    errors.set_title("test error (%)", fontsize=_FONT_SIZE)
-    right.suptitle(r"The metric: $\hat\gamma$ against the test error")
-    scatter = right.subplots()
-    _draw_minima(scatter, minima)
-    for axes in (losses, errors, scatter):
-        axes.grid(alpha=0.3)
+    figure = Figure(figsize=(7.8, 4.1), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_methods(left, arms(networks, settings.wrong_labels))
+    share = 100 * settings.wrong_labels / settings.train_size
+    left.set_title(f"{share:.0f} % random training labels")
+    _draw_order(right, networks, settings)
+    for axes in (left, right):
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("test error (%)")
+        axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _draw_curves(axes: Axes, runs: Sequence[MethodRun], name: str) -> None:
-    """Draws a quantity against epochs: mean over the seeds, and their range."""
-    for method, (color, line) in _METHOD_STYLES.items():
-        curves = np.array([getattr(run, name) for run in runs if run.method == method])
-        epochs = np.arange(1, curves.shape[1] + 1)
-        axes.plot(epochs, curves.mean(axis=0), line, color=color, label=method, linewidth=1.8)
-        low, high = curves.min(axis=0), curves.max(axis=0)
-        axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set(xlabel="epoch", yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _draw_methods(axes: Axes, groups: dict[str, list[Network]]) -> None:
+    """Draws a line for each seed over the methods, and the mean of each method."""
+    errors = np.array([[network.test_error for network in groups[arm]] for arm in ARMS])
+    places = np.arange(len(ARMS))
+    axes.plot(places, errors, "-o", color="0.7", linewidth=0.8, markersize=3)
+    for place, mean, arm in zip(places, errors.mean(axis=1), ARMS, strict=True):
+        color = _FISHER if arm == "fisher" else "black"
+        axes.plot([place - 0.25, place + 0.25], [mean, mean], color=color, linewidth=3)
+        bottom = {"xycoords": axes.get_xaxis_transform(), "ha": "center", "fontweight": "bold"}
+        axes.annotate(f"{mean:.1f}", (place, 0.03), color=color, **bottom)
+    axes.set_xticks(places, _LABELS)
+    axes.set_xlim(-0.5, len(ARMS) - 0.5)
+    axes.set_xlabel(f"gray: {errors.shape[1]} seeds; bar and number: their mean")
 
 
-def _draw_minima(axes: Axes, minima: Sequence[Minimum]) -> None:
-    sizes = sorted({minimum.confusion_size for minimum in minima})
-    for index, size in enumerate(sizes):
-        color, marker = _SIZE_STYLES[index % len(_SIZE_STYLES)]
-        of_size = [minimum for minimum in minima if minimum.confusion_size == size]
-        axes.plot(
-            [minimum.gamma_hat for minimum in of_size],
-            [minimum.test_error for minimum in of_size],
-            marker,
-            color=color,
-            label=str(size),
-            markersize=7,
-            alpha=0.85,
+def _draw_order(axes: Axes, networks: Sequence[Network], settings: Settings) -> None:
+    """Draws a point for each network, its color the share of random labels."""
+    for method, marker in _MARKERS.items():
+        of_method = [network for network in networks if network.method == method]
+        points = axes.scatter(
+            [network.gamma_hat for network in of_method],
+            [network.test_error for network in of_method],
+            c=[100 * network.wrong_labels / settings.train_size for network in of_method],
+            vmin=0,
+            vmax=100 * max(network.wrong_labels for network in networks) / settings.train_size,
+            cmap="viridis_r",
+            marker=marker,
+            edgecolors="black",
+            linewidths=0.5,
+            label=_LABELS[ARMS.index(method)],
         )
-    axes.set(xlabel=r"$\hat\gamma$ (a point is a network)", ylabel="test error (%)")
-    axes.set_ylim(bottom=0)
-    axes.legend(title="random labels", frameon=False)
-    tau = ordering(minima).tau
-    if not np.isnan(tau.value):
-        interval = f"{100 * LEVEL:g} %: {tau.low:.2f} to {tau.high:.2f}"
-        axes.set_title(rf"Kendall's $\tau$ {tau.value:.2f} ({interval})", fontsize=_FONT_SIZE)
+    axes.figure.colorbar(points, ax=axes, label="random labels (%)")
+    for handle in axes.legend(frameon=False, loc="upper left").legend_handles:
+        handle.set_array(None)  # Else it has a color of its own.
+        handle.set_facecolor("0.8")
+    axes.set_xlabel(r"$\hat\gamma$ of training images (lower is better)")
+    tau = ordering(networks)
+    value = "" if np.isnan(tau.value) else rf": Kendall's $\tau$ = {tau.value:.2f}"
+    axes.set_title(f"{len(networks)} networks{value}")

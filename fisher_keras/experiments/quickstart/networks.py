@@ -1,136 +1,83 @@
-"""Which networks the quickstart trains, and how."""
+"""Networks of the quickstart, as runs of an experiment store."""
 
 import dataclasses
-import hashlib
-import json
 
-from fisher_keras.experiments.command_line.flags import option
-from fisher_keras.experiments.training.config import TrainingConfig, resolve
-from fisher_keras.models import RegularizerSettings
+from fisher_keras.experiments.command_line.flags import check_options, option
+from fisher_keras.experiments.runs.store import Run
 
-# Algorithm 1 clips the gradient, too: "clipped" is the baseline with only that, so that what the
-# regularizer itself does can be told apart.
-METHODS = ("baseline", "clipped", "regularized")
-# Section 4: without it no minimum exists.
-LABEL_SMOOTHING = 0.1
-_NOT_OF_THE_NETWORK = ("data_dir", "download", "output_dir", "resume")
+EXPERIMENT = "quickstart"
+METHODS = ("plain", "sam", "fisher")
+# rho of SAM and beta of the regularizer; the package's docstring says how they were chosen.
+STRENGTHS = {"plain": None, "sam": 0.28, "fisher": 1400.0}
+RECIPE_VERSION = 1  # To be raised when the same settings no longer give the same networks.
+# Time of one network relative to a plain one, measured on one core.
+COSTS = {"plain": 1.0, "sam": 1.4, "fisher": 2.4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the quickstart can be told; the fields' texts are those of --help.
-
-    A seed gives all networks the same training images, and those of one half the same first
-    weights.
+    """Size of the quickstart.
 
     Attributes:
-        confusion_sizes: Further images, trained on with random labels, in the second half.
-        num_samples: N', images a trial of gamma-hat.
-        num_trials: T.
+        train_size: Training images, drawn at random for each seed.
+        wrong_labels: Those of them that get random labels when the methods are compared.
+        other_wrong_labels: Further numbers, at which plain networks are trained for the metric.
+        other_seeds: Plain networks at each of these numbers.
+        steps: Training steps, each on all training images at once.
+        num_samples: N', images in a sample of gamma-hat.
+        num_trials: T, samples of gamma-hat.
     """
 
-    seeds: int = option(
-        4, "Networks of each method, for the regularizer.", group="quickstart", least=2
-    )
-    minima_seeds: int = option(
-        3, "Networks of each number of random labels, for the metric.", group="quickstart", least=2
-    )
-    train_size: int = option(
-        400, "Training images, drawn at random for each seed.", group="quickstart", least=1
-    )
-    epochs: int = option(40, "Passes over the training images.", group="quickstart", least=1)
+    seeds: int = option(8, "Networks that each method trains.", group="quickstart", least=2)
     output_dir: str = option(
         "results/quickstart", "Folder of the networks and the results.", group="quickstart"
     )
-    confusion_sizes: tuple[int, ...] = (0, 100, 200)
+    train_size: int = 200
+    wrong_labels: int = 60
+    other_wrong_labels: tuple[int, ...] = (0, 30, 90, 120)
+    other_seeds: int = 4
+    steps: int = 300
     num_samples: int = 50
     num_trials: int = 20
 
+    def __post_init__(self) -> None:
+        """Checks the options.
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A network to train.
-
-    Attributes:
-        group: One of `METHODS`, or the size of its confusion set.
-        training: How it is trained; the folder is not in it.
-        epoch_cost: What an epoch takes, in those of the baseline: for the time left.
-    """
-
-    group: str | int
-    training: TrainingConfig
-    epoch_cost: float = 1.0
-
-    @property
-    def label(self) -> str:
-        """What messages call it."""
-        kind = self.group if self.group in METHODS else f"{self.group} random labels"
-        return f"seed {self.training.seed}, {kind}"
-
-    @property
-    def name(self) -> str:
-        """The name of its folder: with other settings it is another one."""
-        settings = dataclasses.asdict(resolve(self.training))
-        decisive = {name: settings[name] for name in settings if name not in _NOT_OF_THE_NETWORK}
-        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-        kind = self.group if self.group in METHODS else f"confusion{self.group}"
-        return f"{kind}_seed{self.training.seed}_{digest}"
+        Raises:
+            ValueError: If a value cannot be used.
+        """
+        check_options(self)
 
 
-def networks(settings: Settings) -> list[Network]:
-    """Returns the networks of both halves, all of a seed before the next.
+def quickstart_runs(settings: Settings) -> list[Run]:
+    """Returns the runs, all methods of a seed before the next seed.
 
     Args:
-        settings: How many, and how large.
+        settings: Their number and size.
 
     Returns:
-        For each seed one of each method, then one of each size of the confusion set.
+        A run for each method and seed, then one for each further number of wrong labels and seed.
     """
-    wanted = []
-    for seed in range(max(settings.seeds, settings.minima_seeds)):
-        if seed < settings.seeds:
-            wanted += [_of_method(settings, method, seed) for method in METHODS]
-        if seed < settings.minima_seeds:
-            wanted += [_with_confusion(settings, size, seed) for size in settings.confusion_sizes]
-    return wanted
+    compared = [
+        _run(settings, method, settings.wrong_labels, seed)
+        for seed in range(settings.seeds)
+        for method in METHODS
+    ]
+    others = [
+        _run(settings, "plain", wrong_labels, seed)
+        for seed in range(settings.other_seeds)
+        for wrong_labels in settings.other_wrong_labels
+    ]
+    return compared + others
 
 
-def _of_method(settings: Settings, method: str, seed: int) -> Network:
-    regularizer = RegularizerSettings()
-    options = {
-        "baseline": {},
-        "clipped": {"clip_norm": regularizer.clip_norm},
-        "regularized": {"regularize": True, **dataclasses.asdict(regularizer)},
+def _run(settings: Settings, method: str, wrong_labels: int, seed: int) -> Run:
+    shared = ("train_size", "steps", "num_samples", "num_trials")
+    config = {
+        "method": method,
+        "strength": STRENGTHS[method],
+        "wrong_labels": wrong_labels,
+        **{name: getattr(settings, name) for name in shared},
     }
-    training = TrainingConfig(
-        arch="cnn",
-        width=0.25,
-        # Half the recipe's: there, or with fewer images, the baseline got stuck from some seeds.
-        learning_rate=0.005,
-        **_common(settings, seed),
-        **options[method],
-    )
-    return Network(method, training, epoch_cost=3.0 if method == "regularized" else 1.0)
-
-
-def _with_confusion(settings: Settings, size: int, seed: int) -> Network:
-    training = TrainingConfig(
-        arch="resnet",
-        depth=8,
-        width=8,
-        label_smoothing=LABEL_SMOOTHING,
-        confusion_size=size,
-        **_common(settings, seed),
-    )
-    return Network(size, training, epoch_cost=1.5)
-
-
-def _common(settings: Settings, seed: int) -> dict:
-    return {
-        "dataset": "digits",
-        "augmentation": "no-aug",
-        "train_size": settings.train_size,
-        "epochs": settings.epochs,
-        "batch_size": 50,
-        "seed": seed,
-    }
+    label = f"seed {seed}, {wrong_labels} wrong labels, {method}"
+    return Run(EXPERIMENT, config, seed, RECIPE_VERSION, label)

@@ -1,52 +1,80 @@
-"""The quickstart from settings to text, figure and files."""
+"""The quickstart from settings to networks, text and figure."""
 
-import dataclasses
-import json
-import pathlib
+import time
+from collections.abc import Sequence
 
 from fisher_keras.experiments.quickstart.figure import quickstart_figure
-from fisher_keras.experiments.quickstart.networks import Settings
-from fisher_keras.experiments.quickstart.next_commands import next_commands
-from fisher_keras.experiments.quickstart.results import error_differences, ordering
-from fisher_keras.experiments.quickstart.run import carry_out
-from fisher_keras.experiments.quickstart.text import summary
+from fisher_keras.experiments.quickstart.networks import COSTS, Settings, quickstart_runs
+from fisher_keras.experiments.quickstart.results import Network
+from fisher_keras.experiments.quickstart.text import (
+    next_commands,
+    results_table,
+    sentences,
+    wrapped,
+)
+from fisher_keras.experiments.quickstart.training import draw_digits, train_network
+from fisher_keras.experiments.runs.process import execute
+from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.files import replacing
-from fisher_keras.metrics.trials import json_ready
 
 
 def report(settings: Settings) -> None:
-    """Trains what is not trained yet, prints the text, and saves results and figure.
+    """Trains the networks that are not finished, prints the text and draws the figure.
 
     Args:
-        settings: How many networks, and how large. `output_dir` gets their folders in `runs/`,
-            and `results.json`, `quickstart.png` and `quickstart.pdf`.
+        settings: Number and size of the networks. `output_dir` gets their runs and
+            `quickstart.png`.
 
     Raises:
-        OSError: If the folder cannot be written.
-        ValueError: If a setting cannot be used.
+        ImportError: If scikit-learn is not installed.
+        OSError: If the folder cannot be read or written.
+        ValueError: If another command works in the folder, or a record in it is damaged.
     """
-    folder = pathlib.Path(settings.output_dir).expanduser()
-    runs, minima = carry_out(settings, folder / "runs")
-    results = {
-        "settings": dataclasses.asdict(settings),
-        "methods": [dataclasses.asdict(run) for run in runs],
-        "differences": {
-            method: dataclasses.asdict(difference)
-            for method, difference in error_differences(runs).items()
-        },
-        "minima": [dataclasses.asdict(minimum) | {"model": None} for minimum in minima],
-        "ordering": dataclasses.asdict(ordering(minima)),
-    }
-    with replacing(folder / "results.json") as part:
-        part.write_text(json.dumps(json_ready(results), indent=2, allow_nan=False) + "\n")
-    figure = quickstart_figure(runs, minima)
-    for suffix in ("png", "pdf"):
-        with replacing(folder / f"quickstart.{suffix}") as part:
-            figure.savefig(part, dpi=150)
-    commands = "\n".join(f"  {command}" for command in next_commands(settings, minima))
-    print(
-        f"\n{summary(settings, runs, minima)}\n\n"
-        f"Figure and results are in {folder}.\n\n"
-        "Next, try (the first two download CIFAR-10, and take long without a GPU)\n"
-        f"{commands}"
+    store = ExperimentStore(settings.output_dir)
+    runs = quickstart_runs(settings)
+    draw_digits(
+        settings.train_size, 0, seed=0
+    )  # What is missing is said before the first network.
+    with store.locked():
+        train_missing(runs, store)
+    networks = [Network.of(record) for record in store.records_of(runs)]
+    path = store.directory / "quickstart.png"
+    with replacing(path) as part:
+        quickstart_figure(networks, settings).savefig(part, dpi=150)
+    about = (
+        f"Test error after {settings.steps} steps on {settings.train_size} digits, of which "
+        f"{settings.wrong_labels} have random labels: mean ± standard deviation over "
+        f"{settings.seeds} seeds, and the difference of the same seeds with its 95 % interval. "
+        "rho and beta were chosen on five other seeds."
     )
+    print(f"\n{wrapped(about)}\n\n{results_table(networks, settings)}")
+    for sentence in sentences(networks, settings):
+        print(f"\n{wrapped(sentence)}")
+    print(f"\nThe figure is {path}.\n\nNext, try:", *next_commands(), sep="\n  ", flush=True)
+
+
+def train_missing(runs: Sequence[Run], store: ExperimentStore) -> None:
+    """Trains one network after the other in this process, and prints a line for each.
+
+    Args:
+        runs: All runs.
+        store: Those that are finished there are not trained again.
+    """
+    finished = {record.key for record in store.records()}
+    missing = [run for run in runs if run.key not in finished]
+    print(f"{len(missing)} of {len(runs)} small networks are to be trained.", flush=True)
+    costs = [COSTS[run.config["method"]] for run in missing]
+    start = time.monotonic()
+    try:
+        for index, run in enumerate(missing, start=1):
+            execute(store.write_definition(run, train_network))
+            seconds = time.monotonic() - start
+            left = seconds / sum(costs[:index]) * sum(costs[index:])
+            error = store.record(run).result["test_error"]
+            place = f"[{index:>{len(str(len(missing)))}}/{len(missing)}]"
+            print(
+                f"{place} {run.label}: test error {error:.1f} %; about {left:.0f} s left",
+                flush=True,
+            )
+    finally:
+        store.write_lines()

@@ -1,147 +1,112 @@
-"""What the trained networks came to, and the statistics that the quickstart's text rests on."""
+"""Results of the quickstart's networks, and the statistics that its sentences rest on."""
 
 import dataclasses
-import itertools
-import pathlib
+import math
 from collections.abc import Sequence
 
 from fisher_keras.experiments.quickstart.networks import METHODS
-from fisher_keras.experiments.statistics.convergence import convergence_flags
+from fisher_keras.experiments.runs.store import Record
 from fisher_keras.experiments.statistics.paired import PairedDifference, paired_difference
-from fisher_keras.experiments.statistics.rank_correlation import (
-    Estimate,
-    granulated_kendall,
-    kendall_correlation,
-)
+from fisher_keras.experiments.statistics.rank_correlation import Estimate, kendall_correlation
+
+STOPPED = "stopped"  # Plain training, stopped where the validation error is lowest.
+ARMS = (*METHODS, STOPPED)
 
 
 @dataclasses.dataclass(frozen=True)
-class MethodRun:
-    """A network of the first half.
+class Network:
+    """A trained network.
 
     Attributes:
         method: One of `METHODS`.
+        wrong_labels: Number of training images with random labels.
         seed: Of everything that is random.
-        train_losses: Cross-entropy of each epoch in nats, the mean over its steps while the
-            weights move.
-        test_errors: After each epoch, in percent.
-        train_loss: Cross-entropy of the training images after the last epoch, in nats.
-        parameters: W.
+        test_error: After the last step, in percent.
+        stopped_error: Test error at the stop of the lowest validation error, in percent.
+        wrong_labels_fitted: Percentage of the random labels that it gives back; NaN without any.
+        gamma_hat: Of the training images.
+        excess_loss: Training loss over the least that the labels allow, in nats.
     """
 
     method: str
-    seed: int
-    train_losses: tuple[float, ...]
-    test_errors: tuple[float, ...]
-    train_loss: float
-    parameters: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Minimum:
-    """A network of the second half.
-
-    Attributes:
-        confusion_size: Images with random labels that it was trained on.
-        seed: Of everything that is random.
-        test_error: In percent.
-        train_error: Of all images that it was trained on, those with random labels among them, in
-            percent.
-        excess_loss: Cross-entropy of the training images over the least that their smoothed labels
-            allow, in nats; the images with random labels not among them.
-        gamma_hat: Of the same images.
-        parameters: W.
-        model: The `.keras` file.
-    """
-
-    confusion_size: int
+    wrong_labels: int
     seed: int
     test_error: float
-    train_error: float
-    excess_loss: float
+    stopped_error: float
+    wrong_labels_fitted: float
     gamma_hat: float
-    parameters: int
-    model: pathlib.Path
+    excess_loss: float
+
+    @classmethod
+    def of(cls, record: Record) -> "Network":
+        """Returns the network of a finished run.
+
+        Args:
+            record: A record of the store, see `training.train_network`.
+        """
+        config, result = record.config, record.result
+        fitted = result["wrong_labels_fitted"]
+        best = min(result["stops"].values(), key=lambda stop: stop["validation"])
+        return cls(
+            config["method"],
+            config["wrong_labels"],
+            record.seed,
+            result["test_error"],
+            best["test"],
+            math.nan if fitted is None else fitted,
+            float(result["gamma_hat"]),  # JSON has -inf as text.
+            result["excess_loss"],
+        )
 
 
-@dataclasses.dataclass(frozen=True)
-class Ordering:
-    """How gamma-hat orders the networks of the second half against their test errors.
-
-    Attributes:
-        tau: Kendall's tau of gamma-hat and the test error over all networks.
-        tau_within_sizes: The same among the networks of one size, the mean over the sizes.
-        tau_of_loss: Kendall's tau of the excess training loss and the test error.
-        num_seeds: Of how many seeds there are networks.
-        num_ordered_seeds: In how many of them gamma-hat puts the sizes in the order of their test
-            errors, without an exception or a tie.
-        not_converged: What keeps networks from being minima such as the others.
-    """
-
-    tau: Estimate
-    tau_within_sizes: float
-    tau_of_loss: Estimate
-    num_seeds: int
-    num_ordered_seeds: int
-    not_converged: tuple[str, ...]
-
-
-def error_differences(runs: Sequence[MethodRun]) -> dict[str, PairedDifference]:
-    """Returns the final test error of the regularized networks less that of each other method.
+def arms(networks: Sequence[Network], wrong_labels: int) -> dict[str, list[Network]]:
+    """Returns the networks that are compared, by method, in the order of their seeds.
 
     Args:
-        runs: Of each method from the same seeds, at least two.
+        networks: All networks.
+        wrong_labels: Number of random labels at which the methods are compared.
 
     Returns:
-        For each other method, in percentage points.
+        Lists of one length. Those of `STOPPED` are the plain ones, with their error at the stop.
     """
-    errors = {
-        method: {run.seed: run.test_errors[-1] for run in runs if run.method == method}
+    in_order = sorted(networks, key=lambda network: network.seed)
+    groups = {
+        method: [
+            one for one in in_order if (one.method, one.wrong_labels) == (method, wrong_labels)
+        ]
         for method in METHODS
     }
-    regularized = errors.pop("regularized")
-    return {
-        method: paired_difference(
-            list(regularized.values()), [values[seed] for seed in regularized]
-        )
-        for method, values in errors.items()
-    }
+    groups[STOPPED] = [
+        dataclasses.replace(one, test_error=one.stopped_error) for one in groups["plain"]
+    ]
+    return groups
 
 
-def ordering(minima: Sequence[Minimum]) -> Ordering:
-    """Compares the order of gamma-hat with that of the test errors.
+def differences(groups: dict[str, list[Network]]) -> dict[str, PairedDifference]:
+    """Returns the test error of the regularized networks less that of each other arm.
 
     Args:
-        minima: Of each size of the confusion set from the same seeds.
+        groups: See `arms`.
 
     Returns:
-        The statistics.
+        For each other arm, in percentage points.
     """
-    gamma_hat, errors, losses, sizes = (
-        [getattr(minimum, name) for minimum in minima]
-        for name in ("gamma_hat", "test_error", "excess_loss", "confusion_size")
-    )
-    seeds = sorted({minimum.seed for minimum in minima})
-    flags = convergence_flags(losses, [minimum.train_error for minimum in minima])
-    return Ordering(
-        tau=kendall_correlation(gamma_hat, errors),
-        tau_within_sizes=granulated_kendall(gamma_hat, errors, sizes),
-        tau_of_loss=kendall_correlation(losses, errors),
-        num_seeds=len(seeds),
-        num_ordered_seeds=sum(_is_ordered(minima, seed) for seed in seeds),
-        not_converged=tuple(
-            f"{minimum.confusion_size} random labels, seed {minimum.seed}: {', '.join(reasons)}"
-            for minimum, reasons in zip(minima, flags, strict=True)
-            if reasons
-        ),
-    )
+    errors = {arm: [network.test_error for network in groups[arm]] for arm in groups}
+    fisher = errors.pop("fisher")
+    return {arm: paired_difference(fisher, errors[arm]) for arm in errors}
 
 
-def _is_ordered(minima: Sequence[Minimum], seed: int) -> bool:
-    by_error = sorted(
-        (minimum.test_error, minimum.gamma_hat) for minimum in minima if minimum.seed == seed
-    )
-    return all(
-        error < next_error and gamma_hat < next_gamma_hat
-        for (error, gamma_hat), (next_error, next_gamma_hat) in itertools.pairwise(by_error)
+def ordering(networks: Sequence[Network], metric: str = "gamma_hat") -> Estimate:
+    """Returns Kendall's tau of a metric and the test error over all networks.
+
+    Args:
+        networks: All networks.
+        metric: "gamma_hat" or "excess_loss".
+
+    Returns:
+        The coefficient, with its interval.
+    """
+    return kendall_correlation(
+        [getattr(network, metric) for network in networks],
+        [network.test_error for network in networks],
     )

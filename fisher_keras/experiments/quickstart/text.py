@@ -1,170 +1,136 @@
-"""What the quickstart prints: tables, and what can and cannot be said of them."""
+"""Text of the quickstart: the table, three sentences and the next commands."""
 
-import math
+import os
+import pathlib
+import shlex
 import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 
-from fisher_keras.experiments.quickstart.networks import LABEL_SMOOTHING, METHODS, Settings
+from fisher_keras.experiments.quickstart.networks import STRENGTHS, Settings
 from fisher_keras.experiments.quickstart.results import (
-    MethodRun,
-    Minimum,
-    error_differences,
+    ARMS,
+    STOPPED,
+    Network,
+    arms,
+    differences,
     ordering,
 )
+from fisher_keras.experiments.quickstart.training import STOPS, VALIDATION_SIZE
 from fisher_keras.experiments.statistics.paired import PairedDifference
 from fisher_keras.experiments.statistics.rank_correlation import LEVEL, Estimate
 from fisher_keras.experiments.statistics.text_tables import aligned_table, mean_and_std
 
+_CHECKOUT = pathlib.Path(__file__).parents[3]
+_NEXT = (
+    ("train_cifar", "--dataset=digits --method=fisher --output_dir=runs/fisher"),
+    ("evaluate_metrics", "--dataset=digits --model=runs/fisher/last.keras"),
+    ("compare_methods", "--preset=laptop --dry_run"),
+)
+_INTERVAL = f"{100 * LEVEL:g} % interval"
+_NAMES = {
+    "plain": "plain training",
+    "sam": "sharpness-aware minimization (SAM)",
+    STOPPED: "that",
+}
 
-def summary(settings: Settings, runs: Sequence[MethodRun], minima: Sequence[Minimum]) -> str:
-    """Returns the text of both halves.
+
+def results_table(networks: Sequence[Network], settings: Settings) -> str:
+    """Returns the table: a line for each method, mean ± standard deviation over the seeds.
 
     Args:
-        settings: How the networks were trained.
-        runs: Of the first half, of each method from the same seeds.
-        minima: Of the second, of each size of the confusion set from the same seeds.
-
-    Returns:
-        Tables of mean ± standard deviation over the seeds, and sentences.
+        networks: All networks.
+        settings: Their settings.
     """
-    about = (
-        f"All networks: {settings.train_size} handwritten digits, {settings.epochs} epochs, no "
-        "augmentation. All tables: mean ± standard deviation over the seeds."
-    )
-    first = (
-        f"A narrow CNN of {runs[0].parameters:,} parameters from {settings.seeds} seeds. clipped: "
-        "with the regularized method's gradient clipping alone. Training loss: cross-entropy."
-    )
-    second = (
-        f"A ResNet-8 of {minima[0].parameters:,} parameters from {settings.minima_seeds} seeds, "
-        "trained on further digits with random labels, too; label smoothing "
-        f"{LABEL_SMOOTHING:g}. gamma-hat: of "
-        f"{settings.num_trials} samples of {settings.num_samples} digits with their own labels; "
-        "lower is better. Excess loss: of all of these, the cross-entropy over the least that "
-        "smoothed labels allow. Training error: of all digits trained on, random labels too."
-    )
-    return "\n\n".join(
-        [
-            _wrapped(about),
-            "HOW to find minima that generalize: the regularizer (Section 6, Algorithm 1)",
-            _wrapped(first),
-            method_table(runs),
-            _wrapped(*method_sentences(runs)),
-            "WHICH minima generalize: the metric gamma-hat (Sections 5.3 and 7.1, Scenario I)",
-            _wrapped(second),
-            minimum_table(minima),
-            _wrapped(*minimum_sentences(minima)),
-        ]
-    )
-
-
-def method_table(runs: Sequence[MethodRun]) -> str:
-    """Returns a line a method: what the last epoch left."""
-    rows = [["", "test error (%)", "training loss"]]
-    for method in METHODS:
-        of_method = [run for run in runs if run.method == method]
-        errors = mean_and_std([run.test_errors[-1] for run in of_method], 2)
-        losses = mean_and_std([run.train_loss for run in of_method], 4)
-        rows.append([method, errors, losses])
+    groups = arms(networks, settings.wrong_labels)
+    found = differences(groups)
+    rows = [["", "test error (%)", "fisher less this", "random labels fitted (%)", "gamma-hat"]]
+    for arm in ARMS:
+        strength = {"sam": " (rho {:g})", "fisher": " (beta {:g})"}.get(arm, "")
+        cells = [mean_and_std([network.test_error for network in groups[arm]], 1)]
+        cells.append(_points(found[arm]) if arm in found else "-")
+        for name in ("wrong_labels_fitted", "gamma_hat"):
+            values = [getattr(network, name) for network in groups[arm]]
+            cells.append("-" if arm == STOPPED else mean_and_std(values, 0))
+        name = "plain, stopped early" if arm == STOPPED else arm
+        rows.append([name + strength.format(STRENGTHS.get(arm)), *cells])
     return aligned_table(rows)
 
 
-def method_sentences(runs: Sequence[MethodRun]) -> list[str]:
-    """Says of each difference in test error whether it is more than the seeds' noise."""
+def sentences(networks: Sequence[Network], settings: Settings) -> list[str]:
+    """Returns three sentences: against plain training and SAM, against stopping, the metric.
+
+    Args:
+        networks: All networks.
+        settings: Their settings.
+
+    Returns:
+        The sentences. A difference whose interval contains 0 is called noise.
+    """
+    groups = arms(networks, settings.wrong_labels)
+    found = differences(groups)
+    errors = {arm: np.mean([one.test_error for one in groups[arm]]) for arm in groups}
+    share = 100 * settings.wrong_labels / settings.train_size
     return [
-        f"Test error of regularized less {method}, from the same seed: {_points(difference)}: "
-        f"{_verdict(difference)}."
-        for method, difference in error_differences(runs).items()
+        f"With random labels on {share:.0f} % of the training images, the regularizer ends with a "
+        f"test error of {errors['fisher']:.1f} %: {_verdict('plain', found)}, and "
+        f"{_verdict('sam', found)}.",
+        f"Plain training that stops at the best of {len(STOPS)} moments ends with "
+        f"{errors[STOPPED]:.1f} %, and the regularizer's error is {_verdict(STOPPED, found)}; "
+        f"only clean labels tell that moment, here of {VALIDATION_SIZE} more images, while the "
+        "regularizer needs neither clean labels nor a stopping time.",
+        f"Over all {len(networks)} networks, {_order(networks)}.",
     ]
+
+
+def next_commands() -> list[str]:
+    """Returns three commands, ready for a shell in the present folder."""
+    return [f"{_program(name)} {flags}" for name, flags in _NEXT]
+
+
+def wrapped(text: str) -> str:
+    """Returns a paragraph in lines that fit a terminal."""
+    return textwrap.fill(text, width=88)
 
 
 def _points(difference: PairedDifference) -> str:
-    return (
-        f"{difference.mean:+.2f} points in the mean, {100 * LEVEL:g} % interval (Student's t) "
-        f"{difference.low:+.2f} to {difference.high:+.2f}"
-    )
+    return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
 
 
-def _verdict(difference: PairedDifference) -> str:
-    if math.isclose(difference.low, difference.high, abs_tol=1e-6):
-        return f"the same from all {difference.num_pairs} seeds"
+def _verdict(arm: str, found: dict[str, PairedDifference]) -> str:
+    """Returns the comparison of the regularizer with another arm, in words."""
+    difference = found[arm]
+    mean, low, high = difference.mean, difference.low, difference.high
     if difference.is_within_noise:
-        return f"within the noise of {difference.num_pairs} seeds"
-    kind = "lower" if difference.mean < 0 else "higher"
-    return f"{kind} by more than the noise of {difference.num_pairs} seeds"
-
-
-def minimum_table(minima: Sequence[Minimum]) -> str:
-    """Returns a line a size of the confusion set."""
-    columns = (
-        ("test error (%)", "test_error", 2),
-        ("gamma-hat", "gamma_hat", 1),
-        ("excess loss", "excess_loss", 4),
-        ("training error (%)", "train_error", 2),
-    )
-    rows = [["random labels", *(title for title, _, _ in columns)]]
-    for size in sorted({minimum.confusion_size for minimum in minima}):
-        of_size = [minimum for minimum in minima if minimum.confusion_size == size]
-        rows.append(
-            [
-                str(size),
-                *(
-                    mean_and_std([getattr(minimum, name) for minimum in of_size], digits)
-                    for _, name, digits in columns
-                ),
-            ]
+        return (
+            f"the same as {_NAMES[arm]} within the noise of {difference.num_pairs} seeds "
+            f"({mean:+.1f} points, {_INTERVAL} {low:+.1f} to {high:+.1f})"
         )
-    return aligned_table(rows)
+    kind = "higher"
+    if mean < 0:
+        kind, mean, low, high = "lower", -mean, -high, -low
+    return f"{mean:.1f} points {kind} than {_NAMES[arm]} ({_INTERVAL} {low:.1f} to {high:.1f})"
 
 
-def minimum_sentences(minima: Sequence[Minimum]) -> list[str]:
-    """Says how far gamma-hat orders the networks, and what that does not show."""
-    found = ordering(minima)
-    sentences = [
-        "gamma-hat puts the sizes in the order of their test errors from "
-        f"{found.num_ordered_seeds} of {found.num_seeds} seeds.",
-        f"Kendall's tau of gamma-hat with the test error over the {len(minima)} networks: "
-        f"{_estimate(found.tau)}: {_meaning(found.tau)}.",
-    ]
-    if not np.isnan(found.tau_within_sizes):
-        sentences.append(
-            "Among networks of one size, which only the seed tells apart, tau is "
-            f"{found.tau_within_sizes:.2f} in the mean."
-        )
-    if found.tau_of_loss.low > 0:
-        sentences.append(
-            f"But the excess loss orders them, too (tau {_estimate(found.tau_of_loss)}): here "
-            "gamma-hat may tell no more than how well the labels are fitted."
-        )
-    if found.not_converged:
-        sentences.append(
-            "Not at such a minimum as the metric assumes, but counted: "
-            f"{len(found.not_converged)} of {len(minima)} networks ({found.not_converged[0]}, "
-            "for example)."
-        )
-    return sentences
-
-
-def _estimate(estimate: Estimate) -> str:
-    if np.isnan(estimate.value):
-        return "undefined"
-    return (
-        f"{estimate.value:.2f}, {100 * LEVEL:g} % interval (bootstrap) {estimate.low:.2f} to "
-        f"{estimate.high:.2f}"
-    )
-
-
-def _meaning(tau: Estimate) -> str:
+def _order(networks: Sequence[Network]) -> str:
+    tau, tau_of_loss = ordering(networks), ordering(networks, "excess_loss")
     if np.isnan(tau.value):
-        return "all are equal"
-    if tau.low > 0:
-        return "lower gamma-hat goes with lower test error, as the paper says"
-    if tau.high < 0:
-        return "lower gamma-hat goes with higher test error, against the paper"
-    return "within the noise, gamma-hat does not order these networks"
+        return "gamma-hat or the test error is the same: there is no order to compare"
+    values = f"(Kendall's tau {_estimate(tau)}; of the training loss {_estimate(tau_of_loss)})"
+    if tau.low <= 0 <= tau.high:
+        return f"gamma-hat does not order the test errors beyond the noise {values}"
+    kind = "lower" if tau.value > 0 else "higher"
+    return f"a lower gamma-hat, which takes no test images, goes with a {kind} test error {values}"
 
 
-def _wrapped(*sentences: str) -> str:
-    return textwrap.fill(" ".join(sentences), width=88)
+def _estimate(tau: Estimate) -> str:
+    return f"{tau.value:.2f}, {_INTERVAL} {tau.low:.2f} to {tau.high:.2f}"
+
+
+def _program(name: str) -> str:
+    """Returns the checkout's script if the package is in a checkout, else the command."""
+    if not (_CHECKOUT / "bin" / name).is_file():
+        return f"fisher-keras {name}"
+    # Also in bin/ itself it has a slash, without which a shell looks on PATH.
+    return shlex.quote(f"{os.path.relpath(_CHECKOUT / 'bin')}/{name}")

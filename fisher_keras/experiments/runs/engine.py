@@ -7,8 +7,6 @@ Dask's workers have nothing to do that could stop them.
 """
 
 import contextlib
-import dataclasses
-import functools
 import importlib.util
 import json
 import logging
@@ -26,10 +24,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 import dask
 import distributed
-import tqdm
 from dask.system import cpu_count
 
-from fisher_keras.experiments.command_line.flags import check_options, option
+from fisher_keras.experiments.runs.progress import RunReports
+from fisher_keras.experiments.runs.run_options import EngineOptions
 from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run, RunFunction
 
 _POLL_S = 0.2  # Between two looks whether a run is still wanted.
@@ -49,36 +47,6 @@ _LOCAL_CLUSTER = {
     "distributed.scheduler.worker-ttl": None,
     "distributed.worker.profile.enabled": False,
 }
-
-_option = functools.partial(option, group="runs")
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineOptions:
-    """Options of the engine, also as flags: where runs are executed, and how many at once."""
-
-    num_workers: int | None = _option(
-        None, "Runs at once; by default --runs_per_gpu on each GPU, or 1 without GPUs.", least=1
-    )
-    runs_per_gpu: int = _option(1, "Runs that share a GPU.", least=1)
-    scheduler: str | None = _option(
-        None,
-        "Address of a Dask scheduler, such as tcp://HOST:8786, whose workers execute the runs; "
-        "by default they are executed on this machine.",
-    )
-    dashboard: bool = _option(False, "Show Dask's page, and print its address.")
-
-    def __post_init__(self) -> None:
-        """Checks the options.
-
-        Raises:
-            ValueError: If a value cannot be used.
-        """
-        check_options(self)
-        if self.scheduler is not None and self.num_workers is not None:
-            raise ValueError(
-                "--num_workers has no effect with --scheduler, whose workers decide: leave it out"
-            )
 
 
 class FailedRunsError(RuntimeError):
@@ -114,12 +82,12 @@ def execute_all(
     """
     running: dict[str, tuple[Run, distributed.Future]] = {}  # What is not referred to ends.
     ended: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
-    failures: list[str] = []
+    reports = RunReports(store)
     with _connected(options, gpus) as (client, environments):
 
         def submit(run: Run) -> None:
-            folder, key = str(store.run_directory(run)), f"{run.label}-{uuid.uuid4()}"
-            future = client.submit(_execute, folder, environments, key=key)
+            folder, key = store.write_definition(run, function), f"{run.label}-{uuid.uuid4()}"
+            future = client.submit(_execute, str(folder), environments, key=key)
             running[key] = run, future
             future.add_done_callback(ended.put)
 
@@ -128,11 +96,12 @@ def execute_all(
             # runs that were not even begun.
             num_at_once = sum(client.nthreads().values())
             while len(running) < max(1, num_at_once) and (run := next_run()):
-                store.write_definition(run, function)
                 submit(run)
+                reports.begin(run)
             if not running:
                 break
             tick(min(len(running), num_at_once))
+            reports.print_due([run for run, _ in running.values()])
             with contextlib.suppress(queue.Empty):
                 future = ended.get(timeout=_TICK_S)
                 run, _ = running.pop(future.key)
@@ -142,12 +111,10 @@ def execute_all(
                     submit(run)  # One worker after the other died. That is never a run's doing.
                     continue
                 if isinstance(outcome, str):
-                    failures.append(f"{run.label}: {outcome}")
-                    tqdm.tqdm.write(f"failed: {failures[-1]}")
-                    outcome = None
-                yield run, outcome
-    if failures:
-        raise FailedRunsError(f"{len(failures)} runs failed: {'; '.join(failures)}")
+                    reports.fail(run, outcome)
+                yield run, None if isinstance(outcome, str) else outcome
+    if failed := reports.failures:
+        raise FailedRunsError(f"{len(failed)} runs failed: {'; '.join(failed)}")
 
 
 @contextlib.contextmanager

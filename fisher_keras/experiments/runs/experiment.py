@@ -1,7 +1,6 @@
-"""Options and start of every experiment of trained networks."""
+"""Start of every experiment of trained networks."""
 
 import contextlib
-import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -9,56 +8,11 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from fisher_keras.datasets import load_dataset
-from fisher_keras.experiments.command_line.flags import option
-from fisher_keras.experiments.runs.engine import EngineOptions
-from fisher_keras.experiments.runs.presets import PRESETS, Preset
+from fisher_keras.experiments.runs.presets import Preset
+from fisher_keras.experiments.runs.run_options import ExperimentOptions
 from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.runs.trained_run import execute
-
-_option = functools.partial(option, group="experiment")
-
-
-@dataclasses.dataclass(frozen=True)
-class ExperimentOptions(EngineOptions):
-    """Options of an experiment, also as flags."""
-
-    preset: str = _option(
-        "paper",
-        "How large the experiment is. paper: as in the paper, for GPUs; laptop: small networks of "
-        "few images, for hours on two cores; smoke: a minute, to see that everything runs. "
-        "--dry_run tells the details.",
-        choices=PRESETS,
-    )
-    output_dir: str | None = _option(
-        None,
-        "Folder of the runs; by default results/<name>_<preset>, with _smoothed or _to_<loss> for "
-        "--label_smoothing or --target_loss.",
-    )
-    label_smoothing: float = _option(
-        0.0,
-        "Part of a label that is spread over all classes: above 0 the loss has a minimum, and the "
-        "metrics of the networks can be compared.",
-        least=0,
-    )
-    target_loss: float | None = _option(
-        None,
-        "End each training when the mean loss of its training images is at most this many nats "
-        "above the least that their labels allow.",
-        above=0,
-    )
-    data_dir: str | None = _option(
-        None, "TensorFlow Datasets (TFDS) folder that CIFAR is in; by default TFDS's own."
-    )
-    download: bool = _option(True, "Download CIFAR if it is not in --data_dir.")
-    dry_run: bool = _option(False, "Only list the runs and estimate their time.")
-
-    @property
-    def protocol(self) -> str:
-        """The preset, and how training is made to end in minima that can be compared."""
-        smoothed = "_smoothed" if self.label_smoothing else ""
-        target = "" if self.target_loss is None else f"_to_{self.target_loss:g}"
-        return f"{self.preset}{smoothed}{target}"
 
 
 def free_gpus() -> list[str]:
@@ -81,7 +35,7 @@ def absolute(path: str | None) -> str | None:
 
 
 def execute_runs(
-    runs: Sequence[Run], preset: Preset, options: ExperimentOptions
+    runs: Sequence[Run], preset: Preset, options: ExperimentOptions, title: str | None = None
 ) -> ExperimentStore:
     """Prints the preset and executes the runs of an experiment.
 
@@ -89,6 +43,7 @@ def execute_runs(
         runs: Of the experiment, made by `trained_run`.
         preset: Of the runs.
         options: Of the experiment.
+        title: Of what is printed, by default the experiment's name.
 
     Returns:
         The store.
@@ -99,7 +54,7 @@ def execute_runs(
         FailedRunsError: If runs failed; all others are finished.
     """
     name = runs[0].experiment
-    print(f"{name}, preset {options.preset}: {preset}", flush=True)
+    print(f"{title or name}, preset {options.preset}: {preset}", flush=True)
     store = ExperimentStore(options.output_dir or f"results/{name}_{options.protocol}")
     gpus = free_gpus()
     if not options.dry_run:

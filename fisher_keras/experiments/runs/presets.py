@@ -4,16 +4,31 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from fisher_keras.experiments.runs.trained_run import MetricSettings
-
-PRESETS = ("paper", "laptop", "smoke")
-
 # On so few images networks as small as these reach a training error of 0 in so few epochs, if
 # there is no augmentation. With more images and fewer epochs they do, too, but the training losses
 # of equal networks are then up to 50 times apart, and gamma-hat tells these apart.
 LAPTOP_TRAINING = {"train_size": 1000, "augmentation": "no-aug", "batch_size": 64, "epochs": 100}
 # Batches of 64 are too few steps for the CNN, which has no batch normalization.
 LAPTOP_NETWORKS = {"resnet": {"depth": 8}, "cnn": {"width": 0.25, "batch_size": 32}}
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricSettings:
+    """Settings of the metrics of a trained network.
+
+    Attributes:
+        names: Out of `fisher_keras.metrics.METRICS`; the two parts of "log_determinant" come with
+            it.
+        num_samples: N', images a trial.
+        num_trials: T.
+        normalize_logits: If it is a number, the metrics are computed a second time, of logits
+            divided by their norm times this number (see `evaluate_local_minimum`).
+    """
+
+    names: tuple[str, ...]
+    num_samples: int = 100
+    num_trials: int = 100
+    normalize_logits: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,19 @@
 """Progress of an experiment, and the time that is left."""
 
 import datetime
+import pathlib
 import statistics
+import time
 from collections.abc import Sequence
 from typing import Self
 
 import tqdm
 
-from fisher_keras.experiments.runs.store import Record, Run
+from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run
+
+_REPORT_S = 300.0
+_TAIL = 4096  # Bytes of a log.
+_WIDTH = 100  # Of a line of a log.
 
 
 def progress_line(total: int, unit: str) -> tqdm.tqdm:
@@ -103,6 +109,52 @@ class RunProgress:
         same = [r for r in records if r.config == run.config]
         times = [record.wall_time_s for record in same or records]
         return statistics.median(times) if times else self._run_estimate_s
+
+
+class RunReports:
+    """Prints a line where a run begins or fails, and one for each that runs every few minutes.
+
+    Attributes:
+        failures: The runs that have failed, with their errors.
+    """
+
+    def __init__(self, store: ExperimentStore) -> None:
+        """Starts the clock.
+
+        Args:
+            store: Of the runs.
+        """
+        self.failures: list[str] = []
+        self._store = store
+        self._last = time.monotonic()
+
+    def begin(self, run: Run) -> None:
+        """Prints that a run begins, and its log."""
+        tqdm.tqdm.write(f"begun: {run.label} (log: {self._store.log(run)})")
+
+    def fail(self, run: Run, error: str) -> None:
+        """Prints that a run has failed."""
+        self.failures.append(f"{run.label}: {error}")
+        tqdm.tqdm.write(f"failed: {self.failures[-1]}")
+
+    def print_due(self, running: Sequence[Run]) -> None:
+        """Prints a line a run, if it is time to."""
+        if time.monotonic() < self._last + _REPORT_S:
+            return
+        self._last = time.monotonic()
+        for run in running:
+            tqdm.tqdm.write(f"running: {run.label}: {last_line(self._store.log(run))}")
+
+
+def last_line(log: pathlib.Path) -> str:
+    """Returns the last line of a log that is not empty, cut to a width that can be read."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL))
+            lines = file.read().decode(errors="replace").split("\n")
+    except FileNotFoundError:
+        return ""
+    return next((line.strip()[:_WIDTH] for line in reversed(lines) if line.strip()), "")
 
 
 def duration(seconds: float | None) -> str:

@@ -52,6 +52,7 @@ def run_experiment(
         RunProgress(runs, store.records(), run_estimate_s).print_plan(num_at_once)
     else:
         with store.locked():
+            store.write_plan(runs)
             _execute_missing(runs, function, store, options, gpus, run_estimate_s)
     records = {record.key: record for record in store.records()}
     return [records[run.key] for run in runs if run.key in records]

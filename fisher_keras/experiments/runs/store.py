@@ -19,12 +19,12 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import filelock
 
-from fisher_keras.files import write_text
+from fisher_keras.files import make_folder, remove_empty, write_text
 
 RunFunction = Callable[["Run", pathlib.Path], dict[str, Any]]  # From run and folder to result.
 
@@ -125,6 +125,7 @@ class ExperimentStore:
         """
         self.directory = pathlib.Path(directory).expanduser().absolute()
         self.lines = self.directory / "runs.jsonl"
+        self.plan = self.directory / ".plan.json"
 
     def run_directory(self, run: Run) -> pathlib.Path:
         """Returns the directory of a run's files."""
@@ -142,7 +143,7 @@ class ExperimentStore:
             ValueError: If another one is at work.
             OSError: If the directory cannot be written.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        made = make_folder(self.directory)
         lock = filelock.FileLock(self.directory / ".lock")
         try:
             held = lock.acquire(timeout=0)
@@ -157,7 +158,22 @@ class ExperimentStore:
             pathlib.Path(lock.lock_file).write_text(
                 f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8"
             )
-            yield
+            try:
+                yield
+            finally:
+                if made and not any(self.directory.glob("runs/*")):
+                    # It was refused before its first run.
+                    self.plan.unlink(missing_ok=True)
+                    pathlib.Path(lock.lock_file).unlink()
+                    remove_empty(made)
+
+    def write_plan(self, runs: Sequence[Run]) -> None:
+        """Writes the names of all runs of the experiment, for `fisher-keras status`.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        write_text(self.plan, json.dumps({run.key: run.label for run in runs}, indent=2) + "\n")
 
     def write_definition(self, run: Run, function: RunFunction) -> pathlib.Path:
         """Makes a run's directory, ready for `python -m fisher_keras.experiments.runs.process`.

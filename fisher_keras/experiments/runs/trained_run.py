@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from fisher_keras.classifier import Classifier
+from fisher_keras.experiments.runs.presets import MetricSettings
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
@@ -26,25 +27,6 @@ _FROM_TRAINING = ("versions", "git_revision", "device", "seconds_per_epoch")
 _TRAINING = "training"  # Folder of the network's files in the run's directory.
 # Where a run is executed, but not what defines it.
 _NOT_OF_THE_RUN = {"seed", "data_dir", "download", "output_dir", "resume"}
-
-
-@dataclasses.dataclass(frozen=True)
-class MetricSettings:
-    """Settings of the metrics of a trained network.
-
-    Attributes:
-        names: Out of `fisher_keras.metrics.METRICS`; the two parts of "log_determinant" come with
-            it.
-        num_samples: N', images a trial.
-        num_trials: T.
-        normalize_logits: If it is a number, the metrics are computed a second time, of logits
-            divided by their norm times this number (see `evaluate_local_minimum`).
-    """
-
-    names: tuple[str, ...]
-    num_samples: int = 100
-    num_trials: int = 100
-    normalize_logits: float | None = None
 
 
 def trained_run(

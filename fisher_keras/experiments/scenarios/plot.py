@@ -1,29 +1,14 @@
 """Drawing and comparing the finished runs of the scenarios: `bin/plot_results`."""
 
-import dataclasses
 import pathlib
 
-from fisher_keras.experiments.command_line.flags import REQUIRED, option
 from fisher_keras.experiments.scenarios.figures.forest import forest_figure
 from fisher_keras.experiments.scenarios.figures.over_variable import scenario_figure
 from fisher_keras.experiments.scenarios.figures.scatter import scatter_figure
+from fisher_keras.experiments.scenarios.plot_config import PlotConfig
 from fisher_keras.experiments.scenarios.results import read_scenarios
 from fisher_keras.experiments.scenarios.summary import correlations, summary, summary_json
 from fisher_keras.files import replacing, write_text
-
-
-@dataclasses.dataclass(frozen=True)
-class PlotConfig:
-    """Options of the figures and summaries, also as flags."""
-
-    stores: tuple[str, ...] = option(
-        REQUIRED, "Required. Folder of a scenario's runs.", group="results", repeated="store"
-    )
-    output: str | None = option(
-        None,
-        "Folder for the figures and the summary; by default the --store, if it is one.",
-        group="results",
-    )
 
 
 def plot_results(config: PlotConfig) -> None:

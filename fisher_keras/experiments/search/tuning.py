@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -11,8 +12,8 @@ import optuna
 from fisher_keras.experiments.runs.engine import execute_all
 from fisher_keras.experiments.runs.experiment import absolute, free_gpus
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
+from fisher_keras.experiments.search.search_trials import Trials
 from fisher_keras.experiments.search.trial_run import execute, trial_run
-from fisher_keras.experiments.search.trials import Trials
 from fisher_keras.experiments.search.tuning_config import SEARCHED, TuningConfig
 from fisher_keras.experiments.search.tuning_report import TuningReport
 from fisher_keras.experiments.training.config import resolve
@@ -49,16 +50,18 @@ def tune(config: TuningConfig) -> dict[str, Any]:
     training = config.training
     default = f"runs/tune_{training.dataset}_{training.arch}_{config.preset}"
     store = ExperimentStore(config.output_dir or default)
+    gpus = free_gpus()
+    # With the data: machines that have others under the same name do not share a search.
+    fingerprint = load_training_data(resolve(training)).describe()["fingerprint"]
     with store.locked(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        return _tune(config, store)
+        return _tune(config, store, gpus, fingerprint)
 
 
-def _tune(config: TuningConfig, store: ExperimentStore) -> dict[str, Any]:
-    gpus = free_gpus()
-    # With the data: machines that have others under the same name do not share a search.
-    fingerprint = load_training_data(resolve(config.training)).describe()["fingerprint"]
+def _tune(
+    config: TuningConfig, store: ExperimentStore, gpus: Sequence[str], fingerprint: str
+) -> dict[str, Any]:
 
     def run_of(values: dict[str, float]) -> Run:
         return trial_run(dataclasses.replace(config.training, **values), fingerprint)

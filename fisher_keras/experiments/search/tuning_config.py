@@ -8,8 +8,8 @@ from typing import Any
 from absl import flags
 
 from fisher_keras.experiments.command_line.flags import check_options, nested, option
-from fisher_keras.experiments.runs.engine import EngineOptions
-from fisher_keras.experiments.runs.presets import PRESETS
+from fisher_keras.experiments.names import PRESETS
+from fisher_keras.experiments.runs.run_options import EngineOptions
 from fisher_keras.experiments.search.search_presets import TUNING_PRESETS
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 
@@ -24,6 +24,8 @@ _LEFT_OUT = (
 # Where a network is trained, but not how.
 _NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "settings_file"}
 
+_search, _output = (functools.partial(option, group=group) for group in ("search", "output"))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuningConfig:
@@ -34,45 +36,35 @@ class TuningConfig:
         training: How each network is trained, `regularize` set and the `SEARCHED` fields None.
     """
 
-    preset: str = option(
-        PRESETS[0],
-        "paper: its 96 full trainings; laptop: 6 of a ResNet-8 or a narrow CNN, 5 to 10 "
-        "minutes each on one core; smoke: seconds. A value given by its own flag goes before the "
-        "preset's.",
-        group="search",
+    preset: str = _search(
+        "laptop",
+        "laptop, the default: 6 trainings of a ResNet-8 or a narrow CNN, 5 to 10 minutes each on "
+        "one core; paper: its 96 full trainings; smoke: seconds. A value given by its own flag "
+        "goes before the preset's.",
         choices=PRESETS,
     )
-    beta: tuple[str, ...] = option(
-        (),
-        "Strengths of the regularizer to try; by default the preset's, as below.",
-        group="search",
+    beta: tuple[str, ...] = _search(
+        (), "Strengths of the regularizer to try; by default the preset's, as below."
     )
-    num_sub_batches: tuple[str, ...] = option(
-        (), "Numbers of sub-batches to try, M.", group="search"
+    num_sub_batches: tuple[str, ...] = _search((), "Numbers of sub-batches to try, M.")
+    clip_norm: tuple[str, ...] = _search(
+        (), "Largest norms of a gradient to try, tau; 0 for no clipping."
     )
-    clip_norm: tuple[str, ...] = option(
-        (), "Largest norms of a gradient to try, tau; 0 for no clipping.", group="search"
-    )
-    sampler: str = option(
+    sampler: str = _search(
         "grid",
         "grid: all combinations; tpe: chosen by Optuna's TPE, --num_trials of them.",
-        group="search",
         choices=("grid", "tpe"),
     )
-    num_trials: int | None = option(
-        None, "How many trials --sampler=tpe makes; by default the preset's.", group="search"
+    num_trials: int | None = _search(
+        None, "How many trials --sampler=tpe makes; by default the preset's."
     )
     engine: EngineOptions = nested(EngineOptions)
     training: TrainingConfig = nested(TrainingConfig, _LEFT_OUT)
-    output_dir: str | None = option(
-        None,
-        "Folder of the search; by default runs/tune_<dataset>_<arch>_<preset>.",
-        group="output",
+    output_dir: str | None = _output(
+        None, "Folder of the search; by default runs/tune_<dataset>_<arch>_<preset>."
     )
-    settings_file: str | None = option(
-        None,
-        "Table that gets the best values, for train_cifar --regularize --settings_file.",
-        group="output",
+    settings_file: str | None = _output(
+        None, "Table that gets the best values, for train_cifar --regularize --settings_file."
     )
 
     def __post_init__(self) -> None:
@@ -90,17 +82,11 @@ class TuningConfig:
             raise ValueError(
                 "--validation_size must be at least 1: the error on these images decides"
             )
-        batch_size = resolve(self.training).batch_size
         for name, values in self.candidates.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name} must be one or several different values")
             for value in values:
-                dataclasses.replace(self.training, **{name: value})  # Checks it.
-                if name == "num_sub_batches" and value > batch_size:
-                    raise ValueError(
-                        f"--num_sub_batches must be at most the {batch_size} images of a batch, "
-                        f"got {value}"
-                    )
+                resolve(dataclasses.replace(self.training, **{name: value}))  # Checks it.
         num_combinations = math.prod(map(len, self.candidates.values()))
         if self.sampler == "tpe" and not 1 <= (self.num_trials or 0) <= num_combinations:
             raise ValueError(

@@ -12,10 +12,10 @@ import optuna
 import tqdm
 
 from fisher_keras.experiments.runs.progress import duration, progress_line
-from fisher_keras.experiments.search.trials import Trials
+from fisher_keras.experiments.search.search_trials import Trials
 from fisher_keras.experiments.statistics.text_tables import markdown_table
 from fisher_keras.experiments.training.provenance import provenance
-from fisher_keras.files import replacing
+from fisher_keras.files import differences, write_text
 
 _TITLES = {"beta": "beta", "num_sub_batches": "M", "clip_norm": "tau"}
 
@@ -79,8 +79,9 @@ class TuningReport:
         rows = self._trials.rows()
         best = next((row for row in rows if row["state"] == "complete"), None)
         content = {"settings": self._settings, **self._about, "best": best, "trials": rows}
-        self._write("tuning.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-        self._write("trials.csv", _csv(rows))
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        write_text(self._directory / "tuning.json", text)
+        write_text(self._directory / "trials.csv", _csv(rows))
         return content
 
     def print_table(self) -> None:
@@ -108,20 +109,11 @@ class TuningReport:
             return
         stored = json.loads(path.read_text(encoding="utf-8"))["settings"]
         stored.pop("prune", None)  # Of version 0.2; its trainings that went to the end count.
-        different = [
-            f"{name} was {stored.get(name)}, is {self._settings.get(name)}"
-            for name in sorted(stored.keys() | self._settings.keys())
-            if stored.get(name) != self._settings.get(name)
-        ]
-        if different:
+        if different := differences(stored, self._settings):
             raise ValueError(
                 f"{self._directory} holds another search: {'; '.join(different)}. Give another "
                 "--output_dir"
             )
-
-    def _write(self, name: str, text: str) -> None:
-        with replacing(self._directory / name) as part:
-            part.write_text(text, encoding="utf-8", newline="")
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

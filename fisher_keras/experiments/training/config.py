@@ -4,13 +4,15 @@ import dataclasses
 import functools
 import math
 
-from fisher_keras.datasets import AUGMENTATIONS, DATASETS
 from fisher_keras.experiments.command_line.flags import check_options, option
-from fisher_keras.experiments.training.workers import STRATEGIES
-from fisher_keras.models import ARCHITECTURES, RECIPES, regularizer_settings
-from fisher_keras.regularizer.algorithm import DIRECTIONS
-from fisher_keras.regularizer.fisher import GRADIENTS
-from fisher_keras.regularizer.sam import RHO
+from fisher_keras.experiments.names import (
+    ARCHITECTURES,
+    AUGMENTATIONS,
+    DATASETS,
+    DIRECTIONS,
+    GRADIENTS,
+    STRATEGIES,
+)
 
 MIXED_PRECISIONS = ("none", "mixed_float16", "mixed_bfloat16")
 SCHEDULES = ("recipe", "plateau")
@@ -214,6 +216,7 @@ class TrainingConfig:
         "Part of a label that is spread over all classes, from 0 to below 1: above 0 the loss has "
         "a minimum, and the metrics of several networks can be compared.",
         least=0,
+        below=1,
     )
     target_loss: float | None = _training(
         None,
@@ -252,8 +255,6 @@ class TrainingConfig:
             object.__setattr__(self, "width", int(self.width))  # Filters are counted.
         if self.jit_compile and self.strategy != STRATEGIES[0]:
             raise ValueError(f"--jit_compile is not for --strategy={self.strategy}: leave it out")
-        if self.label_smoothing >= 1:
-            raise ValueError(f"--label_smoothing must be below 1, got {self.label_smoothing}")
         self._check_method()
         if not self.regularize:
             # A plain training can be clipped, too.
@@ -293,6 +294,8 @@ class TrainingConfig:
             raise ValueError(
                 "--beta_phases needs --schedule=recipe, whose learning rate falls at known epochs"
             )
+        from fisher_keras.models import RECIPES  # Here, as --help must not wait for it.
+
         falls = len(RECIPES[self.arch].schedule)
         factors = phase_factors(self.beta_phases)
         if len(factors) != falls + 1 or not all(0 <= factor < math.inf for factor in factors):
@@ -326,9 +329,13 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
         not given and have no value in the table.
 
     Raises:
-        ValueError: If `settings_file` is no table, or a value in it cannot be used.
+        ValueError: If `settings_file` is no table, a value in it cannot be used, or a batch has
+            fewer images than sub-batches.
         OSError: If it cannot be read.
     """
+    from fisher_keras.models import RECIPES, regularizer_settings
+    from fisher_keras.regularizer.sam import RHO
+
     recipe = RECIPES[config.arch]
     defaults = {
         "augmentation": recipe.augmentation,
@@ -354,4 +361,10 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
             "share_gradients": False,
         }
     missing = {name: defaults[name] for name in defaults if getattr(config, name) is None}
-    return dataclasses.replace(config, **missing, settings_file=None)
+    config = dataclasses.replace(config, **missing, settings_file=None)
+    if (config.num_sub_batches or 0) > config.batch_size:
+        raise ValueError(
+            f"--num_sub_batches must be at most the {config.batch_size} images of a batch, got "
+            f"{config.num_sub_batches}"
+        )
+    return config

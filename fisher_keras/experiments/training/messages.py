@@ -25,6 +25,12 @@ def print_start(record: dict, directory: pathlib.Path, first_epoch: int) -> None
         f"{confusion} "
         f"({record['device']}); val_ below is the {curves} images."
     )
+    num_images = images["train_images"] + images["confusion_images"]
+    if record["flags"]["batch_size"] > num_images:
+        print(
+            f"Each step takes all {num_images:,} images: --batch_size="
+            f"{record['flags']['batch_size']} is more."
+        )
     if first_epoch:
         print(f"Resumed after epoch {first_epoch}.")
     print(f"Files go to {directory}.", flush=True)

@@ -10,7 +10,7 @@ import pathlib
 import tempfile
 
 from fisher_keras.experiments.training.config import TrainingConfig
-from fisher_keras.files import differences, write_text
+from fisher_keras.files import differences, make_folder, remove_empty, write_text
 
 # Flags that may change on the way: the data are known by their fingerprint.
 _NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume"}
@@ -33,6 +33,7 @@ class RunFiles:
     def __init__(self, directory: str | os.PathLike, read_only: bool = False) -> None:
         self.directory = pathlib.Path(directory).expanduser()
         self.read_only = read_only
+        self._made: list[pathlib.Path] = []
         self.record = self.directory / "run.json"
         self.history = self.directory / "history.csv"
         self.best = self.directory / "best.keras"
@@ -55,7 +56,7 @@ class RunFiles:
                 flags, or something else than a run.
             OSError: If the directory cannot be made or written.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self._made = make_folder(self.directory)
         with tempfile.TemporaryFile(dir=self.directory):
             pass  # Only to see now that it can be written.
         if self.record.exists():
@@ -74,6 +75,10 @@ class RunFiles:
                 "another --output_dir"
             )
         return None
+
+    def remove_unused(self) -> None:
+        """Removes the folders that `open` has made, if nothing was written into them."""
+        remove_empty(self._made)
 
     def write_record(self, record: dict) -> None:
         """Writes `run.json` in one go."""

@@ -99,11 +99,11 @@ def train(
         if not quiet:
             print(f"{files.directory} holds the finished run: nothing is left to do.")
         return record
-    data = load_training_data(config) if data is None else data
     policy = keras.config.dtype_policy()
-    if config.mixed_precision != "none":
-        keras.config.set_dtype_policy(config.mixed_precision)
     try:
+        data = load_training_data(config) if data is None else data
+        if config.mixed_precision != "none":
+            keras.config.set_dtype_policy(config.mixed_precision)
         return _Training(config, files, workers, data, first_epoch, quiet, save_every).run(
             record, callbacks
         )
@@ -114,6 +114,7 @@ def train(
         ) from error
     finally:
         keras.config.set_dtype_policy(policy)
+        files.remove_unused()
 
 
 def _open(config: TrainingConfig, files: RunFiles, workers: Workers) -> tuple[dict | None, int]:

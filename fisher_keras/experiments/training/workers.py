@@ -7,8 +7,6 @@ import tensorflow as tf
 
 from fisher_keras.devices import Processes
 
-STRATEGIES = ("none", "mirrored", "multi_worker")
-
 
 class Workers:
     """The processes of a training, each with some of its replicas; all run the same program.
@@ -28,7 +26,7 @@ class Workers:
         """Makes the strategy of a name; with "multi_worker" it waits for the other processes.
 
         Args:
-            name: One of `STRATEGIES`.
+            name: One of `names.STRATEGIES`.
 
         Raises:
             ValueError: If there is no `TF_CONFIG` that TensorFlow can read, or TensorFlow has been

@@ -49,8 +49,8 @@ class Outer:
         return {"count": 2, "one": {"count": 9, "fast": True}} if values["kind"].value else {}
 
 
-def parsed(config, *arguments, usual=None):
-    return from_flags(config, parse(config, "script", arguments), usual)
+def parsed(config, *arguments):
+    return from_flags(config, parse(config, "script", arguments))
 
 
 def test_defaults_are_those_of_the_dataclass():
@@ -67,9 +67,13 @@ def test_every_kind_of_flag_fills_its_field():
 
 
 def test_a_preset_goes_before_defaults_and_after_flags():
-    usual = {"count": 5, "fast": True, "inner": 1, "place": "preset"}
-    config = parsed(Config, "--path=x", "--nofast", "--count=6", usual=usual)
-    assert config == Config(("x",), count=6, fast=False, inner=1, place="preset")
+    class Preset(Config):
+        @classmethod
+        def usual(cls, values):
+            return {"count": 5, "fast": True, "inner": 1, "place": "preset"}
+
+    config = parsed(Preset, "--path=x", "--nofast", "--count=6")
+    assert config == Preset(("x",), count=6, fast=False, inner=1, place="preset")
 
 
 def test_a_nested_dataclass_has_the_flags_that_are_not_left_out():

@@ -7,6 +7,7 @@ import math
 import pathlib
 import statistics
 
+from fisher_keras.experiments import names
 from fisher_keras.experiments.comparisons.regularization import (
     PAPER_TABLE_1,
     PRESETS,
@@ -14,7 +15,6 @@ from fisher_keras.experiments.comparisons.regularization import (
     table_1,
     table_2,
 )
-from fisher_keras.experiments.runs import presets
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
 from fisher_keras.experiments.runs.store import Record
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork
@@ -139,7 +139,7 @@ def test_records_of_before_are_still_those_of_runs():
 
 
 def test_every_preset_trains_each_network_in_both_ways():
-    for name in presets.PRESETS:
+    for name in names.PRESETS:
         preset = PRESETS[name]
         runs = regularization_runs(preset)
         assert len(runs) == 2 * preset.num_seeds * len(preset.values)

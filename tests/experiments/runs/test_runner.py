@@ -74,7 +74,12 @@ def test_each_run_is_carried_out_once_and_not_again(store, start):
     code, stdout, stderr = finish(start(5, {"num_workers": 2}))
     assert (code, stderr) == (0, "")
     assert_finished(store, 5)
-    assert stdout.startswith("0 of 5 runs are finished.\nrun 1/5  size ")
+    first, *lines = stdout.splitlines()
+    assert first == "0 of 5 runs are finished."
+    begun = [f"begun: {run.label} (log: {store.log(run)})" for run in fake_runs(5)]
+    assert [line for line in lines if line.startswith("begun")] == begun
+    assert lines[:2] == begun[:2]
+    assert lines[2].startswith("run 1/5  size ")
     assert re.search(r"run 5/5  size \d+ seed \d  0:00:0\d, 0:00:00 left\n$", stdout)
     times = {path: path.stat().st_mtime_ns for path in store.directory.rglob("[!.]*")}
     assert finish(start(5)) == (0, "5 of 5 runs are finished.\n", "")
@@ -243,8 +248,7 @@ def test_a_second_process_for_a_run_waits_and_finds_the_record(store, processes)
 
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_VISIBLE_S", 0.0)
-    monkeypatch.setattr(ExperimentStore, "run_directory", lambda *_: tmp_path / "elsewhere")
-    monkeypatch.setattr(ExperimentStore, "write_definition", lambda *_: None)
+    monkeypatch.setattr(ExperimentStore, "write_definition", lambda *_: tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"not see .*elsewhere: --output_dir must be on"):
         run_experiment(fake_runs(1), never, ExperimentStore(tmp_path), EngineOptions())
 

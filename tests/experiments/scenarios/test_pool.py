@@ -5,8 +5,8 @@ import collections
 import pytest
 from fake_scenarios import record, write_store
 
+from fisher_keras.experiments.names import PRESETS as NAMES
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
-from fisher_keras.experiments.runs.presets import PRESETS as NAMES
 from fisher_keras.experiments.scenarios.plot import PlotConfig, plot_results
 from fisher_keras.experiments.scenarios.pool import PRESETS, VARIED, pool_runs
 from fisher_keras.experiments.scenarios.results import read_scenarios

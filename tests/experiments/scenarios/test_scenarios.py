@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from fisher_keras.experiments.names import PRESETS
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
-from fisher_keras.experiments.runs.presets import PRESETS
 from fisher_keras.experiments.scenarios.runs import SCENARIOS, VARIABLES, scenario_runs
 
 ROOT = pathlib.Path(__file__).parents[3]

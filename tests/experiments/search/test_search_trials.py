@@ -14,7 +14,7 @@ from fake_search import CANDIDATES, EPOCHS, errors, run_of, trained_epochs
 from processes import Cluster, Processes, finish, run_processes, wait_until
 
 from fisher_keras.experiments.runs.store import ExperimentStore
-from fisher_keras.experiments.search.trials import Trials
+from fisher_keras.experiments.search.search_trials import Trials
 
 TESTS = pathlib.Path(__file__).parents[2]
 
@@ -195,7 +195,8 @@ def test_a_killed_search_goes_on(store, start, num_trials):
         time.sleep(moments.uniform(0.0, 0.3))
         process.kill()
         process.wait()
-    assert finish(start(num_trials=num_trials)) == (0, "", "")
+    code, _, stderr = finish(start(num_trials=num_trials))
+    assert (code, stderr) == (0, "")
     assert_finished(store)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fisher_keras.arguments import whole_number
+from fisher_keras.arguments import real_number, whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.inputs import check_trainable
@@ -30,6 +30,7 @@ class EvaluationOptions:
     metrics: Sequence[str] = DEFAULT_METRICS
     stratified: bool = False
     chunk_size: int | None = None
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks what does not depend on the data.
@@ -41,6 +42,9 @@ class EvaluationOptions:
         self.num_trials = whole_number("num_trials", self.num_trials, least=1)
         self.seed = whole_number("seed", self.seed, least=0)
         self.stratified = bool(self.stratified)
+        self.label_smoothing = real_number(
+            "label_smoothing", self.label_smoothing, least=0, below=1
+        )
         if self.chunk_size is not None:
             self.chunk_size = whole_number("chunk_size", self.chunk_size, least=1)
         given = self.metrics

@@ -1,0 +1,117 @@
+"""Preprocessing that a classifier does itself in `fit`, `evaluate` and `predict`.
+
+The tasks of KerasHub override Keras' methods that take data, all in one class, and give each batch
+to their `preprocessor` first. Around such a classifier, the same is done here.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+OF_DATA = ("fit", "evaluate", "predict")
+OF_BATCHES = ("train_on_batch", "test_on_batch", "predict_on_batch")
+
+
+def own_methods(model: keras.Model, names: tuple[str, ...]) -> list[str]:
+    """Returns the names of the methods of `keras.Model` that a model's class overrides."""
+    found = [(name, getattr(getattr(model, name), "__func__", None)) for name in names]
+    return [name for name, function in found if function is not getattr(keras.Model, name)]
+
+
+def preprocess_samples(model: keras.Model) -> Callable[..., Any] | None:
+    """Returns the function of (x, y, sample_weight) that a model applies to data, if it is known.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        The function, which returns what it has made of its arguments as Keras packs them; None
+        if the model takes data as Keras does, or in another way.
+    """
+    owners = {
+        next(c for c in type(model).__mro__ if name in vars(c))
+        for name in own_methods(model, (*OF_DATA, *OF_BATCHES))
+    }
+    if len(owners) != 1:  # A class further down does something else, too.
+        return None
+    if "preprocess_samples" in vars(owners.pop()):
+        return model.preprocess_samples
+    preprocessor = getattr(model, "preprocessor", None)
+    if preprocessor is None:
+        return None
+    call = getattr(preprocessor, "call", preprocessor)
+    if "y" in inspect.signature(call).parameters:
+        return lambda x, y=None, sample_weight=None: preprocessor(
+            x, y=y, sample_weight=sample_weight
+        )
+    return lambda x, y=None, sample_weight=None: keras.utils.pack_x_y_sample_weight(
+        preprocessor(x), y, sample_weight
+    )
+
+
+def preprocessed_batch(preprocess: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `train_on_batch` and the like for a preprocessed batch."""
+    names = ("x", "y", "sample_weight")
+    parts = keras.utils.unpack_x_y_sample_weight(preprocess(*map(given.get, names)))
+    # `predict_on_batch` takes x alone.
+    found = zip(names, parts, strict=True)
+    return given | {name: part for name, part in found if name in given or part is not None}
+
+
+def preprocessed_data(preprocess: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `fit`, `evaluate` or `predict` for preprocessed data.
+
+    Args:
+        preprocess: The result of `preprocess_samples`.
+        given: The arguments by name.
+
+    Raises:
+        ValueError: If data cannot be preprocessed batch by batch.
+    """
+    given = dict(given)
+    x, y, weight = (given.pop(name, None) for name in ("x", "y", "sample_weight"))
+    batch_size = given.pop("batch_size", None)
+    split = given.pop("validation_split", None)
+    if split and given.get("validation_data") is None:
+        first, last = _split((x, y, weight), split)
+        (x, y, weight), given["validation_data"] = first, last
+    given["x"] = _dataset(preprocess, x, y, weight, batch_size)
+    if given.get("validation_data") is not None:
+        parts = given["validation_data"]
+        if not isinstance(parts, tf.data.Dataset):
+            parts = keras.utils.unpack_x_y_sample_weight(parts)
+            size = given.pop("validation_batch_size", None) or batch_size
+            given["validation_data"] = _dataset(preprocess, *parts, size)
+        else:
+            given["validation_data"] = parts.map(preprocess, tf.data.AUTOTUNE)
+    return given
+
+
+def _dataset(
+    preprocess: Callable[..., Any], x: Any, y: Any, weight: Any, batch_size: int | None
+) -> tf.data.Dataset:
+    """Returns preprocessed batches, in the order of the data as KerasHub has them."""
+    if not isinstance(x, tf.data.Dataset):
+        if hasattr(x, "__next__") or isinstance(x, keras.utils.PyDataset):
+            raise ValueError(
+                "A classifier with a preprocessor takes arrays or a tf.data.Dataset. Given: "
+                f"{type(x).__name__}."
+            )
+        parts = keras.utils.pack_x_y_sample_weight(x, y, weight)
+        x = tf.data.Dataset.from_tensor_slices(parts).batch(batch_size or 32)
+    return x.map(preprocess, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _split(data: tuple, fraction: float) -> tuple[tuple, tuple]:
+    """Returns all but the last examples of arrays, and the last."""
+    leaves = [len(leaf) for leaf in keras.tree.flatten(data) if leaf is not None]
+    at = int(np.floor(leaves[0] * (1 - fraction)))
+    part = keras.tree.map_structure
+    return (
+        part(lambda leaf: None if leaf is None else leaf[:at], data),
+        part(lambda leaf: None if leaf is None else leaf[at:], data),
+    )

@@ -1,0 +1,194 @@
+"""Tries out what of this package works with a classifier and its data, before any training."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fisher_keras.classifier import Classifier
+from fisher_keras.classifier.labels import labelled_data
+from fisher_keras.classifier.logits import FromLogits
+from fisher_keras.fisher import loss_gradient_gram
+from fisher_keras.metrics import hessian, robustness
+from fisher_keras.metrics.metric import count_parameters
+from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
+from fisher_keras.regularizer.batches import Batch
+from fisher_keras.regularizer.fisher import GRADIENTS
+from fisher_keras.regularizer.traces import decomposes_over_examples
+
+_NUM_EXAMPLES = 16
+_NUM_SUB_BATCHES = 4
+# A Hessian of more parameters takes minutes or does not fit into memory.
+_MOST_PARAMETERS = 3_000
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureCheck:
+    """One thing that was tried.
+
+    Attributes:
+        name: Name of the feature.
+        works: Whether it works with the model and data.
+        seconds: The time of the first call, most of which is tracing; NaN if it was not tried.
+        note: The reason of a refusal, or a remark.
+    """
+
+    name: str
+    works: bool
+    seconds: float
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierCheck:
+    """The result of `check_classifier`; `str` of it is a table.
+
+    Attributes:
+        num_parameters: W, the number of trainable parameters.
+        features: Everything that was tried.
+    """
+
+    num_parameters: int
+    features: tuple[FeatureCheck, ...]
+
+    def works(self, name: str) -> bool:
+        """Returns whether a feature works, by its name."""
+        return {feature.name: feature.works for feature in self.features}[name]
+
+    def __str__(self) -> str:
+        """Returns a table: a line a feature."""
+        width = max(len(feature.name) for feature in self.features)
+        lines = [f"{self.num_parameters} trainable parameters"]
+        lines.append(f"{'':{width}}  works  first call  note")
+        for feature in self.features:
+            seconds = "" if np.isnan(feature.seconds) else f"{feature.seconds:.1f} s"
+            works = "yes" if feature.works else "no"
+            lines.append(f"{feature.name:{width}}  {works:5}  {seconds:>10}  {feature.note}")
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def check_classifier(
+    model: keras.Model, x: Any, y: Any, from_logits: FromLogits = "auto"
+) -> ClassifierCheck:
+    """Tries out what of this package works with a classifier and its data.
+
+    A few examples are evaluated, and nothing is trained. Tracing a large network takes seconds for
+    each feature: the table says how long the first call took.
+
+    Args:
+        model: A Keras classifier. If it is compiled, its loss is taken for the regularizers; else
+            the cross-entropy that belongs to its outputs and labels.
+        x: Inputs, an array or a structure of arrays; the first 16 examples are used.
+        y: Their labels, as `fit` takes them.
+        from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
+
+    Returns:
+        A small object that prints as a table.
+
+    Raises:
+        ValueError: If the model cannot be evaluated on the data at all.
+
+    Examples:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> report = check_classifier(model, np.random.normal(size=(16, 4)), np.arange(16) % 3)
+        >>> report.works("Gram matrix")
+        True
+    """
+    data = labelled_data((x, y)).take(slice(_NUM_EXAMPLES))
+    classifier = Classifier(model, from_logits)
+    classifier.logits(data.x)
+    num_parameters = count_parameters(classifier.model)
+    inputs = classifier.inputs(data.x)
+    batch = Batch(inputs, tf.convert_to_tensor(np.asarray(y)[:_NUM_EXAMPLES]), None)
+    loss = _loss(classifier, data.y, inputs)
+    features = [
+        _tried("Gram matrix", lambda: loss_gradient_gram(classifier, data.x, data.y)),
+        _tried("robustness", lambda: robustness(classifier, data.x)),
+        _hessian(classifier, data.x, data.y, num_parameters),
+    ]
+    for gradient in GRADIENTS:
+        for shares in (False, True):
+            name = f"regularizer, {gradient}" + (", shared gradients" if shares else "")
+            step = functools.partial(_step, model, loss, batch, gradient, shares)
+            features.append(_tried(name, step))
+    features.append(_sharing(model, loss, batch))
+    features.append(_tried("SAM", lambda: _losses(SharpnessAwareModel(model), loss, batch)))
+    return ClassifierCheck(num_parameters, tuple(features))
+
+
+def _tried(name: str, call: Callable[[], Any]) -> FeatureCheck:
+    """Calls a function; whatever error it raises is the finding."""
+    start = time.monotonic()
+    try:
+        call()
+    except Exception as error:
+        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+        return FeatureCheck(name, False, time.monotonic() - start, first_line)
+    return FeatureCheck(name, True, time.monotonic() - start)
+
+
+def _hessian(classifier: Classifier, x: Any, y: Any, num_parameters: int) -> FeatureCheck:
+    if num_parameters > _MOST_PARAMETERS:
+        note = f"not tried: it is for models of up to {_MOST_PARAMETERS} parameters"
+        return FeatureCheck("Hessian", False, np.nan, note)
+    return _tried("Hessian", lambda: hessian(classifier, x, y))
+
+
+def _losses(method: keras.Model, loss: Any, batch: Batch) -> Any:
+    """Returns the losses of a training method on a batch, once they have been checked."""
+    method.compile("sgd", loss)
+    method.prepare(batch)
+    losses = method.losses_of(batch)
+    method.check_once(losses)
+    return losses
+
+
+def _step(model: keras.Model, loss: Any, batch: Batch, gradient: str, shares: bool) -> None:
+    """Computes the gradient of a step in a graph, as `fit` does; it is not applied."""
+    method = FisherRegularizedModel(
+        model, num_sub_batches=_NUM_SUB_BATCHES, gradient=gradient, share_gradients=shares
+    )
+    method.compile("sgd", loss)
+    gradients, *_ = tf.function(method.regularized_gradients, autograph=False)(batch.x, batch.y)
+    # A weight that the loss does not depend on has none, and a table of embeddings a sparse one.
+    known = [tf.convert_to_tensor(g).numpy() for g in gradients if g is not None]
+    if not all(np.isfinite(gradient).all() for gradient in known):
+        raise ValueError("The gradient of a step is NaN or infinite.")
+
+
+def _sharing(model: keras.Model, loss: Any, batch: Batch) -> FeatureCheck:
+    """Tries whether `share_gradients="auto"` shares gradients."""
+    name, shares = 'sharing by "auto"', []
+
+    def find_out() -> None:
+        method = FisherRegularizedModel(model, gradient=GRADIENTS[-1])
+        shares.append(decomposes_over_examples(_losses(method, loss, batch)))
+
+    found = _tried(name, find_out)
+    if not found.works or shares[0]:
+        return found
+    note = "a step takes three gradients: L is not a mean over examples, or that is not known"
+    return dataclasses.replace(found, works=False, note=note)
+
+
+def _loss(classifier: Classifier, y: np.ndarray, inputs: Any) -> Any:
+    """Returns the compiled loss, else the cross-entropy that belongs to outputs and labels."""
+    model = classifier.model
+    if model.compiled and model.loss is not None:
+        return model.loss
+    outputs = keras.ops.convert_to_numpy(model(inputs, training=False)).astype(np.float64)
+    logits = classifier.from_logits
+    if logits == "auto":
+        sums = outputs.sum(axis=1) if outputs.shape[1] > 1 else np.ones(len(outputs))
+        bounded = outputs.min() >= 0 and outputs.max() <= 1
+        logits = not (bounded and np.allclose(sums, 1, atol=1e-2))
+    if outputs.shape[1] == 1:
+        return keras.losses.BinaryCrossentropy(from_logits=logits)
+    if y.ndim == 1:
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
+    return keras.losses.CategoricalCrossentropy(from_logits=logits)

@@ -1,0 +1,141 @@
+"""Forms of a compiled loss, established by comparing gradients on a few examples.
+
+The class of a loss does not tell its function: a subclass may smooth labels or weigh examples, and
+a later Keras may give its own classes new arguments.
+"""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fisher_keras.classifier import stateless
+from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy
+from fisher_keras.classifier.wrapper import ClassifierWrapper
+from fisher_keras.regularizer.batches import Batch, only_tensor
+
+_COUNT = 4
+
+
+def established(
+    cross_entropy: HardLabelCrossEntropy, model: ClassifierWrapper, batch: Batch
+) -> HardLabelCrossEntropy:
+    """Returns L~, with `equals_compiled_loss` only if L has the same gradient.
+
+    Args:
+        cross_entropy: L~, as the class of the compiled loss tells.
+        model: The compiled model around a classifier.
+        batch: A mini-batch, of which only shapes and dtypes are used.
+    """
+    equal = cross_entropy.equals_compiled_loss and model.has_plain_loss
+    if equal:
+        examples, outputs = _examples(cross_entropy, model, batch)
+        mine = _gradient(lambda o: hard_label_mean(cross_entropy, examples, o), outputs)
+        equal = _close(mine, _gradient(_compiled_loss(model, examples), outputs))
+    return dataclasses.replace(cross_entropy, equals_compiled_loss=equal)
+
+
+def check_mean(
+    cross_entropy: HardLabelCrossEntropy, model: ClassifierWrapper, batch: Batch
+) -> None:
+    """Checks that the compiled loss of a mini-batch is the mean of those of its sub-batches.
+
+    A custom `compute_loss`, which may look at the inputs, is taken for one.
+
+    Args:
+        cross_entropy: L~.
+        model: The compiled model around a classifier.
+        batch: A mini-batch, of which only shapes and dtypes are used.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if model.has_custom_loss or cross_entropy.equals_compiled_loss:
+        return
+    examples, outputs = _examples(cross_entropy, model, batch)
+    halves = np.split(np.arange(_COUNT), 2)
+
+    def mean_of_halves(outputs: tf.Tensor) -> tf.Tensor:
+        losses = [_compiled_loss(model, examples.rows(h))(tf.gather(outputs, h)) for h in halves]
+        return tf.add_n(losses) / 2
+
+    of_all = _gradient(_compiled_loss(model, examples), outputs)
+    if not _close(_gradient(mean_of_halves, outputs), of_all):
+        loss = model.loss
+        raise ValueError(
+            "share_gradients=True takes the mean of the sub-batches' losses for that of the "
+            "mini-batch, which this loss is not. Use share_gradients=False or 'auto'. Given: "
+            f"loss={loss!r} with reduction={getattr(loss, 'reduction', None)!r}."
+        )
+
+
+def hard_label_mean(
+    cross_entropy: HardLabelCrossEntropy, batch: Batch, outputs: tf.Tensor
+) -> tf.Tensor:
+    """Returns L~, the mean of the hard-label losses times the sample weights."""
+    losses = cross_entropy(only_tensor(batch.y), outputs)
+    if batch.sample_weight is not None:
+        weights = tf.reshape(only_tensor(batch.sample_weight), [-1])
+        losses *= tf.cast(weights, losses.dtype)
+    return tf.reduce_mean(losses)
+
+
+def _examples(
+    cross_entropy: HardLabelCrossEntropy, model: ClassifierWrapper, batch: Batch
+) -> tuple[Batch, np.ndarray]:
+    """Returns labels and weights of a few examples, as the batch has them, and outputs."""
+    random = np.random.default_rng(0)
+    spec = model.compute_output_spec(stateless.symbolic(batch.x))
+    cross_entropy.check_shape(spec)
+    outputs = random.normal(size=(_COUNT, *spec.shape[1:]))
+    binary = cross_entropy.kind == "binary"
+    if not cross_entropy.from_logits:
+        powers = np.exp(outputs)
+        outputs = powers / (1 + powers if binary else powers.sum(axis=-1, keepdims=True))
+
+    def labels(leaf: Any) -> np.ndarray:
+        shape = (_COUNT, *leaf.shape[1:])
+        if cross_entropy.kind == "sparse":
+            return random.integers(outputs.shape[-1], size=shape).astype(leaf.dtype.name)
+        values = random.random(shape)
+        values /= 1 if binary else values.sum(axis=-1, keepdims=True)
+        return values.astype(leaf.dtype.name)
+
+    def weights(leaf: Any) -> np.ndarray:
+        return random.random((_COUNT, *leaf.shape[1:])).astype(leaf.dtype.name)
+
+    y = keras.tree.map_structure(labels, batch.y)
+    given = batch.sample_weight
+    sample_weight = None if given is None else keras.tree.map_structure(weights, given)
+    # Keras' losses compute in float32 at least, also where outputs are coarser.
+    dtype = "float64" if spec.dtype == "float64" else "float32"
+    return Batch(None, y, sample_weight), outputs.astype(dtype)
+
+
+def _compiled_loss(model: ClassifierWrapper, batch: Batch) -> Callable[[tf.Tensor], tf.Tensor]:
+    return lambda outputs: model.compute_loss(None, batch.y, outputs, batch.sample_weight, True)
+
+
+def _gradient(loss: Callable[[tf.Tensor], tf.Tensor], outputs: np.ndarray) -> np.ndarray:
+    """Returns the gradient of a loss by outputs; penalties, which L has besides, have none."""
+
+    def compute() -> np.ndarray:
+        at = tf.constant(outputs)
+        with tf.GradientTape() as tape:
+            tape.watch(at)
+            value = loss(at)
+        return tf.convert_to_tensor(tape.gradient(value, at)).numpy().astype("float64")
+
+    # A thread of its own is outside of the graph that is being traced, of the scope with other
+    # values and of the strategy: `tf.init_scope` leaves the first alone, and stops tapes.
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        return threads.submit(compute).result()
+
+
+def _close(first: np.ndarray, second: np.ndarray) -> bool:
+    """Returns whether two gradients are equal to within float32's rounding."""
+    return np.allclose(first, second, rtol=0, atol=1e-5 * np.max(np.abs(first)))

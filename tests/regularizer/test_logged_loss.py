@@ -1,0 +1,153 @@
+"""The gradient of a step is that of the loss that is logged, whatever the loss."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_regularizer import sparse_loss
+
+from fisher_keras import FisherRegularizedModel
+
+CLASSES = 3
+Sparse = keras.losses.SparseCategoricalCrossentropy
+
+
+class Smoothed(Sparse):
+    """Smooths labels, as many users' losses do."""
+
+    def call(self, y, outputs):
+        y = keras.ops.one_hot(keras.ops.reshape(keras.ops.cast(y, "int32"), [-1]), CLASSES)
+        return keras.ops.categorical_crossentropy(
+            0.7 * y + 0.3 / CLASSES, outputs, from_logits=True
+        )
+
+
+class NextKeras(Sparse):
+    """Has an argument that this Keras does not know."""
+
+    def __init__(self, label_smoothing=0.3, **kwargs):
+        super().__init__(**kwargs)
+        self.label_smoothing = label_smoothing
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+    call = Smoothed.call
+
+
+class Annealed(Sparse):
+    """Is Keras' loss at first, and another one after a callback has set the variable."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.power = tf.Variable(1.0, dtype="float64")
+
+    def call(self, y, outputs):
+        return super().call(y, outputs) ** tf.cast(self.power, outputs.dtype)
+
+
+class Weighed(Sparse):
+    """Weighs examples by their class."""
+
+    def __call__(self, y, outputs, sample_weight=None):
+        weight = tf.gather(tf.constant([1.0, 2.0, 0.5], outputs.dtype), tf.cast(y, tf.int32))
+        return super().__call__(y, outputs, sample_weight=weight)
+
+
+def replaced():
+    """One of Keras' own objects with another function."""
+    loss = Sparse(from_logits=True)
+    loss.call = Smoothed(from_logits=True).call
+    return loss
+
+
+LOSSES = {
+    "subclass": lambda: Smoothed(from_logits=True),
+    "argument": lambda: NextKeras(from_logits=True),
+    "annealed": lambda: Annealed(from_logits=True),
+    "weighed": lambda: Weighed(from_logits=True),
+    "replaced": replaced,
+    "Keras' own": sparse_loss,
+}
+
+
+def network():
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(5, "tanh"), keras.layers.Dense(CLASSES)]
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
+def data(count=12):
+    random = np.random.RandomState(0)
+    return random.randn(count, 4), random.randint(0, CLASSES, count), random.rand(count)
+
+
+def plain_gradient(loss, model, x, y, weight=None):
+    with tf.GradientTape() as tape:
+        value = loss(tf.constant(y), model(x), sample_weight=weight)
+    return value, tape.gradient(value, model.trainable_variables)
+
+
+@pytest.mark.parametrize("shared", ["auto", True, False])
+@pytest.mark.parametrize("name", LOSSES)
+def test_it_is_the_gradient_of_the_compiled_loss(float64, name, shared):
+    x, y, _ = data()
+    loss = LOSSES[name]()
+    model = FisherRegularizedModel(network(), beta=0, num_sub_batches=3, share_gradients=shared)
+    model.compile("sgd", loss)
+    for power in (1.0, 2.0) if name == "annealed" else (1.0,):
+        if name == "annealed":
+            loss.power.assign(power)
+        expected, gradient = plain_gradient(loss, model.model, x, y)
+        found, value, _ = model.regularized_gradients(x, y)
+        np.testing.assert_allclose(value, expected, rtol=1e-9)
+        for mine, right in zip(found, gradient, strict=True):
+            np.testing.assert_allclose(mine, right, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight"])
+def test_shared_gradients_need_a_mean_over_the_examples(reduction):
+    """The sub-batches' losses have another mean, with weights; "auto" takes L by itself."""
+    x, y, weight = data()
+    loss = Sparse(from_logits=True, reduction=reduction)
+    model = FisherRegularizedModel(network(), num_sub_batches=3, share_gradients=True)
+    model.compile("sgd", loss)
+    message = rf"share_gradients=False.*Given: .*reduction={reduction!r}"
+    with pytest.raises(ValueError, match=message):
+        model.train_on_batch(x, y, sample_weight=weight)
+    auto = FisherRegularizedModel(network(), beta=0, num_sub_batches=3)
+    auto.compile("sgd", loss)
+    found, value, _ = auto.regularized_gradients(x, y, weight)
+    expected, gradient = plain_gradient(loss, auto.model, x, y, weight)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for mine, right in zip(found, gradient, strict=True):
+        np.testing.assert_allclose(mine, right, rtol=1e-4, atol=1e-6)
+
+
+class Masked(keras.layers.Layer):
+    """Marks examples as padding, which Keras' losses leave out."""
+
+    supports_masking = True
+
+    def call(self, inputs):
+        return inputs
+
+    def compute_mask(self, inputs, mask=None):
+        return inputs[:, 0] > 0
+
+
+@pytest.mark.parametrize("shared", ["auto", False])
+def test_a_mask_of_the_outputs_is_of_the_loss(float64, shared):
+    x, y, _ = data()
+    base = network()
+    masked = keras.Sequential([*base.layers, Masked()])
+    model = FisherRegularizedModel(masked, beta=0, num_sub_batches=3, share_gradients=shared)
+    model.compile("sgd", sparse_loss())
+    weight = base(x)[:, 0] > 0
+    expected, gradient = plain_gradient(
+        Sparse(from_logits=True, reduction="mean_with_sample_weight"), base, x, y, weight
+    )
+    found, value, _ = model.regularized_gradients(x, y)
+    np.testing.assert_allclose(value, expected, rtol=1e-9)
+    for mine, right in zip(found, gradient, strict=True):
+        np.testing.assert_allclose(mine, right, rtol=1e-7, atol=1e-12)

@@ -1,0 +1,108 @@
+"""What check_classifier says works is what works, and what it refuses is refused."""
+
+import doctest
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import fisher_keras
+from fisher_keras import FisherRegularizedModel, check_classifier, classifier_check
+
+FINITE = "regularizer, finite_difference"
+SHARED = f"{FINITE}, shared gradients"
+PRODUCT = "regularizer, hessian_vector_product"
+AUTO = 'sharing by "auto"'
+
+
+def data():
+    random = np.random.default_rng(0)
+    return random.normal(size=(20, 6)).astype("float32"), random.integers(0, 3, 20)
+
+
+def network(*layers):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((6,)), *layers, keras.layers.Dense(3)])
+
+
+def names(report, works):
+    return {feature.name for feature in report.features if feature.works is works}
+
+
+class NoSecondDerivative(keras.layers.Layer):
+    def call(self, x):
+        return tf.stop_gradient(x) * x
+
+
+def test_a_plain_classifier_is_changed_by_nothing():
+    model = network(keras.layers.Dense(4, "tanh"))
+    before = [value.copy() for value in model.get_weights()]
+    report = check_classifier(model, *data())
+    assert names(report, False) == set()
+    assert report.num_parameters == 28 + 15
+    assert not model.compiled
+    for value, weight in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, weight)
+    text = str(report).splitlines()
+    assert "43 trainable parameters" in text[0]
+    assert len(text) == 2 + len(report.features)
+    assert fisher_keras.check_classifier is check_classifier
+
+
+@pytest.mark.parametrize(
+    ("layers", "dtype", "refused", "note"),
+    [
+        ([keras.layers.BatchNormalization()], "float32", {AUTO}, "three gradients"),
+        ([keras.layers.Dense(5, dtype="mixed_bfloat16")], "float32", {FINITE, SHARED}, "bfloat16"),
+        ([keras.layers.Embedding(9, 4), keras.layers.Flatten()], "int32", {"robustness"}, "int32"),
+        ([keras.layers.Dense(700)], "float32", {"Hessian"}, "not tried"),
+    ],
+)
+def test_what_is_refused_and_why(layers, dtype, refused, note):
+    x, y = data()
+    x = np.abs(x).astype(dtype)
+    report = check_classifier(network(*layers), x, y)
+    assert refused <= names(report, False)
+    notes = " ".join(f.note for f in report.features if f.name in refused)
+    assert note in notes
+
+
+def test_what_is_refused_is_refused_by_the_feature_itself():
+    model, (x, y) = network(NoSecondDerivative()), data()
+    report = check_classifier(model, x, y)
+    for feature in report.features:
+        if feature.name in (FINITE, PRODUCT):
+            method = FisherRegularizedModel(model, gradient=feature.name.split(", ")[1])
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            method.compile("sgd", loss)
+            if feature.works:
+                method.regularized_gradients(x, y)
+            else:
+                with pytest.raises(ValueError, match=r".+") as caught:
+                    method.regularized_gradients(x, y)
+                assert str(caught.value).splitlines()[0] == feature.note
+
+
+@pytest.mark.parametrize(
+    ("units", "activation", "loss"),
+    [
+        (3, "softmax", None),
+        (3, None, "compiled"),
+        (1, "sigmoid", None),
+    ],
+)
+def test_the_loss_that_belongs_to_the_outputs(units, activation, loss):
+    x, y = data()
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(units, activation)])
+    if loss:
+        model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+        y = np.eye(3)[y]
+    report = check_classifier(model, x, y if units == 3 else y % 2)
+    assert names(report, False) <= {AUTO}
+
+
+def test_docstring():
+    results = doctest.testmod(classifier_check, extraglobs={"np": np, "keras": keras})
+    assert results.attempted
+    assert not results.failed
