@@ -25,7 +25,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from fisher_keras.regularizer.arithmetic import clip, global_norm, in_dtype
+from fisher_keras.regularizer.arithmetic import clip, global_norm, in_dtype, scalar_dtype
 from fisher_keras.regularizer.batches import SubBatch
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.preconditions import second_derivatives
@@ -48,30 +48,52 @@ def finite_difference(
     weights: list[tf.Tensor],
     alpha: float,
     here: LossAndGradient | None = None,
+    step_length: float | None = None,
+    direction: str = "descent",
 ) -> LossAndGradient:
-    r"""Takes Equation 6 of a sub-batch as the paper does.
+    r"""Takes Equation 6 of a sub-batch as the paper does, or at another distance from w.
 
     $$\tilde L(B_i, w) - \tilde L(B_i, w - \alpha g_i), \qquad
       g_i - \nabla_w \tilde L(B_i, w - \alpha g_i)$$
+
+    At a distance of $\epsilon$ they are those between $w$ and $w - \epsilon g_i / \|g_i\|$, times
+    $\alpha \|g_i\| / \epsilon$: to first order in $\epsilon$ the same.
 
     Args:
         loss: Gives L~(B_i, .) and its gradient at any weights.
         weights: w.
         alpha: Length of the step along g_i.
         here: The result of `loss` at w, if that is known already.
+        step_length: epsilon; None steps by alpha g_i.
+        direction: One of `DIRECTIONS`: "ascent" steps along g_i, from w to w + alpha g_i, and
+            "central" takes the mean of both.
 
     Returns:
-        The sub-batch's part of R_alpha(w), and its gradient with g_i held constant.
+        The sub-batch's part of R_alpha(w), and its gradient with g_i held constant; zero where
+        g_i is.
     """
-    if here is None:
-        loss = _traced_once(loss)  # One trace for w and w - alpha g_i.
-        here = loss(weights)  # Line 4
+    if here is None or direction == "central":
+        loss = _traced_once(loss)  # One trace for all weights.
+    here = loss(weights) if here is None else here  # Line 4
     g = [tf.stop_gradient(derivative) for derivative in here.gradient]  # Line 5
-    there = loss([w - d * alpha for w, d in zip(weights, g, strict=True)])
-    return LossAndGradient(  # Line 7
-        here.loss - there.loss,
-        [h - t for h, t in zip(here.gradient, there.gradient, strict=True)],
+    factor = 0.5 if direction == "central" else None
+    if step_length is None:
+        steps = [d * alpha for d in g]
+    else:
+        norm = global_norm(g)
+        # The same step of the weights, whatever the gradient: half precision can resolve it.
+        steps = [tf.math.divide_no_nan(d, tf.cast(norm, d.dtype)) * step_length for d in g]
+        factor = (factor or 1.0) * alpha * norm / step_length
+    above, below = here, here
+    if direction != "ascent":
+        below = loss([w - s for w, s in zip(weights, steps, strict=True)])
+    if direction != "descent":
+        above = loss([w + s for w, s in zip(weights, steps, strict=True)])
+    difference = LossAndGradient(  # Line 7
+        above.loss - below.loss,
+        [a - b for a, b in zip(above.gradient, below.gradient, strict=True)],
     )
+    return difference if factor is None else difference.scaled(factor)
 
 
 def hessian_vector_product(
@@ -106,6 +128,15 @@ def hessian_vector_product(
     )
 
 
+def no_regularizer(
+    loss: LossFunction, weights: list[tf.Tensor], alpha: float, here: LossAndGradient | None = None
+) -> LossAndGradient:
+    """Takes zero for Equation 6 of a sub-batch; L is then all that is computed of it."""
+    zeros = [tf.zeros_like(w) for w in weights]
+    return LossAndGradient(tf.zeros((), scalar_dtype(weights)), zeros)
+
+
+DIRECTIONS = ("descent", "ascent", "central")
 EQUATION_6: dict[str, Equation6] = {
     "finite_difference": finite_difference,
     "hessian_vector_product": hessian_vector_product,
@@ -121,7 +152,7 @@ class Settings:
         beta: Weight of the regularizer.
         num_sub_batches: M.
         clip_norm: tau; None does not clip.
-        equation_6: One of `EQUATION_6`.
+        equation_6: One of `EQUATION_6`, maybe with options of its own, or `no_regularizer`.
         seed: Of the split, shape (2,), integers.
         equal_sizes: See `SubBatches.sum_over`.
         mean_over_examples: Whether L, if gradients are shared, is the mean over examples rather

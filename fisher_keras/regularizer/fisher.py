@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import random
 from typing import Any
@@ -12,24 +13,24 @@ import tensorflow as tf
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
-from fisher_keras.classifier.precision import coarse_formats
 from fisher_keras.graph import keras_private
-from fisher_keras.regularizer.algorithm import EQUATION_6, Settings, regularized_step
-from fisher_keras.regularizer.arithmetic import global_norm, map_parts, with_zeros
+from fisher_keras.regularizer.algorithm import (
+    DIRECTIONS,
+    EQUATION_6,
+    Equation6,
+    Settings,
+    finite_difference,
+    no_regularizer,
+    regularized_step,
+)
+from fisher_keras.regularizer.arithmetic import clip, global_norm, map_parts, with_zeros
 from fisher_keras.regularizer.batches import Batch
 from fisher_keras.regularizer.loss_forms import check_mean, established
 from fisher_keras.regularizer.losses import BatchLosses
-from fisher_keras.regularizer.options import (
-    Option,
-    number_or_schedule,
-    one_of,
-    positive,
-    positive_or_none,
-)
-from fisher_keras.regularizer.replicas import check_not_synchronized
-from fisher_keras.regularizer.step import TrainingMethod
+from fisher_keras.regularizer.options import Option, one_of, positive_or_none
+from fisher_keras.regularizer.preconditions import check_difference, normalizes_batches
 from fisher_keras.regularizer.step_types import BatchLoss, RegularizedStep, Step
-from fisher_keras.regularizer.strength import explicit_to_implicit
+from fisher_keras.regularizer.strength import RelativeStrength
 from fisher_keras.regularizer.traces import check_sub_batches, decomposes_over_examples
 
 GRADIENTS = tuple(EQUATION_6)
@@ -43,7 +44,7 @@ def _seed(name: str, value: Any) -> int:
 
 
 @keras.saving.register_keras_serializable(package="fisher_keras")
-class FisherRegularizedModel(TrainingMethod):
+class FisherRegularizedModel(RelativeStrength):
     r"""A Keras classifier trained with the Fisher-information regularizer.
 
     Wraps any Keras classifier; `compile`, `fit`, `train_on_batch`, `evaluate` and `predict` are
@@ -81,9 +82,10 @@ class FisherRegularizedModel(TrainingMethod):
     the first two are NaN where no step of the epoch computed them, because beta was 0.
 
     They have `explicit_to_implicit`, too, by how much this regularizer is stronger than the one
-    that SGD has anyway: $2 \alpha \beta M / \eta$ at a learning rate of $\eta$, with $R M$ for $M$
-    on $R$ replicas (`fisher_keras.regularizer.strength` derives it). It counts no momentum $m$,
-    which divides it by $1 / (1 - m)$. Far below 1, $\beta$ changes next to nothing.
+    that SGD has anyway: $2 \alpha \beta M (1 - m) / \eta$ at a learning rate of $\eta$ and a
+    momentum of $m$, with $R M$ for $M$ on $R$ replicas (`fisher_keras.regularizer.strength`
+    derives it); NaN with other optimizers. Far below 1, $\beta$ changes next to nothing: the
+    first `fit` warns of that.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -99,11 +101,10 @@ class FisherRegularizedModel(TrainingMethod):
     """
 
     training_logs = ("fisher_regularizer", "fisher_trace", "gradient_norm", "explicit_to_implicit")
-    alpha = Option(positive)
-    beta = Option(number_or_schedule)
-    num_sub_batches = Option(lambda name, value: whole_number(name, value, least=1))
     clip_norm = Option(positive_or_none)
     gradient = Option(one_of(*GRADIENTS))
+    step_length = Option(positive_or_none)
+    direction = Option(one_of(*DIRECTIONS))
     share_gradients = Option(one_of(True, False, "auto"))
     seed = Option(_seed)
     check_losses = staticmethod(check_sub_batches)
@@ -112,13 +113,18 @@ class FisherRegularizedModel(TrainingMethod):
         self,
         model: keras.Model,
         alpha: float = 1e-4,
-        beta: float | keras.optimizers.schedules.LearningRateSchedule = 10.0,
+        beta: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
         num_sub_batches: int = 8,
         clip_norm: float | None = 10.0,
         gradient: str = "finite_difference",
         share_gradients: bool | str = "auto",
         seed: int | None = None,
         name: str | None = None,
+        *,
+        strength: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
+        step_length: float | None = None,
+        direction: str = "descent",
+        interval: int = 1,
     ) -> None:
         r"""Wraps a classifier.
 
@@ -127,9 +133,11 @@ class FisherRegularizedModel(TrainingMethod):
                 as the loss given to `compile` says. Or (B, 1) with a binary cross-entropy.
             alpha: Length of the step along $g_i$ ($\alpha$, 0.0001 in all experiments of the
                 paper); > 0.
-            beta: Weight of the regularizer ($\beta$, 10 to 125 in the paper); >= 0. A Keras
-                `LearningRateSchedule` makes it a function of the optimizer's step. Where it is 0,
-                the step is a plain Keras step, the same operations: neither R nor the clipping.
+            beta: Weight of the regularizer ($\beta$, 10 to 125 in the paper), >= 0; by default 10,
+                without `strength`. A Keras `LearningRateSchedule` makes it a function of the
+                optimizer's step: where that is 0, the step is plain but for the clipping, which
+                is the same in all steps. The number 0 makes all steps plain Keras steps, the same
+                operations, not clipped.
             num_sub_batches: $M$ (4, 8 or 16 in the paper). Sizes that do not divide are split as
                 evenly as they can be; a batch of fewer than M examples is split into single ones.
                 On R replicas each splits its share of the batch into M: R M sub-batches in all.
@@ -142,19 +150,34 @@ class FisherRegularizedModel(TrainingMethod):
                 instead of three. "auto" does where the step is the same but for rounding: no layer
                 takes examples together, draws random numbers or has a state, and labels are
                 integers; on several replicas it never does. True always does: L is then the mean
-                of the sub-batches' losses (BatchNormalization's moments too), and the moving
-                statistics move by the mean over the sub-batches. Labels that may be soft (one-hot
-                or smoothed) cost one more backward pass. False never does.
+                of the sub-batches' losses, and the moving statistics move by the mean over the
+                sub-batches. Labels that may be soft (one-hot or smoothed) cost one more backward
+                pass. BatchNormalization takes its moments from the sub-batches, which is ghost
+                batch normalization (Hoffer et al., 2017), and regularizes by itself: the control
+                is True with beta=0, the same step but for R. False never does.
             seed: Seed of the random splits, an int, 0 or greater; None draws one.
             name: Name of the model.
+            strength: `explicit_to_implicit`, instead of beta: in each step
+                $\beta = s \eta / (2 \alpha M (1 - m))$, with the learning rate and the momentum of
+                Keras' SGD, so that the regularizer is $s$ times as strong as SGD's own in all
+                phases of the training. A number or a schedule, >= 0.
+            step_length: Distance $\epsilon$ at which the finite difference takes its second
+                gradient: $\frac{\alpha \|g_i\|}{\epsilon} [g_i - \nabla_w \tilde L(B_i, w -
+                \epsilon g_i / \|g_i\|)]$ and $R$ likewise, to first order the same as the paper's
+                and possible in half precision; 0.05 to 0.2 are usual. None is the paper's step,
+                $\alpha g_i$. A strength of its own is best for each.
+            direction: Side of $w$ that it is taken on: "descent", the paper's, "ascent", at
+                $w + \epsilon g_i / \|g_i\|$, or "central", half the difference of both: one
+                gradient more.
+            interval: $k$; every $k$-th step has the regularizer, with $k \beta$.
 
         Raises:
             ValueError: If an argument is out of range; the message says what was expected.
         """
-        super().__init__(model, name)
-        self.alpha, self.beta = alpha, beta
+        super().__init__(model, name, beta, strength)
+        self.alpha, self.interval = alpha, interval
         self.num_sub_batches, self.clip_norm = num_sub_batches, clip_norm
-        self.gradient = gradient
+        self.gradient, self.step_length, self.direction = gradient, step_length, direction
         self.share_gradients = share_gradients
         self.seed = seed
         self._cross_entropy = None
@@ -165,8 +188,8 @@ class FisherRegularizedModel(TrainingMethod):
 
         Raises:
             ValueError: If the loss is not a cross-entropy of Keras, or contradicts the model's
-                last activation; or if the model computes in half precision or
-                TensorFloat-32, where the finite difference is lost in rounding.
+                last activation; if the model computes in half precision or TensorFloat-32, where
+                the finite difference is lost in rounding; or if options contradict each other.
         """
         super().compile(*args, **kwargs)
         if self.loss is not None:
@@ -176,10 +199,12 @@ class FisherRegularizedModel(TrainingMethod):
         """Forgets what was traced with other options, and refuses options that do not go together.
 
         Raises:
-            ValueError: If the finite difference would be lost in rounding.
+            ValueError: If the finite difference would be lost in rounding, or if the optimizer has
+                no `strength`.
         """
-        if self.gradient == "finite_difference" and self.beta != 0:
-            _check_precision(self.model, self.alpha)
+        self.check_optimizer()
+        if self.regularizes:
+            check_difference(self)
         self._separable, self._cross_entropies = {}, {}
         self._gradients_by_xla = tf.function(self._gradients, autograph=False, jit_compile=True)
         super().forget_traces()
@@ -199,22 +224,17 @@ class FisherRegularizedModel(TrainingMethod):
             self._cross_entropies[signature] = cross_entropy
         twice = self.gradient == "hessian_vector_product"
         cross_entropy = self._cross_entropies[signature]
-        losses = BatchLosses(self, batch, cross_entropy, self.num_sub_batches, twice)
-        if losses.replica.count > 1 and self.share_gradients is True:
-            check_not_synchronized(self.model, self.beta)
-        return losses
+        return BatchLosses(self, batch, cross_entropy, self.num_sub_batches, twice)
 
     def optimizer_step(self, losses: BatchLosses) -> Step:
-        """Returns one step of Algorithm 1, up to the update; a plain step where beta is 0.
+        """Returns one step of Algorithm 1, up to the update; without R where beta is 0.
 
         It splits the mini-batch, takes the mean of Equation 6 over the sub-batches, adds beta
         times it to the loss and clips the gradient (`regularized_step`).
         """
-        num_sub_batches = losses.replica.count * self.num_sub_batches
-        ratio = explicit_to_implicit(
-            self.alpha, self._current_beta(), num_sub_batches, self.optimizer.learning_rate
-        )
-        step = self._plain_or_regularized(losses)
+        beta = self.current_beta()
+        ratio = self.ratio(beta)
+        step = _plain_or_regularized(self, losses, beta)
         norm = step.gradient_norm
         loss, regularizer, gradient = losses.replica.all_reduce_sum(
             (step.loss, step.regularizer, step.gradient)
@@ -278,69 +298,14 @@ class FisherRegularizedModel(TrainingMethod):
             scope = stateless.scope(self.model, weights, losses.state)
         with scope, self.averaging(losses) if update_state else contextlib.nullcontext():
             loss = None if self._shares(losses) else losses.whole_batch(weights)
-            step = self._algorithm_1(losses, loss, self._current_beta(), clip_norm=None)
+            step = _algorithm_1(self, losses, loss, self.current_beta(), None, self._equation_6())
         return losses.replica.all_reduce_sum((step.gradient, step.loss, step.regularizer))
 
-    def _plain_or_regularized(self, losses: BatchLosses) -> RegularizedStep:
-        """Returns a plain step where beta is 0, and a regularized step elsewhere."""
-        beta = self._current_beta()
-        regularizes = isinstance(beta, tf.Tensor) or beta != 0
-        clip_norm = None if self.sums_gradients() else self.clip_norm
-        if regularizes:
-            self.check_once(losses)
-        # Both kinds of step need L(B, w), unless gradients are shared.
-        loss = None if regularizes and self._shares(losses) else losses.whole_batch()
-
-        def plain() -> RegularizedStep:
-            return _plain_step(losses, losses.whole_batch() if loss is None else loss)
-
-        def regularized() -> RegularizedStep:
-            step = self._algorithm_1(losses, loss, beta, clip_norm)
-            gradient = map_parts(losses.scale().times, step.gradient)
-            regularizer = tf.cast(step.regularizer, step.gradient_norm.dtype)
-            return dataclasses.replace(step, gradient=gradient, regularizer=regularizer)
-
-        if not isinstance(beta, tf.Tensor):
-            return regularized() if regularizes else plain()
-        # Both branches must give the same structure.
-        zeros_for = losses.weights if loss is None else None
-        return tf.cond(tf.equal(beta, 0), lambda: _dense(plain(), zeros_for), regularized)
-
-    def _algorithm_1(
-        self,
-        losses: BatchLosses,
-        loss: BatchLoss | None,
-        beta: float | tf.Tensor,
-        clip_norm: float | None,
-    ) -> RegularizedStep:
-        """Runs lines 2 to 9, and moves the state of the classifier."""
-        variables = self.model.non_trainable_variables
-        state = stateless.values(variables)
-        updates = keras_private.num_updates(self.optimizer)
-        seed = tf.constant(self.seed, tf.int64) + _SPLITS * losses.replica.index
-        replica_weights = losses.replica_weights
-        settings = Settings(
-            alpha=self.alpha,
-            beta=beta,
-            num_sub_batches=self.num_sub_batches,
-            clip_norm=clip_norm,
-            equation_6=EQUATION_6[self.gradient],
-            seed=tf.stack([seed, updates]),
-            equal_sizes=bool(self.jit_compile),
-            mean_over_examples=self.share_gradients == "auto",
-            replica_weight=None if replica_weights is None else replica_weights.sub_batches,
-        )
-        loss = None if loss is None else losses.unscaled(loss)
-        step = regularized_step(losses, losses.weights, state, loss, settings)
-        if step.changes is not None:
-            for variable, value, change in zip(variables, state, step.changes, strict=True):
-                variable.assign(value + change)
-        return dataclasses.replace(step, changes=None)
-
-    def _current_beta(self) -> float | tf.Tensor:
-        if callable(self.beta):
-            return tf.convert_to_tensor(self.beta(self.optimizer.iterations))
-        return self.beta
+    def _equation_6(self) -> Equation6:
+        if self.gradient != "finite_difference":
+            return EQUATION_6[self.gradient]
+        options = {"step_length": self.step_length, "direction": self.direction}
+        return functools.partial(finite_difference, **options)
 
     def _shares(self, losses: BatchLosses) -> bool:
         """Returns whether the gradients of the sub-batches serve for L, too."""
@@ -358,12 +323,89 @@ class FisherRegularizedModel(TrainingMethod):
             return None
         return weights.sub_batches if self._shares(losses) else weights.examples
 
-    def accumulated_clip_norm(self) -> float | tf.Tensor | None:
-        """Returns tau where gradients are clipped after they are summed; none where beta is 0."""
-        beta = self._current_beta()
-        if self.clip_norm is None or not isinstance(beta, tf.Tensor):
-            return None if beta == 0 else self.clip_norm
-        return tf.where(tf.equal(beta, 0), tf.constant(math.inf, tf.float64), self.clip_norm)
+    def accumulated_clip_norm(self) -> float | None:
+        """Returns tau where gradients are clipped after they are summed; plain steps never are."""
+        return self.clip_norm if self.regularizes or self.share_gradients is True else None
+
+    def first_messages(self) -> list[str]:
+        """Returns what the first `fit` warns of: ghost batch normalization, too."""
+        messages = super().first_messages()
+        if self.share_gradients is True and self.regularizes and normalizes_batches(self.model):
+            messages.append(
+                "share_gradients=True is ghost batch normalization (Hoffer et al., 2017): "
+                "BatchNormalization takes its moments from each of the "
+                f"{self.num_sub_batches} sub-batches, which regularizes by itself. To tell apart "
+                "what R does, compare with share_gradients=True and beta=0."
+            )
+        return messages
+
+
+def _plain_or_regularized(
+    model: FisherRegularizedModel, losses: BatchLosses, beta: float | tf.Tensor
+) -> RegularizedStep:
+    """Returns a step with R, or one without where beta is 0."""
+    clip_norm = None if model.sums_gradients() else model.accumulated_clip_norm()
+    by_sub_batches = model.share_gradients is True
+    if model.regularizes or by_sub_batches:
+        model.check_once(losses)
+    # Both kinds of step need L(B, w), unless gradients are shared.
+    shares = by_sub_batches or (model.regularizes and model._shares(losses))
+    loss = None if shares else losses.whole_batch()
+    equation_6 = model._equation_6()
+
+    def regularized(equation_6: Equation6 = equation_6) -> RegularizedStep:
+        step = _algorithm_1(model, losses, loss, beta, clip_norm, equation_6)
+        gradient = map_parts(losses.scale().times, step.gradient)
+        regularizer = tf.cast(step.regularizer, step.gradient_norm.dtype)
+        return dataclasses.replace(step, gradient=gradient, regularizer=regularizer)
+
+    def without() -> RegularizedStep:
+        if by_sub_batches:
+            step = regularized(no_regularizer)
+            return dataclasses.replace(step, regularizer=step.regularizer * math.nan)
+        step = _plain_step(losses, losses.whole_batch() if loss is None else loss)
+        # Both branches must give the same structure.
+        zeros_for = losses.weights if loss is None else None
+        return _dense(step, zeros_for, clip_norm) if model.regularizes else step
+
+    if not model.regularizes:
+        return without()
+    if not isinstance(beta, tf.Tensor):
+        return regularized()
+    return tf.cond(tf.equal(beta, 0), without, regularized)
+
+
+def _algorithm_1(
+    model: FisherRegularizedModel,
+    losses: BatchLosses,
+    loss: BatchLoss | None,
+    beta: float | tf.Tensor,
+    clip_norm: float | None,
+    equation_6: Equation6,
+) -> RegularizedStep:
+    """Runs lines 2 to 9, and moves the state of the classifier."""
+    variables = model.model.non_trainable_variables
+    state = stateless.values(variables)
+    updates = keras_private.num_updates(model.optimizer)
+    seed = tf.constant(model.seed, tf.int64) + _SPLITS * losses.replica.index
+    replica_weights = losses.replica_weights
+    settings = Settings(
+        alpha=model.alpha,
+        beta=beta,
+        num_sub_batches=model.num_sub_batches,
+        clip_norm=clip_norm,
+        equation_6=equation_6,
+        seed=tf.stack([seed, updates]),
+        equal_sizes=bool(model.jit_compile),
+        mean_over_examples=model.share_gradients == "auto",
+        replica_weight=None if replica_weights is None else replica_weights.sub_batches,
+    )
+    loss = None if loss is None else losses.unscaled(loss)
+    step = regularized_step(losses, losses.weights, state, loss, settings)
+    if step.changes is not None:
+        for variable, value, change in zip(variables, state, step.changes, strict=True):
+            variable.assign(value + change)
+    return dataclasses.replace(step, changes=None)
 
 
 def _plain_step(losses: BatchLosses, loss: BatchLoss) -> RegularizedStep:
@@ -373,23 +415,13 @@ def _plain_step(losses: BatchLosses, loss: BatchLoss) -> RegularizedStep:
     return RegularizedStep(loss.loss, loss.gradient, loss.outputs, None, not_computed, norm)
 
 
-def _dense(step: RegularizedStep, zeros_for: list[tf.Tensor] | None) -> RegularizedStep:
-    """Returns a step without sparse gradients, and with zeros for None if weights are given."""
+def _dense(
+    step: RegularizedStep, zeros_for: list[tf.Tensor] | None, clip_norm: float | None
+) -> RegularizedStep:
+    """Returns a step without sparse gradients, clipped, and with zeros for None if asked for."""
     gradient = map_parts(tf.convert_to_tensor, step.gradient)
     if zeros_for is not None:
         gradient = with_zeros(gradient, zeros_for)
+    if clip_norm is not None:
+        gradient = clip(gradient, clip_norm, step.gradient_norm)
     return dataclasses.replace(step, gradient=gradient)
-
-
-def _check_precision(model: keras.Model, alpha: float) -> None:
-    """Raises a ValueError if a model's rounding is coarser than a step of alpha."""
-    coarse = coarse_formats(model)
-    if not coarse:
-        return
-    name, remedy = coarse.popitem()
-    raise ValueError(
-        f"gradient='finite_difference' cannot be used with a model that computes in {name}: w and "
-        f"w - alpha g_i (alpha={alpha:g}) give losses and gradients that are equal to within its "
-        "rounding, so that their difference is noise. Use gradient='hessian_vector_product', or "
-        f"{remedy}."
-    )

@@ -189,14 +189,21 @@ class BatchLosses:
         hard, gradient = (self._dense(g, weights) for g in found.gradients)
         if equals_compiled_loss:
             gradient = [tf.add(g, h) for g, h in zip(gradient, hard, strict=True)]
-        variables = self.model.model.non_trainable_variables
-        after = [tf.convert_to_tensor(found.scope.get_current_value(v)) for v in variables]
-        return LossAndGradient(found.losses[0], hard), BatchLoss(
-            loss=tf.cast(compiled[0], scalar_dtype(weights)),
-            gradient=gradient,
-            outputs=sub_batch.in_mini_batch(found.outputs, self.batch_size),
-            changes=[tf.subtract(a, b) for a, b in zip(after, sub_batch.state, strict=True)],
-        )
+        loss = _loss_of_sub_batch(self, found, sub_batch, compiled[0], gradient)
+        return LossAndGradient(found.losses[0], hard), loss
+
+    def compiled_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> BatchLoss:
+        """Returns L(B_i, w) and its gradient; nothing moves."""
+        with self.replica.local_batch_norm(self.model.model):
+            found = self._evaluate(
+                lambda outputs: [self._compiled_loss(sub_batch.batch, outputs)],
+                sub_batch.batch,
+                weights,
+                sub_batch.state,
+            )
+        preconditions.check_evaluation(found.operations, self.model.model)
+        gradient = self._dense(found.gradients[0], weights)
+        return _loss_of_sub_batch(self, found, sub_batch, found.losses[0], gradient)
 
     def zero_terms(
         self, weights: list[tf.Tensor], state: list[tf.Tensor], shared: bool
@@ -308,3 +315,21 @@ class BatchLosses:
         """Returns L~, in a list."""
         loss = hard_label_mean(self.cross_entropy, batch, outputs)
         return [tf.cast(loss, scalar_dtype(stateless.weights(self.model)))]
+
+
+def _loss_of_sub_batch(
+    losses: BatchLosses,
+    found: Evaluation,
+    sub_batch: SubBatch,
+    loss: tf.Tensor,
+    gradient: list[tf.Tensor],
+) -> BatchLoss:
+    """Returns L(B_i, w), with outputs and changes of the state to add to those of others."""
+    variables = losses.model.model.non_trainable_variables
+    after = [tf.convert_to_tensor(found.scope.get_current_value(v)) for v in variables]
+    return BatchLoss(
+        loss=tf.cast(loss, scalar_dtype(gradient)),
+        gradient=gradient,
+        outputs=sub_batch.in_mini_batch(found.outputs, losses.batch_size),
+        changes=[tf.subtract(a, b) for a, b in zip(after, sub_batch.state, strict=True)],
+    )

@@ -23,14 +23,16 @@ class Option:
         1.0
     """
 
-    def __init__(self, check: Callable[[str, Any], Any]) -> None:
+    def __init__(self, check: Callable[[str, Any], Any], instead_of: str | None = None) -> None:
         """Makes an attribute.
 
         Args:
             check: Takes its name and a value that is given; returns the value to keep, or raises
                 a ValueError.
+            instead_of: Name of another attribute that says the same in other terms: None as soon
+                as this one is set.
         """
-        self._check = check
+        self._check, self._instead_of = check, instead_of
 
     def __set_name__(self, owner: type, name: str) -> None:
         """Takes the name of the attribute."""
@@ -46,14 +48,21 @@ class Option:
 
     def __set__(self, model: Any, value: Any) -> None:
         """Checks a value and keeps it; traces with another value are forgotten."""
-        before = vars(model).get(self._name)
+
+        def values() -> dict[str, Any]:
+            names = [name for name in (self._name, self._instead_of) if name is not None]
+            return {name: vars(model).get(name) for name in names}
+
+        before = values()
         vars(model)[self._name] = self._check(self._name, value)
-        if not getattr(model, "compiled", False) or before == getattr(model, self._name):
+        if self._instead_of is not None:
+            vars(model)[self._instead_of] = None
+        if not getattr(model, "compiled", False) or before == values():
             return
         try:
             model.forget_traces()
         except ValueError:
-            vars(model)[self._name] = before
+            vars(model).update(before)
             raise
 
 

@@ -182,17 +182,6 @@ def check_replicas(model: ClassifierWrapper) -> None:
     keras_private.check_gradients_already_reduced(model.optimizer)
 
 
-def check_not_synchronized(model: keras.Model, beta: Any) -> None:
-    """Raises a ValueError if a layer synchronizes replicas in a branch, as for beta's schedule."""
-    layers = synchronized_layers(model)
-    if layers and callable(beta):
-        raise ValueError(
-            "On several replicas, a schedule of beta with share_gradients=True has a plain step "
-            "in a branch, where replicas cannot synchronize. Use synchronized=False or "
-            f"share_gradients=False. Given: layer {layers[0].name!r} with synchronized=True."
-        )
-
-
 def check_in_scope(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
     """Raises a ValueError if replicas have no copies of their own of a model's variables."""
     if strategy.num_replicas_in_sync == 1:

@@ -6,13 +6,20 @@ I. K. Choi, "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Lea
 Neural Networks", ICML 2021.
 """
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
+from fisher_keras.arguments import whole_number
+from fisher_keras.regularizer.arithmetic import in_dtype, with_zeros
+from fisher_keras.regularizer.batches import SubBatch
 from fisher_keras.regularizer.losses import BatchLosses
-from fisher_keras.regularizer.options import Option, positive
+from fisher_keras.regularizer.options import Option, number_or_schedule
+from fisher_keras.regularizer.preconditions import check_layers
 from fisher_keras.regularizer.step import TrainingMethod
-from fisher_keras.regularizer.step_types import Step
+from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient, Step
+from fisher_keras.regularizer.sub_batches import split_batch
 
 RHO = {False: 0.05, True: 0.5}  # By `adaptive`: the papers' defaults, for CIFAR-10.
 _ETA = 0.01  # ASAM's, which keeps weights of 0 from standing still.
@@ -31,6 +38,8 @@ class SharpnessAwareModel(TrainingMethod):
     the gradient of $\max_{\|\epsilon\| \le \rho} L(B, w + \epsilon)$ to first order, with
     $\epsilon$ held constant: two gradients a step. The adaptive form measures $\epsilon$ in units
     of the weights, $T = \mathrm{diag}(|w_k| + 0.01)$: $\epsilon = \rho\, T^2 g / \|T g\|$.
+    With several sub-batches (m-SAM) it is the mean of such gradients, each of a sub-batch $B_i$ at
+    an $\epsilon_i$ of its own; BatchNormalization then takes its moments from the sub-batches.
 
     L is the compiled loss, any of Keras', with all penalties of the model. At both weights the
     same examples are dropped out, and BatchNormalization takes its moments from the batch; its
@@ -53,24 +62,32 @@ class SharpnessAwareModel(TrainingMethod):
     """
 
     training_logs = ("sharpness",)
-    rho = Option(positive)
+    rho = Option(number_or_schedule)
     adaptive = Option(lambda _, value: bool(value))
+    sub_batches = Option(lambda name, value: whole_number(name, value, least=1))
 
     def __init__(
         self,
         model: keras.Model,
-        rho: float | None = None,
+        rho: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
         adaptive: bool = False,
         name: str | None = None,
+        *,
+        sub_batches: int = 1,
     ) -> None:
         """Wraps a classifier.
 
         Args:
             model: A Keras classifier with one output.
-            rho: Length of the step to w + epsilon (rho), > 0; by default 0.05, SAM's for CIFAR-10
-                and CIFAR-100, or 0.5 if it is adaptive, ASAM's for CIFAR-10.
+            rho: Length of the step to w + epsilon (rho), >= 0; by default 0.05, SAM's for CIFAR-10
+                and CIFAR-100, or 0.5 if it is adaptive, ASAM's for CIFAR-10. A Keras
+                `LearningRateSchedule` makes it a function of the optimizer's step. Where it is 0,
+                the step is a plain one, of one gradient, and with several sub-batches the mean of
+                their plain ones.
             adaptive: Whether it is ASAM.
             name: Name of the model.
+            sub_batches: How many sub-batches the examples of a batch are split into, in their
+                order; on R replicas, those of each.
 
         Raises:
             ValueError: If an argument is out of range; the message says what was expected.
@@ -78,13 +95,16 @@ class SharpnessAwareModel(TrainingMethod):
         super().__init__(model, name)
         self.adaptive = adaptive
         self.rho = RHO[self.adaptive] if rho is None else rho
+        self.sub_batches = sub_batches
 
     def step(self, losses: BatchLosses) -> Step:
         """Returns the gradient at w + epsilon."""
-        here = losses.whole_batch_sum()
-        there = losses.at(
-            perturbed_weights(losses.weights, here.gradient, self.rho, self.adaptive)
-        )
+        if self.sub_batches > 1:
+            check_layers(self.model)
+            here, there = self._by_sub_batches(losses)
+        else:
+            here = losses.whole_batch_sum()
+            there = self._ascended(losses, losses.at, here)
         # Keras warns of a weight that the loss does not depend on, and leaves it alone.
         gradient = [
             None if g is None else t for g, t in zip(here.gradient, there.gradient, strict=True)
@@ -92,9 +112,61 @@ class SharpnessAwareModel(TrainingMethod):
         logs = {"sharpness": there.loss - here.loss}
         return Step(here.loss, gradient, here.outputs, logs)
 
+    def _ascended(
+        self,
+        losses: BatchLosses,
+        loss: Callable[[list[tf.Tensor]], LossAndGradient],
+        here: BatchLoss,
+    ) -> LossAndGradient:
+        """Returns a loss and its gradient at w + epsilon, given those at w."""
+        rho = self.rho(self.optimizer.iterations) if callable(self.rho) else self.rho
+
+        def ascended() -> LossAndGradient:
+            weights = perturbed_weights(losses.weights, here.gradient, rho, self.adaptive)
+            there = loss(weights)
+            return LossAndGradient(there.loss, there.gradient)
+
+        def unmoved() -> LossAndGradient:
+            return LossAndGradient(here.loss, with_zeros(here.gradient, losses.weights))
+
+        if not callable(self.rho):
+            return ascended() if rho else unmoved()
+        if losses.replica.count > 1:
+            return ascended()  # In a branch, replicas cannot synchronize.
+        return tf.cond(tf.equal(rho, 0), unmoved, ascended)
+
+    def _by_sub_batches(self, losses: BatchLosses) -> tuple[BatchLoss, LossAndGradient]:
+        """Returns the means over the examples of L(B_i, .) at w, and at w + epsilon_i."""
+        sub_batches = split_batch(losses.batch_size, self.sub_batches, seed=None)
+
+        def terms(sub_batch: SubBatch) -> tuple[BatchLoss, LossAndGradient]:
+            def at(weights: list[tf.Tensor]) -> BatchLoss:
+                return losses.compiled_loss(sub_batch, weights)
+
+            here, weight = at(losses.weights), sub_batches.weight(sub_batch.rows)
+            return here.scaled(weight), self._ascended(losses, at, here).scaled(weight)
+
+        zeros = losses.zero_terms(losses.weights, losses.state, shared=True)
+        sums = sub_batches.sum_over(
+            lambda index, rows: terms(losses.sub_batch(index, rows, losses.state)),
+            (zeros.loss, zeros.regularizer),
+            equal_sizes=bool(self.jit_compile),
+        )
+        here, there = sub_batches.mean(sums)
+        variables = self.model.non_trainable_variables
+        for variable, value, change in zip(variables, losses.state, here.changes, strict=True):
+            variable.assign(value + change)
+        if losses.replica_weights is not None:
+            here, there = (one.scaled(losses.replica_weights.examples) for one in (here, there))
+        loss, gradient, there = losses.replica.all_reduce_sum((here.loss, here.gradient, there))
+        return BatchLoss(loss, gradient, sums[0].outputs), there
+
 
 def perturbed_weights(
-    weights: list[tf.Tensor], gradient: list[tf.Tensor | None], rho: float, adaptive: bool
+    weights: list[tf.Tensor],
+    gradient: list[tf.Tensor | None],
+    rho: float | tf.Tensor,
+    adaptive: bool,
 ) -> list[tf.Tensor]:
     """Returns w + epsilon: to first order, the weights of the highest loss nearby.
 
@@ -111,6 +183,8 @@ def perturbed_weights(
     directions = [None if g is None else t * g for g, t in zip(gradient, units, strict=True)]
     norm = tf.linalg.global_norm(directions)
     return [
-        w if d is None else w + tf.math.divide_no_nan(rho * t * d, tf.cast(norm, d.dtype))
+        w
+        if d is None
+        else w + tf.math.divide_no_nan(in_dtype(rho, d.dtype) * t * d, tf.cast(norm, d.dtype))
         for w, d, t in zip(weights, directions, units, strict=True)
     ]

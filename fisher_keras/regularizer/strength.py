@@ -5,25 +5,185 @@ $L(w) + \frac{\eta}{4} \|g_B\|^2$, in the mean over mini-batches $B$ (S. L. Smit
 D. G. T. Barrett and S. De, "On the Origin of Implicit Regularization in Stochastic Gradient
 Descent", ICLR 2021, arXiv 2101.12176); $\beta R_\alpha$, its $g_i$ held constant, is
 $\frac{\alpha \beta}{2}$ times the mean of $\|g_i\|^2$. Where noise dominates gradients, those of
-$|B| / M$ examples are $\sqrt M$ times as long: the ratio of the two is
-$2 \alpha \beta M / \eta$, with $R M$ for $M$ on $R$ replicas. It takes $|B|$ for larger than $M$,
-and no momentum $m$: the learning rate is in effect $1 / (1 - m)$ times as large, the ratio smaller
-by that. Far below 1, $\beta$ changes next to nothing.
+$|B| / M$ examples are $\sqrt M$ times as long. A momentum of $m$ makes the learning rate
+$1 / (1 - m)$ times as large in effect. So the ratio of the two is
+$2 \alpha \beta M (1 - m) / \eta$. It takes $|B|$ for larger than $M$. An update with the mean of
+several mini-batches, those of $R$ replicas or accumulated ones, has all their sub-batches for
+$M$. Far below 1, $\beta$ changes next to nothing.
 """
 
+import math
+import warnings
+from typing import Any
+
+import keras
 import tensorflow as tf
+
+from fisher_keras.arguments import whole_number
+from fisher_keras.graph import keras_private
+from fisher_keras.regularizer.options import Option, number_or_schedule, positive
+from fisher_keras.regularizer.step import TrainingMethod
+
+DEFAULT_BETA = 10.0
+_WEAK, _USEFUL = 0.1, 0.25  # Ratios: `fit` warns below the first, and names beta of the second.
+
+
+def sgd_momentum(optimizer: keras.optimizers.Optimizer) -> float | None:
+    """Returns the momentum of Keras' SGD; None for another optimizer, which has no such ratio."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    # A subclass with an update of its own is another optimizer.
+    if getattr(type(optimizer), "update_step", None) is not keras.optimizers.SGD.update_step:
+        return None
+    return float(optimizer.momentum)
 
 
 def explicit_to_implicit(
-    alpha: float, beta: float | tf.Tensor, num_sub_batches: int, learning_rate: tf.Tensor
+    alpha: float,
+    beta: float | tf.Tensor,
+    num_sub_batches: int,
+    learning_rate: float | tf.Tensor,
+    momentum: float | None = 0.0,
 ) -> tf.Tensor:
     """Returns the ratio of this regularizer's strength to that of SGD's own, float32 scalar.
 
     Args:
         alpha: Length of the steps along g_i.
         beta: Weight of the regularizer.
-        num_sub_batches: M, of all replicas together.
+        num_sub_batches: M, of all mini-batches of an update together.
         learning_rate: That of the step.
+        momentum: That of SGD; None for another optimizer.
+
+    Returns:
+        The ratio; 0 where the learning rate is, as nothing moves then, and NaN for an optimizer
+        that is not SGD.
     """
+    if momentum is None:
+        return tf.constant(math.nan)
     beta, learning_rate = tf.cast(beta, tf.float32), tf.cast(learning_rate, tf.float32)
-    return 2 * alpha * beta * num_sub_batches / learning_rate
+    explicit = 2 * alpha * beta * num_sub_batches * (1 - momentum)
+    return tf.math.divide_no_nan(explicit, learning_rate)
+
+
+class RelativeStrength(TrainingMethod):
+    """A training method whose regularizer has a weight beta, given as such or by a ratio.
+
+    Attributes:
+        alpha: Length of the steps along g_i.
+        beta: Weight of the regularizer, a number or a schedule; None with a `strength`.
+        strength: The ratio of `explicit_to_implicit` to keep, a number or a schedule; None with a
+            `beta`. To set one of the two takes the other away.
+        num_sub_batches: M.
+        interval: Every so many steps have the regularizer, with a beta that is larger by that.
+    """
+
+    alpha = Option(positive)
+    beta = Option(number_or_schedule, instead_of="strength")
+    strength = Option(number_or_schedule, instead_of="beta")
+    num_sub_batches = Option(lambda name, value: whole_number(name, value, least=1))
+    interval = Option(lambda name, value: whole_number(name, value, least=1))
+
+    def __init__(self, model: keras.Model, name: str | None, beta: Any, strength: Any) -> None:
+        """Wraps a classifier.
+
+        Args:
+            model: A Keras classifier with one output.
+            name: Name of the model.
+            beta: Weight of the regularizer, or None.
+            strength: A ratio instead, or None. Without both, beta is `DEFAULT_BETA`.
+
+        Raises:
+            ValueError: If both are given, or one is out of range.
+        """
+        super().__init__(model, name)
+        self._fitted = False
+        if strength is None:
+            self.beta = DEFAULT_BETA if beta is None else beta
+        elif beta is None:
+            self.strength = strength
+        else:
+            raise ValueError(
+                "beta and strength are two ways to say the same: give one of them. Given: "
+                f"beta={beta!r}, strength={strength!r}."
+            )
+
+    @property
+    def regularizes(self) -> bool:
+        """Whether some step may have the regularizer."""
+        given = self.beta if self.strength is None else self.strength
+        return callable(given) or given != 0
+
+    def check_optimizer(self) -> None:
+        """Raises a ValueError if there is a `strength` that means nothing for the optimizer."""
+        if self.strength is not None and sgd_momentum(self.optimizer) is None:
+            raise ValueError(
+                "strength is relative to the regularization of Keras' SGD, which other optimizers "
+                "do not have: give beta instead, and tune it on validation data. Given: "
+                f"strength={self.strength!r}, optimizer={type(self.optimizer).__name__}."
+            )
+
+    def current_beta(self) -> float | tf.Tensor:
+        """Returns beta in this step, a float if it is the same in all steps."""
+        beta = self._mean_beta()
+        if self.interval == 1 or not self.regularizes:
+            return beta
+        has_regularizer = keras_private.num_updates(self.optimizer) % self.interval == 0
+        return tf.where(has_regularizer, tf.cast(beta, tf.float64) * self.interval, 0.0)
+
+    def ratio(self, beta: float | tf.Tensor) -> tf.Tensor:
+        """Returns `explicit_to_implicit` of this step at a beta."""
+        return explicit_to_implicit(
+            self.alpha,
+            beta,
+            self._sub_batches_of_update(),
+            self.optimizer.learning_rate,
+            sgd_momentum(self.optimizer),
+        )
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains; the arguments are those of `keras.Model.fit`.
+
+        The first call warns of what the options mean, if that is likely to surprise.
+        """
+        if not self._fitted and self.optimizer is not None:
+            for message in self.first_messages():
+                warnings.warn(message, stacklevel=2)
+            self._fitted = True
+        return super().fit(*args, **kwargs)
+
+    def first_messages(self) -> list[str]:
+        """Returns what the first `fit` warns of."""
+        beta = float(self._mean_beta())
+        ratio = float(self.ratio(beta))
+        # At a learning rate of 0, as a warm-up begins with, the ratio tells nothing.
+        if not 0 < ratio < _WEAK:
+            return []
+        useful = _round(beta * _USEFUL / ratio)
+        return [
+            f"The regularizer is {ratio:.2g} times as strong as that which SGD has anyway "
+            f"(explicit_to_implicit), and hardly changes anything: its share grows with beta, and "
+            f"falls with the learning rate. strength={_USEFUL} keeps it at a quarter of SGD's; "
+            f"beta={useful:g} is that at this learning rate."
+        ]
+
+    def _mean_beta(self) -> float | tf.Tensor:
+        """Returns beta in the mean over `interval` steps around this one."""
+        given = self.beta if self.strength is None else self.strength
+        if callable(given):
+            given = tf.convert_to_tensor(given(self.optimizer.iterations))
+        if self.strength is None or not self.regularizes:
+            return given
+        self.check_optimizer()
+        rate = tf.cast(self.optimizer.learning_rate, tf.float64)
+        rate /= 1 - sgd_momentum(self.optimizer)
+        return tf.cast(given, tf.float64) * rate / (2 * self.alpha * self._sub_batches_of_update())
+
+    def _sub_batches_of_update(self) -> int:
+        """Returns how many sub-batches there are on all replicas, and in all accumulated steps."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        steps = optimizer.gradient_accumulation_steps or 1
+        return self.num_sub_batches * self.distribute_strategy.num_replicas_in_sync * steps
+
+
+def _round(number: float) -> float:
+    """Returns a number with two digits."""
+    return float(f"{number:.2g}")

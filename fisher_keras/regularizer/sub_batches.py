@@ -87,25 +87,28 @@ class SubBatches:
         return sums
 
 
-def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor) -> SubBatches:
-    """Splits a mini-batch at random.
+def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor | None) -> SubBatches:
+    """Splits a mini-batch, at random if there is a seed.
 
     Args:
         batch_size: |B|, int32 scalar.
         num_sub_batches: M; a batch smaller than that is split into single examples.
-        seed: Shape (2,), integers: the same seed gives the same split.
+        seed: Shape (2,), integers: the same seed gives the same split. None keeps the order.
 
     Returns:
         The split.
     """
     count = tf.minimum(num_sub_batches, batch_size)
+    size, remainder = batch_size // count, batch_size % count
+    if seed is None:
+        return SubBatches(tf.range(batch_size), count, size, remainder)
     # XLA knows no shuffle, but sorting random keys is one; and its random integers, unlike its
     # random floats, are those of TensorFlow without XLA.
     keys = tf.random.stateless_uniform(
         [batch_size], seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
     )
     permutation = tf.argsort(keys)
-    return SubBatches(permutation, count, batch_size // count, batch_size % count)
+    return SubBatches(permutation, count, size, remainder)
 
 
 def _add(total: tf.Tensor, term: tf.Tensor) -> tf.Tensor:

@@ -222,6 +222,15 @@ TRAININGS = {
     "dropout": ({"dropout": 0.5}, {"share_gradients": True}, None, {}),
     "schedule": ({"batch_norm": "synchronized"}, {"beta": phases}, None, {}),
     "schedule, shared": ({}, {"beta": phases, "share_gradients": True}, None, {}),
+    "schedule, shared, synchronized": (
+        {"batch_norm": "synchronized"},
+        {"beta": phases, "share_gradients": True},
+        None,
+        {},
+    ),
+    "ghost": ({"batch_norm": "own"}, {"beta": 0.0, "share_gradients": True}, None, {}),
+    "strength": ({}, {"beta": None, "strength": 2.0, "interval": 2}, None, {}),
+    "step length": ({}, {"step_length": 0.1, "direction": "central"}, None, {}),
     "beta = 0": ({"batch_norm": "synchronized"}, {"beta": 0.0}, None, {}),
     "uneven": ({"batch_norm": "synchronized"}, {}, None, {"count": 31, "weighted": True}),
     "uneven, shared": (
@@ -489,9 +498,6 @@ REFUSED = {
     ),
     "jit_compile=True": lambda: compiled(
         FisherRegularizedModel(network(), seed=1), jit_compile=True
-    ),
-    "in a branch": lambda: regularized(
-        network("synchronized"), beta=phases(), share_gradients=True
     ),
     "steps_per_execution=2": lambda: compiled(
         FisherRegularizedModel(network(), seed=1), steps_per_execution=2

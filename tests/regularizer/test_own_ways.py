@@ -80,8 +80,9 @@ def test_the_accumulated_gradient_is_clipped(float64, scheduled, scaled):
         np.testing.assert_allclose(now, was - 0.25 * gradient, rtol=1e-9)
     if not scheduled:
         return
-    # From the second update on, beta is 0: no clipping.
-    twin = plain(keras.models.clone_model(model), optimizer=keras.optimizers.SGD(0.5))
+    # From the second update on, beta is 0, and the clipping the same.
+    clipped = keras.optimizers.SGD(0.5, global_clipnorm=clip_norm)
+    twin = plain(keras.models.clone_model(model), optimizer=clipped)
     twin.set_weights(model.get_weights())
     wrapped.fit(x, y, batch_size=12, shuffle=False, verbose=0)
     twin.train_on_batch(x, y)

@@ -227,10 +227,117 @@ def test_defaults_are_the_papers():
     assert SharpnessAwareModel(net, rho=0.1, adaptive=True).rho == 0.1
 
 
-@pytest.mark.parametrize("rho", [0.0, -1.0, "far", float("nan")])
-def test_arguments_out_of_range(rho):
-    with pytest.raises(ValueError, match=r"rho must be .*Given"):
-        SharpnessAwareModel(conv_net(), rho=rho)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rho", -1.0),
+        ("rho", "far"),
+        ("rho", float("nan")),
+        ("sub_batches", 0),
+        ("sub_batches", 1.5),
+    ],
+)
+def test_arguments_out_of_range(name, value):
+    with pytest.raises(ValueError, match=rf"{name}.* must be .*Given"):
+        SharpnessAwareModel(conv_net(), **{name: value})
+
+
+# ---------------------------------------------------------------- schedules of rho, sub-batches
+
+
+def schedule(*values):
+    return keras.optimizers.schedules.PiecewiseConstantDecay([*range(len(values) - 1)], values)
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_rho_of_zero_is_a_plain_step_to_the_last_bit(scheduled, adaptive):
+    x, y = images(40)
+    plain = conv_net(dropout=0.4, l2=L2)
+    rho = schedule(*[0.0] * 9, 0.5) if scheduled else 0.0
+    sgd = keras.optimizers.SGD(0.1, momentum=0.9)
+    model = compiled(conv_net(dropout=0.4, l2=L2), optimizer=sgd, rho=rho, adaptive=adaptive)
+    plain.compile(keras.optimizers.SGD(0.1, momentum=0.9), sparse_loss())
+    for m in (plain, model):
+        history = m.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0).history
+    assert_equal(weights_of(model), weights_of(plain))
+    assert_equal(state_of(model.model), state_of(plain)[: len(state_of(model.model))])
+    assert history["sharpness"] == [0.0, 0.0]
+
+
+def test_a_schedule_of_rho_is_of_each_step(tmp_path):
+    x, y = images(12)
+    models = [compiled(conv_net(), rho=rho) for rho in (schedule(0.0, 0.3), 0.0, 0.3)]
+    for step in range(2):
+        for m in models:
+            m.train_on_batch(x, y)
+        assert_equal(weights_of(models[0]), weights_of(models[1 + step]))
+        for m in models:
+            m.set_weights(models[0].get_weights())
+    models[0].save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert float(loaded.rho(1)) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("way", ["graph", "eager", "xla"])
+@pytest.mark.parametrize(
+    ("rho", "adaptive"), [(0.3, False), (0.3, True), (0.0, False), (schedule(0.3, 0.0), False)]
+)
+def test_sub_batches_ascend_each_by_itself(float64, rho, adaptive, way):
+    """Sub-batches of 4, 4 and 3 examples: means over the examples, with moments of their own."""
+    x, y = images(11)
+    options = {"eager": {"run_eagerly": True, "jit_compile": None}, "xla": {"jit_compile": True}}
+    network = conv_net(l2=L2)
+    model = compiled(
+        network, rho=rho, adaptive=adaptive, sub_batches=3, compile_kwargs=options.get(way)
+    )
+    length = float(rho(0)) if callable(rho) else rho
+    reference = conv_net(l2=L2)
+    before, state = weights_of(reference), state_of(reference)
+    mean, here_mean, there_mean, moved = [np.zeros_like(w) for w in before], 0.0, 0.0, []
+    for rows in np.split(np.arange(11), [4, 8]):
+        batch = (reference, sparse_loss(), x[rows], y[rows], None)
+        here, g = keras_gradient(*batch, before, state)
+        moved.append(state_of(reference))
+        ascent = epsilon(before, g, length, adaptive)
+        there, gradient = keras_gradient(
+            *batch, [w + e for w, e in zip(before, ascent, strict=True)], state
+        )
+        mean = [m + len(rows) / 11 * d for m, d in zip(mean, gradient, strict=True)]
+        here_mean, there_mean = (
+            total + len(rows) / 11 * value
+            for total, value in ((here_mean, here), (there_mean, there))
+        )
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert_close(weights_of(model), [w - d for w, d in zip(before, mean, strict=True)])
+    assert logs["loss"] == pytest.approx(here_mean)
+    assert logs["sharpness"] == pytest.approx(there_mean - here_mean)
+    statistics = [np.mean(values, axis=0) for values in zip(*moved, strict=True)][:2]
+    assert_close(state_of(model.model)[:2], statistics)
+
+
+def test_sub_batches_train_and_have_outputs_in_order():
+    """As many as there are examples at most; the metrics are those of the whole batch at w."""
+    x, y = images(22)
+    model = compiled(
+        conv_net(batch_norm=False),
+        optimizer=keras.optimizers.SGD(0.1),
+        sub_batches=8,
+        compile_kwargs={"metrics": ["accuracy"]},
+    )
+    expected = np.mean(model.model.predict(x, verbose=0).argmax(axis=1) == y)
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert logs["accuracy"] == pytest.approx(expected)
+    history = model.fit(x, y, batch_size=5, epochs=8, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert np.isfinite(history["sharpness"]).all()
+
+
+def test_sub_batches_refuse_a_state_that_is_of_the_whole_batch():
+    layers = [keras.Input(batch_shape=(4, 3, 2)), keras.layers.LSTM(2, stateful=True)]
+    model = compiled(keras.Sequential([*layers, keras.layers.Dense(3)]), sub_batches=2)
+    with pytest.raises(ValueError, match="stateful=False"):
+        model.train_on_batch(np.zeros((4, 3, 2)), np.zeros(4, int))
 
 
 def test_nothing_to_train():

@@ -1,12 +1,13 @@
-"""The regularizer beside plain, clipped and sharpness-aware training, at several strengths.
+"""The regularizer beside plain, clipped, ghost-normalized and sharpness-aware training.
 
 A batch of B images is split into M = B / 16 sub-batches. Strengths are multiples of parity, where
-the regularizer is as strong as the implicit one of SGD: 2 alpha beta M (1 - m) / learning rate is
-1, m being the momentum (see `FisherRegularizedModel` on `explicit_to_implicit`, which leaves m
-out). Large batches have less of the implicit one: there the explicit one has something to give
-back.
+the regularizer is as strong as the implicit one of SGD: `explicit_to_implicit`,
+2 alpha beta M (1 - m) / learning rate with m the momentum, is 1. Its gradients are shared, so that
+batch normalization takes its moments from sub-batches: the control for that is ghost. Large
+batches have less of the implicit one: there the explicit one has something to give back.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,8 +69,8 @@ def methods_runs(preset: Preset) -> list[Run]:
         preset: The size; its values are batch sizes.
 
     Returns:
-        For each of them and each seed a plain run, a clipped one, one for each of `STRENGTHS`, and
-        one of sharpness-aware minimization.
+        For each of them and each seed a plain run, a clipped one, one of ghost batch
+        normalization, one for each of `STRENGTHS`, and one of sharpness-aware minimization.
     """
     return [
         trained_run(EXPERIMENT, training, preset.metrics, f"batch {batch_size} {_name(training)}")
@@ -96,7 +97,8 @@ def _trainings(settings: dict[str, Any]) -> list[TrainingConfig]:
         for strength in STRENGTHS
     ]
     clipped = TrainingConfig(**settings, method="clipped", clip_norm=CLIP_NORM)
-    return [plain, clipped, *regularized, TrainingConfig(**settings, method="sam")]
+    ghost = dataclasses.replace(clipped, method="ghost", num_sub_batches=num_sub_batches)
+    return [plain, clipped, ghost, *regularized, TrainingConfig(**settings, method="sam")]
 
 
 def _momentum(arch: str) -> float:
@@ -136,17 +138,17 @@ def methods_table(networks: Sequence[TrainedNetwork]) -> list[list[str]]:
         networks: Of the finished runs of `methods_runs`.
 
     Returns:
-        Rows of cells, the header first. A difference is that of the test error to plain or clipped
-        training of the same batch size and seed, with the 95 % interval of Student's t.
+        Rows of cells, the header first. A difference is that of the test error to a control
+        of the same batch size and seed, with the 95 % interval of Student's t.
     """
     groups = grouped(networks, lambda n: (n.training.batch_size, _name(n.training)))
-    header = ["batch", "method", "runs", "test error (%)", "less plain", "less clipped"]
+    header = ["batch", "method", "runs", "test error (%)", *(f"less {one}" for one in _CONTROLS)]
     rows = [[*header, *(title for title, _, _ in _QUANTITIES), "flagged"]]
     for batch_size, name in sorted(groups, key=_place_in_table):
         group = groups[batch_size, name]
         differences = [
             "-" if name == other else difference_cell(group, others, TEST_ERROR, 2)
-            for other in ("plain", "clipped")
+            for other in _CONTROLS
             for others in (groups.get((batch_size, other), {}),)
         ]
         cells = [mean_cell(group, quantity, digits) for _, digits, quantity in _QUANTITIES]
@@ -154,6 +156,9 @@ def methods_table(networks: Sequence[TrainedNetwork]) -> list[list[str]]:
         row = [str(batch_size), name, str(len(group)), mean_cell(group, TEST_ERROR, 2)]
         rows.append([*row, *differences, *cells, str(flagged or "")])
     return rows
+
+
+_CONTROLS = ("plain", "clipped", "ghost")
 
 
 def _log_trace(networks: Sequence[TrainedNetwork]) -> list[float]:

@@ -62,7 +62,7 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
     """
     usual = TrainingConfig()
     settings = dataclasses.asdict(resolve(training))
-    if training.method != "sam":  # The other fields tell the other methods apart.
+    if training.method not in ("sam", "ghost"):  # The other fields tell the other methods apart.
         del settings["method"]
     return {
         name: value

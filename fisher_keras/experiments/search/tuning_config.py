@@ -18,7 +18,7 @@ SEARCHED = {"beta": float, "num_sub_batches": int, "clip_norm": float}
 _LEFT_OUT = (
     *SEARCHED,
     *("adaptive", "confusion_size", "method", "output_dir", "regularize", "resume", "rho"),
-    "settings_file",
+    *("settings_file", "strength", "sub_batches"),
     "target_loss",  # Trials are compared after the same epochs.
 )
 # Where a network is trained, but not how.

@@ -42,7 +42,7 @@ def build_models(config: TrainingConfig, data: TrainingData) -> tuple[keras.Mode
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         cross_entropy = keras.metrics.SparseCategoricalCrossentropy
     optimizer = build_optimizer(RECIPES[config.arch], config.learning_rate)
-    if config.clip_norm and not config.regularize:  # The regularized model clips by itself.
+    if config.clip_norm and config.method not in ("ghost", "fisher"):  # These clip themselves.
         optimizer.global_clipnorm = config.clip_norm
     model.compile(
         optimizer=optimizer,
@@ -60,7 +60,19 @@ def _trained_by(
     if config.method == "fisher":
         return _regularized(config, plain_model, steps_per_epoch)
     if config.method == "sam":
-        return SharpnessAwareModel(plain_model, config.rho, config.adaptive)
+        sub_batches = config.sub_batches or 1
+        return SharpnessAwareModel(
+            plain_model, config.rho, config.adaptive, sub_batches=sub_batches
+        )
+    if config.method == "ghost":
+        return FisherRegularizedModel(
+            plain_model,
+            beta=0.0,
+            num_sub_batches=config.num_sub_batches,
+            clip_norm=config.clip_norm or None,
+            share_gradients=True,
+            seed=config.seed,
+        )
     if config.strategy != STRATEGIES[0]:
         # Keras' own model clips the gradients of each replica, and has no steps on many workers.
         return FisherRegularizedModel(plain_model, beta=0.0, clip_norm=None, seed=config.seed)
@@ -71,11 +83,13 @@ def _regularized(
     config: TrainingConfig, plain_model: keras.Model, steps_per_epoch: int
 ) -> keras.Model:
     options = {name: getattr(config, name) for name in REGULARIZER_OPTIONS}
-    options["clip_norm"] = options["clip_norm"] or None
+    options = {name: value for name, value in options.items() if value is not None}
+    options["clip_norm"] = config.clip_norm or None
     if config.beta_phases is not None:
         falls = learning_rate_falls(RECIPES[config.arch], config.epochs)
-        options["beta"] = keras.optimizers.schedules.PiecewiseConstantDecay(
+        weight = "beta" if config.strength is None else "strength"
+        options[weight] = keras.optimizers.schedules.PiecewiseConstantDecay(
             [epoch * steps_per_epoch - 1 for epoch in falls],  # The last step of each phase.
-            [config.beta * factor for factor in phase_factors(config.beta_phases)],
+            [options[weight] * factor for factor in phase_factors(config.beta_phases)],
         )
     return FisherRegularizedModel(plain_model, **options, seed=config.seed)

@@ -9,13 +9,14 @@ from fisher_keras.experiments.names import (
     ARCHITECTURES,
     AUGMENTATIONS,
     DATASETS,
+    DIRECTIONS,
     GRADIENTS,
     STRATEGIES,
 )
 
 MIXED_PRECISIONS = ("none", "mixed_float16", "mixed_bfloat16")
 SCHEDULES = ("recipe", "plateau")
-METHODS = ("plain", "clipped", "fisher", "sam")
+METHODS = ("plain", "clipped", "ghost", "fisher", "sam")
 
 REGULARIZER_OPTIONS = (
     "alpha",
@@ -24,7 +25,15 @@ REGULARIZER_OPTIONS = (
     "clip_norm",
     "gradient",
     "share_gradients",
+    "strength",
+    "step_length",
+    "direction",
+    "interval",
 )
+_OF_METHOD = {
+    "clipped": {"settings_file"},
+    "ghost": {"settings_file", "num_sub_batches"},
+}  # Beside `clip_norm`, which is for all.
 
 _model, _data, _method, _training, _output = (
     functools.partial(option, group=group)
@@ -99,8 +108,9 @@ class TrainingConfig:
     method: str | None = _method(
         None,
         "How to train. plain, the default; clipped: plainly, the gradient clipped as the "
-        "regularizer's is; fisher: with the regularizer (Section 6, Algorithm 1); sam: by "
-        "sharpness-aware minimization (Foret et al., 2021).",
+        "regularizer's is; ghost: clipped, with batch normalization over sub-batches, as "
+        "--share_gradients has it (Hoffer et al., 2017); fisher: with the regularizer (Section 6, "
+        "Algorithm 1); sam: by sharpness-aware minimization (Foret et al., 2021).",
         choices=METHODS,
     )
     rho: float | None = _method(
@@ -112,6 +122,11 @@ class TrainingConfig:
     adaptive: bool = _method(
         False, "For --method=sam: measure rho in units of the weights (ASAM, Kwon et al., 2021)."
     )
+    sub_batches: int | None = _method(
+        None,
+        "For --method=sam: how many sub-batches ascend each by itself (m-SAM); by default 1.",
+        least=1,
+    )
     regularize: bool = _method(False, "The same as --method=fisher.")
     alpha: float | None = _method(
         None,
@@ -121,13 +136,19 @@ class TrainingConfig:
     )
     beta: float | None = _method(
         None,
-        "Strength of the regularizer; by default as --settings_file says, 10 without one.",
+        "Weight of the regularizer; by default as --settings_file says, 10 without one.",
+        least=0,
+    )
+    strength: float | None = _method(
+        None,
+        "Instead of --beta: how many times as strong as SGD's own regularization it is, at any "
+        "learning rate.",
         least=0,
     )
     beta_phases: str | None = _method(
         None,
-        "A factor of beta for each learning rate of the recipe, with commas between: 0,1,1 is off "
-        "until the learning rate falls.",
+        "A factor of beta, or of strength, for each learning rate of the recipe, with commas "
+        "between: 0,1,1 is off until the learning rate falls.",
     )
     num_sub_batches: int | None = _method(
         None,
@@ -145,8 +166,26 @@ class TrainingConfig:
     gradient: str | None = _method(
         None,
         "How the regularizer's gradient is computed: as in the paper, the default, or its limit "
-        "for small alpha, which --mixed_precision needs.",
+        "for small alpha. --mixed_precision needs that or --step_length.",
         choices=GRADIENTS,
+    )
+    step_length: float | None = _method(
+        None,
+        "Distance at which the finite difference takes its second gradient; by default alpha "
+        "times the length of the gradient, as in the paper.",
+        above=0,
+    )
+    direction: str | None = _method(
+        None,
+        "Side on which it takes it: descent, as in the paper, the default; ascent; or central, "
+        "the mean of both.",
+        choices=DIRECTIONS,
+    )
+    interval: int | None = _method(
+        None,
+        "Every so many steps have the regularizer, with a beta that is larger by that; by "
+        "default 1.",
+        least=1,
     )
     settings_file: str | None = _method(
         None,
@@ -220,10 +259,17 @@ class TrainingConfig:
         if not self.regularize:
             # A plain training can be clipped, too.
             names = {*REGULARIZER_OPTIONS, "beta_phases", "settings_file"} - {"clip_norm"}
-            names -= {"settings_file"} if self.method == "clipped" else set()
+            names -= _OF_METHOD.get(self.method, set())
             given = sorted(name for name in names if getattr(self, name) is not None)
             if given:
                 raise ValueError(f"--{given[0]} has no effect without --regularize: add it")
+        if self.beta is not None and self.strength is not None:
+            raise ValueError("--beta and --strength say the same: give one of them")
+        if self.gradient == "hessian_vector_product" and (self.step_length or self.direction):
+            raise ValueError(
+                "--step_length and --direction are not for --gradient=hessian_vector_product, "
+                "which takes no difference: leave them out"
+            )
         if self.beta_phases is not None:
             self._check_beta_phases()
 
@@ -235,9 +281,9 @@ class TrainingConfig:
             raise ValueError("--clip_norm is not for --method=plain: give --method=clipped")
         if self.method == "clipped" and self.clip_norm == 0:
             raise ValueError("--clip_norm=0 does not clip: give --method=plain")
-        if self.method != "sam" and (self.rho is not None or self.adaptive):
-            name = "adaptive" if self.rho is None else "rho"
-            raise ValueError(f"--{name} has no effect without --method=sam: add it")
+        of_sam = [name for name in ("rho", "adaptive", "sub_batches") if getattr(self, name)]
+        if self.method != "sam" and of_sam:
+            raise ValueError(f"--{of_sam[0]} has no effect without --method=sam: add it")
         # Records name a method by its other options alone, see `training_settings`.
         unregularized = "clipped" if self.clip_norm else "plain"
         method = self.method or ("fisher" if self.regularize else unregularized)
@@ -280,8 +326,8 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
     Returns:
         The configuration that is trained. None is left where the architecture or the data decide
         (`depth`, `width`, `l2_penalty`, `train_size`, `data_dir`), for `settings_file`, whose
-        values are now in the other fields, and, without `regularize`, for those of the
-        regularizer's options that are not given.
+        values are now in the other fields, and for those options of the regularizer that are
+        not given and have no value in the table.
 
     Raises:
         ValueError: If `settings_file` is no table, a value in it cannot be used, or a batch has
@@ -301,16 +347,17 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
     }
     if config.method == "sam":
         defaults["rho"] = RHO[config.adaptive]
-    if config.method in ("clipped", "fisher"):
+    if config.method in ("clipped", "ghost", "fisher"):
         settings = regularizer_settings(config.arch, config.dataset, config.settings_file)
         defaults["clip_norm"] = settings.clip_norm or 0.0
         if config.method == "clipped" and not (config.clip_norm or settings.clip_norm):
             raise ValueError(f"the table has no clip_norm for {config.arch}: give --clip_norm")
+    if config.method in ("ghost", "fisher"):
+        defaults["num_sub_batches"] = settings.num_sub_batches
     if config.method == "fisher":
         defaults |= {
             "alpha": settings.alpha,
-            "beta": settings.beta,
-            "num_sub_batches": settings.num_sub_batches,
+            "beta": settings.beta if config.strength is None else None,
             "gradient": GRADIENTS[0],
             "share_gradients": False,
         }

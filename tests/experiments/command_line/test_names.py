@@ -2,6 +2,7 @@
 
 from fisher_keras import datasets, metrics, models
 from fisher_keras.experiments import names
+from fisher_keras.regularizer.algorithm import DIRECTIONS
 from fisher_keras.regularizer.fisher import GRADIENTS
 
 
@@ -10,4 +11,5 @@ def test_names_are_those_of_the_core():
     assert tuple(datasets.AUGMENTATIONS) == names.AUGMENTATIONS
     assert tuple(datasets.DATASETS) == names.DATASETS
     assert tuple(GRADIENTS) == names.GRADIENTS
+    assert DIRECTIONS == names.DIRECTIONS
     assert tuple(metrics.METRICS) == names.METRICS

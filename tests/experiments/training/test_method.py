@@ -62,6 +62,38 @@ def test_a_table_of_settings_decides_how_the_baseline_is_clipped(tmp_path):
         resolve(config(method="clipped", settings_file=path))
 
 
+def test_the_regularizers_options_are_recorded_if_they_are_given():
+    fisher = training_settings(config(method="fisher"))
+    given = {"step_length": 0.1, "direction": "ascent", "interval": 4}
+    assert training_settings(config(method="fisher", **given)) == {**fisher, **given}
+    relative = training_settings(config(method="fisher", strength=0.25))
+    del fisher["beta"]
+    assert relative == {**fisher, "strength": 0.25}
+    model = trained_model(method="fisher", strength=0.25, **given)
+    assert {name: getattr(model, name) for name in given} == given
+    assert (model.beta, model.strength) == (None, 0.25)
+    phases = trained_model(method="fisher", strength=0.25, beta_phases="0,1,1")
+    assert phases.strength.values == [0.0, 0.25, 0.25]
+    assert trained_model(method="sam", sub_batches=2).sub_batches == 2
+
+
+def test_ghost_batch_normalization_is_the_regularizers_step_without_it(tmp_path):
+    ghost = config(method="ghost", num_sub_batches=2, output_dir=str(tmp_path))
+    settings = training_settings(ghost)
+    assert settings == {
+        **training_settings(config(method="clipped")),
+        "method": "ghost",
+        "num_sub_batches": 2,
+    }
+    model = trained_model(method="ghost", num_sub_batches=2)
+    assert (model.beta, model.share_gradients, model.num_sub_batches) == (0.0, True, 2)
+    assert model.clip_norm == RegularizerSettings().clip_norm
+    assert model.optimizer.global_clipnorm is None
+    record = train(ghost, quiet=True)
+    assert record["flags"]["method"] == "ghost"
+    assert record["history"]["loss"][1] < record["history"]["loss"][0]
+
+
 def test_folders():
     folders = [resolve(config(method=m)).output_dir for m in ("plain", "clipped", "fisher", "sam")]
     names = ("plain", "clipped", "fisher", "sam")
@@ -81,7 +113,15 @@ def test_sam_trains_is_recorded_and_resumed(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "sgd"}, "--method must be one of plain, clipped, fisher, sam"),
+        ({"method": "sgd"}, "--method must be one of plain, clipped, ghost, fisher, sam"),
+        ({"sub_batches": 2}, "--sub_batches has no effect without --method=sam"),
+        ({"interval": 2}, "--interval has no effect without --regularize"),
+        ({"method": "ghost", "beta": 2.0}, "--beta has no effect without --regularize"),
+        ({"method": "fisher", "beta": 2.0, "strength": 1.0}, "--beta and --strength say the same"),
+        (
+            {"method": "fisher", "gradient": "hessian_vector_product", "step_length": 0.1},
+            "--step_length and --direction are not for",
+        ),
         ({"rho": 0.1}, "--rho has no effect without --method=sam"),
         ({"method": "fisher", "adaptive": True}, "--adaptive has no effect without --method=sam"),
         ({"method": "sam", "rho": 0.0}, "--rho must be"),
