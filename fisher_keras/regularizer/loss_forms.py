@@ -33,7 +33,10 @@ def established(
     """
     equal = cross_entropy.equals_compiled_loss and model.has_plain_loss
     if equal:
-        examples, outputs = _examples(cross_entropy, model, batch)
+        try:
+            examples, outputs = _examples(cross_entropy, model, batch)
+        except ValueError:  # Not one classifier: a plain step, where beta is 0, trains it.
+            return dataclasses.replace(cross_entropy, equals_compiled_loss=False)
         mine = _gradient(lambda o: hard_label_mean(cross_entropy, examples, o), outputs)
         equal = _close(mine, _gradient(_compiled_loss(model, examples), outputs))
     return dataclasses.replace(cross_entropy, equals_compiled_loss=equal)
