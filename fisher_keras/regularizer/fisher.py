@@ -1,5 +1,6 @@
 """The regularizer of Section 6 (Equation 6, Algorithm 1) as a Keras model."""
 
+import contextlib
 import dataclasses
 import math
 import random
@@ -224,20 +225,26 @@ class FisherRegularizedModel(TrainingMethod):
         return Step(loss, gradient, step.outputs, dict(zip(self.training_logs, logs, strict=True)))
 
     def regularized_gradients(
-        self, x: Any, y: tf.Tensor, sample_weight: tf.Tensor | None = None
+        self,
+        x: Any,
+        y: tf.Tensor,
+        sample_weight: tf.Tensor | None = None,
+        update_state: bool = False,
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """Returns the gradient that the next training step on this batch would clip and apply.
 
-        Nothing changes: neither weights nor moving statistics, seeds or metrics. Also for use in
-        a training loop of one's own; inside a `tf.function` it is as fast as `fit`, and random as
-        that function is: with XLA, other examples are dropped out than without. It then keeps the
-        options (alpha, beta, ...) that the model had when it was traced. On several replicas, by
-        `strategy.run`, all get the gradient of the whole mini-batch.
+        Also for use in a custom training loop: there, let the state be updated. Inside a
+        `tf.function` it is as fast as `fit`, and random as that function is: with XLA, other
+        examples are dropped out than without. It then keeps the options (alpha, beta, ...) that
+        the model had when it was traced. On several replicas, by `strategy.run`, all get the
+        gradient of the whole mini-batch.
 
         Args:
             x: Inputs, as the wrapped model takes them, B examples.
             y: Labels, as the compiled loss takes them.
             sample_weight: Weights of the examples, shape (B,), or None.
+            update_state: Whether moving statistics and the seeds of dropout move as in a step.
+                Without, nothing changes, and the next call has the same masks.
 
         Returns:
             The unclipped gradients of L + beta R_alpha in the order of `trainable_variables`
@@ -258,13 +265,19 @@ class FisherRegularizedModel(TrainingMethod):
         self.check_once(self.losses_of(batch))
         if self.jit_compile and not self.run_eagerly and tf.executing_eagerly():
             # From the same seeds XLA draws other masks of dropout.
-            return self._gradients_by_xla(x, y, sample_weight)
-        return self._gradients(x, y, sample_weight)
+            return self._gradients_by_xla(update_state, x, y, sample_weight)
+        return self._gradients(update_state, x, y, sample_weight)
 
-    def _gradients(self, *batch: Any) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+    def _gradients(
+        self, update_state: bool, *batch: Any
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         losses = self.losses_of(Batch(*batch))
-        with stateless.scope(self.model, losses.weights, losses.state):
-            loss = None if self._shares(losses) else losses.whole_batch(losses.weights)
+        scope, weights = contextlib.nullcontext(), None
+        if not update_state:
+            weights = losses.weights
+            scope = stateless.scope(self.model, weights, losses.state)
+        with scope, self.averaging(losses) if update_state else contextlib.nullcontext():
+            loss = None if self._shares(losses) else losses.whole_batch(weights)
             step = self._algorithm_1(losses, loss, self._current_beta(), clip_norm=None)
         return losses.replica.all_reduce_sum((step.gradient, step.loss, step.regularizer))
 

@@ -249,10 +249,12 @@ class BatchLosses:
             state: Values of the model's non-trainable variables. None leaves the model in the
                 scope of the caller, where its state moves.
         """
-        sources = stateless.weights(self.model) if weights is None else weights
+        variables = stateless.weights(self.model)
+        sources = variables if weights is None else weights
         scope = contextlib.nullcontext()
         if state is not None:
             scope = stateless.scope(self.model.model, weights, state)
+            given = [scope.get_current_value(v) for v in variables]
         with preconditions.traced_operations() as operations:
             scale = self.scale()
             with tf.GradientTape(persistent=True) as tape:
@@ -262,6 +264,9 @@ class BatchLosses:
                     values = losses(outputs)
                 scaled = [scale.times(value) for value in values]
             gradients = [tape.gradient(value, sources) for value in scaled]
+        if entered is not None:
+            now = [entered.get_current_value(v) for v in variables]
+            preconditions.check_unassigned(variables, given, now)
         return Evaluation(outputs, values, gradients, entered, operations)
 
     def _dense(self, gradient: list, weights: list) -> list[tf.Tensor]:

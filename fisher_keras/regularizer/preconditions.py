@@ -99,6 +99,27 @@ def check_variables(operations: Iterable[tf.Operation], model: keras.Model) -> N
                 raise _captured(by_handle[id(source(tensor))])
 
 
+def check_unassigned(weights: list[keras.Variable], before: list, after: list) -> None:
+    """Checks that a call leaves the trainable variables to the optimizer.
+
+    Args:
+        weights: The variables.
+        before: Their values in the scope of an evaluation.
+        after: The same after the model was called: the same tensors, unless it assigns others.
+
+    Raises:
+        ValueError: If it assigns, as spectral normalization does to the kernels that it divides.
+    """
+    for variable, value, now in zip(weights, before, after, strict=True):
+        if now is not value:
+            raise ValueError(
+                "The model assigns to a weight in its call, as keras.layers.SpectralNormalization "
+                "does: the step would be that of other weights than it is applied to. Constrain "
+                "the weight, or compute from it without assigning. Given: weight "
+                f"{variable.path!r}."
+            )
+
+
 def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> None:
     """Checks that a loss and its gradient are pure functions of the given values.
 

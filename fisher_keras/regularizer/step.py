@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -124,10 +125,8 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
         self.prepare(batch)
         losses = self.losses_of(batch)
         replica = losses.replica
-        statistics = replica.statistics(self.model)
-        before = stateless.values(statistics)
-        step = self.optimizer_step(losses)
-        replica.average_updates(statistics, before, self.statistics_weight(losses))
+        with self.averaging(losses):
+            step = self.optimizer_step(losses)
         self._update(replica, step.gradient)
         for tracker in self._log_trackers:
             tracker.update_state(step.logs[tracker.name])
@@ -137,6 +136,14 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
         outputs = step.outputs[: batch.size()] if replica.count > 1 else step.outputs
         logs = self.compute_metrics(batch.x, batch.y, outputs, sample_weight=batch.sample_weight)
         return replica_logs(logs)
+
+    @contextlib.contextmanager
+    def averaging(self, losses: BatchLosses) -> Iterator[None]:
+        """Averages over the replicas by how much moving statistics move in the context."""
+        statistics = losses.replica.statistics(self.model)
+        before = stateless.values(statistics)
+        yield
+        losses.replica.average_updates(statistics, before, self.statistics_weight(losses))
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Evaluates one batch as Keras does; logs of training alone are left out."""

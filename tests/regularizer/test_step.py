@@ -154,3 +154,61 @@ def test_a_method_without_a_step():
 def test_a_config_has_all_arguments_of_the_constructor(method):
     arguments = list(inspect.signature(method).parameters)
     assert list(method(conv_net()).get_config()) == arguments
+
+
+# ---------------------------------------------------------- what is promised is what is applied
+
+
+def spectral_net():
+    keras.utils.set_random_seed(7)
+    dense = keras.layers.SpectralNormalization(keras.layers.Dense(6))
+    layers = [keras.layers.Flatten(), dense, keras.layers.Dense(NUM_CLASSES)]
+    return keras.Sequential([keras.Input((6, 6, 2)), *layers])
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (FisherRegularizedModel, {"share_gradients": False}),
+        (FisherRegularizedModel, {"share_gradients": True}),
+        (FisherRegularizedModel, {"gradient": "hessian_vector_product"}),
+        (SharpnessAwareModel, {}),
+        (GradientNormPenalty, {}),
+    ],
+)
+def test_a_model_that_assigns_to_its_weights_is_refused(method, options, eager):
+    """The gradient would be that of other weights than it is applied to."""
+    model = method(spectral_net(), **options)
+    model.compile("sgd", sparse_loss(), run_eagerly=eager)
+    with pytest.raises(ValueError, match=r"SpectralNormalization.*Given: weight '.*kernel'"):
+        model.train_on_batch(*images())
+
+
+def test_without_a_regularizer_it_is_a_plain_step():
+    x, y = images()
+    plain, model = spectral_net(), FisherRegularizedModel(spectral_net(), beta=0)
+    for m in (plain, model):
+        m.compile(keras.optimizers.SGD(0.1), sparse_loss())
+        m.train_on_batch(x, y)
+    assert_close(weights_of(model), weights_of(plain), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_custom_loop_moves_the_state_as_fit_does(shared, xla):
+    x, y = images(24)
+    models = [
+        FisherRegularizedModel(conv_net(dropout=0.4), share_gradients=shared, seed=3)
+        for _ in range(2)
+    ]
+    for model in models:
+        model.compile(keras.optimizers.SGD(0.1), sparse_loss(), jit_compile=xla)
+    fitted, looped = models
+    for rows in (slice(12), slice(12, 24)):
+        fitted.train_on_batch(x[rows], y[rows])
+        found = looped.regularized_gradients(x[rows], y[rows], update_state=True)
+        gradient, _ = tf.clip_by_global_norm(found[0], looped.clip_norm)
+        looped.optimizer.apply(gradient, looped.trainable_variables)
+    assert_close(weights_of(looped), weights_of(fitted), rtol=1e-4, atol=1e-6)
+    assert_close(state_of(looped.model), state_of(fitted.model), rtol=1e-4, atol=1e-6)
