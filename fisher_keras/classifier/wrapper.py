@@ -79,6 +79,13 @@ class ClassifierWrapper(keras.Model):
         """Returns the classifier's outputs."""
         return stateless.call(self.model, inputs, training)
 
+    def output_spec(self, x: Any) -> Any:
+        """Returns the shape and dtype of the outputs for inputs, as a `keras.KerasTensor`."""
+        # Of a functional model they are known. Keras would take inputs by name in their order.
+        if hasattr(self.model, "output"):
+            return self.model.output
+        return self.compute_output_spec(stateless.symbolic(x))
+
     @property
     def output_names(self) -> list[str]:
         """The classifier's, by which losses and metrics may be given; only some models have any.

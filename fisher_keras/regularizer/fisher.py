@@ -83,7 +83,8 @@ class FisherRegularizedModel(TrainingMethod):
     They have `explicit_to_implicit`, too, by how much this regularizer is stronger than the one
     that SGD has anyway: $2 \alpha \beta M / \eta$ at a learning rate of $\eta$, with $R M$ for $M$
     on $R$ replicas (`fisher_keras.regularizer.strength` derives it). It counts no momentum $m$,
-    which divides it by $1 / (1 - m)$. Far below 1, $\beta$ changes next to nothing.
+    which divides it by $1 / (1 - m)$, and is NaN with optimizers other than SGD. Far below 1,
+    $\beta$ changes next to nothing.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -212,7 +213,7 @@ class FisherRegularizedModel(TrainingMethod):
         """
         num_sub_batches = losses.replica.count * self.num_sub_batches
         ratio = explicit_to_implicit(
-            self.alpha, self._current_beta(), num_sub_batches, self.optimizer.learning_rate
+            self.alpha, self._current_beta(), num_sub_batches, self.optimizer
         )
         step = self._plain_or_regularized(losses)
         norm = step.gradient_norm

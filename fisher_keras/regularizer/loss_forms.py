@@ -13,7 +13,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.regularizer.batches import Batch, only_tensor
@@ -34,6 +33,8 @@ def established(
     equal = cross_entropy.equals_compiled_loss and model.has_plain_loss
     if equal:
         examples, outputs = _examples(cross_entropy, model, batch)
+        equal = outputs.ndim == 2  # Else L~ has no meaning, which is refused where it is needed.
+    if equal:
         mine = _gradient(lambda o: hard_label_mean(cross_entropy, examples, o), outputs)
         equal = _close(mine, _gradient(_compiled_loss(model, examples), outputs))
     return dataclasses.replace(cross_entropy, equals_compiled_loss=equal)
@@ -89,8 +90,7 @@ def _examples(
 ) -> tuple[Batch, np.ndarray]:
     """Returns labels and weights of a few examples, as the batch has them, and outputs."""
     random = np.random.default_rng(0)
-    spec = model.compute_output_spec(stateless.symbolic(batch.x))
-    cross_entropy.check_shape(spec)
+    (spec,) = keras.tree.flatten(model.output_spec(batch.x))
     outputs = random.normal(size=(_COUNT, *spec.shape[1:]))
     binary = cross_entropy.kind == "binary"
     if not cross_entropy.from_logits:

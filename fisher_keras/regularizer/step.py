@@ -157,8 +157,10 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
             batch: A mini-batch.
 
         Raises:
-            ValueError: If there are no trainable variables, or see `check_replicas`.
+            ValueError: If there are no trainable variables, see `Batch.check`, or see
+                `check_replicas`.
         """
+        batch.check()
         if not keras_private.is_built(self.model):
             self.compute_output_spec(stateless.symbolic(batch.x))
         if not stateless.weights(self):
@@ -255,8 +257,7 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         if not all(map(_is_known, keras.tree.flatten((x, y)))):
             return
-        # Of a functional model that is built, this computes nothing.
-        outputs = (self.model if built else self).compute_output_spec(stateless.symbolic(x))
+        outputs = self.output_spec(x)
         if metrics is not None:
             metrics.build(stateless.symbolic(y), outputs)
 
