@@ -1,6 +1,5 @@
 """The regularizer of Section 6 (Equation 6, Algorithm 1) as a Keras model."""
 
-import contextlib
 import dataclasses
 import math
 import random
@@ -83,8 +82,7 @@ class FisherRegularizedModel(TrainingMethod):
     They have `explicit_to_implicit`, too, by how much this regularizer is stronger than the one
     that SGD has anyway: $2 \alpha \beta M / \eta$ at a learning rate of $\eta$, with $R M$ for $M$
     on $R$ replicas (`fisher_keras.regularizer.strength` derives it). It counts no momentum $m$,
-    which divides it by $1 / (1 - m)$, and is NaN with optimizers other than SGD. Far below 1,
-    $\beta$ changes next to nothing.
+    which divides it by $1 / (1 - m)$. Far below 1, $\beta$ changes next to nothing.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -213,7 +211,7 @@ class FisherRegularizedModel(TrainingMethod):
         """
         num_sub_batches = losses.replica.count * self.num_sub_batches
         ratio = explicit_to_implicit(
-            self.alpha, self._current_beta(), num_sub_batches, self.optimizer
+            self.alpha, self._current_beta(), num_sub_batches, self.optimizer.learning_rate
         )
         step = self._plain_or_regularized(losses)
         norm = step.gradient_norm
@@ -273,11 +271,11 @@ class FisherRegularizedModel(TrainingMethod):
         self, update_state: bool, *batch: Any
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         losses = self.losses_of(Batch(*batch))
-        scope, weights = contextlib.nullcontext(), None
+        weights, scope = None, self.averaging(losses)
         if not update_state:
             weights = losses.weights
             scope = stateless.scope(self.model, weights, losses.state)
-        with scope, self.averaging(losses) if update_state else contextlib.nullcontext():
+        with scope:
             loss = None if self._shares(losses) else losses.whole_batch(weights)
             step = self._algorithm_1(losses, loss, self._current_beta(), clip_norm=None)
         return losses.replica.all_reduce_sum((step.gradient, step.loss, step.regularizer))

@@ -11,17 +11,11 @@ and no momentum $m$: the learning rate is in effect $1 / (1 - m)$ times as large
 by that. Far below 1, $\beta$ changes next to nothing.
 """
 
-import math
-
-import keras
 import tensorflow as tf
 
 
 def explicit_to_implicit(
-    alpha: float,
-    beta: float | tf.Tensor,
-    num_sub_batches: int,
-    optimizer: keras.optimizers.Optimizer,
+    alpha: float, beta: float | tf.Tensor, num_sub_batches: int, learning_rate: tf.Tensor
 ) -> tf.Tensor:
     """Returns the ratio of this regularizer's strength to that of SGD's own, float32 scalar.
 
@@ -29,14 +23,7 @@ def explicit_to_implicit(
         alpha: Length of the steps along g_i.
         beta: Weight of the regularizer.
         num_sub_batches: M, of all replicas together.
-        optimizer: The optimizer.
-
-    Returns:
-        The ratio; NaN, which no mean of an epoch counts, where it has no meaning: at a learning
-        rate of 0, and with optimizers that scale each weight's step by its own gradients.
+        learning_rate: That of the step.
     """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    rate = tf.cast(optimizer.learning_rate, tf.float32)
-    known = (rate > 0) & isinstance(inner, keras.optimizers.SGD)
-    ratio = 2 * alpha * tf.cast(beta, tf.float32) * num_sub_batches / rate
-    return tf.where(known, ratio, math.nan)
+    beta, learning_rate = tf.cast(beta, tf.float32), tf.cast(learning_rate, tf.float32)
+    return 2 * alpha * beta * num_sub_batches / learning_rate

@@ -92,19 +92,3 @@ def test_a_model_for_one_batch_size(eager):
     model.compile("sgd", sparse_loss(), run_eagerly=eager)
     with pytest.raises(ValueError, match=r"^The model takes batches of 12 examples only"):
         model.train_on_batch(AGE, Y)
-
-
-def test_the_strength_beside_sgds_own_has_a_meaning_or_is_nan():
-    """A learning rate of 0 counts in no mean, and Adam has none."""
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.0, 0.1])
-    for optimizer, expected in (
-        (keras.optimizers.SGD(schedule), 2 * 1e-4 * 10 * 8 / 0.1),
-        (keras.optimizers.SGD(0.0), np.nan),
-        (keras.optimizers.Adam(0.1), np.nan),
-    ):
-        model = FisherRegularizedModel(
-            keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
-        )
-        model.compile(optimizer, sparse_loss())
-        history = model.fit(AGE, Y, batch_size=6, verbose=0).history
-        np.testing.assert_allclose(history["explicit_to_implicit"], [expected], rtol=1e-5)
