@@ -113,7 +113,7 @@ class ClassifierWrapper(PreprocessedData):
                 optimizer=self.optimizer, loss=loss, loss_weights=loss_weights
             )
 
-    def _compile_classifier(self, arguments: dict[str, Any]) -> None:
+    def _compile_classifier(self, **arguments: Any) -> None:
         try:
             inspect.signature(self.model.compile).bind(**arguments)
         except TypeError as error:

@@ -38,14 +38,15 @@ class Batch(Structure):
                 "in the pipeline: x = tf.ensure_shape(x, (None, ...)). Given: a tensor of unknown "
                 "shape."
             )
-        sizes = {shape[0] for shape in shapes} - {None}
-        if len(sizes) > 1:
+        sizes = {shape[0] for shape in shapes}
+        if len(sizes - {None}) > 1:
             raise ValueError(
                 "All inputs and labels must hold the same number of examples. Given: "
-                f"{', '.join(map(str, sorted(sizes)))} rows."
+                f"{', '.join(map(str, sorted(sizes - {None})))} rows."
             )
+        # Rows are taken from all inputs alike: more of them would be left out without a word.
         first, *others = keras.tree.flatten(self.x)
-        for other in others if len(sizes) == 0 else ():
+        for other in others if None in sizes else ():
             tf.debugging.assert_equal(
                 tf.shape(other)[0],
                 tf.shape(first)[0],

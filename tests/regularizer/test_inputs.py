@@ -23,15 +23,18 @@ def two_inputs():
     return keras.Model([photo, age], keras.layers.Dense(3)(joined))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("options", [{}, {"share_gradients": True}])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (FisherRegularizedModel, {"seed": 1}),
+        (FisherRegularizedModel, {"seed": 1, "share_gradients": True}),
+        (SharpnessAwareModel, {}),
+    ],
+)
 def test_inputs_by_name(method, options):
-    if options and method is SharpnessAwareModel:
-        pytest.skip("It shares nothing.")
     by_name, in_order = {"photo": PHOTO, "age": AGE}, [PHOTO, AGE]
     found = []
     for x in (by_name, in_order):
-        options |= {"seed": 1} if method is FisherRegularizedModel else {}
         model = method(two_inputs(), **options)
         model.compile("sgd", sparse_loss(), metrics=["accuracy"])
         model.fit(x, Y, batch_size=6, shuffle=False, verbose=0)
@@ -73,7 +76,9 @@ def test_inputs_of_several_lengths(method):
     unknown = tf.data.Dataset.from_generator(
         generate, output_signature=(spec, tf.TensorSpec((None,), tf.int64))
     )
-    with pytest.raises(tf.errors.InvalidArgumentError, match="same number of examples"):
+    # SAM's whole batch does not fit together in the model itself.
+    message = "same number of examples|must match"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         model.fit(unknown, verbose=0)
 
 
