@@ -105,6 +105,51 @@ def check_own_methods(model: keras.Model, x: Any) -> None:
     )
 
 
+class PreprocessedData(keras.Model):
+    """A Keras model that preprocesses the data it is given.
+
+    Attributes:
+        preprocess: The result of `preprocess_samples` for the classifier inside.
+    """
+
+    preprocess = None
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains as `keras.Model.fit` does, on data preprocessed as the classifier does it."""
+        return super().fit(**self._arguments("fit", args, kwargs))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates as `keras.Model.evaluate` does, with the classifier's preprocessing."""
+        return super().evaluate(**self._arguments("evaluate", args, kwargs))
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predicts as `keras.Model.predict` does, with the classifier's preprocessing."""
+        return super().predict(**self._arguments("predict", args, kwargs))
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains on a batch as Keras does, with the classifier's preprocessing."""
+        return super().train_on_batch(**self._arguments("train_on_batch", args, kwargs))
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates a batch as Keras does, with the classifier's preprocessing."""
+        return super().test_on_batch(**self._arguments("test_on_batch", args, kwargs))
+
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Predicts a batch as Keras does, with the classifier's preprocessing."""
+        return super().predict_on_batch(**self._arguments("predict_on_batch", args, kwargs))
+
+    def _arguments(self, method: str, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Returns the arguments of a method of Keras by name, with preprocessed data."""
+        signature = inspect.signature(getattr(keras.Model, method))
+        given = dict(signature.bind(self, *args, **kwargs).arguments)
+        del given["self"]
+        given |= given.pop("kwargs", {})
+        if self.preprocess is None:
+            return given
+        prepared = preprocessed_data if method in OF_DATA else preprocessed_batch
+        return prepared(self.preprocess, given)
+
+
 def preprocessed_batch(preprocess: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments of `train_on_batch` and the like for a preprocessed batch."""
     names = ("x", "y", "sample_weight")

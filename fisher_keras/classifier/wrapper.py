@@ -11,10 +11,9 @@ from fisher_keras.classifier.inputs import check_model
 from fisher_keras.classifier.preprocessing import (
     OF_BATCHES,
     OF_DATA,
+    PreprocessedData,
     own_methods,
     preprocess_samples,
-    preprocessed_batch,
-    preprocessed_data,
 )
 from fisher_keras.graph import keras_private
 
@@ -26,7 +25,7 @@ _STEPS = (
 )
 
 
-class ClassifierWrapper(keras.Model):
+class ClassifierWrapper(PreprocessedData):
     """A Keras model that trains a classifier; its outputs, loss and metrics are the classifier's.
 
     What is said of a local minimum is said of the classifier inside: `unwrap` finds it.
@@ -72,12 +71,19 @@ class ClassifierWrapper(keras.Model):
         # The classifier casts its inputs itself; its policy decides about loss scaling.
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
-        self._preprocess = preprocess
+        self.preprocess = preprocess
         self.built = keras_private.is_built(model)
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Returns the classifier's outputs."""
         return stateless.call(self.model, inputs, training)
+
+    def output_spec(self, x: Any) -> Any:
+        """Returns the shape and dtype of the outputs for inputs, as a `keras.KerasTensor`."""
+        # Of a functional model they are known. Keras would take inputs by name in their order.
+        if hasattr(self.model, "output"):
+            return self.model.output
+        return self.compute_output_spec(stateless.symbolic(x))
 
     @property
     def output_names(self) -> list[str]:
@@ -107,7 +113,7 @@ class ClassifierWrapper(keras.Model):
                 optimizer=self.optimizer, loss=loss, loss_weights=loss_weights
             )
 
-    def _compile_classifier(self, arguments: dict[str, Any]) -> None:
+    def _compile_classifier(self, **arguments: Any) -> None:
         try:
             inspect.signature(self.model.compile).bind(**arguments)
         except TypeError as error:
@@ -145,41 +151,6 @@ class ClassifierWrapper(keras.Model):
         """Resets all metrics, the classifier's own too."""
         super().reset_metrics()
         self.model.reset_metrics()
-
-    def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains as `keras.Model.fit` does, on data preprocessed as the classifier does it."""
-        return super().fit(**self._arguments("fit", args, kwargs))
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates as `keras.Model.evaluate` does, with the classifier's preprocessing."""
-        return super().evaluate(**self._arguments("evaluate", args, kwargs))
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Predicts as `keras.Model.predict` does, with the classifier's preprocessing."""
-        return super().predict(**self._arguments("predict", args, kwargs))
-
-    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains on a batch as Keras does, with the classifier's preprocessing."""
-        return super().train_on_batch(**self._arguments("train_on_batch", args, kwargs))
-
-    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates a batch as Keras does, with the classifier's preprocessing."""
-        return super().test_on_batch(**self._arguments("test_on_batch", args, kwargs))
-
-    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Predicts a batch as Keras does, with the classifier's preprocessing."""
-        return super().predict_on_batch(**self._arguments("predict_on_batch", args, kwargs))
-
-    def _arguments(self, method: str, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Returns the arguments of a method of Keras by name, with preprocessed data."""
-        signature = inspect.signature(getattr(keras.Model, method))
-        given = dict(signature.bind(self, *args, **kwargs).arguments)
-        del given["self"]
-        given |= given.pop("kwargs", {})
-        if self._preprocess is None:
-            return given
-        prepared = preprocessed_data if method in OF_DATA else preprocessed_batch
-        return prepared(self._preprocess, given)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns the arguments of `compile`."""

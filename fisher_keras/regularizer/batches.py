@@ -28,6 +28,31 @@ class Batch(Structure):
         """Returns the number of examples, int32 scalar."""
         return tf.shape(keras.tree.flatten(self.x)[0])[0]
 
+    def check(self) -> None:
+        """Raises a ValueError if shapes are unknown, or differ in the number of examples."""
+        leaves = [t for t in keras.tree.flatten(self._fields()) if t is not None]
+        shapes = [tf.TensorShape(t.shape) for t in leaves]
+        if any(shape.rank is None for shape in shapes):
+            raise ValueError(
+                "Data must have a known rank. After tf.numpy_function or tf.py_function, set it "
+                "in the pipeline: x = tf.ensure_shape(x, (None, ...)). Given: a tensor of unknown "
+                "shape."
+            )
+        sizes = {shape[0] for shape in shapes}
+        if len(sizes - {None}) > 1:
+            raise ValueError(
+                "All inputs and labels must hold the same number of examples. Given: "
+                f"{', '.join(map(str, sorted(sizes - {None})))} rows."
+            )
+        # Rows are taken from all inputs alike: more of them would be left out without a word.
+        first, *others = keras.tree.flatten(self.x)
+        for other in others if None in sizes else ():
+            tf.debugging.assert_equal(
+                tf.shape(other)[0],
+                tf.shape(first)[0],
+                "All inputs must hold the same number of examples.",
+            )
+
     def rows(self, index: tf.Tensor) -> "Batch":
         """Returns the examples in some rows.
 

@@ -1,6 +1,5 @@
 """The regularizer of Section 6 (Equation 6, Algorithm 1) as a Keras model."""
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -292,11 +291,11 @@ class FisherRegularizedModel(RelativeStrength):
         self, update_state: bool, *batch: Any
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         losses = self.losses_of(Batch(*batch))
-        scope, weights = contextlib.nullcontext(), None
+        weights, scope = None, self.averaging(losses)
         if not update_state:
             weights = losses.weights
             scope = stateless.scope(self.model, weights, losses.state)
-        with scope, self.averaging(losses) if update_state else contextlib.nullcontext():
+        with scope:
             loss = None if self._shares(losses) else losses.whole_batch(weights)
             step = _algorithm_1(self, losses, loss, self.current_beta(), None, self._equation_6())
         return losses.replica.all_reduce_sum((step.gradient, step.loss, step.regularizer))

@@ -13,7 +13,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.regularizer.batches import Batch, only_tensor
@@ -92,8 +91,7 @@ def _examples(
 ) -> tuple[Batch, np.ndarray]:
     """Returns labels and weights of a few examples, as the batch has them, and outputs."""
     random = np.random.default_rng(0)
-    spec = model.compute_output_spec(stateless.symbolic(batch.x))
-    cross_entropy.check_shape(spec)
+    (spec,) = keras.tree.flatten(model.output_spec(batch.x))
     outputs = random.normal(size=(_COUNT, *spec.shape[1:]))
     binary = cross_entropy.kind == "binary"
     if not cross_entropy.from_logits:

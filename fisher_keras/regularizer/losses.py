@@ -214,7 +214,7 @@ class BatchLosses:
         regularizer = LossAndGradient(zero, zeros(weights))
         if not shared:
             return SubBatchTerms(regularizer)
-        outputs = self.model.compute_output_spec(stateless.symbolic(self.batch.x))
+        (outputs,) = keras.tree.flatten(self.model.output_spec(self.batch.x))
         outputs = tf.zeros([self.batch_size, *outputs.shape[1:]], outputs.dtype)
         return SubBatchTerms(regularizer, BatchLoss(zero, zeros(weights), outputs, zeros(state)))
 

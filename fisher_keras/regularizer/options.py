@@ -66,10 +66,35 @@ class Option:
             raise
 
 
-def names_of_options(kind: type) -> list[str]:
-    """Returns the names of a class' options, those of its bases first."""
-    classes = reversed(kind.__mro__)
-    return [name for c in classes for name, value in vars(c).items() if isinstance(value, Option)]
+class WithOptions(keras.Model):
+    """A model around a classifier, made again from it, its options and its name."""
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Returns the names of the options, those of the bases first."""
+        found = [(name, value) for c in reversed(cls.__mro__) for name, value in vars(c).items()]
+        return [name for name, value in found if isinstance(value, Option)]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments that make this model again."""
+        config = {"model": keras.saving.serialize_keras_object(self.model)}
+        for option in self.option_names():
+            value = getattr(self, option)
+            simple = value is None or isinstance(value, (bool, int, float, str))
+            config[option] = value if simple else keras.saving.serialize_keras_object(value)
+        return {**config, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "WithOptions":
+        """Makes a model from the result of `get_config`."""
+        return cls(
+            **{
+                name: keras.saving.deserialize_keras_object(value)
+                if isinstance(value, dict)
+                else value
+                for name, value in config.items()
+            }
+        )
 
 
 def positive(name: str, value: Any) -> float:

@@ -16,7 +16,7 @@ from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.arithmetic import clip, global_norm, map_parts
 from fisher_keras.regularizer.batches import Batch
 from fisher_keras.regularizer.losses import BatchLosses
-from fisher_keras.regularizer.options import names_of_options
+from fisher_keras.regularizer.options import WithOptions
 from fisher_keras.regularizer.replicas import (
     Replica,
     check_in_scope,
@@ -41,7 +41,7 @@ class NanMean(keras.metrics.Mean):
         return self.total / self.count
 
 
-class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
+class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper):
     """A Keras classifier trained by steps that need gradients at several weights.
 
     A method is a subclass with a `step`, its `Option`s (whatever the constructor takes besides
@@ -157,8 +157,10 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
             batch: A mini-batch.
 
         Raises:
-            ValueError: If there are no trainable variables, or see `check_replicas`.
+            ValueError: If there are no trainable variables, see `Batch.check`, or see
+                `check_replicas`.
         """
+        batch.check()
         if not keras_private.is_built(self.model):
             self.compute_output_spec(stateless.symbolic(batch.x))
         if not stateless.weights(self):
@@ -198,29 +200,6 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
         if self.train_function is not None:  # `fit` may be running: it needs another one.
             self.make_train_function(force=True)
 
-    # ------------------------------------------------------------------------ saving, and the rest
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments that make this model again."""
-        config = {"model": keras.saving.serialize_keras_object(self.model)}
-        for option in names_of_options(type(self)):
-            value = getattr(self, option)
-            simple = value is None or isinstance(value, (bool, int, float, str))
-            config[option] = value if simple else keras.saving.serialize_keras_object(value)
-        return {**config, "name": self.name}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "TrainingMethod":
-        """Makes a model from the result of `get_config`."""
-        return cls(
-            **{
-                name: keras.saving.deserialize_keras_object(value)
-                if isinstance(value, dict)
-                else value
-                for name, value in config.items()
-            }
-        )
-
     def make_train_function(self, force: bool = False) -> Any:
         """Makes Keras' function of a training step, and the optimizer's variables before it."""
         ready = keras_private.is_built(self.model) and self.trainable_variables
@@ -255,8 +234,7 @@ class TrainingMethod(keras_private.TrainerHooks, ClassifierWrapper):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         if not all(map(_is_known, keras.tree.flatten((x, y)))):
             return
-        # Of a functional model that is built, this computes nothing.
-        outputs = (self.model if built else self).compute_output_spec(stateless.symbolic(x))
+        outputs = self.output_spec(x)
         if metrics is not None:
             metrics.build(stateless.symbolic(y), outputs)
 

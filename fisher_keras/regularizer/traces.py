@@ -36,6 +36,13 @@ def check_sub_batches(losses: BatchLosses) -> None:
     def call(x: Any) -> None:
         with losses.replica.local_batch_norm(classifier):
             outputs = preconditions.check_calls(lambda: losses.model(x, training=True), classifier)
+        size = tf.TensorShape(getattr(outputs, "shape", None))[:1].as_list()
+        if size not in ([], [None]):
+            raise ValueError(
+                f"The model takes batches of {size[0]} examples only, and Algorithm 1 splits "
+                "them. Let its shapes follow the batch, as by tf.reshape(x, (-1, ...)). Given: "
+                f"outputs of shape {tuple(outputs.shape)} for any number of examples."
+            )
         losses.cross_entropy.check_shape(outputs)
 
     with tf.init_scope():

@@ -1,0 +1,99 @@
+"""Inputs by name, of unknown shapes, of several lengths, and models for one batch size."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_regularizer import sparse_loss
+
+from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
+
+METHODS = [FisherRegularizedModel, SharpnessAwareModel]
+RANDOM = np.random.RandomState(0)
+PHOTO, AGE = RANDOM.randn(12, 6, 6, 2).astype("float32"), RANDOM.randn(12, 3).astype("float32")
+Y = np.arange(12) % 3
+
+
+def two_inputs():
+    """Their order is not that of their names."""
+    keras.utils.set_random_seed(1)
+    photo, age = keras.Input((6, 6, 2), name="photo"), keras.Input((3,), name="age")
+    features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(photo))
+    joined = keras.layers.Concatenate()([features, keras.layers.Dense(4)(age)])
+    return keras.Model([photo, age], keras.layers.Dense(3)(joined))
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (FisherRegularizedModel, {"seed": 1}),
+        (FisherRegularizedModel, {"seed": 1, "share_gradients": True}),
+        (SharpnessAwareModel, {}),
+    ],
+)
+def test_inputs_by_name(method, options):
+    by_name, in_order = {"photo": PHOTO, "age": AGE}, [PHOTO, AGE]
+    found = []
+    for x in (by_name, in_order):
+        model = method(two_inputs(), **options)
+        model.compile("sgd", sparse_loss(), metrics=["accuracy"])
+        model.fit(x, Y, batch_size=6, shuffle=False, verbose=0)
+        found.append(model.get_weights())
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_of_unknown_rank(method):
+    def batches(known):
+        def load(index):
+            (x,) = [tf.numpy_function(lambda i: AGE[i : i + 1], [index], tf.float32)]
+            return (tf.ensure_shape(x, (1, 3)) if known else x), Y[:1]
+
+        return tf.data.Dataset.range(4).map(load)
+
+    head = keras.layers.Dense(3)
+    model = method(keras.Sequential([keras.Input((3,)), head]))
+    model.compile("sgd", sparse_loss())
+    model.fit(batches(known=True), verbose=0)
+    with pytest.raises(ValueError, match=r"known rank.*tf\.ensure_shape.*Given: "):
+        model.fit(batches(known=False), verbose=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_of_several_lengths(method):
+    options = {"num_sub_batches": 1} if method is FisherRegularizedModel else {}
+    model = method(two_inputs(), **options)
+    model.compile("sgd", sparse_loss(), jit_compile=False)
+    with pytest.raises(ValueError, match=r"same number of examples.*Given: 4, 12 rows"):
+        model.train_on_batch([PHOTO[:4], AGE], Y[:4])
+    parts = ((PHOTO[:4], AGE), Y[:4])
+
+    def generate():
+        yield parts
+
+    spec = tf.TensorSpec((None, 6, 6, 2)), tf.TensorSpec((None, 3))
+    unknown = tf.data.Dataset.from_generator(
+        generate, output_signature=(spec, tf.TensorSpec((None,), tf.int64))
+    )
+    # SAM's whole batch does not fit together in the model itself.
+    message = "same number of examples|must match"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        model.fit(unknown, verbose=0)
+
+
+class OneSize(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.head = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.head(tf.reshape(x, (12, 3)))
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_model_for_one_batch_size(eager):
+    model = FisherRegularizedModel(OneSize())
+    model.compile("sgd", sparse_loss(), run_eagerly=eager)
+    with pytest.raises(ValueError, match=r"^The model takes batches of 12 examples only"):
+        model.train_on_batch(AGE, Y)
