@@ -5,6 +5,7 @@ To add a metric, add an entry to `METRICS`.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -84,19 +85,15 @@ def _log_weight_norm(sample: Sample) -> float:
         return float(np.log(np.linalg.norm(norms)))
 
 
-def _gram(classifier: Classifier, examples: LabelledData, chunk_size: int | None) -> FisherGram:
-    return loss_gradient_gram(classifier, examples.x, examples.y, chunk_size=chunk_size)
-
-
-def _jacobian_norms(
-    classifier: Classifier, examples: LabelledData, chunk_size: int | None
-) -> np.ndarray:
-    norms = classifier.cached(squared_jacobian_norms)
-    return norms(examples.x, chunk_size or len(examples))
-
-
-# The quantities of a sample that are worth a device, by the names of their attributes.
-_QUANTITIES: dict[str, Callable] = {"gram": _gram, "jacobian_norms": _jacobian_norms}
+# The quantities of a sample that are worth a device, by the names of their attributes: functions
+# of classifier, examples and chunk size. They run in several threads at once, so that nothing here
+# may hold a lock: a `functools.cached_property` of Python 3.11 does.
+_QUANTITIES: dict[str, Callable[[Classifier, LabelledData, int | None], Any]] = {
+    "gram": lambda c, data, size: loss_gradient_gram(c, data.x, data.y, chunk_size=size),
+    "jacobian_norms": lambda c, data, size: c.cached(squared_jacobian_norms)(
+        data.x, size or len(data)
+    ),
+}
 
 
 def count_parameters(model: keras.Model) -> int:
