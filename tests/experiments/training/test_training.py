@@ -391,10 +391,7 @@ def test_more_images_than_there_are(tmp_path):
         ({"seed": -1}, "--seed"),
         ({"learning_rate": 0.0}, r"--learning_rate must be a number greater than 0\. Given: 0\.0"),
         ({"learning_rate": float("nan")}, "--learning_rate"),
-        (
-            {"label_smoothing": 1.0},
-            "--label_smoothing must be a number, 0 or greater, less than 1",
-        ),
+        ({"label_smoothing": 1.0}, "--label_smoothing must be a number, 0 or greater, less"),
         ({"regularize": True, "alpha": 0.0}, "--alpha must be a number greater than 0"),
         ({"regularize": True, "beta": -1.0}, "--beta must be a number, 0 or greater"),
         ({"regularize": True, "clip_norm": float("inf")}, "--clip_norm"),
