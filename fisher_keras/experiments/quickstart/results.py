@@ -91,6 +91,7 @@ def differences(groups: dict[str, list[Network]]) -> dict[str, PairedDifference]
     Returns:
         For each other arm, in percentage points.
     """
+    # Of the same seed: the same images, wrong labels and first weights, whose effect cancels.
     errors = {arm: [network.test_error for network in groups[arm]] for arm in groups}
     fisher = errors.pop("fisher")
     return {arm: paired_difference(fisher, errors[arm]) for arm in errors}

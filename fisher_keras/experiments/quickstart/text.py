@@ -18,7 +18,7 @@ from fisher_keras.experiments.quickstart.results import (
     ordering,
 )
 from fisher_keras.experiments.quickstart.training import STOPS, VALIDATION_SIZE
-from fisher_keras.experiments.statistics.paired import PairedDifference
+from fisher_keras.experiments.statistics.paired import PairedDifference, paired_cell
 from fisher_keras.experiments.statistics.rank_correlation import LEVEL, Estimate
 from fisher_keras.experiments.statistics.text_tables import aligned_table, mean_and_std
 
@@ -44,12 +44,12 @@ def results_table(networks: Sequence[Network], settings: Settings) -> str:
         settings: Their settings.
     """
     groups = arms(networks, settings.wrong_labels)
-    found = differences(groups)
+    errors = {arm: [network.test_error for network in groups[arm]] for arm in groups}
     rows = [["", "test error (%)", "fisher less this", "random labels fitted (%)", "gamma-hat"]]
     for arm in ARMS:
         strength = {"sam": " (rho {:g})", "fisher": " (beta {:g})"}.get(arm, "")
-        cells = [mean_and_std([network.test_error for network in groups[arm]], 1)]
-        cells.append(_points(found[arm]) if arm in found else "-")
+        cells = [mean_and_std(errors[arm], 1)]
+        cells.append("-" if arm == "fisher" else paired_cell(errors["fisher"], errors[arm], 1))
         for name in ("wrong_labels_fitted", "gamma_hat"):
             values = [getattr(network, name) for network in groups[arm]]
             cells.append("-" if arm == STOPPED else mean_and_std(values, 0))
@@ -92,10 +92,6 @@ def next_commands() -> list[str]:
 def wrapped(text: str) -> str:
     """Returns a paragraph in lines that fit a terminal."""
     return textwrap.fill(text, width=88)
-
-
-def _points(difference: PairedDifference) -> str:
-    return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
 
 
 def _verdict(arm: str, found: dict[str, PairedDifference]) -> str:

@@ -21,7 +21,7 @@ STOPS = (8, 15, 30, 60, 300)  # Steps after which plain training might have been
 VALIDATION_SIZE = 397
 _NUM_SUB_BATCHES = 10  # M.
 _CLIP_NORM = 1.0  # tau, of all methods.
-_LEARNING_RATE = 0.05
+_LEARNING_RATE = 0.05  # The first; it falls to 0 as a cosine.
 LABEL_SMOOTHING = 0.1  # Without it no minimum exists (Section 4).
 
 
@@ -70,6 +70,7 @@ def draw_digits(train_size: int, wrong_labels: int, seed: int) -> Digits:
     rows = rng.permutation(order[VALIDATION_SIZE:])
     validation, train, test = order[:VALIDATION_SIZE], rows[:train_size], rows[train_size:]
     y = labels[train]
+    # The images are in random order, so that the first ones are a random choice.
     y[:wrong_labels] = rng.integers(0, 10, wrong_labels)
     return Digits(
         images[train],
