@@ -110,10 +110,13 @@ def _verdict(arm: str, found: dict[str, PairedDifference]) -> str:
 
 
 def _order(networks: Sequence[Network]) -> str:
-    tau, tau_of_loss = ordering(networks), ordering(networks, "excess_loss")
+    tau = ordering(networks)
     if np.isnan(tau.value):
         return "gamma-hat or the test error is the same: there is no order to compare"
-    values = f"(Kendall's tau {_estimate(tau)}; of the training loss {_estimate(tau_of_loss)})"
+    others = {"ln det Xi": "log_det_margins", "the training loss": "excess_loss"}
+    taus = [f"Kendall's tau {_estimate(tau)}"]
+    taus += [f"of {name} {_estimate(ordering(networks, others[name]))}" for name in others]
+    values = f"({'; '.join(taus)})"
     if tau.low <= 0 <= tau.high:
         return f"gamma-hat does not order the test errors beyond the noise {values}"
     kind = "lower" if tau.value > 0 else "higher"

@@ -91,8 +91,9 @@ def train_network(run: Run, directory: pathlib.Path) -> dict[str, Any]:
     Returns:
         The result for the store: `test_error` after the last step, in percent; `stops`, for each
         of `STOPS` the validation and the test error; `wrong_labels_fitted`, the percentage of the
-        random labels that the network gives back, None where there are none; `gamma_hat` and
-        `excess_loss`, the training loss over the least that the labels allow.
+        random labels that the network gives back, None where there are none; `gamma_hat`,
+        `log_det_margins` (ln det Xi) and `excess_loss`, the training loss over the least that the
+        labels allow.
     """
     settings = run.config
     digits = draw_digits(settings["train_size"], settings["wrong_labels"], run.seed)
@@ -120,7 +121,7 @@ def train_network(run: Run, directory: pathlib.Path) -> dict[str, Any]:
             (digits.x, digits.smoothed),
             settings["num_samples"],
             settings["num_trials"],
-            metrics=("log_determinant",),
+            metrics=("log_determinant", "log_determinant_margins"),
             progress=False,
         )
     return json_ready(
@@ -129,6 +130,7 @@ def train_network(run: Run, directory: pathlib.Path) -> dict[str, Any]:
             "stops": errors.found,
             "wrong_labels_fitted": 100 * float(fitted.mean()) if num_wrong else None,
             "gamma_hat": report.metrics["log_determinant"].mean,
+            "log_det_margins": report.metrics["log_determinant_margins"].mean,
             "excess_loss": report.train.excess_loss,
         }
     )
