@@ -105,23 +105,27 @@ def test_results_are_those_of_the_saved_networks(tiny):
         predicted = network.predict(digits.test[0], verbose=0).argmax(axis=1)
         assert result["test_error"] == pytest.approx(100 * np.mean(predicted != digits.test[1]))
         assert list(result["stops"]) == ["8"]
-        again = evaluate_local_minimum(network, (digits.x, digits.smoothed), 5, 2, progress=False)
-        expected = again.metrics["log_determinant"].mean
-        assert float(result["gamma_hat"]) == pytest.approx(expected, rel=1e-4)
+        names = {"gamma_hat": "log_determinant", "log_det_margins": "log_determinant_margins"}
+        again = evaluate_local_minimum(
+            network, (digits.x, digits.smoothed), 5, 2, metrics=names.values(), progress=False
+        )
+        for name, metric in names.items():
+            assert result[name] == pytest.approx(again.metrics[metric].mean, rel=1e-4)
 
 
-def test_networks_of_a_seed_start_from_the_same_weights(tiny, monkeypatch, tmp_path):
+def test_networks_of_a_seed_start_from_the_same_weights(tmp_path, monkeypatch):
     training._judge()  # Not one of those that are trained.
-    started = []
-    build = training.build_network
-    monkeypatch.setattr(training, "build_network", lambda: started.append(build()) or started[-1])
-    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: None)
-    monkeypatch.setattr(
-        training.FisherRegularizedModel, "fit", lambda *_, **__: None, raising=False
-    )
-    for run in quickstart_runs(TINY)[:3]:
+    weights, build = [], training.build_network
+
+    def build_network():
+        network = build()
+        weights.append(network.get_weights())
+        return network
+
+    monkeypatch.setattr(training, "build_network", build_network)
+    for run in quickstart_runs(dataclasses.replace(TINY, steps=1))[:3]:
         training.train_network(run, tmp_path)
-    weights = [network.get_weights() for network in started]
+    assert len(weights) == 3
     for other in weights[1:]:
         for one, two in zip(weights[0], other, strict=True):
             np.testing.assert_array_equal(one, two)
@@ -174,7 +178,7 @@ def test_time_left_follows_the_costs_of_the_methods(monkeypatch, capsys, tmp_pat
 
 
 def network(method, seed, error, stopped=0.0, gamma_hat=0.0, wrong=60):
-    return Network(method, wrong, seed, error, stopped, 50.0, gamma_hat, excess_loss=-gamma_hat)
+    return Network(method, wrong, seed, error, stopped, 50.0, gamma_hat, 1.0, -gamma_hat)
 
 
 def three_seeds(fisher, stopped=(14.0, 16.0, 15.0)):
@@ -199,7 +203,7 @@ def test_stopped_networks_have_the_test_error_of_the_best_validation_error():
         "30": {"validation": 30.0, "test": 2.0},
     }
     result = {"test_error": 9.0, "stops": stops, "wrong_labels_fitted": None}
-    result |= {"gamma_hat": "-inf", "excess_loss": 0.1}
+    result |= {"gamma_hat": "-inf", "log_det_margins": 1.0, "excess_loss": 0.1}
     config = {"method": "plain", "wrong_labels": 0}
     record = Record("key", "quickstart", 1, config, seed=3, wall_time_s=1.0, result=result)
     found = Network.of(record)

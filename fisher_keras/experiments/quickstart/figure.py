@@ -61,7 +61,7 @@ def _draw_order(axes: Axes, networks: Sequence[Network], settings: Settings) -> 
             [network.gamma_hat for network in of_method],
             [network.test_error for network in of_method],
             c=[100 * network.wrong_labels / settings.train_size for network in of_method],
-            vmin=0,
+            vmin=0,  # One scale for all methods.
             vmax=100 * max(network.wrong_labels for network in networks) / settings.train_size,
             cmap="viridis_r",
             marker=marker,

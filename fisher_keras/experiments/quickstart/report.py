@@ -34,8 +34,8 @@ def report(settings: Settings) -> None:
     runs = quickstart_runs(settings)
     draw_digits(
         settings.train_size, 0, seed=0
-    )  # What is missing is said before the first network.
-    with store.locked():
+    )  # A missing package is an error before any network.
+    with store.locked():  # A second command would train the same networks.
         train_missing(runs, store)
     networks = [Network.of(record) for record in store.records_of(runs)]
     path = store.directory / "quickstart.png"
@@ -69,6 +69,7 @@ def train_missing(runs: Sequence[Run], store: ExperimentStore) -> None:
         for index, run in enumerate(missing, start=1):
             execute(store.write_definition(run, train_network))
             seconds = time.monotonic() - start
+            # The methods take differently long: a plain mean would be far off after one network.
             left = seconds / sum(costs[:index]) * sum(costs[index:])
             error = store.record(run).result["test_error"]
             place = f"[{index:>{len(str(len(missing)))}}/{len(missing)}]"

@@ -25,6 +25,7 @@ class Network:
         stopped_error: Test error at the stop of the lowest validation error, in percent.
         wrong_labels_fitted: Percentage of the random labels that it gives back; NaN without any.
         gamma_hat: Of the training images.
+        log_det_margins: ln det Xi of the training images.
         excess_loss: Training loss over the least that the labels allow, in nats.
     """
 
@@ -35,6 +36,7 @@ class Network:
     stopped_error: float
     wrong_labels_fitted: float
     gamma_hat: float
+    log_det_margins: float
     excess_loss: float
 
     @classmethod
@@ -55,6 +57,7 @@ class Network:
             best["test"],
             math.nan if fitted is None else fitted,
             float(result["gamma_hat"]),  # JSON has -inf as text.
+            float(result["log_det_margins"]),
             result["excess_loss"],
         )
 
@@ -91,6 +94,7 @@ def differences(groups: dict[str, list[Network]]) -> dict[str, PairedDifference]
     Returns:
         For each other arm, in percentage points.
     """
+    # Of the same seed: the same images, wrong labels and first weights, whose effect cancels.
     errors = {arm: [network.test_error for network in groups[arm]] for arm in groups}
     fisher = errors.pop("fisher")
     return {arm: paired_difference(fisher, errors[arm]) for arm in errors}
@@ -101,7 +105,7 @@ def ordering(networks: Sequence[Network], metric: str = "gamma_hat") -> Estimate
 
     Args:
         networks: All networks.
-        metric: "gamma_hat" or "excess_loss".
+        metric: "gamma_hat", "log_det_margins" or "excess_loss".
 
     Returns:
         The coefficient, with its interval.

@@ -18,7 +18,7 @@ from fisher_keras.experiments.quickstart.results import (
     ordering,
 )
 from fisher_keras.experiments.quickstart.training import STOPS, VALIDATION_SIZE
-from fisher_keras.experiments.statistics.paired import PairedDifference
+from fisher_keras.experiments.statistics.paired import PairedDifference, paired_cell
 from fisher_keras.experiments.statistics.rank_correlation import LEVEL, Estimate
 from fisher_keras.experiments.statistics.text_tables import aligned_table, mean_and_std
 
@@ -44,12 +44,12 @@ def results_table(networks: Sequence[Network], settings: Settings) -> str:
         settings: Their settings.
     """
     groups = arms(networks, settings.wrong_labels)
-    found = differences(groups)
+    errors = {arm: [network.test_error for network in groups[arm]] for arm in groups}
     rows = [["", "test error (%)", "fisher less this", "random labels fitted (%)", "gamma-hat"]]
     for arm in ARMS:
         strength = {"sam": " (rho {:g})", "fisher": " (beta {:g})"}.get(arm, "")
-        cells = [mean_and_std([network.test_error for network in groups[arm]], 1)]
-        cells.append(_points(found[arm]) if arm in found else "-")
+        cells = [mean_and_std(errors[arm], 1)]
+        cells.append("-" if arm == "fisher" else paired_cell(errors["fisher"], errors[arm], 1))
         for name in ("wrong_labels_fitted", "gamma_hat"):
             values = [getattr(network, name) for network in groups[arm]]
             cells.append("-" if arm == STOPPED else mean_and_std(values, 0))
@@ -94,10 +94,6 @@ def wrapped(text: str) -> str:
     return textwrap.fill(text, width=88)
 
 
-def _points(difference: PairedDifference) -> str:
-    return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
-
-
 def _verdict(arm: str, found: dict[str, PairedDifference]) -> str:
     """Returns the comparison of the regularizer with another arm, in words."""
     difference = found[arm]
@@ -114,10 +110,13 @@ def _verdict(arm: str, found: dict[str, PairedDifference]) -> str:
 
 
 def _order(networks: Sequence[Network]) -> str:
-    tau, tau_of_loss = ordering(networks), ordering(networks, "excess_loss")
+    tau = ordering(networks)
     if np.isnan(tau.value):
         return "gamma-hat or the test error is the same: there is no order to compare"
-    values = f"(Kendall's tau {_estimate(tau)}; of the training loss {_estimate(tau_of_loss)})"
+    others = {"ln det Xi": "log_det_margins", "the training loss": "excess_loss"}
+    taus = [f"Kendall's tau {_estimate(tau)}"]
+    taus += [f"of {name} {_estimate(ordering(networks, others[name]))}" for name in others]
+    values = f"({'; '.join(taus)})"
     if tau.low <= 0 <= tau.high:
         return f"gamma-hat does not order the test errors beyond the noise {values}"
     kind = "lower" if tau.value > 0 else "higher"

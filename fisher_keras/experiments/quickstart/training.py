@@ -21,7 +21,7 @@ STOPS = (8, 15, 30, 60, 300)  # Steps after which plain training might have been
 VALIDATION_SIZE = 397
 _NUM_SUB_BATCHES = 10  # M.
 _CLIP_NORM = 1.0  # tau, of all methods.
-_LEARNING_RATE = 0.05
+_LEARNING_RATE = 0.05  # The first; it falls to 0 as a cosine.
 LABEL_SMOOTHING = 0.1  # Without it no minimum exists (Section 4).
 
 
@@ -70,6 +70,7 @@ def draw_digits(train_size: int, wrong_labels: int, seed: int) -> Digits:
     rows = rng.permutation(order[VALIDATION_SIZE:])
     validation, train, test = order[:VALIDATION_SIZE], rows[:train_size], rows[train_size:]
     y = labels[train]
+    # The images are in random order, so that the first ones are a random choice.
     y[:wrong_labels] = rng.integers(0, 10, wrong_labels)
     return Digits(
         images[train],
@@ -90,8 +91,9 @@ def train_network(run: Run, directory: pathlib.Path) -> dict[str, Any]:
     Returns:
         The result for the store: `test_error` after the last step, in percent; `stops`, for each
         of `STOPS` the validation and the test error; `wrong_labels_fitted`, the percentage of the
-        random labels that the network gives back, None where there are none; `gamma_hat` and
-        `excess_loss`, the training loss over the least that the labels allow.
+        random labels that the network gives back, None where there are none; `gamma_hat`,
+        `log_det_margins` (ln det Xi) and `excess_loss`, the training loss over the least that the
+        labels allow.
     """
     settings = run.config
     digits = draw_digits(settings["train_size"], settings["wrong_labels"], run.seed)
@@ -119,7 +121,7 @@ def train_network(run: Run, directory: pathlib.Path) -> dict[str, Any]:
             (digits.x, digits.smoothed),
             settings["num_samples"],
             settings["num_trials"],
-            metrics=("log_determinant",),
+            metrics=("log_determinant", "log_determinant_margins"),
             progress=False,
         )
     return json_ready(
@@ -128,6 +130,7 @@ def train_network(run: Run, directory: pathlib.Path) -> dict[str, Any]:
             "stops": errors.found,
             "wrong_labels_fitted": 100 * float(fitted.mean()) if num_wrong else None,
             "gamma_hat": report.metrics["log_determinant"].mean,
+            "log_det_margins": report.metrics["log_determinant_margins"].mean,
             "excess_loss": report.train.excess_loss,
         }
     )
