@@ -44,20 +44,20 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
     )
     for path, model in zip(config.models, models.values(), strict=True):
         _check_input(path, model, data.dataset)
-    train = data.labelled("train", label_smoothing=config.label_smoothing)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     reports = {}
     for name, model in models.items():
         report = reports[name] = evaluate_local_minimum(
             model,
-            (train.x, train.y),
+            data.arrays("train"),
             config.num_samples,
             config.num_trials,
             config.seed,
             config.metrics,
             config.normalize_logits,
             test_data=data.arrays("test"),
+            label_smoothing=config.label_smoothing,
             trials_path=None if output is None else output / f"{name}.trials.jsonl",
         )
         print(f"\n{name}\n{report}", flush=True)

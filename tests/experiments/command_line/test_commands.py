@@ -288,7 +288,7 @@ def test_a_script_is_named_as_it_was_started(run_command, replace_function, monk
     )
 
 
-@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"quickstart"}))
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_and_a_typo_do_not_wait_for_tensorflow(name):
     for flag, status in (("--help", 0), ("--nosuch=1", 2)):
         code = (
