@@ -110,7 +110,7 @@ def table(found: dict[str, dict[tuple[str, float | None], np.ndarray]]) -> list[
         found: By dtype policy, results of `differences`.
     """
     limit = found["float64"]["product", None]
-    rows = [["step", "direction", *(f"{p}{end}" for p in POLICIES for end in _COLUMNS)]]
+    rows = [["step", "direction", *POLICIES]]
     for length in STEP_LENGTHS:
         for direction in DIRECTIONS:
             row = ["alpha g" if length is None else f"{length:g}", direction]
@@ -118,12 +118,9 @@ def table(found: dict[str, dict[tuple[str, float | None], np.ndarray]]) -> list[
                 one = found[policy][direction, length]
                 ratio = np.linalg.norm(one) / np.linalg.norm(limit)
                 cosine = one @ limit / np.linalg.norm(one) / np.linalg.norm(limit)
-                row += [f"{cosine:.3f}", f"{ratio:.3g}"]
+                row.append(f"{cosine:.3f}, {ratio:.3g}")
             rows.append(row)
     return rows
-
-
-_COLUMNS = (": cosine", ": length")
 
 
 def _main(_: list[str]) -> None:

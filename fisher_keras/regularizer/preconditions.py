@@ -33,8 +33,8 @@ _REMEDY = (
     "Use gradient='finite_difference', in half precision with step_length=0.1. Given: "
     "gradient='hessian_vector_product'."
 )
-# About three times the relative rounding: from there on, the difference has the direction of that
-# in float64 (cosine above 0.9 in the networks that were measured, and near 1 at 0.1).
+# About three times the relative rounding: from there on, the difference is near that in float64
+# once the training has begun (benchmarks/README.md). At 0.1 it is so before, too.
 LEAST_STEP_LENGTHS = {
     "bfloat16": 0.025,
     "float32 with products in bfloat16": 0.025,
