@@ -1,8 +1,6 @@
 """The regularizer of Section 6 (Equation 6, Algorithm 1) as a Keras model."""
 
-import dataclasses
 import functools
-import math
 import random
 from typing import Any
 
@@ -12,28 +10,24 @@ import tensorflow as tf
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
-from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.algorithm import (
     DIRECTIONS,
     EQUATION_6,
     Equation6,
-    Settings,
     finite_difference,
-    no_regularizer,
-    regularized_step,
 )
-from fisher_keras.regularizer.arithmetic import clip, global_norm, map_parts, with_zeros
+from fisher_keras.regularizer.arithmetic import global_norm
 from fisher_keras.regularizer.batches import Batch
+from fisher_keras.regularizer.fisher_step import algorithm_1, step_with_or_without
 from fisher_keras.regularizer.loss_forms import check_mean, established
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.options import Option, one_of, positive_or_none
 from fisher_keras.regularizer.preconditions import check_difference, normalizes_batches
-from fisher_keras.regularizer.step_types import BatchLoss, RegularizedStep, Step
+from fisher_keras.regularizer.step_types import Step
 from fisher_keras.regularizer.strength import RelativeStrength
 from fisher_keras.regularizer.traces import check_sub_batches, decomposes_over_examples
 
 GRADIENTS = tuple(EQUATION_6)
-_SPLITS = 2**32  # Between the seeds of replicas, which split their shares each in its own way.
 
 
 def _seed(name: str, value: Any) -> int:
@@ -233,7 +227,7 @@ class FisherRegularizedModel(RelativeStrength):
         """
         beta = self.current_beta()
         ratio = self.ratio(beta)
-        step = _plain_or_regularized(self, losses, beta)
+        step = step_with_or_without(self, losses, beta)
         norm = step.gradient_norm
         loss, regularizer, gradient = losses.replica.all_reduce_sum(
             (step.loss, step.regularizer, step.gradient)
@@ -297,7 +291,7 @@ class FisherRegularizedModel(RelativeStrength):
             scope = stateless.scope(self.model, weights, losses.state)
         with scope:
             loss = None if self.shares(losses) else losses.whole_batch(weights)
-            step = _algorithm_1(self, losses, loss, self.current_beta(), None, self.equation_6())
+            step = algorithm_1(self, losses, loss, self.current_beta(), None, self.equation_6())
         return losses.replica.all_reduce_sum((step.gradient, step.loss, step.regularizer))
 
     def equation_6(self) -> Equation6:
@@ -338,90 +332,3 @@ class FisherRegularizedModel(RelativeStrength):
                 "what R does, compare with share_gradients=True and beta=0."
             )
         return messages
-
-
-def _plain_or_regularized(
-    model: FisherRegularizedModel, losses: BatchLosses, beta: float | tf.Tensor
-) -> RegularizedStep:
-    """Returns a step with R, or one without where beta is 0."""
-    clip_norm = None if model.sums_gradients() else model.accumulated_clip_norm()
-    by_sub_batches = model.share_gradients is True
-    if model.regularizes or by_sub_batches:
-        model.check_once(losses)
-    # Both kinds of step need L(B, w), unless gradients are shared.
-    shares = by_sub_batches or (model.regularizes and model.shares(losses))
-    loss = None if shares else losses.whole_batch()
-    equation_6 = model.equation_6()
-
-    def regularized(equation_6: Equation6 = equation_6) -> RegularizedStep:
-        step = _algorithm_1(model, losses, loss, beta, clip_norm, equation_6)
-        gradient = map_parts(losses.scale().times, step.gradient)
-        regularizer = tf.cast(step.regularizer, step.gradient_norm.dtype)
-        return dataclasses.replace(step, gradient=gradient, regularizer=regularizer)
-
-    def without() -> RegularizedStep:
-        if by_sub_batches:
-            step = regularized(no_regularizer)
-            return dataclasses.replace(step, regularizer=step.regularizer * math.nan)
-        step = _plain_step(losses, losses.whole_batch() if loss is None else loss)
-        # Both branches must give the same structure.
-        zeros_for = losses.weights if loss is None else None
-        return _dense(step, zeros_for, clip_norm) if model.regularizes else step
-
-    if not model.regularizes:
-        return without()
-    if not isinstance(beta, tf.Tensor):
-        return regularized()
-    return tf.cond(tf.equal(beta, 0), without, regularized)
-
-
-def _algorithm_1(
-    model: FisherRegularizedModel,
-    losses: BatchLosses,
-    loss: BatchLoss | None,
-    beta: float | tf.Tensor,
-    clip_norm: float | None,
-    equation_6: Equation6,
-) -> RegularizedStep:
-    """Runs lines 2 to 9, and moves the state of the classifier."""
-    variables = model.model.non_trainable_variables
-    state = stateless.values(variables)
-    updates = keras_private.num_updates(model.optimizer)
-    seed = tf.constant(model.seed, tf.int64) + _SPLITS * losses.replica.index
-    replica_weights = losses.replica_weights
-    settings = Settings(
-        alpha=model.alpha,
-        beta=beta,
-        num_sub_batches=model.num_sub_batches,
-        clip_norm=clip_norm,
-        equation_6=equation_6,
-        seed=tf.stack([seed, updates]),
-        equal_sizes=bool(model.jit_compile),
-        mean_over_examples=model.share_gradients == "auto",
-        replica_weight=None if replica_weights is None else replica_weights.sub_batches,
-    )
-    loss = None if loss is None else losses.unscaled(loss)
-    step = regularized_step(losses, losses.weights, state, loss, settings)
-    if step.changes is not None:
-        for variable, value, change in zip(variables, state, step.changes, strict=True):
-            variable.assign(value + change)
-    return dataclasses.replace(step, changes=None)
-
-
-def _plain_step(losses: BatchLosses, loss: BatchLoss) -> RegularizedStep:
-    """Returns Keras' own step, given `whole_batch()`: its gradient as it is, without R."""
-    norm = losses.scale().remove(global_norm(loss.gradient))
-    not_computed = tf.constant(math.nan, norm.dtype)
-    return RegularizedStep(loss.loss, loss.gradient, loss.outputs, None, not_computed, norm)
-
-
-def _dense(
-    step: RegularizedStep, zeros_for: list[tf.Tensor] | None, clip_norm: float | None
-) -> RegularizedStep:
-    """Returns a step without sparse gradients, clipped, and with zeros for None if asked for."""
-    gradient = map_parts(tf.convert_to_tensor, step.gradient)
-    if zeros_for is not None:
-        gradient = with_zeros(gradient, zeros_for)
-    if clip_norm is not None:
-        gradient = clip(gradient, clip_norm, step.gradient_norm)
-    return dataclasses.replace(step, gradient=gradient)
