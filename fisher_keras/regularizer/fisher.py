@@ -3,13 +3,11 @@
 import dataclasses
 import functools
 import math
-import random
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
 from fisher_keras.graph import keras_private
@@ -26,7 +24,7 @@ from fisher_keras.regularizer.arithmetic import clip, global_norm, map_parts, wi
 from fisher_keras.regularizer.batches import Batch
 from fisher_keras.regularizer.loss_forms import check_mean, established
 from fisher_keras.regularizer.losses import BatchLosses
-from fisher_keras.regularizer.options import Option, one_of, positive_or_none
+from fisher_keras.regularizer.options import Option, one_of, positive_or_none, seed_or_random
 from fisher_keras.regularizer.preconditions import check_difference, normalizes_batches
 from fisher_keras.regularizer.step_types import BatchLoss, RegularizedStep, Step
 from fisher_keras.regularizer.strength import RelativeStrength
@@ -34,12 +32,6 @@ from fisher_keras.regularizer.traces import check_sub_batches, decomposes_over_e
 
 GRADIENTS = tuple(EQUATION_6)
 _SPLITS = 2**32  # Between the seeds of replicas, which split their shares each in its own way.
-
-
-def _seed(name: str, value: Any) -> int:
-    if value is None:
-        return random.randrange(2**31)
-    return whole_number(f"{name}, if it is not None,", value, least=0)
 
 
 @keras.saving.register_keras_serializable(package="fisher_keras")
@@ -105,7 +97,7 @@ class FisherRegularizedModel(RelativeStrength):
     step_length = Option(positive_or_none)
     direction = Option(one_of(*DIRECTIONS))
     share_gradients = Option(one_of(True, False, "auto"))
-    seed = Option(_seed)
+    seed = Option(seed_or_random)
     check_losses = staticmethod(check_sub_batches)
 
     def __init__(

@@ -108,7 +108,7 @@ class RelativeStrength(TrainingMethod):
 
     @property
     def regularizes(self) -> bool:
-        """Whether some step may have the regularizer."""
+        """True if some step may have the regularizer."""
         given = self.beta if self.strength is None else self.strength
         return callable(given) or given != 0
 
