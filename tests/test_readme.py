@@ -57,7 +57,7 @@ def test_python_example_runs(tmp_path, monkeypatch, capsys):
     assert "log_determinant" in capsys.readouterr().out
     loaded = keras.saving.load_model("classifier.keras")
     assert not isinstance(loaded, fisher_keras.FisherRegularizedModel)
-    outputs = [m.predict(names["x_test"], verbose=0) for m in (loaded, names["classifier"])]
+    outputs = [m.predict(names["test"][0], verbose=0) for m in (loaded, names["classifier"])]
     np.testing.assert_array_equal(*outputs)
 
 

@@ -288,17 +288,18 @@ class FisherRegularizedModel(RelativeStrength):
             weights = losses.weights
             scope = stateless.scope(self.model, weights, losses.state)
         with scope:
-            loss = None if self._shares(losses) else losses.whole_batch(weights)
-            step = _algorithm_1(self, losses, loss, self.current_beta(), None, self._equation_6())
+            loss = None if self.shares(losses) else losses.whole_batch(weights)
+            step = _algorithm_1(self, losses, loss, self.current_beta(), None, self.equation_6())
         return losses.replica.all_reduce_sum((step.gradient, step.loss, step.regularizer))
 
-    def _equation_6(self) -> Equation6:
+    def equation_6(self) -> Equation6:
+        """Returns the way to take Equation 6 that the options ask for."""
         if self.gradient != "finite_difference":
             return EQUATION_6[self.gradient]
         options = {"step_length": self.step_length, "direction": self.direction}
         return functools.partial(finite_difference, **options)
 
-    def _shares(self, losses: BatchLosses) -> bool:
+    def shares(self, losses: BatchLosses) -> bool:
         """Returns whether the gradients of the sub-batches serve for L, too."""
         if self.share_gradients != "auto":
             return self.share_gradients
@@ -312,7 +313,7 @@ class FisherRegularizedModel(RelativeStrength):
         weights = losses.replica_weights
         if weights is None:
             return None
-        return weights.sub_batches if self._shares(losses) else weights.examples
+        return weights.sub_batches if self.shares(losses) else weights.examples
 
     def accumulated_clip_norm(self) -> float | None:
         """Returns tau where gradients are clipped after they are summed; plain steps never are."""
@@ -340,9 +341,9 @@ def _plain_or_regularized(
     if model.regularizes or by_sub_batches:
         model.check_once(losses)
     # Both kinds of step need L(B, w), unless gradients are shared.
-    shares = by_sub_batches or (model.regularizes and model._shares(losses))
+    shares = by_sub_batches or (model.regularizes and model.shares(losses))
     loss = None if shares else losses.whole_batch()
-    equation_6 = model._equation_6()
+    equation_6 = model.equation_6()
 
     def regularized(equation_6: Equation6 = equation_6) -> RegularizedStep:
         step = _algorithm_1(model, losses, loss, beta, clip_norm, equation_6)

@@ -92,6 +92,7 @@ def _examples(
     """Returns labels and weights of a few examples, as the batch has them, and outputs."""
     random = np.random.default_rng(0)
     (spec,) = keras.tree.flatten(model.output_spec(batch.x))
+    cross_entropy.check_shape(spec)
     outputs = random.normal(size=(_COUNT, *spec.shape[1:]))
     binary = cross_entropy.kind == "binary"
     if not cross_entropy.from_logits:

@@ -97,7 +97,7 @@ def test_the_public_gradients_have_it_with_xla_too():
         (FisherRegularizedModel, "alpha", "small"),
         (FisherRegularizedModel, "num_sub_batches", 2.5),
         (FisherRegularizedModel, "gradient", "exact"),
-        (SharpnessAwareModel, "rho", 0.0),
+        (SharpnessAwareModel, "rho", -0.1),
     ],
 )
 def test_a_bad_value_is_refused_and_not_kept(kind, name, value):

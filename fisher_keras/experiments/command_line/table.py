@@ -92,7 +92,7 @@ COMMANDS = {
         "Crosses Scenarios I and III: confusion sets of two sizes, each at two batch sizes.",
         "For example\n\n  crossed --preset=laptop --label_smoothing=0.1 --num_workers=2\n\n"
         f"{_RESUMES}\nThe table of the finished runs is printed at the end.",
-        "runs.experiment:ExperimentOptions",
+        "runs.run_options:ExperimentOptions",
         "scenarios.crossed:run_crossed",
     ),
     "evaluate_metrics": Command(

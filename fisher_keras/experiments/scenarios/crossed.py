@@ -96,7 +96,7 @@ def run_crossed(options: ExperimentOptions) -> None:
         FailedRunsError: If runs failed; all others are finished.
     """
     preset = preset_of(PRESETS, options)
-    make_table(crossed_runs(preset), crossed_table, EXPERIMENT, preset, options)
+    make_table(crossed_runs(preset), crossed_table, EXPERIMENT, preset, options, EXPERIMENT)
 
 
 def crossed_table(networks: Sequence[TrainedNetwork]) -> list[list[str]]:

@@ -220,7 +220,9 @@ def test_the_papers_days_have_to_be_asked_for(run_command, replace_function, nam
     assert [options.preset for options in done] == ["laptop", "paper"]
 
 
-@pytest.mark.parametrize("name", ["table1", "table2", "compare_methods", "scenario_confusion"])
+@pytest.mark.parametrize(
+    "name", ["table1", "table2", "compare_methods", "crossed", "scenario_confusion"]
+)
 def test_a_command_calls_itself_by_its_name(run_command, tmp_path, name):
     flags = ["--preset=smoke", "--dry_run", f"--output_dir={tmp_path}/no"]
     status, output, _ = run_command(name, *flags)
