@@ -1,13 +1,11 @@
 """The regularizer of Section 6 (Equation 6, Algorithm 1) as a Keras model."""
 
 import functools
-import random
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
 from fisher_keras.regularizer.algorithm import (
@@ -21,19 +19,13 @@ from fisher_keras.regularizer.batches import Batch
 from fisher_keras.regularizer.fisher_step import algorithm_1, step_with_or_without
 from fisher_keras.regularizer.loss_forms import check_mean, established
 from fisher_keras.regularizer.losses import BatchLosses
-from fisher_keras.regularizer.options import Option, one_of, positive_or_none
+from fisher_keras.regularizer.options import Option, one_of, positive_or_none, seed_or_random
 from fisher_keras.regularizer.preconditions import check_difference, normalizes_batches
 from fisher_keras.regularizer.step_types import Step
 from fisher_keras.regularizer.strength import RelativeStrength
 from fisher_keras.regularizer.traces import check_sub_batches, decomposes_over_examples
 
 GRADIENTS = tuple(EQUATION_6)
-
-
-def _seed(name: str, value: Any) -> int:
-    if value is None:
-        return random.randrange(2**31)
-    return whole_number(f"{name}, if it is not None,", value, least=0)
 
 
 @keras.saving.register_keras_serializable(package="fisher_keras")
@@ -99,7 +91,7 @@ class FisherRegularizedModel(RelativeStrength):
     step_length = Option(positive_or_none)
     direction = Option(one_of(*DIRECTIONS))
     share_gradients = Option(one_of(True, False, "auto"))
-    seed = Option(_seed)
+    seed = Option(seed_or_random)
     check_losses = staticmethod(check_sub_batches)
 
     def __init__(

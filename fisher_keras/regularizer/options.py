@@ -1,11 +1,12 @@
 """Public attributes of a training method, checked and saved."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from fisher_keras.arguments import real_number
+from fisher_keras.arguments import real_number, whole_number
 
 
 class Option:
@@ -105,6 +106,13 @@ def positive(name: str, value: Any) -> float:
 def positive_or_none(name: str, value: Any) -> float | None:
     """Returns None, or a number greater than 0, or raises a ValueError."""
     return None if value is None else real_number(f"{name}, if it is not None,", value, above=0)
+
+
+def seed_or_random(name: str, value: Any) -> int:
+    """Returns a seed, drawn if it is None, or raises a ValueError."""
+    if value is None:
+        return random.randrange(2**31)
+    return whole_number(f"{name}, if it is not None,", value, least=0)
 
 
 def number_or_schedule(name: str, value: Any) -> Any:
