@@ -73,8 +73,10 @@ def neighborhood_height(
     W = whole_number("num_parameters", num_parameters, 1)
     log_V = _log_volume(volume, log_volume)
     if gamma_function == "stirling":
+        # The 1 is the logarithm of e in 4 pi e.
         log_height = math.log(W / (4 * math.pi)) - 1 + (2 * log_V + math.log(math.pi) + gamma) / W
     elif gamma_function == "exact":
+        # The gamma function itself is beyond float64 from W = 342 on.
         log_height = (2 * (log_V + math.lgamma(W / 2 + 1)) + gamma) / W - math.log(2 * math.pi)
     else:
         raise ValueError(

@@ -99,6 +99,7 @@ class FisherMetrics(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Takes the model, for all evaluations of this training, and checks that it can."""
         from_logits = self._from_logits
+        # A softmax or sigmoid of the model is found anyway; without it, the loss knows best.
         if from_logits == "auto" and not gives_probabilities(unwrap(self.model)):
             known = from_logits_of(self.model.loss)
             from_logits = from_logits if known is None else known
@@ -111,7 +112,9 @@ class FisherMetrics(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Evaluates the model if it is its turn."""
         logs = {} if logs is None else logs
+        # Keras counts epochs from 0.
         if (epoch + 1) % self._every and not self._is_first:
+            # History and CSVLogger need the same names in each epoch.
             logs.update(dict.fromkeys(self._options.metrics, math.nan))
             return
         self._is_first = False

@@ -101,11 +101,13 @@ def check_classifier(
     """
     data = labelled_data((x, y)).take(slice(_NUM_EXAMPLES))
     classifier = Classifier(model, from_logits)
+    # What fails here fails everywhere: that is an error, and no line of the table.
     classifier.logits(data.x)
     num_parameters = count_parameters(classifier.model)
     inputs, labels = classifier.inputs(data.x), tf.convert_to_tensor(y[:_NUM_EXAMPLES])
     batch = Batch(inputs, labels, None)
     loss = _loss(classifier, data.y, inputs)
+    # Without the model's preprocessing, which a step does itself; `inputs` are preprocessed.
     given = keras.tree.map_structure(tf.convert_to_tensor, data.x)
     features = [
         _tried("Gram matrix", lambda: loss_gradient_gram(classifier, data.x, data.y)),

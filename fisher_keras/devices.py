@@ -16,6 +16,7 @@ def count_processes(strategy: tf.distribute.Strategy) -> int:
     """Returns the number of processes of a strategy, each with equally many replicas."""
     if strategy.num_replicas_in_sync == 1:
         return 1
+    # `worker_devices` are those of this process alone.
     return strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
 
 
@@ -42,6 +43,7 @@ class Processes:
         index = _first(
             strategy, lambda: tf.distribute.get_replica_context().replica_id_in_sync_group
         )
+        # Replicas are numbered process by process.
         return cls(strategy, count, int(index) // len(strategy.extended.worker_devices))
 
     @property
@@ -160,6 +162,7 @@ def over_replicas(
     try:
         replicas = itertools.cycle(zip(devices, threads, strict=True))
         for (device, thread), argument in zip(replicas, arguments, strict=False):
+            # Devices take turns, so that the oldest call is that of the device which is next.
             if len(running) == len(devices):
                 yield running.popleft().result()
             running.append(thread.submit(call, device, argument))

@@ -96,6 +96,7 @@ def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
             kept from changing.
     """
     sizes = [*keras.tree.flatten(specs), *model.variables]
+    # An axis is then a multiple of the number only if examples are in it.
     count = _prime({size for sized in sizes for size in sized.shape if size})
     counted = keras.tree.map_structure(
         lambda spec: tf.TensorSpec([count, *spec.shape[1:]], spec.dtype), specs
@@ -180,6 +181,8 @@ class _Trace:
         for tensor in self.between():
             op = tensor.op
             normalizes = op.type.startswith("FusedBatchNorm") and op.get_attr("is_training")
+            # No axis of the examples means that all were reduced to one, two that each meets each
+            # other. Integers, such as shapes, have no gradient.
             if not normalizes and (_number_of_axes(tensor, count) == 1 or not _is_float(tensor)):
                 continue
             if normalizes or self._depend_on(tensor):
@@ -222,6 +225,7 @@ class _Trace:
             apart=dict.fromkeys((tensor.ref() for tensor in self.inputs), True),
         )
         for op in self.operations:
+            # Operations come in the order in which they were made: inputs are decided by now.
             inputs = [tensor for tensor in op.inputs if found.varies(tensor)]
             if not inputs or not all(map(found.is_apart, inputs)):
                 continue
@@ -230,6 +234,7 @@ class _Trace:
                 continue
             established = rule is not None and all(found.apart[t.ref()] for t in inputs)
             for tensor in op.outputs:
+                # A rule may give an example several rows; without one, only N rows are believed.
                 if _has_rows(tensor, count, only_one=rule is None):
                     found.apart[tensor.ref()] = established
         return found
@@ -276,6 +281,7 @@ def _number_of_axes(tensor: tf.Tensor, count: int) -> int:
         return 1
     number = 0
     for size in tensor.shape:
+        # An axis that joins two of the examples' counts twice.
         while size and size % count == 0:
             size, number = size // count, number + 1
     return number
@@ -288,6 +294,7 @@ def _is_float(tensor: tf.Tensor) -> bool:
 def _prime(sizes: set[int]) -> int:
     """Returns the least prime number from `_LEAST_COUNT` on that divides none of the sizes."""
     for number in itertools.count(_LEAST_COUNT, 2):
+        # All numbers here are odd, so that 2 need not be tried.
         is_prime = all(number % divisor for divisor in range(3, int(number**0.5) + 1, 2))
         if is_prime and all(size % number for size in sizes):
             return number

@@ -49,6 +49,7 @@ class BatchAxis:
             return False
         if self.varies(tensor):
             return rank == full and self.is_apart(tensor) and _same_rows(tensor, output)
+        # What does not depend on the examples must not have a different row for each of them.
         aligned = rank < full or tensor.shape[0] == 1 or _rows_are_equal(tensor)
         # What fills a tensor counts, and not how often.
         filled = {"Fill": 1, "Tile": 0, "BroadcastTo": 0, "ZerosLike": 0, "OnesLike": 0}
@@ -108,6 +109,7 @@ def _last_axis(op: tf.Operation, batch: BatchAxis) -> bool:
 
 
 def _window(op: tf.Operation, batch: BatchAxis) -> bool:
+    # Along the axis of the examples, a window may only take one, and must not skip any.
     sizes = [op.get_attr(name)[0] for name in ("ksize", "strides")]
     return _first_input(op, batch) and sizes == [1, 1]
 
@@ -133,6 +135,7 @@ def _expand(op: tf.Operation, batch: BatchAxis) -> bool:
 def _product(op: tf.Operation, batch: BatchAxis) -> bool:
     a, b = op.inputs
     transposes = "transpose_a" if op.type == "MatMul" else "adj_x"
+    # The examples are rows of the first matrix; the second is the same for all.
     if op.outputs[0].shape.rank == 2:
         return _first_input(op, batch) and not op.get_attr(transposes)
     # The leading axis of either is a batch axis of products.
@@ -164,6 +167,7 @@ def _gather(op: tf.Operation, batch: BatchAxis) -> bool:
         return batch.is_apart(indices) and axis == 0 and batch_dims == 0
     if not batch.varies(indices):  # The same entries of each example.
         return batch.is_apart(params) and axis % params.shape.rank > 0 and batch_dims == 0
+    # With batch axes, each example takes its own entries.
     return batch.is_apart(params) and batch.is_apart(indices) and batch_dims > 0
 
 
@@ -172,6 +176,7 @@ def _table(op: tf.Operation, batch: BatchAxis) -> bool:
 
 
 def _gather_nd(op: tf.Operation, batch: BatchAxis) -> bool:
+    # Of rank 1 the indices would be a single place, and not one for each example.
     return _only_input(op, batch, 1) and op.inputs[1].shape.rank >= 2
 
 
@@ -210,6 +215,7 @@ def _strided_slice(op: tf.Operation, batch: BatchAxis) -> bool:
     new, shrunk, ellipsis = (
         op.get_attr(f"{name}_mask") for name in ("new_axis", "shrink_axis", "ellipsis")
     )
+    # Bit 0 is about the leading axis: it must neither be dropped nor come behind a new one.
     if (new | shrunk) & 1 and not ellipsis & 1:
         return False
     strides = _static(op.inputs[3])
@@ -218,6 +224,7 @@ def _strided_slice(op: tf.Operation, batch: BatchAxis) -> bool:
     if ellipsis & 1:  # It stands for the leading axis unless the others take all.
         taken = sum(not (new | ellipsis) >> i & 1 for i in range(len(strides)))
         return taken < op.inputs[0].shape.rank
+    # Backwards, it would turn the order of the examples.
     return strides[0] > 0
 
 
@@ -259,6 +266,7 @@ def _rows_are_equal(tensor: tf.Tensor) -> bool:
 def _avoids_examples(axes: tf.Tensor, rank: int | None) -> bool:
     """Returns whether none of some axes is the leading one."""
     value = _static(axes)
+    # Modulo the rank, for axes may be counted from the end.
     return value is not None and bool(rank) and not np.any(np.asarray(value) % rank == 0)
 
 

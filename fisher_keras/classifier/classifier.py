@@ -149,6 +149,7 @@ class Classifier:
         with self._dropping_changes(x, training), self._calling():
             outputs = stateless.call(self.model, x, training)
         found = find_logits(outputs, self.from_logits, self.normalize_logits)
+        # A single sigmoid unit tells two classes apart.
         self.num_classes = max(2, found.values.shape[-1])
         return found
 

@@ -59,6 +59,7 @@ class HardLabelCrossEntropy:
         Returns:
             Shape (B,), float32 (float64 for a float64 model).
         """
+        # In half precision, the logarithm of a probability near 1 has no digits left.
         if outputs.dtype in (tf.float16, tf.bfloat16):
             outputs = tf.cast(outputs, tf.float32)
         if self.kind == "binary":
@@ -142,6 +143,7 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
     """
     given = _only_loss(loss)
     if isinstance(given, keras.losses.Loss):
+        # Of a subclass, too: the class tells the form of the labels, though not the function.
         kind = next(
             (k for c, k in _KINDS.items() if isinstance(given, getattr(keras.losses, c))), None
         )

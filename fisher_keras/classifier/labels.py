@@ -148,6 +148,7 @@ def fingerprint(arrays: list[np.ndarray]) -> str:
         # Such an array holds pointers, to strings mostly.
         for item in array.astype(object).ravel():
             text = item if isinstance(item, bytes) else str(item).encode()
+            # The length tells where an item ends: else "ab", "c" would be the same as "a", "bc".
             digest.update(f"{len(text)}:".encode() + text)
     return digest.hexdigest()[:16]
 
@@ -164,11 +165,13 @@ def _read(data: tf.data.Dataset | keras.utils.PyDataset, name: str) -> tuple[Any
     if _row_fingerprints(again) == _row_fingerprints(read[:num_compared]):
         return joined
     here = _row_fingerprints([joined])
+    # Sorted, since the same examples may come in any order.
     if sorted(here) != sorted(_row_fingerprints(_batches(data, name))):
         raise ValueError(
             f"{name} gives other examples each time that it is read. Leave out augmentation, and "
             "drop_remainder: the metrics are of a fixed set of examples."
         )
+    # Nothing but the content of the examples stays the same when they are shuffled.
     order = np.argsort(np.array(here), kind="stable")
     return keras.tree.map_structure(lambda leaf: leaf[order], joined)
 

@@ -137,6 +137,7 @@ def gives_probabilities(model: keras.Model) -> bool | None:
     """
     layer: Any = model
     units = None
+    # The last layer may be a model itself: it is followed down to a layer that is none.
     while isinstance(layer, keras.Model):
         if getattr(layer, "outputs", None):
             units = layer.outputs[0].shape[-1]

@@ -104,6 +104,8 @@ def _measured_rounding(*switches: object) -> float:
             ]
             return [tf.reshape(product, [size, size]) for product in matrices + convolved]
 
+        # One times a number is the number itself, unless a factor was rounded: 9 binary digits are
+        # too many for bfloat16, and 12 for TensorFloat-32.
         for rounding, tell_tale in ((2.0**-7, 1 + 2.0**-9), (2.0**-10, 1 + 2.0**-12)):
             found = np.stack(products(tf.fill([size, size], tell_tale)))
             if np.any(found != np.float32(tell_tale)):

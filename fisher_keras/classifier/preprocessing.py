@@ -36,6 +36,7 @@ def preprocess_samples(model: keras.Model) -> Callable[..., Any] | None:
         The function, which returns what it has made of its arguments as Keras packs them; None
         if the model takes data as Keras does, or in another way.
     """
+    # The classes that define the overridden methods: all in one is KerasHub's way.
     owners = {
         next(c for c in type(model).__mro__ if name in vars(c))
         for name in own_methods(model, (*OF_DATA, *OF_BATCHES))
@@ -48,6 +49,7 @@ def preprocess_samples(model: keras.Model) -> Callable[..., Any] | None:
     if preprocessor is None:
         return None
     call = getattr(preprocessor, "call", preprocessor)
+    # Some preprocessors make the labels, too; others are for the inputs alone.
     if "y" in inspect.signature(call).parameters:
         return lambda x, y=None, sample_weight=None: preprocessor(
             x, y=y, sample_weight=sample_weight
@@ -143,6 +145,7 @@ class PreprocessedData(keras.Model):
         signature = inspect.signature(getattr(keras.Model, method))
         given = dict(signature.bind(self, *args, **kwargs).arguments)
         del given["self"]
+        # `bind` keeps arguments without a parameter of their own in a dictionary of that name.
         given |= given.pop("kwargs", {})
         if self.preprocess is None:
             return given
@@ -174,6 +177,7 @@ def preprocessed_data(preprocess: Callable[..., Any], given: dict[str, Any]) -> 
     batch_size = given.pop("batch_size", None)
     split = given.pop("validation_split", None)
     if split and given.get("validation_data") is None:
+        # Before there are batches: as in Keras, the last examples are for validation.
         first, last = _split((x, y, weight), split)
         (x, y, weight), given["validation_data"] = first, last
     given["x"] = _dataset(preprocess, x, y, weight, batch_size)

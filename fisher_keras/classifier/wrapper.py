@@ -60,7 +60,9 @@ class ClassifierWrapper(PreprocessedData):
                 f"{len(outputs)}. Wrap a model with the output to be classified."
             )
         preprocess = preprocess_samples(unwrap(model))
+        # Own methods that take data are allowed where they are known: the same is done here.
         must_not = _STEPS if preprocess else (*_STEPS, *OF_DATA, *OF_BATCHES)
+        # Of the classifier inside: a wrapper around it has steps of its own by right.
         overridden = own_methods(unwrap(model), must_not)
         if overridden:
             raise ValueError(
@@ -133,6 +135,7 @@ class ClassifierWrapper(PreprocessedData):
         arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
         if not self.has_custom_loss:
             return super().compute_loss(**arguments, training=training)
+        # An override may leave the argument out.
         if "training" in inspect.signature(self.model.compute_loss).parameters:
             arguments["training"] = training
         return self.model.compute_loss(**arguments)
@@ -145,6 +148,7 @@ class ClassifierWrapper(PreprocessedData):
         logs = {}
         if overrides(self.model, "compute_metrics"):
             logs = self.model.compute_metrics(**arguments)
+        # Where both have a log of one name, that of the wrapper, which does the step, counts.
         return {**logs, **super().compute_metrics(**arguments)}
 
     def reset_metrics(self) -> None:

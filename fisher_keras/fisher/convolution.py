@@ -55,6 +55,7 @@ def depthwise_gradients(op: tf.Operation, x: tf.Tensor, delta: tf.Tensor) -> Exp
     rows, columns = _window_axes(op, x.shape, delta.shape)
     x = tf.pad(x, [[0, 0], rows.margins(), columns.margins(), [0, 0]])
     delta = tf.reshape(delta, [*delta.shape[:3], channels, multiplier])
+    # Row by row over the kernel, the order in which `stack` and `reshape` put them together.
     entries = [
         tf.reduce_sum(
             x[:, rows.input_slice(i), columns.input_slice(j), :, tf.newaxis] * delta, [1, 2]
@@ -80,6 +81,7 @@ class _WindowAxis:
     def margins(self) -> list[int]:
         """Returns the padding on both sides, so that no window leaves the images."""
         span = (self.outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
+        # Windows need not reach the end of the image: its last rows are then read by none.
         return [self.padding, max(span - self.inputs - self.padding, 0)]
 
     def input_slice(self, entry: int) -> slice:
@@ -110,14 +112,17 @@ def _window_axes(
     kernel = op.inputs[1].shape
     axes = []
     for axis in (1, 2):
+        # Attributes are in the operation's data format; images and delta have their channels last.
         index = axis + 1 if channels_first else axis
         stride, dilation = op.get_attr("strides")[index], op.get_attr("dilations")[index]
         size, entries, count = inputs[axis], kernel[axis - 1], outputs[axis]
         padding = op.get_attr("padding")
         before = 0
         if padding == b"EXPLICIT":
+            # Pairs of the padding before and behind, for each axis.
             before = op.get_attr("explicit_paddings")[2 * index]
         elif padding == b"SAME":
+            # Where the padding is odd, TensorFlow puts the larger part behind.
             before = max((count - 1) * stride + (entries - 1) * dilation + 1 - size, 0) // 2
         axes.append(_WindowAxis(size, entries, stride, dilation, before, count))
     return axes
@@ -141,6 +146,8 @@ def _dense_convolution(
         )
 
     def restore(gradients: tf.Tensor) -> tf.Tensor:
+        # Columns of the kernel are part of X's entries, and its rows part of Delta's: they go back
+        # to (height, width, inputs, outputs).
         gradients = tf.reshape(gradients, [-1, width, inputs, height, outputs])
         return tf.transpose(gradients, [0, 3, 1, 2, 4])
 
@@ -166,6 +173,7 @@ def _gather_pixels(images: tf.Tensor, rows: np.ndarray, columns: np.ndarray) -> 
     pixels = np.where(outside, height * width, rows * width + columns)
     pixels = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
     images = tf.reshape(images, [count, height * width, channels])
+    # Each pixel once and in order, as for a kernel of 1 x 1: nothing need be copied.
     if np.array_equal(pixels[:, 0], np.arange(height * width)) and pixels.shape[1] == 1:
         return images
     if outside.any():

@@ -30,8 +30,10 @@ def unit_cotangents(logits: Logits, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Te
             at_logits = _logit_cotangents(values, labels)
         else:
             at_logits = _normalized_logit_cotangents(values, labels, logits.normalize)
+        # The loss -ln p_c has the derivative -1 / p_c by p_c, and none by the others.
         chosen = tf.one_hot(labels, values.shape[-1], dtype=tf.float64)
         at_probabilities = -chosen, -tf.math.log(tf.reduce_sum(chosen * values, -1))
+    # For some models only the values of the outputs tell which of the two they are.
     return tuple(
         tf.where(logits.are_logits, a, b) for a, b in zip(at_logits, at_probabilities, strict=True)
     )
@@ -65,6 +67,8 @@ def _normalized_logit_cotangents(
 
 def _single_unit(values: tf.Tensor, labels: tf.Tensor) -> tuple[tuple, tuple]:
     """Returns direction and logarithm for the logit of class 1, and for its probability."""
+    # With s = 1 for class 1 and s = -1 for class 0, the loss of a logit z is ln(1 + e^(-s z)), the
+    # gradient of which is -s times the sigmoid of -s z.
     sign = 2 * tf.cast(labels, tf.float64) - 1
     values = tf.squeeze(values, -1)
     directions = -sign[:, tf.newaxis]

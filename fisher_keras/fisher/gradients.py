@@ -63,6 +63,7 @@ class Factored:
         """Returns the sum of the gradients, each times its coefficient, of the weight's shape."""
         x, delta = self.factors
         delta *= tf.cast(coefficients, delta.dtype)[:, tf.newaxis, tf.newaxis]
+        # With the coefficients in Delta, examples and positions are one axis to sum over.
         x, delta = (tf.reshape(t, [-1, t.shape[-1]]) for t in (x, delta))
         return self.restore(tf.matmul(x, delta, transpose_a=True)[tf.newaxis])[0]
 
@@ -116,6 +117,7 @@ class SparseRows:
         # Rows that no example looks up are left out: the others get new indices from 0 on.
         rows = min(self.shape[0], count * length)
         step = max(1, _BLOCK_ENTRIES // (count * rows))
+        # The new indices are below `rows`, which is known without the values: shapes stay static.
         _, indices = tf.unique(tf.reshape(self.indices, [-1]))
         indices = tf.reshape(indices, [count, length])
         return [

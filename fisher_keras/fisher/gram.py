@@ -167,6 +167,7 @@ def _normalized(
     zero = squares == 0
     lengths = np.sqrt(np.where(zero, 1, squares))
     matrix = products / np.outer(lengths, lengths)
+    # Else it would be 1 only to rounding, and 0 for a zero gradient.
     np.fill_diagonal(matrix, 1)
     with np.errstate(divide="ignore"):
         log_scale = log_scale + np.where(zero, -np.inf, np.log(lengths))

@@ -100,7 +100,9 @@ class GramFunction:
     def _pair(
         self, x: Any, y: Any, batches: Sequence[np.ndarray], float64: bool
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        # What a trace depends on. Each kind has a graph of its own, which is verified by itself.
         kind = repr([(len(rows), *_shapes(x)) for rows in batches])
+        # In training mode gradients come from reverse mode itself: there is nothing to verify.
         verify = not (self._training or kind in self._verified)
         found = self._run(x, y, batches, float64, verify)
         xi, log_scale, logits, are_logits, distance, established, *errors = found
@@ -109,10 +111,13 @@ class GramFunction:
             wrong = set(wrong_weights(errors[0].numpy()))
             independent = established and self._classifier.call_graph(x).independent
             same = independent or self._same_among_others(x, batches[0])
+            # The fallback evaluates each example alone. If it is wrong within the batch, others
+            # have a part in the example's gradient.
             if wrong & self.fallback_weights or not same:
                 raise ValueError(_interaction(self._classifier.model))
             if wrong:  # Of an operation that is not used as its rule takes for granted.
                 self.take_fallback(wrong)
+                # A weight falls back once at most, so that this comes to an end.
                 return self._pair(x, y, batches, float64)
             # What is zero everywhere agrees with everything.
             if established and errors[1].numpy().all():
@@ -143,6 +148,7 @@ class GramFunction:
                 chunks, [classes[rows] for rows in batches], *map(tf.constant, options)
             )
         except tf.errors.OpError:
+            # What TensorFlow has vectorized may fail only when it runs: examples then take turns.
             if self._sequential:  # Then it is the model's own error.
                 raise
             self._sequential = True
@@ -159,6 +165,8 @@ class GramFunction:
         batches = self._batches(chunks, labels)
         gradients = self._gradients(batches)
         results = [
+            # Branches are graphs inside of this one: what is made in one branch is unknown in the
+            # other, hence `for_new_graph`.
             tf.cond(
                 float64,
                 lambda: sum_of_products(for_new_graph(gradients), float64=True),
@@ -188,6 +196,7 @@ class GramFunction:
         if self._training:
             per_batch = [batch.with_interactions() for batch in batches]
             return [Explicit(tf.concat(parts, axis=0)) for parts in zip(*per_batch, strict=True)]
+        # In inference mode a pair of chunks is a single batch.
         (batch,) = batches
         gradients = batch.structured()
         missing = [

@@ -86,6 +86,7 @@ def _blocked_product(columns: tf.Tensor) -> tf.Tensor:
     missing = -count % _BLOCK
     if missing:
         columns = tf.pad(columns, [[0, 0], [0, missing]])
+    # One product in float32 for each block of shape (N, 768); their sum is in float64.
     blocks = tf.reshape(columns, [rows, (count + missing) // _BLOCK, _BLOCK])
     blocks = tf.transpose(blocks, [1, 0, 2])
     products = tf.matmul(blocks, blocks, transpose_b=True)

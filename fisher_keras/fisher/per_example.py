@@ -105,6 +105,7 @@ class TracedBatch:
 
     def with_interactions(self) -> list[tf.Tensor]:
         """Returns the gradients where a loss depends on the other examples of the batch, too."""
+        # Each row of the unit matrix picks one loss: N backward passes over the whole batch.
         return self._map(self.weighted_sum, tf.eye(self.size, dtype=self._outputs.dtype))
 
     def weighted_sum(self, coefficients: tf.Tensor) -> list[tf.Tensor]:

@@ -44,12 +44,14 @@ def _matrix_product(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients |
     """The weight is a matrix; its other factor (N, ..., A), or (N L, A) as layers flatten it."""
     names = ("transpose_a", "transpose_b") if use.op.type == "MatMul" else ("adj_x", "adj_y")
     other_transposed, transposed = map(use.op.get_attr, names)
+    # As the left factor, or with batch axes, the weight has gradients of another form.
     is_matrix = use.input_index == 1 and not other_transposed and use.tensor.shape.rank == 2
     shape = use.other.shape
     if not is_matrix or not shape.is_fully_defined() or use.other.ref() not in use.leading:
         return None
     # All axes but the last are positions of an example, in whatever form.
     length = math.prod(shape[:-1]) // count
+    # Of x W^T the gradient by W is the sum of delta x^T: the two factors change places.
     factors = (delta, use.other) if transposed else (use.other, delta)
     x, delta = (_at_least_float32(tf.reshape(t, [count, length, t.shape[-1]])) for t in factors)
     size = (count, length, x.shape[-1], delta.shape[-1])
@@ -63,6 +65,7 @@ def _lookup(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
     if use.input_index != 0 or not plain or not use.leads(indices, count):
         return None
     length, entries = math.prod(indices.shape[1:]), math.prod(use.tensor.shape[1:])
+    # The table may have far more rows than N examples look up: it is not filled in here.
     return SparseRows(
         tuple(use.tensor.shape),
         tf.reshape(indices, [count, length]),
@@ -107,6 +110,7 @@ def _einsum(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
     repeated = len(set(mine)) < len(mine)
     if not (examples_lead and use.leads(use.other, count)) or summed_alone or repeated:
         return None
+    # Everything that the weight has no index for is summed over, but for the examples.
     equation = f"{other},{output}->{example}{mine}"
     return Explicit(tf.einsum(equation, _at_least_float32(use.other), _at_least_float32(delta)))
 
@@ -127,6 +131,7 @@ def _broadcast(use: WeightUse, products: tf.Tensor, count: int) -> Gradients | N
     """Sums over the axes along which the weight was repeated, but for the examples'."""
     shape, full = use.tensor.shape, products.shape
     missing = len(full) - len(shape)
+    # A weight with as many axes as the output must have size 1 where that has the examples.
     if not use.leads(use.other, count) or full[0] != count or (missing == 0 and shape[0] != 1):
         return None
     repeated = [

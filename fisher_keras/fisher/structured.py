@@ -48,6 +48,7 @@ def weights_in_graph(variables: Sequence[keras.Variable], graph: tf.Graph) -> li
     Returns:
         A weight for each, in their order.
     """
+    # A graph has a placeholder of its own for the handle of each variable outside of it.
     handles = {id(outside): inside for outside, inside in graph.captures}
     return [_weight(variable.value, handles) for variable in variables]
 
@@ -118,12 +119,14 @@ def structured_gradients(
 
 
 def _weight(variable: tf.Variable, handles: dict[int, tf.Tensor]) -> Weight:
+    # Of a mirrored variable, a graph captures the copy of the replica that it runs on.
     copies = getattr(variable, "values", [variable])
     for copy in copies:
         if id(copy.handle) in handles:
             handle = handles[id(copy.handle)]
             uses = handle.consumers()
             reads = tuple(op.outputs[0] for op in uses if op.type == "ReadVariableOp")
+            # Other consumers of the handle, as a function's call, may use it out of sight.
             return Weight(copy, handle, reads, len(reads) == len(uses))
     return Weight(copies[0], None, (), read_in_this_graph=True)
 
@@ -133,12 +136,14 @@ def _uses(weight: Weight, with_examples: dict, leading: Set) -> Iterator[WeightU
     for tensor in downstream(weight.reads, avoiding=with_examples):
         for op in tensor.deref().consumers():
             if any(output.ref() in with_examples for output in op.outputs):
+                # The same tensor may be taken twice: each of these is a use, and they add up.
                 for input_index, value in enumerate(op.inputs):
                     if value is tensor.deref():
                         yield WeightUse(op, input_index, leading)
 
 
 def _unique(uses: Iterator[WeightUse]) -> list[WeightUse]:
+    # Weights that meet in one tensor have its uses in common. The order stays the same each time.
     return list(dict.fromkeys(uses))
 
 
@@ -170,6 +175,7 @@ def _pull_back(result: list, indirect: list, combined: dict, weights: Sequence[W
     def one_example(rows: list[tf.Tensor]) -> list[tf.Tensor]:
         return tf.gradients([t.deref() for t in tensors], handles, rows)
 
+    # Rules add up in float32 at least, while the graph takes back gradients of its own dtype.
     rows = [tf.cast(combined[t].explicit(), t.deref().dtype) for t in tensors]
     gradients = map_examples(one_example, rows)
     for (index, _), found in zip(indirect, gradients, strict=True):

@@ -27,6 +27,7 @@ def relative_errors(batch: TracedBatch, gradients: list[Gradients]) -> tuple[tf.
         The largest error of each weight's gradient relative to its largest entry, a vector in
         float64, and whether there is an entry that is not zero.
     """
+    # A plain sum would not notice gradients that are given to the wrong examples.
     coefficients = tf.random.stateless_normal([batch.size], [0, 0])
     expected = batch.weighted_sum(coefficients)
     off, largest = [], []

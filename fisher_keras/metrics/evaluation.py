@@ -148,14 +148,17 @@ def evaluate(
     """
     strategy = replica_strategy(classifier.model)
     is_chief = Processes.of(strategy).is_chief
+    # What cannot be evaluated is refused here, before the first trial costs its time.
     options.check(classifier, data)
     test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
     identity = options.identity(classifier, data)
+    # The other processes evaluate the same trials and keep them in memory: one alone may write.
     file = TrialFile(trials_path if is_chief else None, identity)
     train = RunningDataLoss(data, label_smoothing=options.label_smoothing)
     start = time.monotonic()
     bar = tqdm.auto.trange(options.num_trials, desc="trials", disable=not (progress and is_chief))
     _evaluate_missing(classifier, data, options, file, train, bar)
+    # The file may hold further trials, of an earlier call with a larger T: they do not count.
     trials = tuple(file.finished[index] for index in range(options.num_trials))
     train_loss, num_parameters = train.result(), count_parameters(classifier.model)
     singular = _singular_note(trials, options.num_samples, num_parameters)
@@ -182,9 +185,11 @@ def _evaluate_missing(
     bar: tqdm.auto.tqdm,
 ) -> None:
     """Evaluates the trials that the file lacks, and the loss of all training data."""
+    # The bar's own range: to iterate over the bar itself would move it.
     missing = [index for index in bar.iterable if index not in file.finished]
     # The Gram matrix of a trial comes with the logits of its examples.
     gives_logits = "gram" in options.needs
+    # So only those examples need a pass of their own that none of the missing trials samples.
     train.evaluate(classifier, _not_sampled(data, options, missing if gives_logits else []))
     samples = _samples(classifier, data, options, missing)
     if missing:
@@ -192,6 +197,7 @@ def _evaluate_missing(
     for index in bar:
         if index in file.finished:
             continue
+        # Samples come in the order of `missing`, which is the order in which this loop meets them.
         sample = next(samples)
         bar.set_postfix_str("", refresh=False)
         if gives_logits:
@@ -205,6 +211,7 @@ def _not_sampled(
     """Returns the rows of the examples that none of some trials samples."""
     rest = np.ones(len(data), bool)
     for trial in trials:
+        # A sample is cheap to draw: it is drawn again in its trial, and not kept until then.
         rest[options.sample(data, trial)] = False
     return np.flatnonzero(rest)
 
@@ -222,6 +229,7 @@ def _samples(
     strategy = replica_strategy(classifier.model)
     devices = replica_devices(strategy, classifier.model.variables)
     if not devices:
+        # A generator: each trial is finished, and written, before the next one begins.
         return (compute(classifier, trial) for trial in trials)
     # On the device of a replica, variables are its own copies, and functions are traced for them.
     return over_replicas(
@@ -251,6 +259,7 @@ def _trial(index: int, sample: Sample, names: Sequence[str]) -> Trial:
 def _assumption_notes(train: DataLoss) -> list[str]:
     """Describes the assumptions about a minimum (Section 4) that the data do not bear out."""
     notes = []
+    # The excess and not the loss itself: soft labels leave a loss that no weights can remove.
     if train.excess_loss > MAX_TRAIN_LOSS:
         notes.append(
             f"the training loss is {train.excess_loss:.3g} above the least that "

@@ -16,7 +16,9 @@ from fisher_keras.graph import keras_private
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, count_parameters
 from fisher_keras.metrics.trials import draw_sample
 
+# So many examples are evaluated before the first trial, to refuse outputs of the wrong kind.
 _CHECKED_EXAMPLES = 256
+# The logits of so many examples stand for the function in the identity of the trials.
 _COMPARED_EXAMPLES = 4
 
 
@@ -48,6 +50,7 @@ class EvaluationOptions:
         if self.chunk_size is not None:
             self.chunk_size = whole_number("chunk_size", self.chunk_size, least=1)
         given = self.metrics
+        # A string is iterable, too, but its letters are no names.
         several = isinstance(given, Iterable) and not isinstance(given, str)
         self.metrics = tuple(map(str, given)) if several else ()
         if not self.metrics or any(name not in METRICS for name in self.metrics):
@@ -86,6 +89,7 @@ class EvaluationOptions:
         classifier.build(data.x)
         if "gram" in self.needs:
             check_trainable(classifier.model)
+        # This also finds the number of classes, which the check of the labels needs.
         classifier.logits(data.take(slice(_CHECKED_EXAMPLES)).x)
         check_labels(data.y, classifier.num_classes)
 
@@ -100,6 +104,7 @@ class EvaluationOptions:
             data: The training data.
         """
         model = classifier.model
+        # To freeze a layer changes the Jacobian, though neither weights nor outputs change.
         ours = {id(variable) for variable in stateless.weights(model)}
         trainable = [id(variable) in ours for variable in model.weights]
         return {
@@ -120,9 +125,11 @@ class EvaluationOptions:
 
 def _some_logits(classifier: Classifier, data: LabelledData) -> list[list[float]]:
     """Returns two sums over the logits of each of a few examples, whatever the number K."""
+    # Spread over all of the data, which may be ordered by class.
     rows = np.linspace(0, len(data) - 1, _COMPARED_EXAMPLES).astype(int)
     logits = classifier.logits(data.take(rows).x).numpy()
     classes = np.arange(logits.shape[1])
+    # The weights differ from class to class, so that exchanged classes change the sums.
     weights = np.stack([np.cos(classes), np.sin(classes)], axis=1)
     # The logarithm of a probability that is 0 is beyond that of the smallest float64, e^-745.
     return (np.maximum(logits, -800.0) @ weights).tolist()

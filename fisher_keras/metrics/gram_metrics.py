@@ -42,6 +42,7 @@ def log_determinant(gram: FisherGram) -> float:
     """
     if warn_if_singular(gram):
         return -np.inf
+    # Only C is factored: its entries are at most 1, where those of xi may underflow.
     return log_squared_norms(gram) + _log_determinant_of_unit_matrix(gram)
 
 
@@ -104,6 +105,7 @@ def frobenius_norm(gram: FisherGram) -> float:
         $\frac{1}{N'} \sum_i \|g_i\|^4$; 0.0 below 5e-324, inf above 1.8e308.
     """
     xi, log_unit = _scaled(gram)
+    # Squares of entries are in units of e^log_unit squared, hence the 2.
     return _times_exp(np.mean(np.diag(xi) ** 2), 2.0 * log_unit)
 
 
@@ -149,7 +151,9 @@ def effective_rank(gram: FisherGram) -> float:
     xi, _ = _scaled(gram)
     if not xi.any():
         return 0.0
+    # The unit that is divided out of xi drops out of the shares, too.
     shares = np.linalg.eigvalsh(xi) / np.trace(xi)
+    # p ln p goes to 0 with p: eigenvalues that rounding leaves at 0 or below add nothing.
     shares = shares[shares > 0]
     return float(np.exp(-np.sum(shares * np.log(shares))))
 
@@ -166,6 +170,7 @@ def log_determinant_shifted(gram: FisherGram, delta: float = DELTA) -> float:
     Returns:
         The natural logarithm, at least $N' \ln \delta$.
     """
+    # An eigenvalue of zero has the logarithm -inf, and adds ln(delta).
     return float(np.sum(np.logaddexp(_log_information(gram), np.log(delta))))
 
 
@@ -181,6 +186,7 @@ def soft_rank(gram: FisherGram, delta: float = DELTA) -> float:
     Returns:
         Between 0 and N'.
     """
+    # x / (x + delta) is the logistic function of ln x - ln(delta), which cannot overflow.
     return float(np.sum(expit(_log_information(gram) - np.log(delta))))
 
 
@@ -199,6 +205,7 @@ def renyi_entropy(gram: FisherGram) -> float:
     xi, _ = _scaled(gram)
     if not xi.any():
         return -np.inf
+    # Squared eigenvalues add up to the squared entries of xi: there is no need for a spectrum.
     return float(2.0 * np.log(np.trace(xi)) - np.log(np.sum(xi**2)))
 
 
@@ -232,18 +239,23 @@ def log_spectrum(gram: FisherGram) -> np.ndarray:
     """
     log_scale = np.asarray(gram.log_scale)
     result = np.full(len(log_scale), -np.inf)
+    # A zero gradient has a log_scale of -inf, and a zero eigenvalue: -inf in the result.
     nonzero = np.isfinite(log_scale)
     if not nonzero.any():
         return result
     log_scale = log_scale[nonzero]
     with _LIBRARIES.limit(limits=1, user_api="blas"):
         values, vectors = np.linalg.eigh(np.asarray(gram.matrix)[np.ix_(nonzero, nonzero)])
+        # What is dropped here is rounding. R then has fewer columns than rows, and the eigenvalues
+        # that are missing stay -inf as well.
         kept = values > rank_tolerance(gram)
         root = vectors[:, kept] * np.sqrt(values[kept])
+        # Only ratios of the scales are numbers here: the largest one comes back as a logarithm.
         graded = np.exp(log_scale - log_scale.max())[:, None] * root
         # joba=2 pivots rows, too ("F"); 3: no singular vectors; jobr=0: no small value is cut.
         sigma, _, _, scales, _, _ = lapack.dgejsv(graded, joba=2, jobu=3, jobv=3, jobr=0)
     with np.errstate(divide="ignore"):
+        # LAPACK may scale against overflow: the singular values are sigma scales[0] / scales[1].
         log_sigma = np.log(sigma) + np.log(scales[0] / scales[1])
     result[: len(sigma)] = np.sort(2.0 * (log_sigma + log_scale.max()))[::-1]
     return result
@@ -262,8 +274,10 @@ def _scaled(gram: FisherGram) -> tuple[np.ndarray, float]:
     """Returns xi over its largest diagonal entry, and the logarithm of that entry."""
     log_scale = np.asarray(gram.log_scale)
     log_largest = log_scale.max()
+    # All gradients are zero: there is no scale to divide by.
     if log_largest == -np.inf:
         return np.zeros_like(np.asarray(gram.matrix)), 0.0
+    # Cosines and relative norms are at most 1, and so is then every entry.
     scale = np.exp(log_scale - log_largest)
     return scale[:, None] * np.asarray(gram.matrix) * scale, 2.0 * log_largest
 

@@ -88,6 +88,7 @@ def _hessian(
             "examples. Check the inputs, and whether training has diverged."
         )
     _check_symmetric(matrix, float(rounding), classifier.model)
+    # The asymmetry that is left is rounding: the mean of both orders is symmetric to the bit.
     return (matrix + matrix.T) / 2, float(rounding)
 
 
@@ -118,9 +119,11 @@ def hessian_log_determinant(
     classifier = as_classifier(model, from_logits)
     matrix, rounding = _hessian(classifier, x, y, label_smoothing)
     eigenvalues = np.linalg.eigvalsh(matrix)
+    # An eigenvalue of fewer roundings of the largest one cannot be told from zero.
     tolerance = eigenvalues.size * rounding * np.abs(eigenvalues).max()
     negative = np.sum(eigenvalues < -tolerance)
     zero = np.sum(np.abs(eigenvalues) <= tolerance)
+    # Before zeros: where the loss also falls in some direction, a determinant means nothing.
     if negative:
         warnings.warn(
             f"{negative} of the {eigenvalues.size} eigenvalues of the Hessian are negative: this "
@@ -153,6 +156,7 @@ def _second_derivatives(classifier: Classifier) -> Any:
                 target.set_shape(log_p.shape)
                 loss = -tf.reduce_mean(tf.reduce_sum(target * log_p, axis=-1))
             gradient = _flat(inner.gradient(loss, variables, unconnected_gradients="zero"))
+        # All that was traced so far is about to be differentiated once more.
         handles = stateless.handles(weights)
         check_second_derivatives(operations, handles, classifier.model, _REMEDY)
         rounding = rounding_of_dtypes(
@@ -163,6 +167,7 @@ def _second_derivatives(classifier: Classifier) -> Any:
         rows = outer.jacobian(
             gradient, variables, unconnected_gradients="zero", experimental_use_pfor=False
         )
+        # Each row has the shape (W, *weight.shape): with its last axes joined it is (W, w).
         matrix = tf.concat([tf.reshape(r, [tf.size(gradient), -1]) for r in rows], axis=1)
         return matrix, tf.constant(rounding), found.are_logits, found.distance_from_probabilities()
 
@@ -183,6 +188,7 @@ def _check_symmetric(matrix: np.ndarray, rounding: float, model: keras.Model) ->
     allowed += _ROUNDINGS_ADDED_UP * rounding * size.max(initial=0)
     excess = np.abs(matrix - matrix.T) - allowed
     if (excess > 0).any():
+        # An entry belongs to the first weight that ends behind it.
         i, j = np.unravel_index(np.argmax(excess), excess.shape)
         weights = stateless.weights(model)
         first, second = (weights[k].path for k in np.searchsorted(_ends(weights), (i, j), "right"))

@@ -86,6 +86,7 @@ class RunningDataLoss:
         y = self._data.y[rows]
         check_labels(y, log_p.shape[1], self._name)
         classes = most_probable(y)
+        # For hard labels without smoothing the two losses are one, and the entropy stays 0.
         self._hard_loss[rows] = self._loss[rows] = -log_p[np.arange(len(rows)), classes]
         if y.ndim == 2 or self._label_smoothing:
             y = label_distributions(y, log_p.shape[1], self._label_smoothing)
@@ -159,6 +160,7 @@ def expected_calibration_error(
     Returns:
         Between 0 and 1.
     """
+    # Rounding up makes the bins open below and closed above, as they are defined.
     bins = np.ceil(confidence * num_bins).astype(int)
     # |B_m| (acc - conf) is the sum of the differences of the examples in it.
     differences = np.bincount(bins, weights=correct - confidence)

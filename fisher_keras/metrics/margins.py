@@ -28,9 +28,11 @@ def margins(logits: np.ndarray, labels: np.ndarray, normalize_logits: float | No
         Shape (N',), float64; inf where all other classes have the probability 0.
     """
     if normalize_logits is not None:
+        # The gradients are those of losses of normalized logits, and so must the margins be.
         logits = logits / (normalize_logits * np.linalg.norm(logits, axis=1, keepdims=True))
     rows = np.arange(len(labels))
     others = logits.copy()
+    # e^-inf is 0: the label itself drops out of the sum over the classes.
     others[rows, labels] = -np.inf
     return logits[rows, labels] - logsumexp(others, axis=1)
 
@@ -60,4 +62,5 @@ def log_determinant_margins(gram: FisherGram, margins: np.ndarray) -> float:
         `log_determinant`.
     """
     value = log_determinant(gram)
+    # -inf stays as it is: less another -inf, of a probability that is exactly 1, it would be NaN.
     return value if value == -np.inf else value - log_residuals(margins)

@@ -65,6 +65,7 @@ class LocalMinimumReport:
         record = dataclasses.asdict(self)
         for name, losses in (("train", self.train), ("test", self.test)):
             if losses is not None:
+                # A property, which `asdict` leaves out.
                 record[name]["error"] = losses.error
         return json.dumps(json_ready(record), indent=2, allow_nan=False)
 
@@ -122,6 +123,7 @@ class LocalMinimumReport:
             require("matplotlib")
             from matplotlib.figure import Figure
 
+            # Without pyplot, which may want a display, and keeps each figure until it is closed.
             axes = Figure(layout="constrained").subplots()
         rank = np.arange(1, len(mean) + 1)
         axes.plot(rank, mean)
@@ -135,6 +137,7 @@ class LocalMinimumReport:
 def summarize(values: Sequence[float]) -> MetricSummary:
     """Returns mean, standard deviation and standard error of one metric over the trials."""
     values = np.asarray(values)
+    # Where a trial is infinite, the deviation is inf - inf: NaN, as documented.
     with np.errstate(invalid="ignore"):
         std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
         return MetricSummary(float(np.mean(values)), std, std / math.sqrt(len(values)))

@@ -75,9 +75,11 @@ def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any, int], np.nd
     def norms(x: Any, batch_size: int) -> np.ndarray:
         first = classifier.inputs(_slice(x, 0, 1))
         _check_differentiable(first)
+        # The number of classes is known once logits have been traced.
         if classifier.num_classes is None:
             classifier.logits(_slice(x, 0, 1))
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in keras.tree.flatten(first))
+        # For one example, J_z has K rows of so many numbers, and J_z J_z^T has K x K.
         entries = classifier.num_classes * max(numbers, classifier.num_classes)
         size = min(batch_size, max(1, _MAX_ENTRIES // entries))
         firsts = range(0, count_examples(x), size)
@@ -105,6 +107,7 @@ def _norms_of_batches(classifier: Classifier) -> Callable[[Any], np.ndarray]:
     @trace_for_any_batch_size
     def jacobian_products(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         differentiable = [leaf for leaf in keras.tree.flatten(x) if leaf.dtype.is_floating]
+        # Persistent, for the Jacobian takes one gradient for each class.
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(differentiable)
             z, *to_check = logits(x)
@@ -112,6 +115,8 @@ def _norms_of_batches(classifier: Classifier) -> Callable[[Any], np.ndarray]:
                 z /= c * tf.norm(z, axis=-1, keepdims=True)
         jacobian = _relative_jacobian(tape, z, differentiable)
         derivative = _softmax_derivative(tf.nn.softmax(z))
+        # S is symmetric: S J J^T S is K x K, and has the largest eigenvalue of (S J)^T (S J),
+        # which is as wide as the inputs.
         gram = tf.matmul(jacobian, jacobian, transpose_b=True)
         return derivative @ gram @ derivative, *to_check
 

@@ -93,12 +93,16 @@ def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Lin
         raise ValueError("The Gram matrix holds NaN: so did the model's outputs or gradients.")
     tolerance = rank_tolerance(gram)
     zero = np.isneginf(log_scale)
+    # The usual case. The eigenvalue is kept with the Gram matrix, so that it is computed once.
     if not zero.any() and gram.smallest_eigenvalue > tolerance:
         return LinearDependence((), (), ())
+    # One of each group stands for it below: what is dependent among these is so in another way.
     groups = _parallel_groups(matrix, np.flatnonzero(~zero), tolerance)
     first = np.array([group[0] for group in groups], dtype=int)
     values, vectors = np.linalg.eigh(matrix[np.ix_(first, first)])
+    # The eigenvector of a zero eigenvalue holds the coefficients of a vanishing sum of gradients.
     coefficients = np.abs(vectors[:, values <= tolerance])
+    # `initial` is for a matrix without rows, which is left where all gradients are zero.
     taking_part = (coefficients > _PARTICIPATION * coefficients.max(axis=0, initial=0.0)).any(
         axis=1
     )
@@ -128,7 +132,10 @@ def _parallel_groups(matrix: np.ndarray, rows: np.ndarray, tolerance: float) -> 
     groups = []
     left = list(rows)
     while left:
+        # The smaller eigenvalue of two unit gradients with cosine c is 1 - |c|: the tolerance is
+        # the one for the whole matrix.
         parallel = 1.0 - np.abs(matrix[left[0], left]) <= tolerance
+        # Each turn must take a row away, or the loop would not end.
         parallel[0] = True
         groups.append([row for row, here in zip(left, parallel, strict=True) if here])
         left = [row for row, here in zip(left, parallel, strict=True) if not here]

@@ -14,6 +14,7 @@ from fisher_keras.metrics.singular import LinearDependence
 
 # Raised when an identity tells more: files before 2 did not tell the function of the weights.
 _FORMAT = 2
+# What a header begins with: it tells a torn one from the start of a file of another kind.
 _FIRST = b'{"format": '
 
 
@@ -50,11 +51,14 @@ def draw_sample(
     Returns:
         Rows of the data, shape (N',), ascending.
     """
+    # A generator of its own: a trial's sample does not depend on which trials were drawn before.
     random = np.random.default_rng([seed, trial])
     if not stratified:
         return np.sort(random.choice(len(labels), num_samples, replace=False))
     # Systematic sampling: every (N / N')-th example of the classes in a row, each shuffled.
+    # `lexsort` takes its last key for the first: by class, and at random within a class.
     order = np.lexsort((random.permutation(len(labels)), labels))
+    # One random shift for all positions: so each class gets its share, rounded up or down.
     positions = (random.random() + np.arange(num_samples)) * (len(labels) / num_samples)
     return np.sort(order[positions.astype(np.int64)])
 
@@ -87,15 +91,18 @@ class TrialFile:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         content = self._path.read_bytes() if self._path.exists() else b""
+        # A last line without an end is of a process that was killed while it wrote.
         complete = content[: content.rfind(b"\n") + 1]
         # A torn first line is overwritten, but not a file of something else.
         if complete or not _FIRST.startswith(content[: len(_FIRST)]):
             found = self._read(complete)
+        # A header alone binds nobody: it is replaced by that of this evaluation.
         if self.finished:
             self._check_same(found, evaluation)
         else:
             complete = b""
         with self._path.open("ab") as file:
+            # The next trial must begin on a line of its own.
             file.truncate(len(complete))
         if not complete:
             self._append({"format": _FORMAT, "evaluation": evaluation})
@@ -107,6 +114,7 @@ class TrialFile:
             self._append(dataclasses.asdict(trial))
 
     def _append(self, record: dict[str, Any]) -> None:
+        # Opened and closed for each line: a process that is killed leaves all its finished trials.
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
 
@@ -131,6 +139,7 @@ class TrialFile:
 
     def _check_same(self, found: dict[str, Any], evaluation: dict[str, Any]) -> None:
         """Refuses trials of another evaluation; logits may differ by rounding."""
+        # As a file gives it back: tuples have become lists, and infinities strings.
         expected = json.loads(json.dumps(json_ready(evaluation)))
         there, here = np.array(found.pop("logits"), float), np.array(expected.pop("logits"), float)
         changed = differences(found, expected)

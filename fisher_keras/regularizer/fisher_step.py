@@ -28,8 +28,10 @@ def step_with_or_without(
     model: "FisherRegularizedModel", losses: BatchLosses, beta: float | tf.Tensor
 ) -> RegularizedStep:
     """Returns a step with R, or one without where beta is 0."""
+    # A sum of several gradients is clipped as a whole, in `TrainingMethod._update`.
     clip_norm = None if model.sums_gradients() else model.accumulated_clip_norm()
     by_sub_batches = model.share_gradients is True
+    # Keras' own step needs nothing of what is checked here.
     if model.regularizes or by_sub_batches:
         model.check_once(losses)
     # Both kinds of step need L(B, w), unless gradients are shared.
@@ -46,6 +48,7 @@ def step_with_or_without(
     def without() -> RegularizedStep:
         if by_sub_batches:
             step = regularized(no_regularizer)
+            # NaN tells the logs that R was not computed, where 0 would be a value of it.
             return dataclasses.replace(step, regularizer=step.regularizer * math.nan)
         step = _plain_step(losses, losses.whole_batch() if loss is None else loss)
         # Both branches must give the same structure.
@@ -54,6 +57,7 @@ def step_with_or_without(
 
     if not model.regularizes:
         return without()
+    # A number is known when the step is traced: there is no need for a branch.
     if not isinstance(beta, tf.Tensor):
         return regularized()
     return tf.cond(tf.equal(beta, 0), without, regularized)
@@ -79,6 +83,7 @@ def algorithm_1(
         num_sub_batches=model.num_sub_batches,
         clip_norm=clip_norm,
         equation_6=equation_6,
+        # So the split follows from the seed, the replica and the step, and needs no state.
         seed=tf.stack([seed, updates]),
         equal_sizes=bool(model.jit_compile),
         mean_over_examples=model.share_gradients == "auto",

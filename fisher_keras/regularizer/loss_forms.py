@@ -17,6 +17,7 @@ from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.regularizer.batches import Batch, only_tensor
 
+# Even, for `check_mean` splits the examples into halves.
 _COUNT = 4
 
 
@@ -96,6 +97,7 @@ def _examples(
     outputs = random.normal(size=(_COUNT, *spec.shape[1:]))
     binary = cross_entropy.kind == "binary"
     if not cross_entropy.from_logits:
+        # Sigmoid or softmax: a loss of probabilities may not be asked about anything else.
         powers = np.exp(outputs)
         outputs = powers / (1 + powers if binary else powers.sum(axis=-1, keepdims=True))
 
@@ -103,6 +105,7 @@ def _examples(
         shape = (_COUNT, *leaf.shape[1:])
         if cross_entropy.kind == "sparse":
             return random.integers(outputs.shape[-1], size=shape).astype(leaf.dtype.name)
+        # Any distributions will do: `check_mean` compares a loss with itself.
         values = random.random(shape)
         values /= 1 if binary else values.sum(axis=-1, keepdims=True)
         return values.astype(leaf.dtype.name)
@@ -115,6 +118,7 @@ def _examples(
     sample_weight = None if given is None else keras.tree.map_structure(weights, given)
     # Keras' losses compute in float32 at least, also where outputs are coarser.
     dtype = "float64" if spec.dtype == "float64" else "float32"
+    # No inputs: only a custom `compute_loss` could look at them, and that is not compared.
     return Batch(None, y, sample_weight), outputs.astype(dtype)
 
 

@@ -85,6 +85,7 @@ class BatchLosses:
             # An empty share weighs nothing; one example of it keeps all numbers finite.
             self.batch = batch.padded_to_one()
             self.batch_size = tf.maximum(self.batch_size, 1)
+        # Read before the model is called: each evaluation of the step starts from these.
         self.weights = stateless.values(stateless.weights(model))
         self.state = stateless.values(model.model.non_trainable_variables)
 
@@ -149,6 +150,7 @@ class BatchLosses:
             state: Values of the model's non-trainable variables. Each sub-batch gets its own
                 seeds, which it uses at w and at w - alpha g_i alike.
         """
+        # Counted over all replicas, so that no two sub-batches draw the same numbers.
         index = tf.cast(index, tf.int64) + self.replica.index * self.num_sub_batches
         own_state = keras_private.with_own_seeds(self.model.model, state, index)
         return SubBatch(self.batch.rows(rows), rows, own_state)
@@ -170,6 +172,7 @@ class BatchLosses:
 
         def losses(outputs: tf.Tensor) -> list[tf.Tensor]:
             loss = self._compiled_loss(sub_batch.batch, outputs)
+            # For the logs: what is differentiated may be the penalties alone.
             compiled.append(loss)
             penalties = self.model.losses
             if keras_private.mask_of(outputs) is not None:
@@ -188,6 +191,7 @@ class BatchLosses:
         preconditions.check_variables(found.operations, self.model.model)
         hard, gradient = (self._dense(g, weights) for g in found.gradients)
         if equals_compiled_loss:
+            # L is the sum of L~ and the penalties, and so is its gradient.
             gradient = [tf.add(g, h) for g, h in zip(gradient, hard, strict=True)]
         loss = _loss_of_sub_batch(self, found, sub_batch, compiled[0], gradient)
         return LossAndGradient(found.losses[0], hard), loss
@@ -215,6 +219,7 @@ class BatchLosses:
         if not shared:
             return SubBatchTerms(regularizer)
         (outputs,) = keras.tree.flatten(self.model.output_spec(self.batch.x))
+        # A row for each example of B: each sub-batch adds its outputs at its own rows.
         outputs = tf.zeros([self.batch_size, *outputs.shape[1:]], outputs.dtype)
         return SubBatchTerms(regularizer, BatchLoss(zero, zeros(weights), outputs, zeros(state)))
 
@@ -265,10 +270,12 @@ class BatchLosses:
         with preconditions.traced_operations() as operations:
             scale = self.scale()
             with tf.GradientTape(persistent=True) as tape:
+                # Variables are watched anyway; values that stand in for them are not.
                 tape.watch(weights or [])
                 with scope as entered:
                     outputs = self.model(batch.x, training=True)
                     values = losses(outputs)
+                # Before the gradient is taken, or half precision would lose what is small in it.
                 scaled = [scale.times(value) for value in values]
             gradients = [tape.gradient(value, sources) for value in scaled]
         if entered is not None:
@@ -331,5 +338,6 @@ def _loss_of_sub_batch(
         loss=tf.cast(loss, scalar_dtype(gradient)),
         gradient=gradient,
         outputs=sub_batch.in_mini_batch(found.outputs, losses.batch_size),
+        # All sub-batches start from one state, but for their seeds: so changes can be added up.
         changes=[tf.subtract(a, b) for a, b in zip(after, sub_batch.state, strict=True)],
     )

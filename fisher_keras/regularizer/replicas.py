@@ -65,6 +65,7 @@ class Replica:
         """
         if self.count == 1:
             return None
+        # A share of fewer than M examples has that many sub-batches; one all-reduce sums both.
         parts = tf.stack([batch_size, tf.minimum(num_sub_batches, batch_size)])
         parts = tf.cast(parts, tf.float64)
         return ReplicaWeights(*tf.unstack(parts / self.all_reduce_sum(parts)))
@@ -83,6 +84,7 @@ class Replica:
         flat = tf.nest.flatten(values)
         given = [tf.convert_to_tensor(value) for value in flat if value is not None]
         context = tf.distribute.get_replica_context()
+        # Only tensors can be reduced; each None goes back to its place after that.
         sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, given))
         flat = [None if value is None else next(sums) for value in flat]
         return tf.nest.pack_sequence_as(values, flat)
@@ -106,6 +108,7 @@ class Replica:
         if not variables:
             return
         moved = zip(stateless.values(variables), before, strict=True)
+        # Values before and sums are the same on all replicas, and so are the values afterwards.
         changes = self.all_reduce_sum([(a - b) * tf.cast(weight, b.dtype) for a, b in moved])
         for variable, value, change in zip(variables, before, changes, strict=True):
             variable.assign(value + change)

@@ -127,6 +127,7 @@ class SharpnessAwareModel(TrainingMethod):
             return LossAndGradient(there.loss, there.gradient)
 
         def unmoved() -> LossAndGradient:
+            # A branch cannot return None: zeros stand for it, and `step` puts None back.
             return LossAndGradient(here.loss, with_zeros(here.gradient, losses.weights))
 
         if not callable(self.rho):
@@ -155,6 +156,7 @@ class SharpnessAwareModel(TrainingMethod):
         here, there = sub_batches.mean(sums)
         variables = self.model.non_trainable_variables
         for variable, value, change in zip(variables, losses.state, here.changes, strict=True):
+            # The mean over the sub-batches: statistics and seeds move once a step.
             variable.assign(value + change)
         if losses.replica_weights is not None:
             here, there = (one.scaled(losses.replica_weights.examples) for one in (here, there))
@@ -181,6 +183,7 @@ def perturbed_weights(
     """
     units = [tf.abs(w) + _ETA if adaptive else tf.ones_like(w) for w in weights]
     directions = [None if g is None else t * g for g, t in zip(gradient, units, strict=True)]
+    # With d = T g, epsilon is rho T d / ||d||, which is rho T^2 g / ||T g||.
     norm = tf.linalg.global_norm(directions)
     return [
         w

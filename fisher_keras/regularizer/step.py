@@ -34,10 +34,12 @@ class NanMean(keras.metrics.Mean):
     def update_state(self, value: tf.Tensor) -> None:
         """Adds the value of a step."""
         known = ~tf.math.is_nan(value)
+        # A weight of 0 does not remove NaN, as 0 times NaN is NaN: the value is replaced, too.
         super().update_state(tf.where(known, value, 0), sample_weight=tf.cast(known, value.dtype))
 
     def result(self) -> tf.Tensor:
         """Returns the mean so far."""
+        # Keras would return 0 for 0 / 0.
         return self.total / self.count
 
 
@@ -131,6 +133,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
         for tracker in self._log_trackers:
             tracker.update_state(step.logs[tracker.name])
         loss_tracker = next(metric for metric in self.metrics if metric.name == "loss")
+        # As in Keras, so that an epoch's loss is a mean over examples and not over batches.
         loss_tracker.update_state(step.loss, sample_weight=batch.size())
         # A replica without examples has one of zeros.
         outputs = step.outputs[: batch.size()] if replica.count > 1 else step.outputs
@@ -180,6 +183,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
     def _update(self, replica: Replica, gradient: list) -> None:
         """Updates the weights, and clips a sum of gradients before."""
         clipping = contextlib.nullcontext()
+        # Of several steps or replicas it is the sum of the gradients that is to be clipped.
         clip_norm = self.accumulated_clip_norm() if self.sums_gradients() else None
         if clip_norm is not None:
             clipping = keras_private.clipping(
@@ -232,6 +236,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
             return
         batch = keras_private.batch_spec(iterator, data_batch)
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        # Sparse and ragged tensors, and those of unknown rank, are left to the step itself.
         if not all(map(_is_known, keras.tree.flatten((x, y)))):
             return
         outputs = self.output_spec(x)

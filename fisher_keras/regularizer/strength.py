@@ -110,6 +110,7 @@ class RelativeStrength(TrainingMethod):
     def regularizes(self) -> bool:
         """True if some step may have the regularizer."""
         given = self.beta if self.strength is None else self.strength
+        # A schedule may have another value than 0 in some step.
         return callable(given) or given != 0
 
     def check_optimizer(self) -> None:
@@ -127,6 +128,7 @@ class RelativeStrength(TrainingMethod):
         if self.interval == 1 or not self.regularizes:
             return beta
         has_regularizer = keras_private.num_updates(self.optimizer) % self.interval == 0
+        # Times the interval, so that the mean over the steps is beta.
         return tf.where(has_regularizer, tf.cast(beta, tf.float64) * self.interval, 0.0)
 
     def ratio(self, beta: float | tf.Tensor) -> tf.Tensor:
@@ -173,6 +175,7 @@ class RelativeStrength(TrainingMethod):
         if self.strength is None or not self.regularizes:
             return given
         self.check_optimizer()
+        # `explicit_to_implicit` solved for beta.
         rate = tf.cast(self.optimizer.learning_rate, tf.float64)
         rate /= 1 - sgd_momentum(self.optimizer)
         return tf.cast(given, tf.float64) * rate / (2 * self.alpha * self._sub_batches_of_update())

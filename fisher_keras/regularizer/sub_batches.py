@@ -63,6 +63,7 @@ class SubBatches:
 
     def weight(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns M |B_i| / |B|, by which `mean` becomes one over examples; float64."""
+        # Sizes may differ by one: then a mean of means is not a mean over examples.
         weight = tf.cast(self.count * tf.size(rows), tf.float64)
         return weight / tf.cast(tf.size(self.permutation), tf.float64)
 
@@ -74,6 +75,7 @@ class SubBatches:
         self, terms: Callable, sums: Any, first: Any, end: Any, size_of: Callable
     ) -> Any:
         def body(index: tf.Tensor, sums: Any) -> tuple[tf.Tensor, Any]:
+            # Of the sub-batches before this one, the first `remainder` have one example more.
             begin = index * self.size + tf.minimum(index, self.remainder)
             rows = tf.slice(self.permutation, [begin], [size_of(index)])
             return index + 1, tf.nest.map_structure(_add, sums, terms(index, rows))
