@@ -131,6 +131,10 @@ class ExperimentStore:
         """Returns the directory of a run's files."""
         return self.directory / "runs" / run.key
 
+    def log(self, run: Run) -> pathlib.Path:
+        """Returns the file of what a run prints."""
+        return self.run_directory(run) / "run.log"
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other commands out of the experiment.
