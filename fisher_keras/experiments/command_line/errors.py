@@ -27,6 +27,8 @@ _FILE_ERRORS = {
 }
 
 
+# A kind of Ctrl-C, so that every place which cleans up after that also cleans up here, and no
+# `except Exception` takes it for an error.
 class Terminated(KeyboardInterrupt):
     """SIGTERM: the command ends as after Ctrl-C."""
 
@@ -60,9 +62,11 @@ def one_line_errors(
     try:
         yield
     except KeyboardInterrupt as stop:
+        # Taken out before it is added: a command that was itself resumed would name it twice.
         again = [argument for argument in arguments if argument != resume_flag]
         again += [resume_flag] if resume_flag else []
         command = " ".join([program, *map(shlex.quote, again)])
+        # Shells and cluster schedulers read 128 + number as the end by that signal.
         number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         _fail(program, f"stopped; go on with: {command}", status=128 + number)
     except Exception as error:
@@ -78,10 +82,13 @@ def _message(error: Exception, resume_with: str) -> str | None:
         return _USERS_BY_NAME[type(error).__name__].format(error)
     if not isinstance(error, _USERS):
         return None
+    # A missing module of this package is a bug; only other packages can be installed.
     if isinstance(error, ImportError) and (error.name or "").startswith("fisher_keras"):
         return None
+    # Without a number, the message was written for the user where the error was raised.
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
+    # Before the question of a file's name: a write to a full disk does not know it.
     if error.errno == errno.ENOSPC:
         where = f" that holds {error.filename}" if error.filename else ""
         return (
@@ -94,6 +101,7 @@ def _message(error: Exception, resume_with: str) -> str | None:
 
 
 def _fail(program: str, message: str, status: int) -> NoReturn:
+    # The last word is the command, in "fisher-keras NAME" as in the quoted path of a script.
     name = pathlib.Path(shlex.split(program)[-1]).name
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)

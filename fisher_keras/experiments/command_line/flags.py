@@ -124,6 +124,7 @@ def parse(config: type, program: str, arguments: Sequence[str]) -> flags.FlagVal
         _, *rest = values([program, *arguments])
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}: flags start with --")
+    # The special kinds of `flags.Error` come first: the last clause would catch them, too.
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, values, n=1)
         guess = f" (did you mean --{close[0]}?)" if close else ""
@@ -138,6 +139,7 @@ def parse(config: type, program: str, arguments: Sequence[str]) -> flags.FlagVal
         raise ValueError(f"{message} ({_SEE_HELP})") from error
     except flags.CantOpenFlagFileError as error:
         raise ValueError("the file of --flagfile cannot be read") from error
+    # Also the ValueError from above, which so gets the same hint.
     except (flags.Error, ValueError) as error:
         raise ValueError(f"{error} ({_SEE_HELP})") from error
     return values
@@ -177,6 +179,8 @@ def check_options(config: Any) -> None:
         ValueError: At the first field that is not one of its choices, or no number within its
             bounds.
     """
+    # Not those of nested dataclasses: they have checked theirs when they were made. A whole number
+    # without a bound is left to its dataclass, as what it may be depends on other fields.
     for flag in _flags(type(config)):
         value = getattr(config, flag.field)
         if value is None and flag.default is None:
@@ -218,6 +222,7 @@ def _define(config: type) -> flags.FlagValues:
             define = flags.DEFINE_multi_string
         elif flag.choices and flag.kind is str:
             define, more["enum_values"] = flags.DEFINE_enum, flag.choices
+        # absl knows no bounds that are themselves excluded: `check_options` checks those.
         elif flag.kind in (int, float) and flag.least is not None:
             more["lower_bound"] = flag.least
         required = flag.default is REQUIRED
@@ -236,6 +241,8 @@ def _filled(
     usual: Mapping[str, Any],
     leave_out: Collection[str] = (),
 ) -> _Config:
+    # The order of precedence: a flag that is given, then the preset, then the flag's default. Of a
+    # nested dataclass the preset has fields by name, which here become an instance.
     fields = dict(usual)
     for field in dataclasses.fields(config):
         if "nested" in field.metadata:
@@ -244,6 +251,8 @@ def _filled(
     for flag in _flags(config, leave_out):
         # A field that is left out may share its name with a flag of the outer dataclass.
         parsed = values[flag.name]
+        # Given, and not different from its default: who gives the default by hand wants it and
+        # not the preset's value.
         if parsed.present or flag.field not in fields:
             is_list = flag.kind is tuple and parsed.value is not None
             fields[flag.field] = tuple(parsed.value) if is_list else parsed.value

@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Removed, as the processes that this one starts are not the script.
     script = os.environ.pop("FISHER_KERAS_PROGRAM", None)
     program = shlex.quote(script) if script else f"fisher-keras {name.replace('-', '_')}"
+    # The first word only: a later one may be the value of the flag before it.
     if command.argument and arguments and not arguments[0].startswith("-"):
         arguments[0] = f"--{command.argument}={arguments[0]}"
     raise_on_sigterm()
@@ -58,12 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(command: Command, program: str, arguments: Sequence[str]) -> None:
     with one_line_errors(program, arguments, command.resume_flag):
+        # Before any import: it says how to install all that is missing, and a failed import would
+        # name one package.
         require(*_EXTRA)
         with without_notices():
             config = command.load_options()
+        # Before the flags are parsed: one asks for help where they are wrong or still missing.
         if _HELP.intersection(arguments):
             print(command.help())
             return
+        # Wrong flags exit with 2, as is usual in a shell. The outer block lets that pass, as
+        # SystemExit is no Exception.
         with one_line_errors(program, arguments, command.resume_flag, status=2):
             values = flags.parse(config, program, arguments)
         options = flags.from_flags(config, values)

@@ -16,10 +16,12 @@ def without_notices() -> Iterator[None]:
     TF_CPP_MIN_LOG_LEVEL=0 or 1 shows the notices.
     """
     given = os.environ.get(_LEVEL)
+    # The levels are single digits, whose order as text is that of the numbers.
     if given is not None and given < _ERRORS:
         yield
         return
     os.environ[_LEVEL] = given or _ERRORS
+    # The descriptor, and not `sys.stderr`: C++ does not print through Python.
     stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -45,6 +45,7 @@ def make_table(
         FailedRunsError: If runs failed; all others are finished.
     """
     store = execute_runs(runs, preset, options, title=command)
+    # Not all records: two tables, or two presets, may have one store.
     networks = list(map(TrainedNetwork.of, store.records_of(runs)))
     if networks and not options.dry_run:
         notes = provenance_notes([network.record for network in networks])
@@ -102,5 +103,6 @@ def num_flagged(groups: Sequence[Group]) -> list[int]:
     """Returns how many networks of each group are at no minimum such as those of all groups."""
     # Flags compare each loss with the median of all: the groups are not judged one by one.
     networks = [network for group in groups for network in group.values()]
+    # They come in the order of `networks`, of which each group takes as many as it has.
     flags = iter(network_flags(networks))
     return [sum(bool(next(flags)) for _ in group) for group in groups]

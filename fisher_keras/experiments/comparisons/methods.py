@@ -82,13 +82,16 @@ def methods_runs(preset: Preset) -> list[Run]:
 
 def _trainings(settings: dict[str, Any]) -> list[TrainingConfig]:
     plain = resolve(TrainingConfig(**settings))
+    # At least two: with one, ghost batch normalization would be the ordinary one.
     num_sub_batches = max(2, plain.batch_size // SUB_BATCH_SIZE)
+    # The beta at which the ratio of the module's docstring is 1.
     parity = plain.learning_rate / (2 * ALPHA * num_sub_batches * (1 - _momentum(plain.arch)))
     regularized = [
         TrainingConfig(
             **settings,
             method="fisher",
             alpha=ALPHA,
+            # It is a part of the run's key, which the last bits of a division must not change.
             beta=float(f"{strength * parity:.3g}"),
             num_sub_batches=num_sub_batches,
             clip_norm=CLIP_NORM,
@@ -97,6 +100,7 @@ def _trainings(settings: dict[str, Any]) -> list[TrainingConfig]:
         for strength in STRENGTHS
     ]
     clipped = TrainingConfig(**settings, method="clipped", clip_norm=CLIP_NORM)
+    # Made from the clipped one, as both are to differ in batch normalization alone.
     ghost = dataclasses.replace(clipped, method="ghost", num_sub_batches=num_sub_batches)
     return [plain, clipped, ghost, *regularized, TrainingConfig(**settings, method="sam")]
 
@@ -110,6 +114,7 @@ def _name(training: TrainingConfig) -> str:
     if training.method != "fisher":
         return training.method
     training = resolve(training)
+    # Computed back from the rounded beta: hence only two digits of it are shown.
     ratio = 2 * training.alpha * training.beta * training.num_sub_batches / training.learning_rate
     return f"fisher, {ratio * (1 - _momentum(training.arch)):.2g} of parity"
 
@@ -178,5 +183,6 @@ _QUANTITIES: tuple[tuple[str, int, Quantity], ...] = (
 
 def _place_in_table(key: tuple[int, str]) -> tuple[int, int, float]:
     batch_size, name = key
+    # Of "fisher, 0.25 of parity", the first word and the number: strengths are sorted as numbers.
     method, *rest = name.replace(",", "").split()
     return batch_size, METHODS.index(method), float(rest[0]) if rest else 0.0

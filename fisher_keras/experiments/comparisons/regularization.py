@@ -93,6 +93,7 @@ def regularization_runs(preset: Preset, settings_file: str | None = None) -> lis
                 dataset=dataset,
                 **{**preset.training, **preset.networks.get(arch, {})},
                 method=method,
+                # A plain training refuses a table, as it could not use it.
                 settings_file=settings_file if method == "fisher" else None,
                 seed=seed,
             ),
@@ -133,6 +134,8 @@ def make_table_2(options: Table2Options) -> None:
         FailedRunsError: If runs failed; all others are finished.
     """
     preset = preset_of(PRESETS, options)
+    # Only fewer values, with all settings left as they are: so the runs keep their keys, and those
+    # of Table 1 are not trained again.
     values = tuple(value for value in preset.values if value[1] != "cifar100")
     preset = dataclasses.replace(preset, values=values)
     table = functools.partial(table_2, normalize_logits=options.normalize_logits)
@@ -241,6 +244,7 @@ def _table(
 def _pairs(networks: Sequence[TrainedNetwork]) -> list[_Pair]:
     """Returns the pairs of groups, in the order of the paper's tables."""
     groups = grouped(networks, lambda n: (n.training.arch, n.training.dataset, n.training.method))
+    # Networks that are not in the paper, such as those of the smoke preset, come last.
     order = list(PAPER_TABLE_1)
     cells = sorted(
         dict.fromkeys((n.training.arch, n.training.dataset) for n in networks),

@@ -78,4 +78,5 @@ def train_missing(runs: Sequence[Run], store: ExperimentStore) -> None:
                 flush=True,
             )
     finally:
+        # Also after Ctrl-C or an error, as the networks trained so far are kept.
         store.write_lines()

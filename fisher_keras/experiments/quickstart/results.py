@@ -48,6 +48,7 @@ class Network:
         """
         config, result = record.config, record.result
         fitted = result["wrong_labels_fitted"]
+        # Of equal validation errors the earliest stop, as the record has them in order of steps.
         best = min(result["stops"].values(), key=lambda stop: stop["validation"])
         return cls(
             config["method"],

@@ -105,6 +105,7 @@ def _verdict(arm: str, found: dict[str, PairedDifference]) -> str:
         )
     kind = "higher"
     if mean < 0:
+        # The word "lower" has the sign: the numbers lose it, and so the ends change places.
         kind, mean, low, high = "lower", -mean, -high, -low
     return f"{mean:.1f} points {kind} than {_NAMES[arm]} ({_INTERVAL} {low:.1f} to {high:.1f})"
 

@@ -67,6 +67,7 @@ def draw_digits(train_size: int, wrong_labels: int, seed: int) -> Digits:
     # The validation images chose the strengths: no test image may be among them.
     order = np.random.default_rng(0).permutation(len(images))
     rng = np.random.default_rng([seed, 1])
+    # Drawn before the labels: so the images do not depend on how many labels are random.
     rows = rng.permutation(order[VALIDATION_SIZE:])
     validation, train, test = order[:VALIDATION_SIZE], rows[:train_size], rows[train_size:]
     y = labels[train]
@@ -200,6 +201,7 @@ class _ErrorsAtStops(keras.callbacks.Callback):
         self.found: dict[str, dict[str, float]] = {}
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        # `fit` has one epoch only: the batches of it count the steps of the whole training.
         if batch + 1 in STOPS:
             self.found[str(batch + 1)] = {
                 "validation": error_percent(self._network, *self._digits.validation),

@@ -86,15 +86,19 @@ def execute_all(
     with _connected(options, gpus) as (client, environments):
 
         def submit(run: Run) -> None:
+            # A key of its own each time: Dask does not execute a task again whose key it knows.
             folder, key = store.write_definition(run, function), f"{run.label}-{uuid.uuid4()}"
             future = client.submit(_execute, str(folder), environments, key=key)
             running[key] = run, future
+            # Dask calls it in another thread. The queue brings the end back to this one, which
+            # alone changes `running` and yields.
             future.add_done_callback(ended.put)
 
         while True:
             # No more than the workers have room for: the death of one is then not put down to
             # runs that were not even begun.
             num_at_once = sum(client.nthreads().values())
+            # One even where there is no worker yet: it waits in Dask until one has come.
             while len(running) < max(1, num_at_once) and (run := next_run()):
                 submit(run)
                 reports.begin(run)
@@ -110,6 +114,8 @@ def execute_all(
                 except distributed.KilledWorker:
                     submit(run)  # One worker after the other died. That is never a run's doing.
                     continue
+                # A run's own error comes back as text: what `result` raises is about Dask or its
+                # workers, and ends the whole experiment.
                 if isinstance(outcome, str):
                     reports.fail(run, outcome)
                 yield run, None if isinstance(outcome, str) else outcome
@@ -129,7 +135,9 @@ def _connected(
     """
     for name in ("distributed", "distributed.client"):  # Each has its own level.
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Before anything is started, as it may refuse the options.
     environments = None if options.scheduler else run_environments(options, gpus)
+    # It closes the client before the cluster, to which the client still speaks as it closes.
     with contextlib.ExitStack() as stack:
         address = options.scheduler or stack.enter_context(
             _local_cluster(len(environments), options.dashboard)
@@ -169,6 +177,7 @@ def _local_cluster(num_workers: int, dashboard: bool) -> Iterator[distributed.Lo
             n_workers=num_workers,
             threads_per_worker=1,
             processes=False,
+            # Else Dask would judge its workers by the memory of this process, in which they are.
             memory_limit=0,
             # Else their pages are there for the whole network.
             dashboard_address=f"{_LOOPBACK}:{8787 if dashboard else 0}",
@@ -200,6 +209,7 @@ def run_environments(options: EngineOptions, gpus: Sequence[str]) -> list[dict[s
         )
     environments = [_threads(cpu_count() // num_runs) for _ in range(num_runs)]
     for index, environment in enumerate(environments if gpus else ()):
+        # In turn: no GPU gets a second run before each has one.
         environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
         if options.runs_per_gpu > 1:  # Else TensorFlow takes all of the GPU's memory.
             environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
@@ -220,6 +230,7 @@ def _execute(folder: str, environments: Sequence[dict] | None) -> Record | str:
     key = worker.get_current_task()
     _wait_for_folder(folder, worker)
     if environments:
+        # The names of a local cluster's workers are their numbers, from 0.
         environment = environments[worker.name]
     else:  # The threads of a worker are its runs at once, which share the cores that it may use.
         environment = _threads(cpu_count() // worker.state.nthreads)
@@ -229,6 +240,7 @@ def _execute(folder: str, environments: Sequence[dict] | None) -> Record | str:
                 process.wait(_POLL_S)
             if not _is_wanted(worker, key):
                 raise distributed.Reschedule  # Where there is still somebody who waits for it.
+        # Read only at the end: as the run prints to its log, the pipe does not fill meanwhile.
         error = process.stderr.read().decode(errors="replace").strip()
     log = pathlib.Path(folder, "run.log")
     if process.returncode == -signal.SIGTERM:
@@ -270,6 +282,7 @@ def _process(folder: str, environment: dict[str, str]) -> Iterator[subprocess.Po
         try:
             yield process
         finally:
+            # Before the outer block waits for the end of the process, which may be hours away.
             process.kill()
 
 

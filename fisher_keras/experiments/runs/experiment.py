@@ -25,6 +25,7 @@ def free_gpus() -> list[str]:
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # CUDA ignores a name that it cannot find, and all after it: only the first ones are of GPUs.
     return named.split(",")[:number] if named else [str(index) for index in range(number)]
 
 

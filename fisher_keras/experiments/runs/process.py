@@ -32,10 +32,12 @@ def execute(directory: pathlib.Path) -> None:
         Exception: What the run's function raises.
     """
     definition = json.loads((directory / "definition.json").read_text(encoding="utf-8"))
+    # Both are taken out, so that what is left are the fields of `Run`.
     function = pkgutil.resolve_name(definition.pop("function"))
     options = definition.pop("options")
     run, store = Run(**definition), ExperimentStore(directory.parents[1])
     with filelock.FileLock(directory / "lock"):
+        # Only now, under the lock: whoever had it before may have finished the run.
         if store.record(run):
             return
         start = time.monotonic()
@@ -56,6 +58,7 @@ def main() -> None:
     if arguments.end_with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     directory = arguments.folder.expanduser().absolute()
+    # Until the log is open, the process's own stderr is where an error can be told.
     errors = sys.stderr
     try:
         errors = _print_to(directory / "run.log")
@@ -80,6 +83,7 @@ def _print_to(log: pathlib.Path) -> TextIO:
     Returns:
         The stderr of before.
     """
+    # Appended to: a resumed run keeps what its earlier processes printed.
     with log.open("ab") as file:
         errors = os.fdopen(os.dup(2), "w")
         for stream in (1, 2):

@@ -98,6 +98,8 @@ class RunProgress:
         if None in seconds:
             return "time left unknown"
         longest = max(seconds, default=0.0)
+        # However many are executed at once, it takes no less than the longest run. Runs at work
+        # count in full, as nobody knows how far they are.
         return f"{duration(max(sum(seconds) / num_at_once, longest))} left"
 
     def _seconds(self, run: Run) -> float | None:
@@ -147,6 +149,7 @@ def last_line(log: pathlib.Path) -> str:
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL))
+            # The first byte may be the middle of a character, which is no error.
             lines = file.read().decode(errors="replace").split("\n")
     except FileNotFoundError:
         return ""

@@ -40,9 +40,11 @@ def run_experiment(
             tried again when the experiment is started again.
         KeyboardInterrupt: After Ctrl-C, with the runs stopped.
     """
+    # One key is one folder: of two runs with the same key, only one would ever be executed.
     if len({run.key for run in runs}) < len(runs):
         raise ValueError("the runs must differ in their settings or seeds, but one is there twice")
     if dry_run:
+        # Without the lock: one may ask for the plan while the experiment is at work.
         num_at_once = 1 if options.scheduler else len(run_environments(options, gpus))
         RunProgress(runs, store.records()).print_plan(num_at_once)
     else:
@@ -66,7 +68,11 @@ def _execute_missing(
             ended = execute_all(
                 lambda: next(remaining, None), function, store, options, gpus, progress.show
             )
+            # After Ctrl-C the runs are ended here. Without this they would go on until Python
+            # happens to collect the generator.
             with contextlib.closing(ended):
+                # A generator does nothing before its first item: where all is finished, no cluster
+                # is started.
                 for run, record in ended if progress.remaining() else ():
                     progress.end(run, record)
     except KeyboardInterrupt:

@@ -69,6 +69,7 @@ class Run:
     @functools.cached_property
     def key(self) -> str:
         """16 hexadecimal digits, the same in every process; differs where the definition does."""
+        # Sorted: in which order the settings were written down must not make another run.
         text = _json(self.definition, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -106,6 +107,8 @@ class Record:
 
     def order(self) -> tuple:
         """Returns the place in a store: by definition alone."""
+        # The settings as text, as dicts have no order. The seed is last: so the seeds of one
+        # configuration follow each other.
         return self.experiment, self.recipe_version, _json(self.config, sort_keys=True), self.seed
 
 
@@ -155,6 +158,8 @@ class ExperimentStore:
             ) from None
         with held:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
+            # For messages alone: it may still be there after its writer has ended, while the lock
+            # is then free.
             pathlib.Path(lock.lock_file).write_text(
                 f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8"
             )
@@ -189,6 +194,7 @@ class ExperimentStore:
         Raises:
             OSError: If it cannot be written.
         """
+        # By its name and not pickled, as another Python on another machine may execute it.
         named = getattr(function, "func", function)
         definition = dataclasses.asdict(run) | {
             "function": f"{named.__module__}:{named.__qualname__}",
@@ -233,6 +239,7 @@ class ExperimentStore:
             OSError: If a file cannot be read.
         """
         records = _read(self.lines)
+        # After the lines: where a run has both, the later one counts, that of its directory.
         for path in self.directory.glob("runs/*/record.json"):
             records += _read(path)
         return sorted({record.key: record for record in records}.values(), key=Record.order)

@@ -35,6 +35,7 @@ class PartResult:
     @classmethod
     def of(cls, result: Mapping[str, Any], label_smoothing: float) -> Self:
         """Reads the result of a part; hard labels allow a loss of 0."""
+        # Where the record has the value itself, that goes before this one.
         return cls(**{"excess_loss": math.nan if label_smoothing else result["loss"], **result})
 
 
@@ -76,6 +77,7 @@ class TrainedNetwork:
                 if part in ("test", "train") or part in record.result
             }
             metrics = {
+                # Infinite means stand in the record as text, which `float` reads.
                 name: {metric: float(summary["mean"]) for metric, summary in summaries.items()}
                 for name, summaries in (
                     ("metrics", record.result["metrics"]),

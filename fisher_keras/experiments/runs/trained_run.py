@@ -64,6 +64,8 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
     settings = dataclasses.asdict(resolve(training))
     if training.method not in ("sam", "ghost"):  # The other fields tell the other methods apart.
         del settings["method"]
+    # What has its default is left out. So a field that is added to `TrainingConfig` later does not
+    # change the keys of the runs that do not use it.
     return {
         name: value
         for name, value in settings.items()
@@ -108,6 +110,8 @@ def execute(
     data = load_training_data(resolve(training))
     record = train(training, data=data)
     start = time.monotonic()
+    # From its file, also right after the training: a run that was cut in its evaluation has no
+    # other network, and both must give the same result.
     model = keras.models.load_model(RunFiles(directory / _TRAINING).last, compile=False)
     metrics = MetricSettings(**run.config["metrics"])
     reports = _evaluate(model, directory, data, metrics, training.label_smoothing)

@@ -85,6 +85,7 @@ def pool_runs(preset: Preset) -> list[Run]:
 
 def _drawn(preset: Preset, seed: int) -> dict[str, Any]:
     # A generator for each setting: one more setting leaves the others as they are.
+    # By `random()`, as it is the one method whose numbers Python promises not to change.
     return {
         name: values[int(len(values) * random.Random(f"{name} {seed}").random())]
         for name, values in preset.values

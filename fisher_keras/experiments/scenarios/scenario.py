@@ -79,6 +79,7 @@ class ScenarioRun:
     @property
     def random(self) -> float:
         """A number from 0 to 1 that knows nothing: the same for the same network."""
+        # Text as a seed gives the same numbers in each process, which its `hash` would not.
         return random.Random(self.training).random()
 
 
@@ -121,6 +122,7 @@ def hyperparameters(runs: Sequence[ScenarioRun]) -> dict[str, list[str]]:
     """Returns the settings in which some networks' trainings differ, but for the seed, as text."""
     # As text: numbers and None, side by side in one setting, have no common order.
     usual = dataclasses.asdict(TrainingConfig())
+    # Records leave out defaults: filled in, each training has each setting.
     settings = [usual | json.loads(run.training)[0] for run in runs]
     columns = {
         name: [json.dumps(found[name]) for found in settings]
@@ -151,6 +153,7 @@ def read_scenarios(stores: Sequence[str | pathlib.Path]) -> list[Scenario]:
     records: dict[str, dict[str, Record]] = {}
     for store in stores:
         for record in _records(pathlib.Path(store).expanduser()):
+            # By key, as a run that is in two of the stores is still one network.
             records.setdefault(record.experiment, {})[record.key] = record
     return [
         _scenario(experiment, list(records[experiment].values()))
@@ -189,6 +192,8 @@ def _check_recipe(experiment: str, varied: Sequence[str], records: Sequence[Reco
     settings = [_settings(record) for record in records]
     different = []
     for name in sorted(set().union(*settings) - {f"training.{name}" for name in varied}):
+        # Records leave out the settings of a training that have their defaults: null stands for
+        # them, so that one that was set is still told from one that was not.
         values = sorted({json.dumps(found.get(name)) for found in settings})
         if len(values) > 1:
             different.append(f"{name} is {' or '.join(values)}")
@@ -211,6 +216,7 @@ def _run(
     network: TrainedNetwork, variable: str, train_loss: float, flags: tuple[str, ...]
 ) -> ScenarioRun:
     record = network.record
+    # The settings come first: `hyperparameters` reads them back from that place.
     training = [record.config["training"], record.seed, record.recipe_version]
     return ScenarioRun(
         key=record.key,

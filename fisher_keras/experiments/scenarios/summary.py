@@ -151,6 +151,7 @@ def _correlate(
     columns = {name: column(networks, name) for name in ("test_error", TRAIN_LOSS, *OTHER_TARGETS)}
     error, train_loss = columns["test_error"], columns[TRAIN_LOSS]
     differing = hyperparameters(networks)
+    # The smallest number makes no difference of test errors look more certain than it is.
     num_test_images = min((run.num_test_images for run in networks), default=0)
     measures = [*common_metrics(networks), TRAIN_LOSS, RANDOM]
     lines = []
@@ -187,8 +188,10 @@ def _p_value(
     groups: Sequence[Sequence[ScenarioRun]], differing: Mapping[str, object], measure: str
 ) -> float:
     runs, *others = groups
+    # Levels can only be exchanged where nothing else differs between them.
     if others or len(differing) != 1:
         return float("nan")
+    # A scenario has its runs by value and then by seed, the order that the test needs.
     values, errors = column(runs, measure), column(runs, "test_error")
     return level_permutation_p_value(values, errors, [run.value for run in runs])
 
@@ -231,11 +234,14 @@ def given_table(lines: Sequence[Correlation]) -> str:
 
 def significance_table(lines: Sequence[Correlation]) -> str:
     """Formats p-values of the levels' permutations and differences between metrics, likewise."""
+    # Holm's correction is to count each test once: converged runs are a part of all runs, and the
+    # training loss and the random number are there to compare with.
     tested = [
         line
         for line in lines
         if line.runs == ALL_RUNS and line.measure not in (TRAIN_LOSS, RANDOM)
     ]
+    # By identity, as lines hold mappings and so cannot be keys themselves.
     adjusted = dict(zip(map(id, tested), holm([line.p_value for line in tested]), strict=True))
     columns = {
         "p": lambda line: p_cell(line.p_value),
@@ -249,6 +255,7 @@ def others_table(lines: Sequence[Correlation]) -> str:
     """Formats the rank correlations with other quantities than the test error, likewise."""
     columns = {}
     for target, title in OTHER_TARGETS.items():
+        # As a default, the target is that of this round; else all columns would show the last one.
         columns[f"tau with {title}"] = lambda line, target=target: estimate_cell(
             line.others[target].rank.kendall
         )

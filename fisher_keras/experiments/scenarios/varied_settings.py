@@ -42,6 +42,7 @@ def shares_table(scenario: Scenario) -> str:
         factors = hyperparameters(runs)
         for name in ["test_error", *common_metrics(runs)]:
             shares = variance_shares(column(runs, name), factors)
+            # A subset may have one value of a setting left, which then explains nothing.
             cells = [
                 f"{100 * shares.get(setting, 0):.0f} %" for setting in (*settings, "together")
             ]
@@ -66,6 +67,7 @@ def strata_table(scenario: Scenario) -> str:
             counts = [str(within.num_runs), str(within.num_strata)]
             partials = [estimate_cell(e) for e in (partial.kendall, partial.spearman)]
             rows.append([which, name, *counts, within, *partials])
+    # Cells are made only now, as Holm's correction needs the p-values of all rows together.
     adjusted = holm([row[4].p_value for row in rows])
     cells = [
         [*row[:4], estimate_cell(row[4].kendall), p_cell(row[4].p_value), p_cell(p), *row[5:]]
@@ -78,6 +80,7 @@ def _subsets(scenario: Scenario) -> list[tuple[str, list[ScenarioRun]]]:
     """Returns all runs and, where some are flagged, those that are not."""
     converged = [run for run in scenario.runs if not run.flags]
     subsets = [("all", list(scenario.runs)), ("converged", converged)]
+    # The second one says something new only if it is neither empty nor all of the runs.
     return subsets[: 1 + (0 < len(converged) < len(scenario.runs))]
 
 

@@ -70,6 +70,8 @@ class Trials:
                 # Of the TPE, what an earlier command has begun: half a training is worth ending.
                 self._study.enqueue_trial(values)
                 num_waiting += 1
+        # Of a grid these are all combinations. Of the TPE they are more than are asked for now, if
+        # an earlier command has begun more.
         self.num_trials = max(num_trials or 0, num_finished + num_waiting)
 
     def next_run(self) -> Run | None:
@@ -111,6 +113,8 @@ class Trials:
             if trial.params not in self._tried:
                 return trial
             self._study.tell(trial, state=TrialState.FAIL)
+        # Not empty: there are no more trials than combinations. `ask` takes what is enqueued
+        # before it samples.
         new = [values for values in self._combinations if values not in self._tried]
         self._study.enqueue_trial(random.Random(len(self._tried)).choice(new))
         return self._study.ask(self._space)
@@ -124,6 +128,7 @@ class Trials:
             **values,
             "state": "diverged" if diverged else "complete",
             "validation_error_percent": None if diverged else errors[-1],
+            # A training that diverges in its first epoch has no epoch to tell of.
             "validation_cross_entropy": (result["validation_cross_entropy"] or [None])[-1],
             "epochs": len(errors),
             "seconds": round(result["seconds"], 1),
@@ -142,6 +147,7 @@ def _order(row: dict[str, Any]) -> tuple:
     cross_entropy = row["validation_cross_entropy"]
     return (
         _value(row),
+        # All complete trials have the same number of them: this orders the diverged ones alone.
         -row["epochs"],
         math.inf if cross_entropy is None else cross_entropy,
         row["trial"],

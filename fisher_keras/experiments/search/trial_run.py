@@ -73,6 +73,7 @@ def execute(
     try:
         train(training, data=data)
     except TrainingDivergedError as error:
+        # A result and no failure: a failed run would be tried again, only to diverge again.
         ending["diverged"] = str(error)
     history = RunFiles(training.output_dir).read_history()
     seconds = sum(history.get("seconds", []))

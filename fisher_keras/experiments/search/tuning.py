@@ -102,6 +102,7 @@ def _report_best(config: TuningConfig, content: dict[str, Any]) -> None:
             "train_cifar --regularize takes under the same name."
         )
         return
+    # No clipping is 0 as a flag, but None in the table.
     settings = RegularizerSettings(
         alpha=content["settings"]["alpha"], **{**best, "clip_norm": best["clip_norm"] or None}
     )

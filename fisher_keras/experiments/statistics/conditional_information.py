@@ -51,12 +51,14 @@ def conditional_information(
     num_runs = int(known.sum())
     if num_runs < 2:
         return UNKNOWN
+    # Each pair in both orders, so that the place of a run in the list tells nothing.
     first, second = np.nonzero(~np.eye(num_runs, dtype=bool))
     of_metric, of_error = (
         signs(np.asarray(values, float)[known])[first, second].astype(int) + 1
         for values in (metric, error)
     )
     counts = np.vstack([np.ones(num_runs), resample_counts(num_runs)[:_NUM_RESAMPLES]])
+    # A pair is in a resample as often as its first run times as often as its second.
     weights = counts[:, first] * counts[:, second]
     codes = {
         name: np.unique(np.asarray(values)[known], return_inverse=True)[1]
@@ -68,6 +70,7 @@ def conditional_information(
             conditions = [codes[name][runs] for name in names for runs in (first, second)]
             ratios.append(_ratio(of_metric, of_error, conditions, weights))
     ratios = np.array(ratios)
+    # `nanmin` would warn of the columns that have no number at all.
     defined = ~np.isnan(ratios).all(axis=0)
     worst = np.full(len(counts), np.nan)
     worst[defined] = np.nanmin(ratios[:, defined], axis=0)
@@ -84,6 +87,7 @@ def _ratio(
     together = _entropy([*of_metric, of_error[-1]], weights)
     given = _entropy(conditions, weights)
     error_given = _entropy(of_error, weights) - given
+    # I(m, g | U) = H(g | U) + H(m, U) - H(m, g, U), in which H(g | U) = H(g, U) - H(U).
     information = error_given + _entropy(of_metric, weights) - together
     undefined = np.full(len(weights), np.nan)
     # What rounding leaves of an entropy of 0 is no information.
@@ -100,4 +104,5 @@ def _entropy(variables: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray
     # Of a resample that is one run alone there are no pairs, and no entropy.
     total = np.maximum(weights.sum(axis=1, keepdims=True), 1)
     shares = weights @ one_hot / total
+    # 0 ln 0 counts as 0: a resample need not have pairs in each of the cells.
     return -np.sum(shares * np.log(np.where(shares > 0, shares, 1)), axis=1)

@@ -40,6 +40,8 @@ def _reasons(
     loss: float, error: float, median: float, target_loss: float | None
 ) -> tuple[str, ...]:
     reasons = []
+    # Negated, so that an error that is NaN is flagged, too. A loss that is not known (NaN) is no
+    # reason: all comparisons below are false for it.
     if not error <= MAX_TRAIN_ERROR:
         reasons.append(f"training error {error:.2f} % (more than {MAX_TRAIN_ERROR} %)")
     if np.isinf(loss):

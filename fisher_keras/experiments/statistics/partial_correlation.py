@@ -50,6 +50,7 @@ def partial_rank_correlation(
     """
     columns = list(given.values()) if isinstance(given, Mapping) else [given]
     values = np.array([metric, error, *columns], float)
+    # Row 1 is not asked: it is the test error, or a quantity like it, which every run has.
     known = ~np.isnan(np.delete(values, 1, axis=0)).any(axis=0)
     values = values[:, known]
     return RankCorrelation(
@@ -73,10 +74,12 @@ def _estimate(values: np.ndarray, of_resamples: OfResamples) -> Estimate:
             return of_resamples(values[first], values[second], counts)
         last = num_given + 1  # The rows before are the metric, the error and the other quantities.
         together, first_given, second_given = (
+            # Sorted, as the coefficient is the same either way and the cache knows one of them.
             partial(*sorted(rows), num_given - 1)
             for rows in ((first, second), (first, last), (second, last))
         )
         left = (1 - first_given**2) * (1 - second_given**2)
+        # Negated, so that NaN is caught as well as what is too small.
         left[~(left > _ROUNDING)] = np.nan
         return (together - first_given * second_given) / np.sqrt(left)
 

@@ -38,6 +38,7 @@ def level_permutation_p_value(
     if np.isnan(metric).any() or len({len(row) for row in rows}) != 1:
         return math.nan
     runs = np.array(rows)
+    # From here on the runs lie in blocks, level after level: a place tells its level.
     level = np.arange(runs.size) // runs.shape[1]
     # What the runs of one level have in common with each other is the same in all orders.
     of_metric = signs(metric[runs.ravel()]) * (level[:, None] != level[None, :])
@@ -52,6 +53,7 @@ def level_permutation_p_value(
 
     observed = statistic(range(len(names)))
     found = np.array([statistic(order) for order in _orders(len(names))])
+    # All are sums of whole numbers: equal ones are equal to the last bit, without a tolerance.
     return float(np.mean(found >= observed))
 
 
@@ -77,6 +79,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = [test for test in np.argsort(p_values, kind="stable") if not np.isnan(p_values[test])]
     largest = 0.0
     for place, test in enumerate(order):
+        # Not below the value before: a test can be significant only if all smaller p-values are.
         largest = max(largest, min(1.0, (len(order) - place) * p_values[test]))
         adjusted[test] = largest
     return adjusted.tolist()

@@ -142,6 +142,7 @@ def _estimate(
     """Returns one of scipy's coefficients, with its interval over the resamples."""
     if min(len(np.unique(metric)), len(np.unique(error))) < 2:
         return UNKNOWN
+    # Only now: where all values are tied, no resample has a coefficient to take quantiles of.
     resamples = of_resamples(metric, error, resample_counts(len(metric)))
     value = float(coefficient(metric, error).statistic)
     return Estimate(value, *percentile_interval(resamples))
@@ -190,6 +191,8 @@ def resample_counts(num_runs: int) -> np.ndarray:
         How often each run is in each resample, shape (`NUM_RESAMPLES`, n), float64.
     """
     rng = np.random.default_rng(0)
+    # How often a run was drawn is all that a coefficient needs: sums over runs and pairs become
+    # products of matrices.
     return rng.multinomial(num_runs, [1 / num_runs] * num_runs, NUM_RESAMPLES).astype(float)
 
 
@@ -212,6 +215,8 @@ def kendall_of_resamples(
         metric_signs, error_signs = metric_signs * pairs, error_signs * pairs
 
     def over_pairs(matrix: np.ndarray) -> np.ndarray:
+        # The sum of c_i c_j M_ij: a run drawn twice adds nothing for the pair with its copy, as
+        # the diagonal of the signs is 0.
         return ((counts @ matrix) * counts).sum(axis=1)
 
     untied = over_pairs(metric_signs**2) * over_pairs(error_signs**2)
@@ -238,6 +243,7 @@ def percentile_interval(coefficients: np.ndarray) -> tuple[float, float]:
 
 def signs(values: np.ndarray) -> np.ndarray:
     """Returns the signs of all differences, [i, j] of i less j; also of infinite values."""
+    # By comparing and not by subtracting: the difference of two infinite values is NaN.
     column, row = values[:, None], values[None, :]
     return (column > row).astype(float) - (column < row)
 

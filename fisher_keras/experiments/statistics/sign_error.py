@@ -73,8 +73,10 @@ def robust_sign_error(
     metric, error = metric[known], error[known]
     settings = [tuple(values[run] for values in hyperparameters.values()) for run in known]
     wrong = (1 - signs(metric) * signs(error)) / 2
+    # As a share of images, which Hoeffding's inequality is about: errors come in percent.
     half_width = np.abs(error[:, None] - error[None, :]) / 100 / 2
     certain = np.maximum(0, 1 - 2 * np.exp(-2 * num_test_images * half_width**2)) ** 2
+    # The first row has each run once and gives the value; the resamples give its interval.
     counts = np.vstack([np.ones(len(known)), resample_counts(len(known))])
     errors = []
     for one, other in itertools.combinations(dict.fromkeys(settings), 2):
@@ -83,6 +85,7 @@ def robust_sign_error(
                 [run for run, found in enumerate(settings) if found == setting]
                 for setting in (one, other)
             )
+            # The sum of c_i c_j W_ij over the pairs of both settings, for all rows c at once.
             total, weighted = (
                 ((counts[:, rows] @ of_pairs[np.ix_(rows, columns)]) * counts[:, columns]).sum(1)
                 for of_pairs in (certain, certain * wrong)
@@ -93,6 +96,8 @@ def robust_sign_error(
     errors = np.array([found for found in errors if not np.isnan(found[0])])
     if not len(errors):
         return nothing
+    # Resamples without any environment have no mean. The first column, of the runs themselves,
+    # always stays: each row that is left has a number there.
     errors = errors[:, ~np.isnan(errors).all(axis=0)]
     estimates = (over(errors, axis=0) for over in (np.nanmean, np.nanmax))
     return SignError(

@@ -45,6 +45,7 @@ def variance_shares(
 
 def _dummies(levels: Sequence[Hashable]) -> np.ndarray:
     """Returns an indicator column for each level, shape (n, number of levels)."""
+    # Not sorted: the levels of one factor may be of kinds that have no common order.
     names = list(dict.fromkeys(levels))
     return np.array([[level == name for name in names] for level in levels], float)
 

@@ -83,6 +83,7 @@ def _regularized(
     config: TrainingConfig, plain_model: keras.Model, steps_per_epoch: int
 ) -> keras.Model:
     options = {name: getattr(config, name) for name in REGULARIZER_OPTIONS}
+    # What is not given has the model's default, which stands there alone.
     options = {name: value for name, value in options.items() if value is not None}
     options["clip_norm"] = config.clip_norm or None
     if config.beta_phases is not None:

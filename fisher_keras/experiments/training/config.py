@@ -255,6 +255,7 @@ class TrainingConfig:
             object.__setattr__(self, "width", int(self.width))  # Filters are counted.
         if self.jit_compile and self.strategy != STRATEGIES[0]:
             raise ValueError(f"--jit_compile is not for --strategy={self.strategy}: leave it out")
+        # Before the checks below, which read `regularize`: it is set here.
         self._check_method()
         if not self.regularize:
             # A plain training can be clipped, too.
@@ -279,6 +280,7 @@ class TrainingConfig:
             raise ValueError(f"--method={self.method} has no regularizer: leave out --regularize")
         if self.method == "plain" and self.clip_norm:
             raise ValueError("--clip_norm is not for --method=plain: give --method=clipped")
+        # None is allowed here: the norm then comes from the table.
         if self.method == "clipped" and self.clip_norm == 0:
             raise ValueError("--clip_norm=0 does not clip: give --method=plain")
         of_sam = [name for name in ("rho", "adaptive", "sub_batches") if getattr(self, name)]
@@ -334,6 +336,7 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
             fewer images than sub-batches.
         OSError: If it cannot be read.
     """
+    # Here, as --help must not wait for TensorFlow.
     from fisher_keras.models import RECIPES, regularizer_settings
     from fisher_keras.regularizer.sam import RHO
 
@@ -357,11 +360,14 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
     if config.method == "fisher":
         defaults |= {
             "alpha": settings.alpha,
+            # A strength takes its place: a training refuses both together.
             "beta": settings.beta if config.strength is None else None,
             "gradient": GRADIENTS[0],
             "share_gradients": False,
         }
     missing = {name: defaults[name] for name in defaults if getattr(config, name) is None}
+    # The file's values are in the fields now: under another path, the same values are the same
+    # training.
     config = dataclasses.replace(config, **missing, settings_file=None)
     if (config.num_sub_batches or 0) > config.batch_size:
         raise ValueError(

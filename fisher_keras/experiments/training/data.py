@@ -167,14 +167,17 @@ def split_dataset(
             f"the {available} training images of {dataset.name}"
         )
     validation = test
+    # Before the others are drawn: so the same images are held out whatever --train_size is.
     if validation_size:
         images, labels, *validation = split_validation(images, labels, validation_size, seed)
     images, labels, left_over, _ = subset(images, labels, train_size, seed)
+    # Of these images alone: neither what is held out nor a confusion set may shift the inputs.
     mean, std = channel_statistics(images)
     return TrainingData(
         dataset=dataset,
         train=(images, labels),
         confusion=confusion_set(left_over, confusion_size, dataset.num_classes, seed),
+        # Of a tuple it is that tuple itself: by this `describe` sees that nothing is held out.
         validation=tuple(validation),
         test=test,
         mean=mean,

@@ -68,6 +68,7 @@ class RunFiles:
             record = self.read()
             _check_same_flags(record["flags"], flags, self.directory)
             return record
+        # Hidden files do not count, as systems put such files into any folder.
         foreign = [path.name for path in self.directory.iterdir() if path.name[0] != "."]
         if foreign:
             raise ValueError(

@@ -95,10 +95,12 @@ def train(
     files = RunFiles(config.output_dir, read_only=not workers.is_chief)
     quiet = quiet or not workers.is_chief
     record, first_epoch = _open(config, files, workers)
+    # Before the data are loaded: of a finished run nothing but the record is needed.
     if first_epoch == _NOTHING_LEFT:
         if not quiet:
             print(f"{files.directory} holds the finished run: nothing is left to do.")
         return record
+    # It is global: what the caller builds later must not get the policy of this training.
     policy = keras.config.dtype_policy()
     try:
         data = load_training_data(config) if data is None else data
@@ -127,7 +129,9 @@ def _open(config: TrainingConfig, files: RunFiles, workers: Workers) -> tuple[di
             backup = finished_epochs(files.backup) if record else 0
             first_epoch = _NOTHING_LEFT if finished else backup
     finally:
+        # Also when the chief has an error to raise: the others wait for its number.
         first_epoch = int(workers.from_chief(first_epoch))
+    # In the chief itself, its own error has left this function before.
     if first_epoch == _CANNOT_START:
         raise ValueError("the chief could not start: see its message")
     if first_epoch > 0 and finished_epochs(files.backup) != first_epoch:
@@ -207,6 +211,7 @@ class _Training:
             steps_per_epoch=data.steps_per_epoch,
             shuffle=False,  # The batches are shuffled.
             callbacks=[
+                # The order matters: what adds to an epoch's logs stands before what writes them.
                 StopWhenDiverged(),
                 _schedule(config, past.get("loss", [])),
                 progress,
@@ -230,6 +235,7 @@ class _Training:
         """
         files, every = self.files, self.save_every
         monitor, mode = ("val_accuracy", "max") if self.config.validation_size else ("loss", "min")
+        # The epochs in which models were saved: no other can be the one in `best.keras`.
         saved = past.get(monitor, [])[every - 1 :: every]
         best = PlainModelCheckpoint(
             plain_model,
@@ -316,6 +322,8 @@ def _evaluate(
 def _check_same_data(record: dict | None, given: dict, files: RunFiles, workers: Workers) -> None:
     """Checks that data are those of the record, and of all processes."""
     stored = given if record is None else record["data"]
+    # Before either error: all processes take part in it, and would wait for one that has left.
+    # Only numbers can be sent: a checksum stands for the data, and -1, which is none, for others.
     agreed = workers.agree(zlib.crc32(repr(given).encode()) if stored == given else -1)
     if stored != given:
         raise ValueError(

@@ -71,6 +71,7 @@ class PlateauSchedule(keras.callbacks.ReduceLROnPlateau):
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Repeats the decisions of the epochs that were finished before."""
         super().on_train_begin(logs)
+        # From the initial one: the decisions are repeated from the start, and each divides it.
         self.model.optimizer.learning_rate = self._learning_rate
         for epoch, loss in enumerate(self._past_losses):
             self.on_epoch_end(epoch, {"loss": loss})
@@ -124,6 +125,7 @@ class StopAtLoss(keras.callbacks.Callback):
         """Measures the loss, unless it was low enough."""
         if not self.reached:
             self._check()
+        # In place, as the callbacks after this one get the same dict.
         logs |= {"excess_loss": self._loss, "steps": self._steps}
 
     def _check(self) -> None:
@@ -310,6 +312,7 @@ class AtomicBackup(keras.callbacks.Callback):
         if self._read_only:
             return
         draft = self._directory / "draft"
+        # It is what a killed process has left, and nobody knows how much of it is there.
         if draft.exists():
             shutil.rmtree(draft)
         draft.mkdir(parents=True)
@@ -319,6 +322,7 @@ class AtomicBackup(keras.callbacks.Callback):
         np.savez(draft / _SEEDS, **{str(index): state.numpy() for index, state in states})
         whole = self._backup(epoch + 1)
         os.rename(draft, whole)
+        # A kill before this is done leaves two, of which `finished_epochs` takes the later one.
         for older in self._directory.glob("epoch_*"):
             if older != whole:
                 shutil.rmtree(older)
@@ -334,6 +338,7 @@ class AtomicBackup(keras.callbacks.Callback):
 
 def _seed_variables(model: keras.Model) -> list[keras.Variable]:
     """Returns the states of the model's seed generators."""
+    # By identity: variables compare by their values, element by element.
     others = {id(variable) for variable in [*model.weights, *model.metrics_variables]}
     return [variable for variable in model.variables if id(variable) not in others]
 

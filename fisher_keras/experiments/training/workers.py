@@ -55,6 +55,7 @@ class Workers:
 
     def from_chief(self, value: float) -> float:
         """Returns in all processes the value that the chief has."""
+        # Processes can only sum: the chief's value is the sum where all others add 0.
         return float(self._processes.sum(np.float64(value if self.is_chief else 0)))
 
     def agree(self, value: int) -> bool:
@@ -64,6 +65,7 @@ class Workers:
 
     def shared(self, batches: tf.data.Dataset) -> tf.data.Dataset:
         """Returns batches of which each process is to take its share, example by example."""
+        # By examples: the default tries to share out files, which arrays in memory do not have.
         options = tf.data.Options()
         policy = tf.data.experimental.AutoShardPolicy.DATA
         options.experimental_distribute.auto_shard_policy = policy
