@@ -36,7 +36,7 @@ def weights(output_dir):
     return keras.saving.load_model(output_dir / "last.keras", compile=False).get_weights()
 
 
-@pytest.mark.parametrize("changes", [{}, SMOOTHED, {"regularize": True}])
+@pytest.mark.parametrize("changes", [{}, SMOOTHED, {"regularize": True, "num_sub_batches": 4}])
 def test_training_ends_where_the_loss_is_reached(tmp_path, changes):
     settings = config(tmp_path, **changes)
     history = train(settings, quiet=True, save_every=100)["history"]
