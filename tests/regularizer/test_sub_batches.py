@@ -22,10 +22,10 @@ def test_the_split_is_even_random_and_complete(size, count):
             collected.append(where.numpy())
             return tf.constant(0)
 
-        split.sum_over(terms, tf.constant(0), static_sizes=False)
+        split.sum_over(terms, tf.constant(0), equal_sizes=False)
         dynamic = list(collected)
         collected.clear()
-        split.sum_over(terms, tf.constant(0), static_sizes=True)
+        split.sum_over(terms, tf.constant(0), equal_sizes=True)
         assert_equal(dynamic, collected)
         return dynamic
 
