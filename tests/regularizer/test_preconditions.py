@@ -354,9 +354,6 @@ def test_second_derivatives_that_tensorflow_lacks_are_made_up_for(float64, make)
 
 WITHOUT_SECOND_DERIVATIVE = {
     "renormalized": lambda: images(keras.layers.BatchNormalization(renorm=True, name="here")),
-    "spectral": lambda: images(
-        keras.layers.SpectralNormalization(keras.layers.Conv2D(2, 3), name="here")
-    ),
     "held constant": on_images(lambda x: x * tf.stop_gradient(tf.sin(x))),
     "pooling": on_images(lambda x: tf.nn.max_pool_with_argmax(x, 2, 2, "SAME")[0]),
     "local response": on_images(tf.nn.lrn),

@@ -43,7 +43,7 @@ def test_the_split_is_even_random_and_complete(size, count):
 def test_xla_sums_the_same_over_batches_of_every_size(count):
     """Also those that fit in no sub-batch but one, and those that are split evenly."""
 
-    def sums(size, static_sizes):
+    def sums(size, equal_sizes):
         split = split_batch(tf.constant(size), count, tf.constant([5, 0]))
         rows = tf.cast(tf.range(size), tf.float32)
 
@@ -53,7 +53,7 @@ def test_xla_sums_the_same_over_batches_of_every_size(count):
             return placed, tf.reduce_mean(values) * tf.cast(index + 1, tf.float32)
 
         zeros = tf.zeros([size, 1]), tf.zeros(())
-        return split.sum_over(terms, zeros, static_sizes)
+        return split.sum_over(terms, zeros, equal_sizes)
 
     with_xla = tf.function(sums, jit_compile=True, autograph=False)
     for size in range(1, 2 * count + 2):
