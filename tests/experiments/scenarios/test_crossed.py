@@ -6,8 +6,8 @@ import itertools
 import pytest
 from fake_scenarios import record, write_store
 
+from fisher_keras.experiments.names import PRESETS as NAMES
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
-from fisher_keras.experiments.runs.presets import PRESETS as NAMES
 from fisher_keras.experiments.runs.store import Record
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork
 from fisher_keras.experiments.scenarios.crossed import (
