@@ -23,10 +23,15 @@ if hasattr(keras.optimizers.Optimizer, "_backend_maybe_overwrite_model_variables
     _SYNC_POINTS = (*_SYNC_POINTS, "_backend_maybe_overwrite_model_variables")
 
 
+def unwrapped(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Returns the optimizer inside a `LossScaleOptimizer`, and any other as it is."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def num_updates(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
     """Returns the number of gradients that an optimizer has been given, int64 scalar."""
     # `iterations` stands still while gradients accumulate.
-    return tf.cast(getattr(optimizer, "inner_optimizer", optimizer)._iterations.value, tf.int64)
+    return tf.cast(unwrapped(optimizer)._iterations.value, tf.int64)
 
 
 @contextlib.contextmanager
@@ -40,7 +45,7 @@ def clipping(
         clip: Takes the gradients and clips them, before the optimizer's own clipping.
     """
     # `global_clipnorm` is a number for good, and excludes the other ways to clip.
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = unwrapped(optimizer)
     own = type(optimizer)._clip_gradients
     with _replaced(optimizer, _clip_gradients=lambda g: own(optimizer, clip(g))):
         yield
@@ -57,7 +62,7 @@ def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Iterator
     Args:
         optimizer: An optimizer that `check_gradients_already_reduced` lets pass.
     """
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = unwrapped(optimizer)
     methods = {"_all_reduce_sum_gradients": lambda pairs: pairs}
     if _branches(optimizer):
         # What Keras does with other backends: each replica updates its own copies, all alike.
@@ -69,7 +74,7 @@ def gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> Iterator
 
 def check_gradients_already_reduced(optimizer: keras.optimizers.Optimizer) -> None:
     """Raises a ValueError if `gradients_already_reduced` is not for this optimizer."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = unwrapped(optimizer)
     name = type(optimizer).__name__
     if len(_definitions(optimizer, "apply")) > 1:
         raise ValueError(

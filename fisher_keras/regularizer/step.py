@@ -116,7 +116,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
 
     def sums_gradients(self) -> bool:
         """Returns whether an update has the sum of several replicas' or steps' gradients."""
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        optimizer = keras_private.unwrapped(self.optimizer)
         return bool(optimizer.gradient_accumulation_steps) or Replica.current().count > 1
 
     # ------------------------------------------------------------------------------ Keras' steps

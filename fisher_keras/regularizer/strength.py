@@ -30,7 +30,7 @@ _WEAK, _USEFUL = 0.1, 0.25  # Ratios: `fit` warns below the first, and names bet
 
 def sgd_momentum(optimizer: keras.optimizers.Optimizer) -> float | None:
     """Returns the momentum of Keras' SGD; None for another optimizer, which has no such ratio."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = keras_private.unwrapped(optimizer)
     # A subclass with an update of its own is another optimizer.
     if getattr(type(optimizer), "update_step", None) is not keras.optimizers.SGD.update_step:
         return None
@@ -182,7 +182,7 @@ class RelativeStrength(TrainingMethod):
 
     def _sub_batches_of_update(self) -> int:
         """Returns how many sub-batches there are on all replicas, and in all accumulated steps."""
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        optimizer = keras_private.unwrapped(self.optimizer)
         steps = optimizer.gradient_accumulation_steps or 1
         return self.num_sub_batches * self.distribute_strategy.num_replicas_in_sync * steps
 
