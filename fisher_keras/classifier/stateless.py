@@ -14,6 +14,20 @@ def values(variables: list[keras.Variable]) -> list[tf.Tensor]:
     return [tf.convert_to_tensor(v.value) for v in variables]
 
 
+def move(
+    variables: list[keras.Variable], before: list[tf.Tensor], changes: list[tf.Tensor]
+) -> None:
+    """Gives variables the values that they had before a step, plus changes.
+
+    Args:
+        variables: The variables, whatever their values are by now.
+        before: Their values before.
+        changes: What is added to these.
+    """
+    for variable, value, change in zip(variables, before, changes, strict=True):
+        variable.assign(value + change)
+
+
 def weights(model: keras.Model) -> list[keras.Variable]:
     """Returns the trainable variables of a model, in its own order.
 

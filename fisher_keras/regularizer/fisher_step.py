@@ -92,8 +92,7 @@ def algorithm_1(
     loss = None if loss is None else losses.unscaled(loss)
     step = regularized_step(losses, losses.weights, state, loss, settings)
     if step.changes is not None:
-        for variable, value, change in zip(variables, state, step.changes, strict=True):
-            variable.assign(value + change)
+        stateless.move(variables, state, step.changes)
     return dataclasses.replace(step, changes=None)
 
 

@@ -110,8 +110,7 @@ class Replica:
         moved = zip(stateless.values(variables), before, strict=True)
         # Values before and sums are the same on all replicas, and so are the values afterwards.
         changes = self.all_reduce_sum([(a - b) * tf.cast(weight, b.dtype) for a, b in moved])
-        for variable, value, change in zip(variables, before, changes, strict=True):
-            variable.assign(value + change)
+        stateless.move(variables, before, changes)
 
     @contextlib.contextmanager
     def local_batch_norm(self, model: keras.Model) -> Iterator[None]:

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
+from fisher_keras.classifier import stateless
 from fisher_keras.regularizer.arithmetic import in_dtype, with_zeros
 from fisher_keras.regularizer.batches import SubBatch
 from fisher_keras.regularizer.losses import BatchLosses
@@ -154,10 +155,8 @@ class SharpnessAwareModel(TrainingMethod):
             equal_sizes=bool(self.jit_compile),
         )
         here, there = sub_batches.mean(sums)
-        variables = self.model.non_trainable_variables
-        for variable, value, change in zip(variables, losses.state, here.changes, strict=True):
-            # The mean over the sub-batches: statistics and seeds move once a step.
-            variable.assign(value + change)
+        # The mean over the sub-batches: statistics and seeds move once a step.
+        stateless.move(self.model.non_trainable_variables, losses.state, here.changes)
         if losses.replica_weights is not None:
             here, there = (one.scaled(losses.replica_weights.examples) for one in (here, there))
         loss, gradient, there = losses.replica.all_reduce_sum((here.loss, here.gradient, there))
