@@ -229,6 +229,8 @@ class FisherRegularizedModel(RelativeStrength):
         logs = (regularizer, regularizer / self.alpha, norm, ratio)
         return Step(loss, gradient, step.outputs, dict(zip(self.training_logs, logs, strict=True)))
 
+    # As Keras does with steps: to rewrite all of this for AutoGraph takes longer than the trace.
+    @tf.autograph.experimental.do_not_convert
     def regularized_gradients(
         self,
         x: Any,

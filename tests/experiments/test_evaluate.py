@@ -1,9 +1,8 @@
-"""`bin/evaluate_metrics` on small networks and the embedded digits, as a user runs it."""
+"""`evaluate_metrics` on small networks and the embedded digits."""
 
 import importlib
 import json
 import pathlib
-import subprocess
 import sys
 
 import keras
@@ -15,8 +14,6 @@ from fisher_keras.experiments.evaluate import comparison, evaluate
 from fisher_keras.experiments.evaluation_config import EvaluationConfig
 from fisher_keras.experiments.saved_models import load_models
 from fisher_keras.models import build_model
-
-SCRIPT = pathlib.Path(__file__).parents[2] / "bin" / "evaluate_metrics"
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +56,12 @@ def test_models_are_compared_in_order_and_stopped_work_is_kept(models, tmp_path,
     assert comparison(more) in capsys.readouterr().out
 
 
-def test_script_tells_in_one_line_what_is_wrong(tmp_path):
+def test_a_model_that_is_not_there_is_one_line(tmp_path, run_command):
     missing = tmp_path / "missing.keras"
-    command = [sys.executable, SCRIPT, f"--model={missing}", "--dataset=digits"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == (
-        f"evaluate_metrics: --model={missing}: there is no such file; expected a .keras file"
+    status, _, errors = run_command("evaluate_metrics", f"--model={missing}", "--dataset=digits")
+    assert status == 1
+    assert errors == (
+        f"evaluate_metrics: --model={missing}: there is no such file; expected a .keras file\n"
     )
 
 
@@ -166,11 +162,13 @@ def test_smoothed_labels_are_those_of_the_trainings(models):
     assert smooth.test == hard.test
 
 
-def test_script_evaluates(models, tmp_path):
-    command = [sys.executable, SCRIPT, f"--model={models[0]}", "--dataset=digits"]
-    command += ["--num_samples=5", "--num_trials=2", "--metrics=log_determinant,robustness"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "log_determinant" in done.stdout
-    assert "robustness" in done.stdout
+def test_without_an_output_folder_nothing_is_written(models, tmp_path, monkeypatch, run_command):
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--model={models[0]}", "--dataset=digits", "--num_samples=5", "--num_trials=2"]
+    status, output, errors = run_command(
+        "evaluate_metrics", *flags, "--metrics=log_determinant,robustness"
+    )
+    assert status == 0, errors
+    assert "log_determinant" in output
+    assert "robustness" in output
     assert not list(tmp_path.iterdir())

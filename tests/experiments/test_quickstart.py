@@ -1,7 +1,6 @@
 """Tests of the quickstart: its networks, statistics, sentences, figure and command."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import shlex
@@ -330,9 +329,8 @@ def test_everything_is_printed_and_drawn(tiny, capsys):
     assert len((store.directory / "runs.jsonl").read_text().splitlines()) == 7
 
 
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
-def test_a_killed_quickstart_goes_on(tmp_path, kill):
-    flags = ["--seeds=2", f"--output_dir={tmp_path}"]
+def stopped_after_one_network(flags, missing, kill):
+    """Starts the quickstart and sends it a signal; returns its exit code and last error line."""
     process = subprocess.Popen(
         [sys.executable, "-m", "fisher_keras.experiments.command_line.main", "quickstart", *flags],
         cwd=ROOT,
@@ -341,21 +339,22 @@ def test_a_killed_quickstart_goes_on(tmp_path, kill):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not process.stdout.readline().startswith("[ 1/22] seed 0, 60 wrong labels, plain: "):
+    while not process.stdout.readline().startswith(f"[ 1/{missing}] seed 0, 60 wrong labels, "):
         assert process.poll() is None
     process.send_signal(kill)
     status, _, errors = finish(process)
-    if kill == signal.SIGINT:
-        assert status == 130
-        command = f"fisher-keras quickstart {' '.join(flags)}"
-        assert errors.splitlines()[-1] == f"quickstart: stopped; go on with: {command}"
-        assert "Traceback" not in errors
-    (record,) = tmp_path.glob("runs/*/record.json")
-    kept = json.loads(record.read_text())
-    store = ExperimentStore(tmp_path)
-    runs = quickstart_runs(Settings(seeds=2))
-    assert runs[0].key == kept["key"]
-    with store.locked():  # Nothing of the killed process stands in the way.
-        report.train_missing(runs[:2], store)
-    assert vars(store.record(runs[0])) == kept
-    assert store.record(runs[1]).config["method"] == "sam"
+    assert "Traceback" not in errors
+    return status, errors.splitlines()[-1:]
+
+
+def test_a_killed_and_a_stopped_quickstart_go_on(tmp_path):
+    flags = ["--seeds=2", f"--output_dir={tmp_path}"]
+    store, runs = ExperimentStore(tmp_path), quickstart_runs(Settings(seeds=2))
+    assert stopped_after_one_network(flags, 22, signal.SIGKILL)[0] == -signal.SIGKILL
+    kept = store.record(runs[0])
+    # Nothing of the killed process stands in the way.
+    status, last_line = stopped_after_one_network(flags, 21, signal.SIGINT)
+    command = f"fisher-keras quickstart {' '.join(flags)}"
+    assert (status, last_line) == (130, [f"quickstart: stopped; go on with: {command}"])
+    assert store.record(runs[0]) == kept
+    assert [record.config["method"] for record in store.records()] == ["plain", "sam"]

@@ -1,5 +1,7 @@
 """Tests that need several devices; test_replicas.py runs them where there are some.
 
+What is marked as nightly differs from its neighbors in a way that they have, too.
+
 R replicas with M sub-batches each are compared with one device that has R M sub-batches, which
 are told to be those of the replicas.
 """
@@ -161,14 +163,18 @@ def gradients_alone(wrapped, size, weighted=False):
     return [v.numpy() for v in tf.nest.flatten(results)]
 
 
+def nightly(*values):
+    return pytest.param(*values, marks=pytest.mark.nightly)
+
+
 # Every variant with each batch normalization; weights and dtypes with some of them.
 GRADIENTS = [
     *(("float64", variant, "synchronized", True) for variant in VARIANTS),
-    ("float64", "finite difference", None, True),
-    ("float64", "product, shared", None, False),
+    nightly("float64", "finite difference", None, True),
+    nightly("float64", "product, shared", None, False),
     ("float32", "finite difference", "synchronized", False),
-    ("float32", "product", None, False),
-    ("float32", "finite difference, shared", None, True),
+    nightly("float32", "product", None, False),
+    nightly("float32", "finite difference, shared", None, True),
 ]
 
 
@@ -276,11 +282,15 @@ TRAININGS = {
         {"count": 64},
     ),
 }
+NIGHTLY = ("synchronized", "schedule, shared", "beta = 0", "accumulation", "means", "Nadam")
+NIGHTLY += ("loss scaling",)
 # What differs in these is the network: an evaluation knows nothing of the rest.
 EVALUATED = ["plain", "synchronized", "own statistics", "dropout", "overwriting means"]
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize(
+    "name", [nightly(name) if name in NIGHTLY else name for name in TRAININGS]
+)
 def test_a_training_is_that_of_one_device(float64, name):
     of_network, options, optimizer, of_fit = TRAININGS[name]
     of_fit = {"count": 32, "batch_size": 16} | of_fit
@@ -386,7 +396,7 @@ def test_masks_of_dropout_are_those_of_one_device_with_as_many_sub_batches(float
     np.testing.assert_allclose(found[0][0][-1], found[0][1][-1], rtol=1e-12)
 
 
-@pytest.mark.parametrize("batch_norm", [None, "own", "synchronized"])
+@pytest.mark.parametrize("batch_norm", [nightly(None), "own", "synchronized"])
 def test_beta_zero_is_a_step_of_keras_to_the_last_bit(batch_norm):
     def model():
         return network(batch_norm, dropout=0.5)
@@ -423,9 +433,9 @@ def test_a_training_goes_on_from_a_file(tmp_path, float64):
     [
         ("float64", 32, False),
         ("float64", 31, True),
-        ("float64", 16 + R - 1, False),
-        ("float32", 32, True),
-        ("float32", 31, False),
+        nightly("float64", 16 + R - 1, False),
+        nightly("float32", 32, True),
+        nightly("float32", 31, False),
         ("float32", 16 + R - 1, True),
     ],
     indirect=["floatx"],

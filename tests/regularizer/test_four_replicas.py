@@ -2,10 +2,18 @@
 
 import pathlib
 
+import pytest
 from replicas import run_cases
 
+# What more than two replicas may change: their shares, and means over them.
+GRADIENTS = "gradients and float64 and finite and shared"
+TRAININGS = "empty and product or uneven and not shared or float64-31 or own_moments"
+OTHERS = "gradients and synchronized and float64 or uneven or empty"
 
-def test_four_replicas_train_as_one_device():
-    """What more than two replicas may change: their shares, and means over them."""
-    kept = "gradients and synchronized and float64 or float64-31 or uneven or empty or own_moments"
+
+@pytest.mark.parametrize(
+    "kept",
+    [f"{GRADIENTS} or {TRAININGS}", pytest.param(OTHERS, marks=pytest.mark.nightly)],
+)
+def test_four_replicas_train_as_one_device(kept):
     run_cases(pathlib.Path(__file__).with_name("replica_cases.py"), 4, "-k", kept)

@@ -3,6 +3,7 @@
 import concurrent.futures
 import pathlib
 
+import pytest
 from processes import cluster_of
 from replicas import run_cases
 
@@ -13,9 +14,20 @@ def test_two_replicas_train_as_one_device():
     run_cases(CASES, 2)
 
 
-def test_gradients_of_two_processes_are_those_of_one_device():
+@pytest.mark.nightly
+def test_two_replicas_train_as_one_device_in_all_other_cases():
+    run_cases(CASES, 2, "-m", "nightly")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "gradients_are and synchronized and (shared or float32)",
+        pytest.param("gradients_are and synchronized and float64", marks=pytest.mark.nightly),
+    ],
+)
+def test_gradients_of_two_processes_are_those_of_one_device(kept):
     """What `fit` makes of them there, test_workers.py compares with two devices of a process."""
-    kept = "gradients_are and (synchronized or float32)"
     with concurrent.futures.ThreadPoolExecutor() as threads:
         processes = [
             threads.submit(run_cases, CASES, 1, "-k", kept, TF_CONFIG=config)

@@ -1,9 +1,6 @@
-"""The comparison of training methods: its runs, its strengths, its table; once from the shell."""
+"""The comparison of training methods: its runs, its strengths, its table, its command."""
 
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,8 +10,6 @@ from fisher_keras.experiments.comparisons.methods import PRESETS, methods_runs, 
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
 from fisher_keras.experiments.runs.store import Record
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork
-
-SCRIPT = pathlib.Path(__file__).parents[3] / "bin" / "compare_methods"
 
 
 def runs_of(preset, **options):
@@ -80,10 +75,8 @@ def test_table_has_paired_differences():
     assert fisher["normalized"] == "-inf"
 
 
-def test_from_the_shell(tmp_path):
+def test_the_command_plans_all_runs(tmp_path, run_command):
     flags = ["--preset=smoke", f"--output_dir={tmp_path}", "--dry_run"]
-    result = subprocess.run(
-        [sys.executable, SCRIPT, *flags], capture_output=True, text=True, timeout=240
-    )
-    assert result.returncode == 0, result.stderr
-    assert len(re.findall(r"batch 32 .* seed [01]", result.stdout)) == 14
+    status, output, errors = run_command("compare_methods", *flags)
+    assert (status, errors) == (0, "")
+    assert len(re.findall(r"batch 32 .* seed [01]", output)) == 14

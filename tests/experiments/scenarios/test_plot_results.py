@@ -2,10 +2,7 @@
 
 import json
 import math
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,7 +21,6 @@ from fisher_keras.experiments.scenarios.summary import (
     summary,
 )
 
-SCRIPT = pathlib.Path(__file__).parents[3] / "bin" / "plot_results"
 CONFUSION, AUGMENTATION, BATCH_SIZE = (
     f"scenario_{name}" for name in ("confusion", "augmentation", "batch_size")
 )
@@ -495,10 +491,8 @@ def test_several_stores_need_an_output(tmp_path):
     assert figures == sorted(f"{name}.png" for name in expected)
 
 
-def test_script(tmp_path):
+def test_command(tmp_path, run_command):
     store = write_store(tmp_path / "a store", batch_size_records())
-    done = subprocess.run(
-        [sys.executable, SCRIPT, f"--store={store}"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Scenario III" in done.stdout
+    status, output, errors = run_command("plot_results", f"--store={store}")
+    assert (status, errors) == (0, "")
+    assert "Scenario III" in output

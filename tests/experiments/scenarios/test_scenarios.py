@@ -10,6 +10,7 @@ import pytest
 
 from fisher_keras.experiments.names import PRESETS
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
+from fisher_keras.experiments.runs.store import ExperimentStore
 from fisher_keras.experiments.scenarios.runs import SCENARIOS, VARIABLES, scenario_runs
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -100,29 +101,36 @@ def test_a_protocol_has_runs_and_a_folder_of_its_own():
     assert "label_smoothing" not in run.config["training"]
 
 
-def test_scenario_from_the_shell(tmp_path):
+def test_scenario_from_the_shell(tmp_path, run_command):
     flags = ("--preset=smoke", "--label_smoothing=0.1", f"--output_dir={tmp_path}")
-    plan = run_script("scenario_batch_size", *flags, "--dry_run")
-    assert plan.returncode == 0, plan.stderr
-    assert "batch_size 20 seed 1" in plan.stdout
+    status, plan, errors = run_command("scenario_batch_size", *flags, "--dry_run")
+    assert (status, errors) == (0, "")
+    assert "batch_size 20 seed 1" in plan
     assert not (tmp_path / "runs.jsonl").exists()
+    # All but one are finished, as a training in a process of its own takes long.
+    store = ExperimentStore(tmp_path)
+    runs = runs_of("scenario_batch_size", "smoke", label_smoothing=0.1)
+    for run in runs[:-1]:
+        store.write_definition(run, runs_of)
+        store.finish(run, {}, 1.0)
     result = run_script("scenario_batch_size", *flags, "--num_workers=2")
     assert (result.returncode, result.stderr) == (0, "")
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    found = sorted((r["config"]["training"]["batch_size"], r["seed"]) for r in records)
-    assert found == [(10, 0), (10, 1), (20, 0), (20, 1)]
+    found = {(r["config"]["training"]["batch_size"], r["seed"]): r["result"] for r in records}
+    assert sorted(found) == [(10, 0), (10, 1), (20, 0), (20, 1)]
+    assert [key for key, result in found.items() if "metrics" in result] == [(20, 1)]
 
 
-def test_a_data_set_that_is_not_there_is_one_error_before_all_runs(tmp_path):
+def test_a_data_set_that_is_not_there_is_one_error_before_all_runs(tmp_path, run_command):
     flags = (
         "--preset=paper",
         f"--output_dir={tmp_path}",
         f"--data_dir={tmp_path / 'none'}",
         "--nodownload",
     )
-    result = run_script("scenario_confusion", *flags)
-    assert result.returncode == 1
-    assert "cannot load cifar10" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    status, _, errors = run_command("scenario_confusion", *flags)
+    assert status == 1
+    assert "cannot load cifar10" in errors
+    assert len(errors.splitlines()) == 1
     assert not (tmp_path / "runs").exists()

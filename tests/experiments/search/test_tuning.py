@@ -209,7 +209,7 @@ def start(*flags):
     )
 
 
-def test_a_killed_search_goes_on_within_a_training(tmp_path):
+def test_a_killed_search_goes_on_within_a_training(tmp_path, monkeypatch, run_command):
     flags = ["--preset=smoke", "--epochs=4", "--num_workers=2"]
     flags += [f"--output_dir={tmp_path}", "--beta=10,50", "--clip_norm=1"]
     names = [f"beta{beta}_M4_tau1" for beta in (10, 50)]
@@ -217,9 +217,10 @@ def test_a_killed_search_goes_on_within_a_training(tmp_path):
     wait_for(tmp_path / "trials" / names[1] / "run.json", victim)
     victim.send_signal(signal.SIGKILL)
     assert finish(victim)[0] == -signal.SIGKILL
-    code, stdout, stderr = finish(start(*flags))
-    assert code == 0, stderr
-    assert "\ntrial 2/2  " in stdout
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    status, output, errors = run_command("tune_regularizer", *flags)
+    assert status == 0, errors
+    assert "\ntrial 2/2  " in output
     rows = {
         values(row): row for row in json.loads((tmp_path / "tuning.json").read_text())["trials"]
     }
@@ -236,12 +237,12 @@ def test_a_killed_search_goes_on_within_a_training(tmp_path):
     assert not processes.run_processes(tmp_path)
 
 
-def test_a_mistake_gets_one_clear_line(tmp_path):
-    code, _, stderr = finish(start("--preset=smoke", "--beta=10,high"))
-    assert code == 1
-    assert stderr == (
+def test_a_mistake_gets_one_clear_line(run_command):
+    assert run_command("tune_regularizer", "--preset=smoke", "--beta=10,high") == (
+        1,
+        "",
         "tune_regularizer: --beta must be numbers with commas between: could not convert string "
-        "to float: 'high'\n"
+        "to float: 'high'\n",
     )
 
 

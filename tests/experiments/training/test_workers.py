@@ -11,6 +11,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from processes import cluster_of, finish, wait_for
 
 from fisher_keras.experiments.training.train import TrainingConfig, train
@@ -138,12 +139,57 @@ def test_killed_and_started_again_they_end_with_the_same_weights(undisturbed, tm
     assert json.loads((run / "run.json").read_text())["resumed"]
 
 
+class InTurn:
+    """Stands for `Workers` of two processes that start one after the other, the chief first."""
+
+    strategy = tf.distribute.get_strategy()
+
+    def __init__(self, told):
+        self.is_chief = not told
+        self.told = told
+
+    def from_chief(self, value):
+        if self.is_chief:
+            self.told.append(value)
+        return self.told[-1]
+
+
+def train_in_turn(output_dir, monkeypatch, **changes):
+    """Returns the record or the error of both processes."""
+    settings = SETTINGS | {"strategy": "multi_worker", "regularize": True} | changes
+    config = TrainingConfig(**settings, output_dir=str(output_dir), resume=True)
+    told, results = [], []
+    monkeypatch.setattr(Workers, "start", lambda strategy: InTurn(told))
+    for _ in range(2):
+        try:
+            results.append(train(config))
+        except ValueError as error:
+            results.append(str(error))
+    return results
+
+
+def test_a_finished_run_is_told_to_all_others(undisturbed, monkeypatch, capsys):
+    output_dir, _ = undisturbed
+    record = json.loads((output_dir / "run.json").read_text())
+    assert train_in_turn(output_dir, monkeypatch) == [record, record]
+    printed = f"{output_dir} holds the finished run: nothing is left to do.\n"
+    assert capsys.readouterr().out == printed
+
+
+def test_what_the_chief_refuses_is_told_to_all_others(undisturbed, monkeypatch):
+    refused, told = train_in_turn(undisturbed[0], monkeypatch, epochs=5)
+    assert "cannot resume" in refused
+    assert "the chief could not start" in told
+
+
+@pytest.mark.nightly
 def test_a_finished_run_is_told_to_all(undisturbed):
     results = [finish(worker) for worker in start_workers(undisturbed[0], "--regularize")]
     assert [status for status, _, _ in results] == [0, 0], results
     assert "nothing is left to do" in results[0][1]
 
 
+@pytest.mark.nightly
 def test_what_the_chief_refuses_ends_the_others(undisturbed):
     results = [finish(w) for w in start_workers(undisturbed[0], "--regularize", "--epochs=5")]
     assert [status for status, _, _ in results] == [1, 1]
