@@ -58,6 +58,13 @@ def float64():
 
 
 @pytest.fixture
+def set_policy():
+    """Sets Keras' dtype policy, to the end of the test."""
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
 def image_folder(tmp_path):
     """A folder of 8x6 images of cats and dogs: 3 of each for training, 2 for testing.
 

@@ -1,5 +1,7 @@
 """Tests of the architectures against published numbers and NumPy implementations."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -20,29 +22,13 @@ def build_small(arch, input_shape=(8, 8, 3), **kwargs):
     return build_model(arch, 10, input_shape, **SMALL[arch], **kwargs)
 
 
-@pytest.fixture
-def float64():
-    policy = keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy(policy)
-
-
-@pytest.fixture
-def mixed_float16():
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16")
-    yield
-    keras.config.set_dtype_policy(policy)
-
-
 # --- Numbers of parameters -------------------------------------------------------------------
 
 
-def count(model):
-    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+@functools.cache
+def count(arch, **options):
+    variables = build_model(arch, 10, **options).trainable_variables
+    return sum(int(np.prod(variable.shape)) for variable in variables)
 
 
 @pytest.mark.parametrize(
@@ -51,22 +37,27 @@ def count(model):
         # He et al. (2016a), Table 6.
         ("resnet", {}, 0.27e6, 1e4),
         ("resnet", {"depth": 32}, 0.46e6, 1e4),
-        ("resnet", {"depth": 56}, 0.85e6, 1e4),
-        ("resnet", {"depth": 110}, 1.7e6, 1e5),
         # Zagoruyko and Komodakis, Tables 4 and 5.
         ("wide_resnet", {"depth": 40, "width": 1}, 0.6e6, 1e5),
-        ("wide_resnet", {"depth": 40, "width": 2}, 2.2e6, 1e5),
-        ("wide_resnet", {"depth": 40, "width": 4}, 8.9e6, 1e5),
         ("wide_resnet", {"depth": 16, "width": 8}, 11.0e6, 1e5),
-        ("wide_resnet", {"depth": 28, "width": 10}, 36.5e6, 1e5),
         # Huang et al., Table 2.
         ("densenet", {}, 0.8e6, 1e5),
-        ("densenet", {"depth": 250, "width": 24}, 15.3e6, 1e5),
+        # The same of networks that take long to build.
+        *(
+            pytest.param(*network, marks=pytest.mark.nightly)
+            for network in (
+                ("resnet", {"depth": 56}, 0.85e6, 1e4),
+                ("resnet", {"depth": 110}, 1.7e6, 1e5),
+                ("wide_resnet", {"depth": 40, "width": 2}, 2.2e6, 1e5),
+                ("wide_resnet", {"depth": 40, "width": 4}, 8.9e6, 1e5),
+                ("wide_resnet", {"depth": 28, "width": 10}, 36.5e6, 1e5),
+                ("densenet", {"depth": 250, "width": 24}, 15.3e6, 1e5),
+            )
+        ),
     ],
 )
 def test_number_of_parameters_is_the_published_one(arch, options, published, digits):
-    rounded = round(count(build_model(arch, 10, **options)) / digits) * digits
-    assert rounded == pytest.approx(published)
+    assert round(count(arch, **options) / digits) * digits == pytest.approx(published)
 
 
 def convolution(size, channels, filters):
@@ -124,7 +115,7 @@ def hand_count_densenet(layers, k):
     ],
 )
 def test_number_of_parameters_is_the_hand_count(arch, options, by_hand, number):
-    assert count(build_model(arch, 10, **options)) == by_hand
+    assert count(arch, **options) == by_hand
     assert number in (None, by_hand)
 
 
@@ -347,9 +338,9 @@ def test_saved_model_loads_without_the_package(arch, tmp_path):
     assert len(loaded.losses) == len(model.losses) > 0
 
 
-@pytest.mark.usefixtures("mixed_float16")
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_mixed_precision_computes_in_half_and_returns_full_precision(arch):
+def test_mixed_precision_computes_in_half_and_returns_full_precision(arch, set_policy):
+    set_policy("mixed_float16")
     model = build_small(arch)
     logits = model(np.ones((2, 8, 8, 3), "float32"), training=True)
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]

@@ -317,10 +317,9 @@ def test_a_training_is_that_of_one_device(float64, name):
     np.testing.assert_allclose(evaluated, alone.evaluate(X[:13], Y[:13], verbose=0), rtol=1e-5)
 
 
-def test_a_training_in_half_precision(request):
+def test_a_training_in_half_precision(set_policy):
     """With shared gradients, replicas compute what one device does, sub-batch by sub-batch."""
-    keras.config.set_dtype_policy("mixed_float16")
-    request.addfinalizer(lambda: keras.config.set_dtype_policy("float32"))
+    set_policy("mixed_float16")
     options = VARIANTS["product, shared"]
     with STRATEGY.scope():
         mine = regularized(network("own"), **options)
@@ -332,9 +331,8 @@ def test_a_training_in_half_precision(request):
     assert_equal_training(alone, mine, (history, expected), "float16", "mixed")
 
 
-def test_overflow_on_one_replica_skips_the_step_on_all(request):
-    keras.config.set_dtype_policy("mixed_float16")
-    request.addfinalizer(lambda: keras.config.set_dtype_policy("float32"))
+def test_overflow_on_one_replica_skips_the_step_on_all(set_policy):
+    set_policy("mixed_float16")
     with STRATEGY.scope():
         mine = regularized(network(), **VARIANTS["product"])
     before = state_of(mine)

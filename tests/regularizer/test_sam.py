@@ -132,35 +132,28 @@ def test_weights_without_a_gradient_stay(float64):
     assert_close(moved, [[1.06, -1.92], [3.0]])
 
 
-def test_half_precision():
+def test_half_precision(set_policy):
     x, y = images(32)
     full = compiled(conv_net())
     before = full.get_weights()
     full.train_on_batch(x, y)
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
-        optimizer = keras.optimizers.LossScaleOptimizer(
-            keras.optimizers.SGD(1.0), initial_scale=64.0
-        )
-        model = compiled(conv_net(), optimizer=optimizer)
-        model.set_weights(before)
-        model.train_on_batch(x, y)
-        steps = [
-            [a - b for a, b in zip(m.get_weights(), before, strict=True)] for m in (full, model)
-        ]
-        error = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(*steps, strict=True)))
-        assert error < 0.05 * np.sqrt(sum(np.sum(a**2) for a in steps[0]))
-        # Overflowing, a step is left out and the scale lowered, as Keras does it.
-        optimizer = keras.optimizers.LossScaleOptimizer(
-            keras.optimizers.SGD(0.1), initial_scale=2.0**30
-        )
-        model = compiled(conv_net(), optimizer=optimizer)
-        history = model.fit(x, y, batch_size=2, epochs=6, verbose=0).history
-        assert np.isfinite(history["loss"]).all()
-        assert np.isfinite(history["sharpness"][-1])
-        assert history["loss"][-1] < history["loss"][0]
-    finally:
-        keras.config.set_dtype_policy("float32")
+    set_policy("mixed_float16")
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0), initial_scale=64.0)
+    model = compiled(conv_net(), optimizer=optimizer)
+    model.set_weights(before)
+    model.train_on_batch(x, y)
+    steps = [[a - b for a, b in zip(m.get_weights(), before, strict=True)] for m in (full, model)]
+    error = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(*steps, strict=True)))
+    assert error < 0.05 * np.sqrt(sum(np.sum(a**2) for a in steps[0]))
+    # Overflowing, a step is left out and the scale lowered, as Keras does it.
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1), initial_scale=2.0**30
+    )
+    model = compiled(conv_net(), optimizer=optimizer)
+    history = model.fit(x, y, batch_size=2, epochs=6, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert np.isfinite(history["sharpness"][-1])
+    assert history["loss"][-1] < history["loss"][0]
 
 
 def test_every_way_to_run_a_step_gives_the_same_weights():

@@ -183,7 +183,7 @@ def _scenario(experiment: str, records: Sequence[Record]) -> Scenario:
     networks = list(map(TrainedNetwork.of, records))
     compared = zip(networks, excess_losses(networks), network_flags(networks), strict=True)
     runs = [_run(network, variable, loss, flags) for network, loss, flags in compared]
-    runs.sort(key=lambda run: (_place(variable, run.value), run.seed))
+    runs.sort(key=lambda run: (place(variable, run.value), run.seed))
     return Scenario(experiment, tuple(runs), tuple(provenance_notes(records)))
 
 
@@ -234,5 +234,6 @@ def _run(
     )
 
 
-def _place(variable: str, value: int | str) -> int:
+def place(variable: str, value: float | str) -> float:
+    """Returns a number in the order of the values of a setting."""
     return AUGMENTATIONS.index(value) if variable == "augmentation" else value

@@ -5,16 +5,15 @@ both. Among networks that share the other settings it may still tell which is be
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
-from fisher_keras.datasets import AUGMENTATIONS
 from fisher_keras.experiments.runs.trained_network import common_metrics
 from fisher_keras.experiments.scenarios.scenario import (
     Scenario,
     ScenarioRun,
     column,
     hyperparameters,
+    place,
 )
 from fisher_keras.experiments.statistics.partial_correlation import partial_rank_correlation
 from fisher_keras.experiments.statistics.permutation import holm
@@ -57,7 +56,10 @@ def strata_table(scenario: Scenario) -> str:
     for which, runs in _subsets(scenario):
         settings = hyperparameters(runs)
         strata = list(zip(*(settings[name] for name in STRATA if name in settings), strict=True))
-        given = {name: _places(name, values) for name, values in settings.items()}
+        given = {
+            name: [place(name, value) for value in map(json.loads, values)]
+            for name, values in settings.items()
+        }
         error = column(runs, "test_error")
         for name in common_metrics(runs):
             metric = column(runs, name)
@@ -82,9 +84,3 @@ def _subsets(scenario: Scenario) -> list[tuple[str, list[ScenarioRun]]]:
     subsets = [("all", list(scenario.runs)), ("converged", converged)]
     # The second one says something new only if it is neither empty nor all of the runs.
     return subsets[: 1 + (0 < len(converged) < len(scenario.runs))]
-
-
-def _places(name: str, values: Sequence[str]) -> list[float]:
-    """Returns numbers in the order of a setting's values."""
-    found = map(json.loads, values)
-    return list(map(AUGMENTATIONS.index, found) if name == "augmentation" else found)

@@ -14,8 +14,8 @@ import scipy.sparse
 from fisher_keras.experiments.statistics.rank_correlation import (
     UNKNOWN,
     Estimate,
-    percentile_interval,
-    resample_counts,
+    estimate_of,
+    runs_and_resamples,
     signs,
 )
 
@@ -57,7 +57,7 @@ def conditional_information(
         signs(np.asarray(values, float)[known])[first, second].astype(int) + 1
         for values in (metric, error)
     )
-    counts = np.vstack([np.ones(num_runs), resample_counts(num_runs)[:_NUM_RESAMPLES]])
+    counts = runs_and_resamples(num_runs)[: 1 + _NUM_RESAMPLES]
     # A pair is in a resample as often as its first run times as often as its second.
     weights = counts[:, first] * counts[:, second]
     codes = {
@@ -74,9 +74,7 @@ def conditional_information(
     defined = ~np.isnan(ratios).all(axis=0)
     worst = np.full(len(counts), np.nan)
     worst[defined] = np.nanmin(ratios[:, defined], axis=0)
-    if np.isnan(worst[0]):
-        return UNKNOWN
-    return Estimate(float(worst[0]), *percentile_interval(worst[1:]))
+    return estimate_of(worst)
 
 
 def _ratio(

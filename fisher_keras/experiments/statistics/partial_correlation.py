@@ -20,9 +20,9 @@ from fisher_keras.experiments.statistics.rank_correlation import (
     Estimate,
     OfResamples,
     RankCorrelation,
+    estimate_of,
     kendall_of_resamples,
-    percentile_interval,
-    resample_counts,
+    runs_and_resamples,
     spearman_of_resamples,
 )
 
@@ -64,8 +64,7 @@ def _estimate(values: np.ndarray, of_resamples: OfResamples) -> Estimate:
     num_runs = values.shape[1]
     if not num_runs:
         return UNKNOWN
-    # The runs themselves are the first of the resamples.
-    counts = np.vstack([np.ones(num_runs), resample_counts(num_runs)])
+    counts = runs_and_resamples(num_runs)
 
     @functools.cache
     def partial(first: int, second: int, num_given: int) -> np.ndarray:
@@ -83,7 +82,4 @@ def _estimate(values: np.ndarray, of_resamples: OfResamples) -> Estimate:
         left[~(left > _ROUNDING)] = np.nan
         return (together - first_given * second_given) / np.sqrt(left)
 
-    coefficients = partial(0, 1, len(values) - 2)
-    if np.isnan(coefficients[0]):
-        return UNKNOWN
-    return Estimate(float(coefficients[0]), *percentile_interval(coefficients[1:]))
+    return estimate_of(partial(0, 1, len(values) - 2))

@@ -120,13 +120,12 @@ def kendall_difference(
     known = ~(np.isnan(metric) | np.isnan(other))
     if min((len(np.unique(values[known])) for values in (metric, other, error)), default=0) < 2:
         return UNKNOWN
-    counts = np.vstack([np.ones(known.sum()), resample_counts(int(known.sum()))])
+    counts = runs_and_resamples(int(known.sum()))
     # The same resamples for both: what both metrics owe to the draw of the runs cancels.
     first, second = (
         kendall_of_resamples(values[known], error[known], counts) for values in (metric, other)
     )
-    differences = first - second
-    return Estimate(float(differences[0]), *percentile_interval(differences[1:]))
+    return estimate_of(first - second)
 
 
 def _known(metric: Sequence[float], error: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -194,6 +193,18 @@ def resample_counts(num_runs: int) -> np.ndarray:
     # How often a run was drawn is all that a coefficient needs: sums over runs and pairs become
     # products of matrices.
     return rng.multinomial(num_runs, [1 / num_runs] * num_runs, NUM_RESAMPLES).astype(float)
+
+
+def runs_and_resamples(num_runs: int) -> np.ndarray:
+    """Returns `resample_counts` below a row that has each run once: the runs themselves."""
+    return np.vstack([np.ones(num_runs), resample_counts(num_runs)])
+
+
+def estimate_of(coefficients: np.ndarray) -> Estimate:
+    """Returns the estimate of a coefficient, given that of each row of `runs_and_resamples`."""
+    if np.isnan(coefficients[0]):
+        return UNKNOWN
+    return Estimate(float(coefficients[0]), *percentile_interval(coefficients[1:]))
 
 
 def kendall_of_resamples(

@@ -14,8 +14,8 @@ import numpy as np
 from fisher_keras.experiments.statistics.rank_correlation import (
     UNKNOWN,
     Estimate,
-    percentile_interval,
-    resample_counts,
+    estimate_of,
+    runs_and_resamples,
     signs,
 )
 
@@ -76,8 +76,7 @@ def robust_sign_error(
     # As a share of images, which Hoeffding's inequality is about: errors come in percent.
     half_width = np.abs(error[:, None] - error[None, :]) / 100 / 2
     certain = np.maximum(0, 1 - 2 * np.exp(-2 * num_test_images * half_width**2)) ** 2
-    # The first row has each run once and gives the value; the resamples give its interval.
-    counts = np.vstack([np.ones(len(known)), resample_counts(len(known))])
+    counts = runs_and_resamples(len(known))
     errors = []
     for one, other in itertools.combinations(dict.fromkeys(settings), 2):
         if sum(a != b for a, b in zip(one, other, strict=True)) == 1:
@@ -99,8 +98,5 @@ def robust_sign_error(
     # Resamples without any environment have no mean. The first column, of the runs themselves,
     # always stays: each row that is left has a number there.
     errors = errors[:, ~np.isnan(errors).all(axis=0)]
-    estimates = (over(errors, axis=0) for over in (np.nanmean, np.nanmax))
-    return SignError(
-        len(errors),
-        *(Estimate(float(found[0]), *percentile_interval(found[1:])) for found in estimates),
-    )
+    mean, worst = (estimate_of(over(errors, axis=0)) for over in (np.nanmean, np.nanmax))
+    return SignError(len(errors), mean, worst)

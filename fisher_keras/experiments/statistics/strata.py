@@ -13,9 +13,9 @@ import numpy as np
 from fisher_keras.experiments.statistics.rank_correlation import (
     UNKNOWN,
     Estimate,
+    estimate_of,
     kendall_of_resamples,
-    percentile_interval,
-    resample_counts,
+    runs_and_resamples,
 )
 
 NUM_PERMUTATIONS = 10_000
@@ -62,12 +62,13 @@ def stratified_kendall(
     metric, error = (np.asarray(values, float)[known] for values in (metric, error))
     pairs = (codes[:, None] == codes[None, :]).astype(float)
     num_strata = int(np.sum(np.bincount(codes) > 1)) if len(codes) else 0
-    counts = np.vstack([np.ones(len(known)), resample_counts(len(known))]) if num_strata else None
-    found = [np.nan] if counts is None else kendall_of_resamples(metric, error, counts, pairs)
-    if np.isnan(found[0]):
-        return StratifiedCorrelation(len(known), num_strata, UNKNOWN, np.nan)
-    estimate = Estimate(float(found[0]), *percentile_interval(found[1:]))
-    return StratifiedCorrelation(len(known), num_strata, estimate, _p_value(metric, error, codes))
+    estimate, p_value = UNKNOWN, np.nan
+    if num_strata:
+        counts = runs_and_resamples(len(known))
+        estimate = estimate_of(kendall_of_resamples(metric, error, counts, pairs))
+    if not np.isnan(estimate.value):
+        p_value = _p_value(metric, error, codes)
+    return StratifiedCorrelation(len(known), num_strata, estimate, p_value)
 
 
 def _p_value(metric: np.ndarray, error: np.ndarray, codes: np.ndarray) -> float:

@@ -55,8 +55,7 @@ class Workers:
 
     def from_chief(self, value: float) -> float:
         """Returns in all processes the value that the chief has."""
-        # Processes can only sum: the chief's value is the sum where all others add 0.
-        return float(self._processes.sum(np.float64(value if self.is_chief else 0)))
+        return float(self._processes.from_chief(np.float64(value)))
 
     def agree(self, value: int) -> bool:
         """Returns in all processes whether all have the chief's value."""

@@ -1,5 +1,6 @@
 """Experiments of runs that only count, each in a process of its own, and what becomes of them."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -47,6 +48,14 @@ def store(tmp_path):
     return ExperimentStore(tmp_path / "store")
 
 
+@pytest.fixture
+def finish_all(store, light_package, monkeypatch):
+    """Executes what is left of an experiment in that store, from this process."""
+    path = os.pathsep.join(map(str, (light_package, TESTS)))
+    monkeypatch.setenv("PYTHONPATH", path)
+    return functools.partial(fake_experiment.main, store.directory, options={"num_workers": 2})
+
+
 def assert_finished(store, num_runs):
     """Asserts that each run was carried out once, without a step lost or repeated."""
     runs = fake_runs(num_runs)
@@ -86,7 +95,7 @@ def test_each_run_is_carried_out_once_and_not_again(store, start):
     assert {path: path.stat().st_mtime_ns for path in store.directory.rglob("[!.]*")} == times
 
 
-def test_killed_commands_leave_no_process_and_lose_nothing(store, start):
+def test_killed_commands_leave_no_process_and_lose_nothing(store, start, finish_all):
     moments = random.Random(7)
     for kills in range(3):
         process = start(12, {"num_workers": 2}, step_s=0.05)
@@ -95,13 +104,13 @@ def test_killed_commands_leave_no_process_and_lose_nothing(store, start):
         process.kill()
         process.wait()
         wait_until(lambda: not run_processes(store.directory), timeout=5)
-    assert finish(start(12, {"num_workers": 2}))[0] == 0
+    finish_all(12)
     assert_finished(store, 12)
     logs = "".join(path.read_text() for path in store.directory.glob("runs/*/run.log"))
     assert re.search("from step [1-5]", logs)
 
 
-def test_a_killed_run_is_named_and_goes_on_with_the_next_command(store, start):
+def test_a_killed_run_is_named_and_goes_on_with_the_next_command(store, start, finish_all):
     process = start(12, {"num_workers": 2}, step_s=0.05)
     moments = random.Random(8)
     for kills in range(2):
@@ -114,7 +123,7 @@ def test_a_killed_run_is_named_and_goes_on_with_the_next_command(store, start):
     assert stdout.count("its process was ended by SIGKILL (see ") == 2
     assert "FailedRunsError: 2 runs failed: size " in stderr
     assert len(store.records()) == 10
-    assert finish(start(12, {"num_workers": 2}))[0] == 0
+    finish_all(12)
     assert_finished(store, 12)
 
 
@@ -182,7 +191,7 @@ def test_ctrl_c_stops_the_runs_within_seconds(store, start):
         ("die", "its process was ended by SIGKILL"),
     ],
 )
-def test_a_run_that_fails_is_named_and_stops_no_other(store, start, accident, error):
+def test_a_run_that_fails_is_named_and_stops_no_other(store, start, finish_all, accident, error):
     code, stdout, stderr = finish(start(4, accident=accident, victim="size 0 seed 1"))
     assert code == 1
     log = store.run_directory(fake_runs(4)[1]) / "run.log"
@@ -193,47 +202,44 @@ def test_a_run_that_fails_is_named_and_stops_no_other(store, start, accident, er
     assert [record.key for record in store.records()] == [
         run.key for run in fake_runs(4) if run.label != "size 0 seed 1"
     ]
-    assert finish(start(4))[0] == 0
+    finish_all(4)
     assert_finished(store, 4)
     assert "from step 3\n" in log.read_text()
 
 
-def test_a_disk_that_fills_loses_nothing(store, start):
+def test_a_disk_that_fills_loses_nothing(store, start, finish_all):
     code, _, stderr = finish(start(4, accident="fill", victim="size 0 seed 1"))
     assert code == 1
     assert "1 runs failed: size 0 seed 1: OSError: [Errno 27] File too large" in stderr
     assert len(store.records()) == 3
-    assert finish(start(4))[0] == 0
+    finish_all(4)
     assert_finished(store, 4)
 
 
-def test_a_store_that_cannot_be_written_is_one_error(tmp_path, start):
-    (tmp_path / "store").touch()
-    code, stdout, stderr = finish(start(4))
-    assert (code, stdout) == (1, "")
-    assert stderr.splitlines()[-1].startswith("FileExistsError: ")
+def test_a_store_that_cannot_be_written_is_one_error(store, finish_all):
+    store.directory.touch()
+    with pytest.raises(FileExistsError):
+        finish_all(4)
 
 
-def test_a_record_cut_in_half_is_named_and_its_run_goes_on_once_it_is_removed(store, start):
-    finish(start(4))
+def test_a_record_cut_in_half_is_named_and_its_run_goes_on_once_it_is_removed(store, finish_all):
+    finish_all(4)
     record = store.run_directory(fake_runs(4)[2]) / "record.json"
     record.write_text(record.read_text()[:100])
     store.lines.unlink()
-    code, _, stderr = finish(start(4))
-    assert code == 1
-    assert f"ValueError: line 1 of {record} is not the record of a run" in stderr
+    with pytest.raises(ValueError, match=f"^line 1 of {record} is not the record of a run"):
+        finish_all(4)
     record.unlink()
-    assert finish(start(4))[0] == 0
+    finish_all(4)
     assert_finished(store, 4)
 
 
-def test_a_second_command_says_who_holds_the_folder(store, start):
+def test_a_second_command_says_who_holds_the_folder(store, start, finish_all):
     process = start(2, step_s=60)
     wait_until(under_way(store, 1))
-    code, _, stderr = finish(start(2))
-    assert code == 1
-    holder = f"ValueError: {store.directory} is in use by process {process.pid} on "
-    assert stderr.splitlines()[-1].startswith(holder)
+    holder = f"^{store.directory} is in use by process {process.pid} on "
+    with pytest.raises(ValueError, match=holder):
+        finish_all(2)
 
 
 def test_a_second_process_for_a_run_waits_and_finds_the_record(store, processes):

@@ -7,17 +7,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from fisher_keras.experiments.scenarios.scenario import Scenario, ScenarioRun, column
+from fisher_keras.metrics import METRICS
 
-LABELS = {
-    "log_determinant": r"log-determinant $\hat\gamma$",
-    "robustness": "robustness",
-    "frobenius_norm": "Frobenius norm",
-    "spectral_radius": "spectral radius",
-    "log_squared_norms": r"$2\,\sum \ln \|g_i\|$",
-    "log_determinant_cosines": r"$\ln \det C$",
-    "train_loss": "training loss",
-    "random": "random number",
-}
+LABELS = {name: metric.label for name, metric in METRICS.items()}
+LABELS |= {"train_loss": "training loss", "random": "random number"}
 AXIS_LABELS = {
     "confusion_size": "size of the confusion set",
     "augmentation": "data augmentation",
