@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import keras
 import pytest
 
 import fisher_keras
@@ -44,15 +45,10 @@ def test_import_alone_loads_neither_tensorflow_nor_keras():
 def test_a_saved_model_is_found_by_the_import_alone(tmp_path):
     """The class must not have been used before: Keras looks for it by its name."""
     path = str(tmp_path / "model.keras")
-    code = (
-        "import keras, fisher_keras\n"
-        "classifier = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])\n"
-        "model = fisher_keras.FisherRegularizedModel(classifier, beta=3.0)\n"
-        "model.build((None, 4))\n"
-        f"model.save({path!r})\n"
-    )
-    status, _, errors = run_python(code)
-    assert status == 0, errors
+    classifier = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model = fisher_keras.FisherRegularizedModel(classifier, beta=3.0)
+    model.build((None, 4))
+    model.save(path)
     for imports in ("keras, fisher_keras", "fisher_keras, keras"):
         code = f"import {imports}; print(keras.saving.load_model({path!r}).beta)"
         status, output, errors = run_python(code)
