@@ -28,10 +28,12 @@ from fisher_keras.regularizer.arithmetic import (
     add,
     clip,
     global_norm,
+    map_parts,
     scalar_dtype,
     subtract,
     times,
     unit_vector,
+    with_zeros,
 )
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.preconditions import second_derivatives
@@ -124,7 +126,8 @@ def hessian_vector_product(
         unit = [tf.stop_gradient(d) for d in unit_vector(here.gradient, norm)]
         with tf.autodiff.ForwardAccumulator(weights, unit) as accumulator:
             gradient = loss(weights).gradient
-        products = [accumulator.jvp(d, tf.UnconnectedGradients.ZERO) for d in gradient]
+        products = map_parts(tf.convert_to_tensor, list(map(accumulator.jvp, gradient)))
+        products = with_zeros(products, weights)
     return LossAndGradient(  # Line 7
         alpha * norm**2,
         [tf.cast(alpha * norm, product.dtype) * product for product in products],

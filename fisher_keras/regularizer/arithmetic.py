@@ -130,7 +130,13 @@ def with_shape(part: Part | None, weight: tf.Tensor) -> Part | None:
 
 
 def with_zeros(gradient: list, weights: list) -> list:
-    """Returns a gradient that is zero instead of None where a weight has no influence."""
+    """Returns a gradient that is zero instead of None where a weight has no influence.
+
+    Dense parts have the shapes of the weights, also where tracing has lost them.
+    """
+    for part, weight in zip(gradient, weights, strict=True):
+        if isinstance(part, tf.Tensor):
+            part.set_shape(weight.shape)
     return [tf.zeros_like(w) if g is None else g for g, w in zip(gradient, weights, strict=True)]
 
 
