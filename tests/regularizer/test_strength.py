@@ -254,7 +254,7 @@ class HalvedRate(keras.callbacks.Callback):
 
 SURROUNDINGS = {
     "loss scaling": {"optimizer": lambda: keras.optimizers.LossScaleOptimizer(SGD(0.5))},
-    "means of weights": {"optimizer": lambda: SGD(0.5, use_ema=True)},
+    "means of weights": {"optimizer": lambda: SGD(0.5, use_ema=True, ema_momentum=0.0)},
     "a rate set by a callback": {"callbacks": lambda: [HalvedRate()]},
     "several steps an execution": {"compile_kwargs": {"steps_per_execution": 3}},
     "eager": {"compile_kwargs": {"run_eagerly": True}},
