@@ -107,8 +107,10 @@ class SubBatches:
             shape = tf.constant([-1, *of_row], tf.int64)
             values = tf.zeros([0, *of_row], term.dtype)
             return tf.IndexedSlices(values, tf.zeros([0], tf.int64), shape)
-        unknown = tf.size(self.permutation)
-        return tf.zeros([unknown if n is None else n for n in term.shape], term.dtype)
+        shape = term.shape.as_list()
+        if None in shape:
+            shape = tf.stack([tf.size(self.permutation) if n is None else n for n in shape])
+        return tf.fill(shape, tf.zeros([], term.dtype))
 
 
 def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor | None) -> SubBatches:
