@@ -8,9 +8,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 
-def interleaved(actions: dict[str, Callable], rounds: int, title: str) -> dict[str, list[float]]:
+def interleaved(
+    actions: dict[str, Callable],
+    rounds: int,
+    title: str,
+    clock: Callable[[], Any] = time.perf_counter,
+) -> dict[str, list]:
     """Times each action once a round, so that whatever else the machine does affects all alike."""
     times = {name: [] for name in actions}
     names = list(actions)
@@ -20,15 +28,20 @@ def interleaved(actions: dict[str, Callable], rounds: int, title: str) -> dict[s
         first = round_ % len(names)
         for name in names[first:] + names[:first]:
             gc.collect()
-            times[name].append(seconds(actions[name]))
+            times[name].append(seconds(actions[name], clock))
     return times
 
 
-def seconds(action: Callable) -> float:
-    """Returns how long a call takes."""
-    start = time.perf_counter()
+def seconds(action: Callable, clock: Callable[[], Any] = time.perf_counter) -> Any:
+    """Returns how long a call takes, by a clock."""
+    start = clock()
     action()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def wall_and_cpu() -> np.ndarray:
+    """Returns the time, and that of all threads of this process on any core, in seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def figures(name: str, values: list[float], base: list[float]) -> dict[str, float]:

@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """Measures a training step of every variant of the regularizer against a plain Keras step.
 
-For each architecture: step time, trace time, time of the first call and peak memory, as a
+For each network: step time, CPU time, trace time, time of the first call and peak memory, as a
 Markdown table on stdout and as JSON. README.md beside this file explains the columns.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 
 import keras
 import measuring
+import numpy as np
 import reporting
 import tensorflow as tf
 from absl import app, flags
@@ -19,11 +21,14 @@ from comparison import SharpnessAwareModel, UnrolledModel
 from fisher_keras import FisherRegularizedModel
 from fisher_keras.models import ARCHITECTURES, build_model
 
+_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+_TIMES = ("step", "cpu")
 _TRACES = 3
 _WARM_STEPS = 3
 # Title of a column, the figure in the results, its format.
 _COLUMNS = (
-    ("step (s)", "step_s", ".3f"),
+    ("step (s)", "step_s", ".4f"),
+    ("CPU (s)", "cpu_s", ".4f"),
     ("trace (s)", "trace_s", ".2f"),
     ("first call (s)", "first_call_s", ".2f"),
     ("peak (MiB)", "peak_mib", ".0f"),
@@ -40,12 +45,21 @@ class Settings:
         num_sub_batches: M.
         steps: Rounds of timed steps, one step of every variant each.
         variants: Keys of `VARIANTS`, "plain" among them.
+        policy: Keras' dtype policy.
+        steps_of_round: How many steps of a variant are timed together, so that with an interval
+            those without the regularizer have their part.
+        train_on_batch: Whether steps are calls of `train_on_batch`, not those of `fit`.
+        steps_only: Whether traces and memory are left out.
     """
 
     batch_size: int
     num_sub_batches: int
     steps: int
     variants: tuple[str, ...]
+    policy: str = "float32"
+    steps_of_round: int = 1
+    train_on_batch: bool = False
+    steps_only: bool = False
 
 
 def _regularized(**options: object) -> Callable:
@@ -67,60 +81,94 @@ VARIANTS: dict[str, Callable[[keras.Model, int], keras.Model]] = {
     "hessian_vector_product, shared": _regularized(
         gradient="hessian_vector_product", share_gradients=True
     ),
+    "step_length": _regularized(step_length=0.1, share_gradients=False),
+    "step_length, shared": _regularized(step_length=0.1, share_gradients=True),
+    "interval=10": _regularized(interval=10, share_gradients=False),
+    "interval=10, shared": _regularized(interval=10, share_gradients=True),
     "unrolled": lambda model, count: UnrolledModel(model, num_sub_batches=count),
 }
+_USUAL = tuple(VARIANTS)[:7]  # The others have flags of their own, or a slow trace.
+_WORDS, _TABLE = 32, 200_000
+
+
+def _embedding() -> keras.Model:
+    layers = [keras.layers.Embedding(_TABLE, 32), keras.layers.GlobalAveragePooling1D()]
+    return keras.Sequential([keras.Input((_WORDS,)), *layers, keras.layers.Dense(10)])
+
+
+def _mlp() -> keras.Model:
+    layers = [keras.layers.Dense(32, "relu"), keras.layers.Dense(10)]
+    return keras.Sequential([keras.Input((20,)), *layers])
+
+
+# Beside the package's architectures: small networks, whose steps are mostly overhead.
+_SMALL = {"embedding": _embedding, "mlp": _mlp}
+NETWORKS = (*ARCHITECTURES, *_SMALL)
 
 
 def measure(arch: str, settings: Settings) -> dict[str, dict]:
     """Measures all variants on one architecture.
 
     Args:
-        arch: One of `ARCHITECTURES`.
+        arch: One of `NETWORKS`.
         settings: What is measured.
 
     Returns:
-        For each variant its figures: for each of `_COLUMNS` the value and, under the same name
-        with "_ratio" appended, the ratio to plain; and "step_times_s", one a round.
+        For each variant its figures: for each of `_COLUMNS` that is measured the value and, under
+        the same name with "_ratio" appended, the ratio to plain; and "step_times_s" and
+        "cpu_times_s", one a round.
     """
     models = {variant: compiled(variant, arch, settings) for variant in settings.variants}
-    traces = _trace_times(models, settings)
-    batches = iter(random_batches(settings.batch_size))
+    found = {}
+    if not settings.steps_only:
+        found["trace_s"] = _trace_times(models, arch, settings)
+    batches = iter(random_batches(settings.batch_size, arch))
     # What the first call of a process sets up is not the step's.
     one_step(compiled("plain", arch, settings), batches)
-    first_calls = {}
+    found["first_call_s"] = {}
     for variant, model in models.items():
         measuring.progress(f"{arch}: first call, {variant}")
-        first_calls[variant] = [measuring.seconds(lambda m=model: one_step(m, batches))]
-    steps = measuring.interleaved(
-        {variant: lambda m=model: one_step(m, batches) for variant, model in models.items()},
+        seconds = measuring.seconds(lambda m=model: one_step(m, batches))
+        found["first_call_s"][variant] = [seconds]
+    x, y = map(np.asarray, next(batches))
+
+    def steps(model: keras.Model) -> None:
+        for _ in range(settings.steps_of_round):
+            if settings.train_on_batch:
+                model.train_on_batch(x, y)
+            else:
+                one_step(model, batches)
+
+    times = measuring.interleaved(
+        {variant: functools.partial(steps, model) for variant, model in models.items()},
         settings.steps,
         f"{arch}: steps",
+        measuring.wall_and_cpu,
     )
-    del models
-    memory = {}
-    for variant in settings.variants:
-        measuring.progress(f"{arch}: memory, {variant}")
-        memory[variant] = measuring.in_fresh_process(peak_memory, variant, arch, settings)
-    return {
-        variant: {
-            **measuring.figures("step_s", steps[variant], steps["plain"]),
-            **measuring.figures("trace_s", traces[variant], traces["plain"]),
-            **measuring.figures("first_call_s", first_calls[variant], first_calls["plain"]),
-            **measuring.figures("peak_mib", memory[variant][:1], memory["plain"][:1]),
-            **measuring.figures("warm_peak_mib", memory[variant][1:], memory["plain"][1:]),
-            "step_times_s": steps[variant],
+    for index, name in enumerate(("step_s", "cpu_s")):
+        found[name] = {
+            variant: [float(pair[index]) / settings.steps_of_round for pair in pairs]
+            for variant, pairs in times.items()
         }
-        for variant in settings.variants
-    }
+    del models
+    if not settings.steps_only:
+        found["peak_mib"], found["warm_peak_mib"] = _memory(arch, settings)
+    results = {}
+    for variant in settings.variants:
+        results[variant] = {f"{name}_times_s": found[f"{name}_s"][variant] for name in _TIMES}
+        for name, values in found.items():
+            results[variant] |= measuring.figures(name, values[variant], values["plain"])
+    return results
 
 
 def table(results: dict[str, dict]) -> str:
     """Formats what `measure` returned as a Markdown table."""
-    titles = [cell for title, _, _ in _COLUMNS for cell in (title, "/ plain")]
+    columns = [column for column in _COLUMNS if column[1] in results["plain"]]
+    titles = [cell for title, _, _ in columns for cell in (title, "/ plain")]
     rows = [["variant", *titles]]
     for variant, figures in results.items():
         cells = [variant]
-        for _, name, form in _COLUMNS:
+        for _, name, form in columns:
             cells += [format(figures[name], form), format(figures[f"{name}_ratio"], ".2f")]
         rows.append(cells)
     return reporting.markdown(rows)
@@ -130,12 +178,13 @@ def run(archs: list[str], settings: Settings, output: str | os.PathLike | None =
     """Measures, prints a table for each architecture, and writes JSON after each.
 
     Args:
-        archs: Some of `ARCHITECTURES`.
+        archs: Some of `NETWORKS`.
         settings: What is measured.
         output: The JSON file to write, or None.
     """
     headline = (
-        f"B = {settings.batch_size}, M = {settings.num_sub_batches}, {settings.steps} rounds"
+        f"B = {settings.batch_size}, M = {settings.num_sub_batches}, {settings.steps} rounds of "
+        f"{settings.steps_of_round}, {settings.policy}"
     )
     reporting.run(headline, archs, settings, lambda arch: measure(arch, settings), table, output)
 
@@ -145,7 +194,9 @@ def compiled(
 ) -> keras.Model:
     """Makes the model of a variant, ready for its first step."""
     keras.utils.set_random_seed(0)
-    model = VARIANTS[variant](build_model(arch, num_classes=10), settings.num_sub_batches)
+    keras.config.set_dtype_policy(settings.policy)
+    network = _SMALL[arch]() if arch in _SMALL else build_model(arch, num_classes=10)
+    model = VARIANTS[variant](network, settings.num_sub_batches)
     model.compile(
         keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -155,11 +206,14 @@ def compiled(
     return model
 
 
-def random_batches(batch_size: int) -> tf.data.Dataset:
+def random_batches(batch_size: int, arch: str = ARCHITECTURES[0]) -> tf.data.Dataset:
     """Makes an endless dataset of one random batch, of a size that is not known in advance."""
-    images = tf.random.stateless_normal([batch_size, 32, 32, 3], seed=[0, 0])
+    shape = [batch_size, *{"embedding": [_WORDS], "mlp": [20]}.get(arch, [32, 32, 3])]
+    inputs = tf.random.stateless_normal(shape, seed=[0, 0])
+    if arch == "embedding":
+        inputs = tf.random.stateless_uniform(shape, [0, 0], 0, _TABLE, tf.int32)
     labels = tf.random.stateless_uniform([batch_size], [0, 1], 0, 10, tf.int32)
-    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size).repeat()
+    return tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(batch_size).repeat()
 
 
 def one_step(model: keras.Model, batches: tf.data.Iterator) -> float:
@@ -168,8 +222,10 @@ def one_step(model: keras.Model, batches: tf.data.Iterator) -> float:
     return float(model.train_function(batches)["loss"])
 
 
-def _trace_times(models: dict[str, keras.Model], settings: Settings) -> dict[str, list[float]]:
-    batches = random_batches(settings.batch_size).element_spec
+def _trace_times(
+    models: dict[str, keras.Model], arch: str, settings: Settings
+) -> dict[str, list[float]]:
+    batches = random_batches(settings.batch_size, arch).element_spec
 
     def trace(model: keras.Model) -> None:
         tf.function(model.train_step, autograph=False).get_concrete_function(batches)
@@ -183,9 +239,18 @@ def _trace_times(models: dict[str, keras.Model], settings: Settings) -> dict[str
     )
 
 
+def _memory(arch: str, settings: Settings) -> list[dict[str, list[float]]]:
+    """Returns the peak of each variant, and the warm peak of each."""
+    peaks = {}
+    for variant in settings.variants:
+        measuring.progress(f"{arch}: memory, {variant}")
+        peaks[variant] = measuring.in_fresh_process(peak_memory, variant, arch, settings)
+    return [{variant: [pair[i]] for variant, pair in peaks.items()} for i in range(2)]
+
+
 def peak_memory(variant: str, arch: str, settings: Settings) -> list[float]:
     """Returns what `measuring.peak_memory` does of a model and its steps."""
-    batches = iter(random_batches(settings.batch_size))
+    batches = iter(random_batches(settings.batch_size, arch))
 
     def start() -> Callable:
         model = compiled(variant, arch, settings)
@@ -195,16 +260,20 @@ def peak_memory(variant: str, arch: str, settings: Settings) -> list[float]:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_list("arch", list(ARCHITECTURES), "Architectures, separated by commas.")
+    flags.DEFINE_list("arch", list(ARCHITECTURES), f"Some of {', '.join(NETWORKS)}.")
+    flags.DEFINE_multi_enum("variant", None, list(VARIANTS), "What is measured beside plain.")
+    flags.DEFINE_enum("policy", "float32", _POLICIES, "Keras' dtype policy.")
+    flags.DEFINE_integer("steps_of_round", 1, "Steps that are timed together.", lower_bound=1)
+    flags.DEFINE_bool("train_on_batch", False, "Measure calls of train_on_batch.")
+    flags.DEFINE_bool("steps_only", False, "Leave out traces and memory.")
     flags.DEFINE_integer("batch_size", 128, "B.", lower_bound=1)
     flags.DEFINE_integer("num_sub_batches", 8, "M.", lower_bound=1)
     flags.DEFINE_integer("steps", 10, "Rounds of timed steps.", lower_bound=1)
-    flags.DEFINE_bool("unrolled", False, "Measure M unrolled copies, too; their trace is slow.")
     flags.DEFINE_string("output", None, "JSON file to write.")
     flags.register_validator(
         "arch",
-        lambda archs: archs and set(archs) <= set(ARCHITECTURES),
-        f"must be some of {', '.join(ARCHITECTURES)}.",
+        lambda archs: archs and set(archs) <= set(NETWORKS),
+        f"must be some of {', '.join(NETWORKS)}.",
     )
     flags.register_multi_flags_validator(
         ["batch_size", "num_sub_batches"],
@@ -215,8 +284,17 @@ def _define_flags() -> None:
 
 def _main(_: list[str]) -> None:
     values = flags.FLAGS
-    variants = tuple(name for name in VARIANTS if name != "unrolled" or values.unrolled)
-    settings = Settings(values.batch_size, values.num_sub_batches, values.steps, variants)
+    variants = ("plain", *(values.variant or _USUAL))
+    settings = Settings(
+        values.batch_size,
+        values.num_sub_batches,
+        values.steps,
+        tuple(dict.fromkeys(variants)),
+        values.policy,
+        values.steps_of_round,
+        values.train_on_batch,
+        values.steps_only,
+    )
     run(values.arch, settings, values.output)
 
 

@@ -182,13 +182,9 @@ def preprocessed_data(preprocess: Callable[..., Any], given: dict[str, Any]) -> 
         (x, y, weight), given["validation_data"] = first, last
     given["x"] = _dataset(preprocess, x, y, weight, batch_size)
     if given.get("validation_data") is not None:
-        parts = given["validation_data"]
-        if not isinstance(parts, tf.data.Dataset):
-            parts = keras.utils.unpack_x_y_sample_weight(parts)
-            size = given.pop("validation_batch_size", None) or batch_size
-            given["validation_data"] = _dataset(preprocess, *parts, size)
-        else:
-            given["validation_data"] = parts.map(preprocess, tf.data.AUTOTUNE)
+        parts = keras.utils.unpack_x_y_sample_weight(given["validation_data"])
+        size = given.pop("validation_batch_size", None) or batch_size
+        given["validation_data"] = _dataset(preprocess, *parts, size)
     return given
 
 

@@ -21,12 +21,20 @@ L and L~ come from a `BatchLosses`, as functions of any weights.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
-from fisher_keras.regularizer.arithmetic import clip, global_norm, in_dtype, scalar_dtype
-from fisher_keras.regularizer.batches import SubBatch
+from fisher_keras.regularizer.arithmetic import (
+    add,
+    clip,
+    global_norm,
+    map_parts,
+    scalar_dtype,
+    subtract,
+    times,
+    unit_vector,
+    with_zeros,
+)
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.preconditions import second_derivatives
 from fisher_keras.regularizer.step_types import (
@@ -78,20 +86,20 @@ def finite_difference(
     g = [tf.stop_gradient(derivative) for derivative in here.gradient]  # Line 5
     factor = 0.5 if direction == "central" else None
     if step_length is None:
-        steps = [d * alpha for d in g]
+        steps = [times(d, alpha) for d in g]
     else:
         norm = global_norm(g)
         # The same step of the weights, whatever the gradient: half precision can resolve it.
-        steps = [tf.math.divide_no_nan(d, tf.cast(norm, d.dtype)) * step_length for d in g]
+        steps = [times(unit, step_length) for unit in unit_vector(g, norm)]
         factor = (factor or 1.0) * alpha * norm / step_length
     above, below = here, here
     if direction != "ascent":
-        below = loss([w - s for w, s in zip(weights, steps, strict=True)])
+        below = loss(list(map(subtract, weights, steps)))
     if direction != "descent":
-        above = loss([w + s for w, s in zip(weights, steps, strict=True)])
+        above = loss(list(map(add, weights, steps)))
     difference = LossAndGradient(  # Line 7
         above.loss - below.loss,
-        [a - b for a, b in zip(above.gradient, below.gradient, strict=True)],
+        list(map(subtract, above.gradient, below.gradient)),
     )
     return difference if factor is None else difference.scaled(factor)
 
@@ -115,13 +123,11 @@ def hessian_vector_product(
         here = loss(weights) if here is None else here  # Line 4
         norm = global_norm(here.gradient)
         # Line 5. A unit direction keeps tangents inside the range of half precision.
-        unit = [
-            tf.stop_gradient(tf.math.divide_no_nan(d, tf.cast(norm, d.dtype)))
-            for d in here.gradient
-        ]
+        unit = [tf.stop_gradient(d) for d in unit_vector(here.gradient, norm)]
         with tf.autodiff.ForwardAccumulator(weights, unit) as accumulator:
             gradient = loss(weights).gradient
-        products = [accumulator.jvp(d, tf.UnconnectedGradients.ZERO) for d in gradient]
+        products = map_parts(tf.convert_to_tensor, list(map(accumulator.jvp, gradient)))
+        products = with_zeros(products, weights)
     return LossAndGradient(  # Line 7
         alpha * norm**2,
         [tf.cast(alpha * norm, product.dtype) * product for product in products],
@@ -194,27 +200,23 @@ def regularized_step(
     share_gradients = loss is None
     equation_6, alpha = settings.equation_6, settings.alpha
 
-    def terms(sub_batch: SubBatch) -> SubBatchTerms:
+    def terms(index: tf.Tensor, rows: tf.Tensor) -> SubBatchTerms:
+        sub_batch = losses.sub_batch(index, rows, state)
         hard_label_loss = functools.partial(losses.hard_label_loss, sub_batch)
         if not share_gradients:
             return SubBatchTerms(equation_6(hard_label_loss, weights, alpha, None))  # Lines 4 to 7
         here, plain = losses.both_losses(sub_batch, weights)  # Line 4
         if settings.mean_over_examples:
-            plain = plain.scaled(sub_batches.weight(sub_batch.rows))
+            plain = plain.scaled(sub_batches.weight(rows))
         return SubBatchTerms(equation_6(hard_label_loss, weights, alpha, here), plain)  # To 7
 
-    terms = _traced_once(terms, reduce_retracing=True)  # One trace for sub-batches of every size.
     sub_batches = split_batch(losses.batch_size, settings.num_sub_batches, settings.seed)  # Line 2
-    total = sub_batches.sum_over(  # Line 3
-        lambda index, rows: terms(losses.sub_batch(index, rows, state)),
-        losses.zero_terms(weights, state, share_gradients),
-        settings.equal_sizes,
-    )
+    total = sub_batches.sum_over(terms, settings.equal_sizes)  # Line 3
     mean = sub_batches.mean(total).weighted(settings.replica_weight)  # Line 7
     if share_gradients:
         loss = dataclasses.replace(mean.loss, outputs=total.loss.outputs)
     gradient = [  # Line 8
-        None if g is None else g + in_dtype(settings.beta, r.dtype) * r
+        None if g is None else add(g, times(r, settings.beta))
         for g, r in zip(loss.gradient, mean.regularizer.gradient, strict=True)
     ]
     norm = global_norm(gradient)
@@ -226,8 +228,6 @@ def regularized_step(
     )
 
 
-def _traced_once(function: Callable, **options: Any) -> Callable:
+def _traced_once(function: Callable) -> Callable:
     """Makes a function a piece of the graph that is traced once; eager mode leaves it as it is."""
-    if tf.executing_eagerly():
-        return function
-    return tf.function(function, autograph=False, **options)
+    return function if tf.executing_eagerly() else tf.function(function, autograph=False)

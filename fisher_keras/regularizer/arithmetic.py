@@ -1,4 +1,8 @@
-"""Arithmetic of gradients whose parts may have several dtypes, or be None."""
+"""Arithmetic of gradients whose parts may have several dtypes, be sparse, or be None.
+
+A part is a tensor, or, for a table of which few rows are looked up, the `tf.IndexedSlices` of
+these rows. Sums of sparse parts name each row once, so that squares of their values are right.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,6 +10,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+
+Part = tf.Tensor | tf.IndexedSlices
 
 
 def scalar_dtype(tensors: list) -> str:
@@ -28,7 +34,59 @@ def global_norm(gradient: list) -> tf.Tensor:
         Scalar of `scalar_dtype`.
     """
     dtype = scalar_dtype(gradient)
-    return tf.linalg.global_norm([None if g is None else tf.cast(g, dtype) for g in gradient])
+    values = map_parts(lambda g: sum_rows(g).values if is_sparse(g) else g, gradient)
+    return tf.linalg.global_norm(map_parts(lambda v: tf.cast(v, dtype), values))
+
+
+def is_sparse(part: Any) -> bool:
+    """Returns whether a part of a gradient has some rows alone."""
+    return isinstance(part, tf.IndexedSlices)
+
+
+def sum_rows(part: Part) -> Part:
+    """Returns a part of a gradient with the sum of each row that it names several times."""
+    if not is_sparse(part):
+        return part
+    indices, positions = tf.unique(tf.cast(part.indices, tf.int64))
+    values = tf.math.unsorted_segment_sum(part.values, positions, tf.size(indices))
+    return tf.IndexedSlices(values, indices, tf.cast(part.dense_shape, tf.int64))
+
+
+def times(part: Part, factor: float | tf.Tensor) -> Part:
+    """Returns a part of a gradient, or a loss, times a scalar, in its own dtype."""
+    factor = in_dtype(factor, part.dtype)
+    return map_values(lambda values: values * factor, part)
+
+
+def unit_vector(gradient: list, norm: tf.Tensor) -> list:
+    """Returns a gradient without None divided by its norm; zero where that is."""
+
+    def divided(values: tf.Tensor) -> tf.Tensor:
+        return tf.math.divide_no_nan(values, tf.cast(norm, values.dtype))
+
+    return [map_values(divided, part) for part in gradient]
+
+
+def add(first: Part, second: Part) -> Part:
+    """Returns the sum of two parts of gradients, or of weights and such a part."""
+    if not is_sparse(first):
+        first, second = second, first
+    if not is_sparse(first):
+        return second + first
+    if not is_sparse(second):
+        return tf.tensor_scatter_nd_add(second, first.indices[:, tf.newaxis], first.values)
+    values, indices = (
+        tf.concat([getattr(part, name) for part in (first, second)], axis=0)
+        for name in ("values", "indices")
+    )
+    return sum_rows(tf.IndexedSlices(values, indices, second.dense_shape))
+
+
+def subtract(first: Part, second: Part) -> Part:
+    """Returns the difference of what `add` takes."""
+    if is_sparse(first) or is_sparse(second):
+        return add(first, times(second, -1))
+    return first - second
 
 
 def in_dtype(number: float | tf.Tensor, dtype: tf.DType) -> float | tf.Tensor:
@@ -49,7 +107,14 @@ def clip(gradient: list, clip_norm: float | tf.Tensor, norm: tf.Tensor) -> list:
     """
     # inf - inf is NaN.
     scale = 1 / tf.maximum(norm / in_dtype(clip_norm, norm.dtype), 1) + (norm - norm)
-    return map_parts(lambda g: g * tf.cast(scale, g.dtype), gradient)
+    return map_parts(lambda g: times(g, scale), gradient)
+
+
+def map_values(function: Callable[[tf.Tensor], tf.Tensor], part: Part) -> Part:
+    """Returns a function that takes 0 to 0 of the values of a part of a gradient."""
+    if is_sparse(part):
+        return tf.IndexedSlices(function(part.values), part.indices, part.dense_shape)
+    return function(part)
 
 
 def map_parts(function: Callable[[Any], Any], gradient: list) -> list:
@@ -57,8 +122,21 @@ def map_parts(function: Callable[[Any], Any], gradient: list) -> list:
     return [None if g is None else function(g) for g in gradient]
 
 
+def with_shape(part: Part | None, weight: tf.Tensor) -> Part | None:
+    """Returns a part of a gradient; if it is sparse, with the known shape of its weight."""
+    if not is_sparse(part):
+        return part
+    return tf.IndexedSlices(part.values, part.indices, tf.constant(list(weight.shape), tf.int64))
+
+
 def with_zeros(gradient: list, weights: list) -> list:
-    """Returns a gradient that is zero instead of None where a weight has no influence."""
+    """Returns a gradient that is zero instead of None where a weight has no influence.
+
+    Dense parts have the shapes of the weights, also where tracing has lost them.
+    """
+    for part, weight in zip(gradient, weights, strict=True):
+        if isinstance(part, tf.Tensor):
+            part.set_shape(weight.shape)
     return [tf.zeros_like(w) if g is None else g for g, w in zip(gradient, weights, strict=True)]
 
 
@@ -81,9 +159,10 @@ class LossScale:
 
     def times(self, tensor: Any) -> Any:
         """Returns a loss, or a part of a gradient, times the factor."""
-        return tensor if self.factor is None else tensor * tf.cast(self.factor, tensor.dtype)
+        return tensor if self.factor is None else times(tensor, self.factor)
 
-    def remove(self, tensor: Any) -> tf.Tensor:
-        """Returns a dense tensor that is divided by the factor."""
-        dense = tf.convert_to_tensor(tensor)
-        return dense if self.factor is None else dense / tf.cast(self.factor, dense.dtype)
+    def remove(self, tensor: Any) -> Any:
+        """Returns a tensor, or a part of a gradient, divided by the factor."""
+        if self.factor is None:
+            return tensor
+        return map_values(lambda values: values / tf.cast(self.factor, values.dtype), tensor)

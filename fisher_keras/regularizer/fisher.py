@@ -14,7 +14,7 @@ from fisher_keras.regularizer.algorithm import (
     Equation6,
     finite_difference,
 )
-from fisher_keras.regularizer.arithmetic import global_norm
+from fisher_keras.regularizer.arithmetic import global_norm, map_parts
 from fisher_keras.regularizer.batches import Batch
 from fisher_keras.regularizer.fisher_step import algorithm_1, step_with_or_without
 from fisher_keras.regularizer.loss_forms import check_mean, established
@@ -286,7 +286,8 @@ class FisherRegularizedModel(RelativeStrength):
         with scope:
             loss = None if self.shares(losses) else losses.whole_batch(weights)
             step = algorithm_1(self, losses, loss, self.current_beta(), None, self.equation_6())
-        return losses.replica.all_reduce_sum((step.gradient, step.loss, step.regularizer))
+        gradient = map_parts(tf.convert_to_tensor, step.gradient)
+        return losses.replica.all_reduce_sum((gradient, step.loss, step.regularizer))
 
     def equation_6(self) -> Equation6:
         """Returns the way to take Equation 6 that the options ask for."""

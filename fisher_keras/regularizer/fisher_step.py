@@ -14,7 +14,13 @@ from fisher_keras.regularizer.algorithm import (
     no_regularizer,
     regularized_step,
 )
-from fisher_keras.regularizer.arithmetic import clip, global_norm, map_parts, with_zeros
+from fisher_keras.regularizer.arithmetic import (
+    clip,
+    global_norm,
+    map_parts,
+    with_shape,
+    with_zeros,
+)
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.step_types import BatchLoss, RegularizedStep
 
@@ -51,16 +57,20 @@ def step_with_or_without(
             # NaN tells the logs that R was not computed, where 0 would be a value of it.
             return dataclasses.replace(step, regularizer=step.regularizer * math.nan)
         step = _plain_step(losses, losses.whole_batch() if loss is None else loss)
+        if not model.regularizes:
+            return step
         # Both branches must give the same structure.
-        zeros_for = losses.weights if loss is None else None
-        return _dense(step, zeros_for, clip_norm) if model.regularizes else step
+        gradient = step.gradient if loss is not None else with_zeros(step.gradient, losses.weights)
+        if clip_norm is not None:
+            gradient = clip(gradient, clip_norm, step.gradient_norm)
+        return _dense(dataclasses.replace(step, gradient=gradient))
 
     if not model.regularizes:
         return without()
     # A number is known when the step is traced: there is no need for a branch.
     if not isinstance(beta, tf.Tensor):
         return regularized()
-    return tf.cond(tf.equal(beta, 0), without, regularized)
+    return tf.cond(tf.equal(beta, 0), without, lambda: _dense(regularized()))
 
 
 def algorithm_1(
@@ -93,7 +103,8 @@ def algorithm_1(
     step = regularized_step(losses, losses.weights, state, loss, settings)
     if step.changes is not None:
         stateless.move(variables, state, step.changes)
-    return dataclasses.replace(step, changes=None)
+    gradient = list(map(with_shape, step.gradient, losses.weights))
+    return dataclasses.replace(step, gradient=gradient, changes=None)
 
 
 def _plain_step(losses: BatchLosses, loss: BatchLoss) -> RegularizedStep:
@@ -103,13 +114,6 @@ def _plain_step(losses: BatchLosses, loss: BatchLoss) -> RegularizedStep:
     return RegularizedStep(loss.loss, loss.gradient, loss.outputs, None, not_computed, norm)
 
 
-def _dense(
-    step: RegularizedStep, zeros_for: list[tf.Tensor] | None, clip_norm: float | None
-) -> RegularizedStep:
-    """Returns a step without sparse gradients, clipped, and with zeros for None if asked for."""
-    gradient = map_parts(tf.convert_to_tensor, step.gradient)
-    if zeros_for is not None:
-        gradient = with_zeros(gradient, zeros_for)
-    if clip_norm is not None:
-        gradient = clip(gradient, clip_norm, step.gradient_norm)
-    return dataclasses.replace(step, gradient=gradient)
+def _dense(step: RegularizedStep) -> RegularizedStep:
+    """Returns a step without sparse gradients."""
+    return dataclasses.replace(step, gradient=map_parts(tf.convert_to_tensor, step.gradient))

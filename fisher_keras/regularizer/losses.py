@@ -14,7 +14,15 @@ from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy, needs
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.graph import keras_private
 from fisher_keras.regularizer import preconditions
-from fisher_keras.regularizer.arithmetic import LossScale, map_parts, scalar_dtype, with_zeros
+from fisher_keras.regularizer.arithmetic import (
+    LossScale,
+    Part,
+    add,
+    map_parts,
+    scalar_dtype,
+    sum_rows,
+    with_zeros,
+)
 from fisher_keras.regularizer.batches import (
     Batch,
     SubBatch,
@@ -23,7 +31,7 @@ from fisher_keras.regularizer.batches import (
 )
 from fisher_keras.regularizer.loss_forms import hard_label_mean
 from fisher_keras.regularizer.replicas import Replica
-from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient, SubBatchTerms
+from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient
 
 
 class Evaluation(NamedTuple):
@@ -97,6 +105,7 @@ class BatchLosses:
         The outputs are those of this replica's examples.
         """
         here = self.unscaled(self.whole_batch())
+        here = dataclasses.replace(here, gradient=map_parts(tf.convert_to_tensor, here.gradient))
         loss, gradient = self.replica.all_reduce_sum((here.loss, here.gradient))
         return dataclasses.replace(here, loss=loss, gradient=gradient)
 
@@ -135,9 +144,8 @@ class BatchLosses:
         return LossScale.of(self.model.optimizer)
 
     def unscaled(self, loss: BatchLoss) -> BatchLoss:
-        """Returns `whole_batch()` with a dense gradient that is not scaled."""
-        gradient = map_parts(self.scale().remove, loss.gradient)
-        return dataclasses.replace(loss, gradient=gradient)
+        """Returns `whole_batch()` with a gradient that is not scaled."""
+        return dataclasses.replace(loss, gradient=self._unscaled(loss.gradient))
 
     # ------------------------------------------------------------- L~ and L, on the sub-batches
 
@@ -156,17 +164,18 @@ class BatchLosses:
         return SubBatch(self.batch.rows(rows), rows, own_state)
 
     def hard_label_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> LossAndGradient:
-        """Returns L~(B_i, w) and its gradient; nothing moves."""
+        """Returns L~(B_i, w) and its gradient, parts of which may be sparse; nothing moves."""
         with self.replica.local_batch_norm(self.model.model):
             loss = functools.partial(self._hard_label_mean, sub_batch.batch)
             found = self._evaluate(loss, sub_batch.batch, weights, sub_batch.state)
         self._check_traced(found, weights)
-        return LossAndGradient(found.losses[0], self._dense(found.gradients[0], weights))
+        gradient = with_zeros(self._unscaled(found.gradients[0]), weights)
+        return LossAndGradient(found.losses[0], gradient)
 
     def both_losses(
         self, sub_batch: SubBatch, weights: list[tf.Tensor]
     ) -> tuple[LossAndGradient, BatchLoss]:
-        """Returns L~(B_i, w) and L(B_i, w) with their gradients; nothing moves."""
+        """Returns L~(B_i, w) and L(B_i, w) with gradients as in `hard_label_loss`."""
         equals_compiled_loss = self.cross_entropy.equals_compiled_loss
         compiled = []
 
@@ -189,10 +198,13 @@ class BatchLosses:
         with self.replica.local_batch_norm(self.model.model):
             found = self._evaluate(losses, sub_batch.batch, weights, sub_batch.state)
         preconditions.check_variables(found.operations, self.model.model)
-        hard, gradient = (self._dense(g, weights) for g in found.gradients)
+        hard, gradient = map(self._unscaled, found.gradients)
+        hard = with_zeros(hard, weights)
         if equals_compiled_loss:
             # L is the sum of L~ and the penalties, and so is its gradient.
-            gradient = [tf.add(g, h) for g, h in zip(gradient, hard, strict=True)]
+            rest = zip(gradient, hard, strict=True)
+            gradient = [h if g is None else add(g, h) for g, h in rest]
+        gradient = with_zeros(gradient, weights)
         loss = _loss_of_sub_batch(self, found, sub_batch, compiled[0], gradient)
         return LossAndGradient(found.losses[0], hard), loss
 
@@ -208,20 +220,6 @@ class BatchLosses:
         preconditions.check_evaluation(found.operations, self.model.model)
         gradient = self._dense(found.gradients[0], weights)
         return _loss_of_sub_batch(self, found, sub_batch, found.losses[0], gradient)
-
-    def zero_terms(
-        self, weights: list[tf.Tensor], state: list[tf.Tensor], shared: bool
-    ) -> SubBatchTerms:
-        """Returns the sum of the terms of no sub-batch."""
-        zero = tf.zeros((), scalar_dtype(weights))
-        zeros = functools.partial(map_parts, tf.zeros_like)
-        regularizer = LossAndGradient(zero, zeros(weights))
-        if not shared:
-            return SubBatchTerms(regularizer)
-        (outputs,) = keras.tree.flatten(self.model.output_spec(self.batch.x))
-        # A row for each example of B: each sub-batch adds its outputs at its own rows.
-        outputs = tf.zeros([self.batch_size, *outputs.shape[1:]], outputs.dtype)
-        return SubBatchTerms(regularizer, BatchLoss(zero, zeros(weights), outputs, zeros(state)))
 
     def ordinary_gradient(self) -> tuple[list, list]:
         """Returns the gradient of L~(B, w) by the variables, and other terms of the outputs in L.
@@ -283,10 +281,19 @@ class BatchLosses:
             preconditions.check_unassigned(variables, given, now)
         return Evaluation(outputs, values, gradients, entered, operations)
 
+    def _unscaled(self, gradient: list) -> list[Part | None]:
+        """Returns a gradient that is not scaled.
+
+        Parts stay sparse where that is possible: XLA asks for known shapes, and tangents are
+        dense.
+        """
+        dense = self.second_derivatives or self.model.jit_compile
+        gradient = map_parts(tf.convert_to_tensor if dense else sum_rows, gradient)
+        return map_parts(self.scale().remove, gradient)
+
     def _dense(self, gradient: list, weights: list) -> list[tf.Tensor]:
-        """Returns a gradient that is not scaled, with zeros instead of None."""
-        remove = self.scale().remove
-        return map_parts(remove, with_zeros(gradient, weights))
+        """Returns a dense gradient that is not scaled, with zeros instead of None."""
+        return map_parts(tf.convert_to_tensor, with_zeros(self._unscaled(gradient), weights))
 
     def _check_traced(self, found: Evaluation, weights: list[tf.Tensor]) -> None:
         """Checks L~ and its gradient, which have just been traced."""

@@ -14,7 +14,6 @@ import tensorflow as tf
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.regularizer.arithmetic import in_dtype, with_zeros
-from fisher_keras.regularizer.batches import SubBatch
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.options import Option, number_or_schedule
 from fisher_keras.regularizer.preconditions import check_layers
@@ -141,19 +140,16 @@ class SharpnessAwareModel(TrainingMethod):
         """Returns the means over the examples of L(B_i, .) at w, and at w + epsilon_i."""
         sub_batches = split_batch(losses.batch_size, self.sub_batches, seed=None)
 
-        def terms(sub_batch: SubBatch) -> tuple[BatchLoss, LossAndGradient]:
+        def terms(index: tf.Tensor, rows: tf.Tensor) -> tuple[BatchLoss, LossAndGradient]:
+            sub_batch = losses.sub_batch(index, rows, losses.state)
+
             def at(weights: list[tf.Tensor]) -> BatchLoss:
                 return losses.compiled_loss(sub_batch, weights)
 
-            here, weight = at(losses.weights), sub_batches.weight(sub_batch.rows)
+            here, weight = at(losses.weights), sub_batches.weight(rows)
             return here.scaled(weight), self._ascended(losses, at, here).scaled(weight)
 
-        zeros = losses.zero_terms(losses.weights, losses.state, shared=True)
-        sums = sub_batches.sum_over(
-            lambda index, rows: terms(losses.sub_batch(index, rows, losses.state)),
-            (zeros.loss, zeros.regularizer),
-            equal_sizes=bool(self.jit_compile),
-        )
+        sums = sub_batches.sum_over(terms, equal_sizes=bool(self.jit_compile))
         here, there = sub_batches.mean(sums)
         # The mean over the sub-batches: statistics and seeds move once a step.
         stateless.move(self.model.non_trainable_variables, losses.state, here.changes)

@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from fisher_keras.regularizer.arithmetic import Part, times
+
 
 class Structure:
     """Base of dataclasses that TensorFlow takes apart into their tensors, as it does lists.
@@ -35,17 +37,12 @@ class LossAndGradient(Structure):
     """
 
     loss: tf.Tensor
-    gradient: list[tf.Tensor]
+    gradient: list[Part]
 
     def scaled(self, factor: tf.Tensor) -> "LossAndGradient":
         """Returns both times a scalar."""
-
-        def times(tensor: tf.Tensor) -> tf.Tensor:
-            return tensor * tf.cast(factor, tensor.dtype)
-
-        return dataclasses.replace(
-            self, loss=times(self.loss), gradient=list(map(times, self.gradient))
-        )
+        gradient = [times(part, factor) for part in self.gradient]
+        return dataclasses.replace(self, loss=times(self.loss, factor), gradient=gradient)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """The random split of a mini-batch into sub-batches of Algorithm 1 (line 2)."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+
+from fisher_keras.regularizer.arithmetic import add, is_sparse, map_values
 
 # How many sub-batches may be under way at once: with two, the small kernels of one fill the gaps
 # that the other leaves between its own; more only costs memory.
@@ -30,36 +34,33 @@ class SubBatches:
     remainder: tf.Tensor
 
     def sum_over(
-        self,
-        terms: Callable[[tf.Tensor, tf.Tensor], Any],
-        zeros: Any,
-        equal_sizes: bool,
+        self, terms: Callable[[tf.Tensor, tf.Tensor], Any], equal_sizes: bool = False
     ) -> Any:
         """Sums a function over the sub-batches, one after another in one loop.
 
         Args:
             terms: Takes the index i of a sub-batch, and the positions of its examples in the
-                mini-batch (int32, shape (|B_i|,)); returns a structure of tensors.
-            zeros: The structure to start from.
+                mini-batch (int32, shape (|B_i|,)); returns a structure of tensors, maybe sparse
+                (`tf.IndexedSlices` as `arithmetic.add` returns them). A dimension that is not
+                known is the number of examples in the mini-batch. It is traced once.
             equal_sizes: Whether |B_i| must not depend on the loop's index, as XLA asks: then
                 the larger and the smaller sub-batches have a loop each.
 
         Returns:
-            The sums, in the structure of `zeros`.
+            The sums, in the structure of a term.
         """
-        larger = self.remainder
-        loops = [(0, self.count, lambda index: self.size + tf.cast(index < larger, tf.int32))]
-        if equal_sizes:
-            # XLA compiles a loop's body even if it never runs: no size may be above |B|.
-            above = tf.minimum(self.size + 1, tf.size(self.permutation))
-            loops = [
-                (0, larger, lambda index: above),
-                (larger, self.count, lambda index: self.size),
-            ]
-        sums = zeros
-        for first, end, size_of in loops:
-            sums = self._sum_range(terms, sums, first, end, size_of)
-        return sums
+        if tf.executing_eagerly():
+            each = ((i, self._rows(i, i < self.remainder)) for i in tf.range(self.count))
+            add_up = functools.partial(tf.nest.map_structure, _add)
+            return functools.reduce(add_up, itertools.starmap(terms, each))
+        # One trace for sub-batches of every size; and what it returns is known before the loop.
+        integers = [tf.TensorSpec(shape, tf.int32) for shape in ([], [None])]
+        terms = tf.function(terms, autograph=False).get_concrete_function(*integers)
+        sums = tf.nest.map_structure(self._zeros, terms.structured_outputs)
+        if not equal_sizes:
+            return self._sum_range(terms, sums, 0, self.count, None)
+        sums = self._sum_range(terms, sums, 0, self.remainder, True)
+        return self._sum_range(terms, sums, self.remainder, self.count, False)
 
     def weight(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns M |B_i| / |B|, by which `mean` becomes one over examples; float64."""
@@ -72,21 +73,44 @@ class SubBatches:
         return tf.nest.map_structure(lambda total: _divide(total, self.count), sums)
 
     def _sum_range(
-        self, terms: Callable, sums: Any, first: Any, end: Any, size_of: Callable
+        self, terms: Callable, sums: Any, first: Any, end: Any, larger: bool | None
     ) -> Any:
-        def body(index: tf.Tensor, sums: Any) -> tuple[tf.Tensor, Any]:
-            # Of the sub-batches before this one, the first `remainder` have one example more.
-            begin = index * self.size + tf.minimum(index, self.remainder)
-            rows = tf.slice(self.permutation, [begin], [size_of(index)])
-            return index + 1, tf.nest.map_structure(_add, sums, terms(index, rows))
+        """Adds the terms of a range of sub-batches; `larger` says of which size, None of both."""
 
-        _, sums = tf.while_loop(
+        def body(index: tf.Tensor, sums: list) -> tuple[tf.Tensor, list]:
+            rows = self._rows(index, index < self.remainder if larger is None else larger)
+            return index + 1, list(map(_add, sums, tf.nest.flatten(terms(index, rows))))
+
+        flat = tf.nest.flatten(sums)
+        _, flat = tf.while_loop(
             lambda index, _: index < end,
             body,
-            (tf.convert_to_tensor(first), sums),
+            (tf.convert_to_tensor(first), flat),
+            (tf.TensorShape([]), list(map(_invariant, flat))),
             parallel_iterations=_PARALLEL_SUB_BATCHES,
         )
-        return sums
+        return tf.nest.pack_sequence_as(sums, flat)
+
+    def _rows(self, index: Any, larger: Any) -> tf.Tensor:
+        """Returns the positions of the examples of a sub-batch."""
+        # Of the sub-batches before this one, the first `remainder` have one example more.
+        begin = index * self.size + tf.minimum(index, self.remainder)
+        # XLA compiles a loop's body even if it never runs: no size may be above |B|.
+        size = tf.minimum(self.size + tf.cast(larger, tf.int32), tf.size(self.permutation))
+        return tf.slice(self.permutation, [begin], [size])
+
+    def _zeros(self, term: Any) -> Any:
+        """Returns the sum of no terms."""
+        if is_sparse(term):
+            of_row = term.values.shape[1:]
+            # How many rows the whole has, a function does not tell before it is called.
+            shape = tf.constant([-1, *of_row], tf.int64)
+            values = tf.zeros([0, *of_row], term.dtype)
+            return tf.IndexedSlices(values, tf.zeros([0], tf.int64), shape)
+        shape = term.shape.as_list()
+        if None in shape:
+            shape = tf.stack([tf.size(self.permutation) if n is None else n for n in shape])
+        return tf.fill(shape, tf.zeros([], term.dtype))
 
 
 def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor | None) -> SubBatches:
@@ -113,15 +137,22 @@ def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor | N
     return SubBatches(permutation, count, size, remainder)
 
 
-def _add(total: tf.Tensor, term: tf.Tensor) -> tf.Tensor:
+def _add(total: Any, term: Any) -> Any:
     """Adds tensors of one shape; where that has a 1, TensorFlow would think of broadcasting."""
-    added = total + term
-    added.set_shape(total.shape)
+    added = add(total, term)
+    if not is_sparse(added):
+        added.set_shape(total.shape)
     return added
 
 
-def _divide(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+def _invariant(term: Any) -> tf.TensorShape:
+    """Returns the shape that all iterations have in common: a sparse part gains rows."""
+    return tf.TensorShape([None, *term.values.shape[1:]]) if is_sparse(term) else term.shape
+
+
+def _divide(total: Any, count: tf.Tensor) -> Any:
     """Divides a sum by M; counters, which all move alike, stay whole."""
+    count = tf.cast(count, total.dtype)
     if total.dtype.is_floating:
-        return total / tf.cast(count, total.dtype)
-    return total // tf.cast(count, total.dtype)
+        return map_values(lambda values: values / count, total)
+    return total // count

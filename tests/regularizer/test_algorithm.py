@@ -16,7 +16,6 @@ from fisher_keras.regularizer.step_types import (
     BatchLoss,
     LossAndGradient,
     RegularizedStep,
-    SubBatchTerms,
 )
 from fisher_keras.regularizer.sub_batches import split_batch
 
@@ -184,14 +183,6 @@ class SoftmaxRegression:
         outputs = tf.scatter_nd(rows[:, None], 10 * rows[:, None] + index, [self.batch_size, 1])
         changes = [state[0] + 1.0, tf.constant(4)]
         return hard, BatchLoss(2 * hard.loss, [2 * g for g in hard.gradient], outputs, changes)
-
-    def zero_terms(self, weights, state, shared):
-        nothing = LossAndGradient(tf.zeros((), tf.float64), [tf.zeros_like(w) for w in weights])
-        if not shared:
-            return SubBatchTerms(nothing)
-        outputs = tf.zeros([self.batch_size, 1], tf.int32)
-        changes = [tf.zeros_like(value) for value in state]
-        return SubBatchTerms(nothing, BatchLoss(nothing.loss, nothing.gradient, outputs, changes))
 
 
 def parts_of(batch_size, num_sub_batches, seed):

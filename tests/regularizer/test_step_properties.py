@@ -1,4 +1,4 @@
-"""Steps of random classifiers against plain Keras gradients at w and w - alpha g_i, in float64."""
+"""Steps of random classifiers against plain Keras gradients at w and nearby, in float64."""
 
 import keras
 import numpy as np
@@ -12,6 +12,11 @@ from fisher_keras import FisherRegularizedModel
 from fisher_keras.regularizer.sub_batches import split_batch
 
 ALPHA, BETA = 0.05, 2.0
+SIDES = {"descent": (0, -1), "ascent": (1, 0), "central": (1, -1)}
+VARIANTS = [
+    {"gradient": "hessian_vector_product"},
+    *({"step_length": length, "direction": side} for length in (None, 0.2) for side in SIDES),
+]
 
 
 def loss_and_gradient(model, x, loss, weights=None):
@@ -32,13 +37,18 @@ def moved(weights, direction, length):
     return [w + length * d for w, d in zip(weights, direction, strict=True)]
 
 
-def equation_6(model, x, loss, variant):
+def equation_6(model, x, loss, gradient=None, step_length=None, direction=None):
     weights = [v.numpy() for v in model.trainable_variables]
-    here, g = loss_and_gradient(model, x, loss)
-    if variant == "finite_difference":
-        there, g_there = loss_and_gradient(model, x, loss, moved(weights, g, -ALPHA))
-        return here - there, moved(g, g_there, -1)
+    _, g = loss_and_gradient(model, x, loss)
     norm = np.sqrt(sum(np.sum(d**2) for d in g))
+    if gradient is None:
+        length = ALPHA if step_length is None else step_length / max(norm, 1e-300)
+        factor = ALPHA / length / (2 if direction == "central" else 1)
+        (above, g_above), (below, g_below) = (
+            loss_and_gradient(model, x, loss, moved(weights, g, side * length))
+            for side in SIDES[direction]
+        )
+        return factor * (above - below), [factor * d for d in moved(g_above, g_below, -1)]
     unit = [d / max(norm, 1e-300) for d in g]
     ahead, behind = (
         loss_and_gradient(model, x, loss, moved(weights, unit, e))[1] for e in (1e-5, -1e-5)
@@ -68,7 +78,7 @@ def losses(case, smoothing):
     st.integers(1, 8),
     st.sampled_from([False, True, "auto"]),
     st.booleans(),
-    st.sampled_from(["finite_difference", "hessian_vector_product"]),
+    st.sampled_from(VARIANTS),
     st.sampled_from([0.0, 0.2]),
 )
 def test_step(case: Case, num_sub_batches, share_gradients, weighted, variant, smoothing):
@@ -82,8 +92,8 @@ def test_step(case: Case, num_sub_batches, share_gradients, weighted, variant, s
         beta=BETA,
         num_sub_batches=num_sub_batches,
         share_gradients=share_gradients,
-        gradient=variant,
         seed=3,
+        **variant,
     )
     compiled_loss = losses(case, smoothing)
     model.compile("sgd", compiled_loss)
@@ -111,9 +121,10 @@ def test_step(case: Case, num_sub_batches, share_gradients, weighted, variant, s
         parts if share_gradients is True else [np.arange(case.count)],
     )
     expected_regularizer, rest = means(
-        lambda part: equation_6(classifier, x[part], lambda o: hard_loss(part, o), variant), parts
+        lambda part: equation_6(classifier, x[part], lambda o: hard_loss(part, o), **variant),
+        parts,
     )
-    exact = variant == "finite_difference"
+    exact = "gradient" not in variant
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-9)
     np.testing.assert_allclose(regularizer, expected_regularizer, rtol=1e-7, atol=1e-12)
     expected = moved(plain, rest, BETA)

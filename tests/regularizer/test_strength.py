@@ -11,6 +11,7 @@ from test_algorithm import examples
 from test_regularizer import assert_close, compiled, conv_net, images, sub_batches_of, weights_of
 
 from fisher_keras import FisherRegularizedModel
+from fisher_keras.regularizer.sub_batches import split_batch
 
 SGD, schedules = keras.optimizers.SGD, keras.optimizers.schedules
 
@@ -240,6 +241,85 @@ def test_a_schedule_of_beta_clips_all_steps(float64):
     model = regression(beta=beta, clip_norm=0.3, optimizer=SGD(0.5))
     expected = steps_in_numpy(model, x, y, [0.0, 2.0], [0.5] * 2, clip_norm=0.3)
     model.fit(x, y, batch_size=12, epochs=2, shuffle=False, verbose=0)
+    assert_close(weights_of(model), expected)
+
+
+class HalvedRate(keras.callbacks.Callback):
+    """Halves the learning rate after each step."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        rate = self.model.optimizer.learning_rate
+        self.model.optimizer.learning_rate = float(rate) / 2
+
+
+SURROUNDINGS = {
+    "loss scaling": {"optimizer": lambda: keras.optimizers.LossScaleOptimizer(SGD(0.5))},
+    "means of weights": {"optimizer": lambda: SGD(0.5, use_ema=True, ema_momentum=0.0)},
+    "a rate set by a callback": {"callbacks": lambda: [HalvedRate()]},
+    "several steps an execution": {"compile_kwargs": {"steps_per_execution": 3}},
+    "eager": {"compile_kwargs": {"run_eagerly": True}},
+    "replaced by a loaded one": {"reload": True},
+}
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_strength_and_interval_in_all_surroundings(float64, name, tmp_path):
+    """Each third step has three times the beta of the learning rate that it is taken with."""
+    given = SURROUNDINGS[name]
+    x, y = examples(12)
+    model = regression(
+        strength=1.0,
+        interval=3,
+        clip_norm=0.3,
+        optimizer=given.get("optimizer", lambda: SGD(0.5))(),
+        compile_kwargs=given.get("compile_kwargs", {}),
+    )
+    rates = [0.5 / 2**step if "callbacks" in given else 0.5 for step in range(6)]
+    betas = [0 if i % 3 else 3 * beta_of(1.0, rate, 0.0, 4) for i, rate in enumerate(rates)]
+    expected = steps_in_numpy(model, x, y, betas, rates, clip_norm=0.3)
+    batches = tf.data.Dataset.from_tensors((x, y)).repeat()
+    for steps in (2, 4) if given.get("reload") else (6,):
+        callbacks = given.get("callbacks", list)()
+        model.fit(batches, steps_per_epoch=steps, verbose=0, callbacks=callbacks)
+        if steps == 2:
+            model.save(tmp_path / "model.keras")
+            model = keras.saving.load_model(tmp_path / "model.keras")
+    assert_close(weights_of(model), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"share_gradients": True, "direction": "central"}])
+def test_an_interval_while_gradients_accumulate(float64, options):
+    """Steps are counted, not updates; and what is clipped is the mean of an update's steps."""
+    x, y = examples(12)
+    optimizer = SGD(0.5, gradient_accumulation_steps=2)
+    model = regression(beta=2.0, interval=3, clip_norm=0.3, optimizer=optimizer, **options)
+    expected, sums = weights_of(model), [0.0, 0.0]
+    for step in range(6):
+        seed = tf.constant([model.seed, step], tf.int64)
+        parts = np.split(split_batch(tf.constant(12), 4, seed).permutation.numpy(), 4)
+        beta = 0.0 if step % 3 else 6.0
+        gradient = algorithm_1(x, y, expected, parts, model.alpha, beta)[2]
+        if options:
+            sides = [algorithm_1(x, y, expected, parts, s * model.alpha, beta) for s in (1, -1)]
+            pairs = zip(sides[0][2], sides[1][2], strict=True)
+            plain = algorithm_1(x, y, expected, parts, model.alpha, 0.0)[2]
+            gradient = [p + (a - b) / 2 for p, (a, b) in zip(plain, pairs, strict=True)]
+        sums = [s + g / 2 for s, g in zip(sums, gradient, strict=True)]
+        if step % 2:
+            norm = np.sqrt(sum(np.sum(s**2) for s in sums))
+            assert norm > 0.3
+            expected = [w - 0.5 * 0.3 / norm * s for w, s in zip(expected, sums, strict=True)]
+            sums = [0.0, 0.0]
+    model.fit(x, y, batch_size=12, epochs=6, shuffle=False, verbose=0)
+    assert_close(weights_of(model), expected)
+
+
+def test_an_interval_of_a_schedule_that_starts_at_zero(float64):
+    x, y = examples(12)
+    beta = schedules.PiecewiseConstantDecay([2], [0.0, 2.0])
+    model = regression(beta=beta, interval=2, clip_norm=None, optimizer=SGD(0.5))
+    expected = steps_in_numpy(model, x, y, [0.0, 0.0, 0.0, 0.0, 4.0], [0.5] * 5)
+    model.fit(x, y, batch_size=12, epochs=5, shuffle=False, verbose=0)
     assert_close(weights_of(model), expected)
 
 

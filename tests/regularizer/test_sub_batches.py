@@ -1,5 +1,7 @@
 """The random split of a mini-batch."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -22,12 +24,8 @@ def test_the_split_is_even_random_and_complete(size, count):
             collected.append(where.numpy())
             return tf.constant(0)
 
-        split.sum_over(terms, tf.constant(0), equal_sizes=False)
-        dynamic = list(collected)
-        collected.clear()
-        split.sum_over(terms, tf.constant(0), equal_sizes=True)
-        assert_equal(dynamic, collected)
-        return dynamic
+        split.sum_over(terms)
+        return collected
 
     first = parts(1)
     sizes = sorted(len(part) for part in first)
@@ -52,11 +50,14 @@ def test_xla_sums_the_same_over_batches_of_every_size(count):
             placed = tf.scatter_nd(where[:, None], values[:, None], [size, 1])
             return placed, tf.reduce_mean(values) * tf.cast(index + 1, tf.float32)
 
-        zeros = tf.zeros([size, 1]), tf.zeros(())
-        return split.sum_over(terms, zeros, equal_sizes)
+        return split.sum_over(terms, equal_sizes)
 
-    with_xla = tf.function(sums, jit_compile=True, autograph=False)
+    traced = [
+        functools.partial(tf.function(sums, jit_compile=xla, autograph=False), equal_sizes=xla)
+        for xla in (False, True)
+    ]
     for size in range(1, 2 * count + 2):
-        placed, weighted = with_xla(size, True)
-        np.testing.assert_array_equal(placed[:, 0], np.arange(size))
-        np.testing.assert_allclose(weighted, sums(size, False)[1], rtol=1e-6)
+        for function in traced:
+            placed, weighted = function(size)
+            np.testing.assert_array_equal(placed[:, 0], np.arange(size))
+            np.testing.assert_allclose(weighted, sums(size, False)[1], rtol=1e-6)

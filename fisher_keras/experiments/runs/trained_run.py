@@ -62,6 +62,9 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
     """
     usual = TrainingConfig()
     settings = dataclasses.asdict(resolve(training))
+    if training.method == "fisher" and training.share_gradients is None:
+        # Runs of experiments are the paper's three gradients, unless an experiment says another.
+        settings["share_gradients"] = False
     if training.method not in ("sam", "ghost"):  # The other fields tell the other methods apart.
         del settings["method"]
     # What has its default is left out. So a field that is added to `TrainingConfig` later does not

@@ -195,7 +195,8 @@ class TrainingConfig:
     share_gradients: bool | None = _method(
         None,
         "Compute the loss by sub-batches, too: two gradients a step instead of three, but batch "
-        "normalization then sees sub-batches alone.",
+        "normalization then sees sub-batches alone. By default where that is the same step, as "
+        "for cnn.",
     )
 
     epochs: int | None = _training(
@@ -363,7 +364,6 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
             # A strength takes its place: a training refuses both together.
             "beta": settings.beta if config.strength is None else None,
             "gradient": GRADIENTS[0],
-            "share_gradients": False,
         }
     missing = {name: defaults[name] for name in defaults if getattr(config, name) is None}
     # The file's values are in the fields now: under another path, the same values are the same

@@ -1,0 +1,146 @@
+"""Tables of which few rows are looked up: steps are those of dense gradients, to float64."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_regularizer import assert_close, compiled, weights_of
+
+from fisher_keras import SharpnessAwareModel
+from fisher_keras.regularizer import arithmetic
+
+ROWS, WORDS = 40, 5
+SGD, schedules = keras.optimizers.SGD, keras.optimizers.schedules
+
+
+class OneHotLookup(keras.layers.Embedding):
+    """The same table, looked up by a product: its gradient is dense."""
+
+    def call(self, inputs):
+        return keras.ops.one_hot(inputs, ROWS, dtype=self.compute_dtype) @ self._embeddings
+
+
+def network(lookup, penalty=None):
+    keras.utils.set_random_seed(5)
+    table = lookup(ROWS, 3, embeddings_regularizer=penalty)
+    pooled = [keras.layers.Flatten(), keras.layers.Dense(4, "tanh")]
+    return keras.Sequential(
+        [keras.Input((WORDS,), dtype="int32"), table, *pooled, keras.layers.Dense(3)]
+    )
+
+
+def texts(count=22):
+    """Words of which some come several times, in one text and in several."""
+    random = np.random.default_rng(2)
+    x = random.integers(0, ROWS, (count, WORDS))
+    x[::3, 1] = x[::3, 0]
+    x[:, 4] = 7
+    return x, random.integers(0, 3, count)
+
+
+def test_the_norm_counts_a_row_once():
+    """Rows that a gradient names twice are summed before they are squared."""
+    random = np.random.default_rng(0)
+    rows, values = [4, 1, 4, 0, 1, 4], random.normal(size=(6, 2))
+    dense = np.zeros((5, 2))
+    np.add.at(dense, rows, values)
+    part = tf.IndexedSlices(tf.constant(values), tf.constant(rows), tf.constant([5, 2]))
+    assert float(arithmetic.global_norm([part, None])) == pytest.approx(np.linalg.norm(dense))
+
+
+OPTIONS = {
+    "separate": {"share_gradients": False},
+    "auto": {},
+    "shared": {"share_gradients": True},
+    "central": {"share_gradients": True, "step_length": 0.3, "direction": "central"},
+    "ascent": {"step_length": 0.3, "direction": "ascent"},
+    "product": {"gradient": "hessian_vector_product"},
+    "interval": {"interval": 2},
+    "strength": {"beta": None, "strength": 2.0, "share_gradients": False},
+    "plain": {"beta": 0.0},
+    "ghost": {"beta": 0.0, "share_gradients": True},
+    "schedule": {"beta": lambda: schedules.PiecewiseConstantDecay([1], [0.0, 3.0])},
+}
+
+
+def assert_trains_alike(make, **fit):
+    """Trains with both kinds of lookup and compares weights and logs."""
+    x, y = texts()
+    weights, logs = [], []
+    for lookup in (keras.layers.Embedding, OneHotLookup):
+        model = make(lookup)
+        history = model.fit(x, y, batch_size=9, epochs=2, shuffle=False, verbose=0, **fit).history
+        weights.append(weights_of(model))
+        logs.append(history)
+    assert_close(*weights, rtol=1e-7, atol=1e-10)
+    for name, values in logs[1].items():
+        np.testing.assert_allclose(logs[0][name], values, rtol=1e-7)
+
+
+@pytest.mark.parametrize("penalty", [None, "l2"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_training_is_that_of_dense_gradients(float64, name, penalty):
+    options = {k: v() if callable(v) else v for k, v in OPTIONS[name].items()}
+    options = {"alpha": 0.3, "beta": 3.0, "num_sub_batches": 4, "clip_norm": 0.4} | options
+    assert_trains_alike(
+        lambda lookup: compiled(
+            network(lookup, penalty), optimizer=SGD(0.5, momentum=0.9), **options
+        )
+    )
+
+
+@pytest.mark.parametrize("way", ["run_eagerly", "jit_compile"])
+def test_every_way_to_run_a_step(float64, way):
+    assert_trains_alike(
+        lambda lookup: compiled(network(lookup), alpha=0.3, compile_kwargs={way: True})
+    )
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        *(SGD, keras.optimizers.Adam, keras.optimizers.AdamW, keras.optimizers.Nadam),
+        *(keras.optimizers.RMSprop, keras.optimizers.Adagrad, keras.optimizers.Adadelta),
+        *(keras.optimizers.Adamax, keras.optimizers.Ftrl, keras.optimizers.Lion),
+        *(keras.optimizers.Adafactor, keras.optimizers.Lamb),
+    ],
+)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_every_optimizer(float64, optimizer, scaled):
+    def make(lookup):
+        rule = optimizer(0.05, clipnorm=0.3)
+        if scaled:
+            rule = keras.optimizers.LossScaleOptimizer(rule, initial_scale=64.0)
+        return compiled(network(lookup), optimizer=rule, alpha=0.3, beta=3.0, clip_norm=0.5)
+
+    assert_trains_alike(make)
+
+
+@pytest.mark.parametrize(
+    "options", [{"gradient_accumulation_steps": 2}, {"use_ema": True, "clipvalue": 0.01}]
+)
+def test_options_of_the_optimizer(float64, options):
+    assert_trains_alike(
+        lambda lookup: compiled(network(lookup), optimizer=SGD(0.5, **options), alpha=0.3)
+    )
+
+
+@pytest.mark.parametrize("sub_batches", [1, 3])
+def test_sharpness_aware_training(float64, sub_batches):
+    def make(lookup):
+        model = SharpnessAwareModel(network(lookup), rho=0.2, sub_batches=sub_batches)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(SGD(0.5), loss, jit_compile=False)
+        return model
+
+    assert_trains_alike(make)
+
+
+def test_the_public_gradients_are_dense():
+    x, y = texts()
+    model = compiled(network(keras.layers.Embedding))
+    for gradient, weight in zip(
+        model.regularized_gradients(x, y)[0], weights_of(model), strict=True
+    ):
+        assert isinstance(gradient, tf.Tensor)
+        assert gradient.shape == weight.shape
