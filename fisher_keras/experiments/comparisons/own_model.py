@@ -74,7 +74,7 @@ class OwnModel:
         Raises:
             ValueError: If an argument cannot be used.
         """
-        if not callable(make_model):
+        if not callable(make_model) or isinstance(make_model, keras.Model):
             raise ValueError(
                 "make_model must be a function that makes a new compiled classifier each time, as "
                 f"each training needs its own. Given: {make_model!r}."
@@ -100,13 +100,20 @@ class OwnModel:
         Raises:
             ValueError: If the models or the methods cannot be compared.
         """
-        defined = {name: self._definition(name) for name in self.inputs.methods}
-        first, *others = (definition["model"] for definition in defined.values())
-        if any(other != first for other in others):
+        defined: dict[str, dict[str, Any]] = {}
+        model = None
+        for name in self.inputs.methods:
+            last, model = model, self.inputs.classifier(seed=0)
+            if model is last:
+                raise ValueError(
+                    "make_model returns the same model each time, and each training needs its "
+                    "own: make it inside of the function"
+                )
+            defined[name] = self._definition(name, model)
+        if len({definition["model"] for definition in defined.values()}) > 1:
             raise ValueError(
                 "make_model makes another model or other initial weights each time: draw them "
-                "from Keras' random numbers, which keras.utils.set_random_seed has reset, and "
-                "make no change to a model that was made before"
+                "from Keras' random numbers, which keras.utils.set_random_seed has reset"
             )
         return [
             Run(EXPERIMENT, definition, seed, RECIPE_VERSION, f"{name} seed {seed}")
@@ -141,9 +148,8 @@ class OwnModel:
         comparison.publish(store.directory)
         return comparison
 
-    def _definition(self, name: str) -> dict[str, Any]:
-        """Returns the settings of the runs of a method."""
-        model = self.inputs.classifier(seed=0)
+    def _definition(self, name: str, model: keras.Model) -> dict[str, Any]:
+        """Returns the settings of the runs of a method, given a model that was made for it."""
         classifier = classifier_of(model)
         evaluation_options(model, self.settings, 0).check(classifier, self.inputs.train)
         # Weights alone are no function. Few digits, as the last ones depend on the device.
