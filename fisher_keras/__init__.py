@@ -8,7 +8,7 @@ names below work with a model and its data. By section of the paper:
 - Sections 5.3 and 7.1: `evaluate_local_minimum` and its `LocalMinimumReport`, gamma-hat and the
   older metrics; `FisherMetrics`, the same during `fit`.
 - Section 6: `FisherRegularizedModel`, Equation 6 and Algorithm 1; `SharpnessAwareModel`, the
-  baseline SAM.
+  baseline SAM; `compare`, methods side by side on your own model.
 - Appendix E: `build_model` and its `ARCHITECTURES`.
 
 Names are imported when they are used first: `import fisher_keras` loads neither TensorFlow nor
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fisher_keras.bound import extrapolate_log_determinant, generalization_bound
     from fisher_keras.callbacks import FisherMetrics
     from fisher_keras.classifier_check import check_classifier
+    from fisher_keras.experiments.comparisons.compare import compare
     from fisher_keras.fisher import FisherGram, loss_gradient_gram
     from fisher_keras.metrics import LocalMinimumReport, evaluate_local_minimum
     from fisher_keras.models import ARCHITECTURES, build_model
@@ -42,6 +43,7 @@ __all__ = [
     "__version__",
     "build_model",
     "check_classifier",
+    "compare",
     "evaluate_local_minimum",
     "extrapolate_log_determinant",
     "generalization_bound",
@@ -57,6 +59,7 @@ _MODULES = {
     "SharpnessAwareModel": "regularizer",
     "build_model": "models",
     "check_classifier": "classifier_check",
+    "compare": "experiments.comparisons.compare",
     "evaluate_local_minimum": "metrics",
     "extrapolate_log_determinant": "bound",
     "generalization_bound": "bound",

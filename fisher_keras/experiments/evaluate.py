@@ -1,4 +1,4 @@
-"""Evaluation and comparison of trained networks: `bin/evaluate_metrics`."""
+"""Evaluation and comparison of trained networks: `fisher-keras evaluate`."""
 
 import pathlib
 
@@ -7,17 +7,17 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from fisher_keras.datasets import ImageDataset, load_dataset
+from fisher_keras.datasets import ImageDataset
 from fisher_keras.experiments.evaluation_config import EvaluationConfig
 from fisher_keras.experiments.saved_models import load_models
 from fisher_keras.experiments.statistics.text_tables import markdown_table
-from fisher_keras.experiments.training.data import split_dataset
 from fisher_keras.files import replacing
 from fisher_keras.metrics import LocalMinimumReport, evaluate_local_minimum
+from fisher_keras.metrics.report import MetricSummary, summarize
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
-    """Evaluates models, prints each report and, for several, a table ordered by gamma-hat.
+    """Evaluates models, prints each report and, for several, tables ordered by gamma-hat.
 
     Stopped and started again with the same output directory, it goes on at the next trial.
 
@@ -34,29 +34,22 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
     tf.config.experimental.enable_tensor_float_32_execution(False)  # It has 10 bits, on a GPU.
     output = None if config.output is None else pathlib.Path(config.output)
     models = load_models(config.models, config.imports)
-    data = split_dataset(
-        load_dataset(config.dataset, config.data_dir, config.download, config.image_size),
-        train_size=config.train_size,
-        validation_size=config.validation_size,
-        batch_size=256,
-        one_hot=False,
-        seed=config.seed,
-    )
+    train, test, dataset = config.load(config.validation_size, config.seed)
     for path, model in zip(config.models, models.values(), strict=True):
-        _check_input(path, model, data.dataset)
+        _check_input(path, model, dataset)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     reports = {}
     for name, model in models.items():
         report = reports[name] = evaluate_local_minimum(
             model,
-            data.arrays("train"),
+            train,
             config.num_samples,
             config.num_trials,
             config.seed,
             config.metrics,
             config.normalize_logits,
-            test_data=data.arrays("test"),
+            test_data=test,
             label_smoothing=config.label_smoothing,
             trials_path=None if output is None else output / f"{name}.trials.jsonl",
         )
@@ -88,6 +81,33 @@ def comparison(reports: dict[str, LocalMinimumReport]) -> str:
     return markdown_table(rows)
 
 
+def differences(reports: dict[str, LocalMinimumReport]) -> str:
+    """Formats a Markdown table: the metrics of each model less those of the first.
+
+    Trials of one index have the same examples: their differences are less noisy than the means.
+
+    Args:
+        reports: By name, of the same data and options.
+
+    Returns:
+        A line a model, the mean difference over the trials ± its standard error; "-" where a
+        trial is infinite.
+    """
+    (first, base), *others = reports.items()
+    rows = [[f"less {first}", *base.metrics]]
+    for name, report in others:
+        pairs = list(zip(report.trials, base.trials, strict=True))
+        found = [summarize([a.metrics[m] - b.metrics[m] for a, b in pairs]) for m in base.metrics]
+        rows.append([name, *map(_difference_cell, found)])
+    return markdown_table(rows)
+
+
+def _difference_cell(summary: MetricSummary) -> str:
+    if not np.isfinite(summary.mean):
+        return "-"
+    return f"{summary.mean:+.5g} ± {summary.standard_error:.2g}"
+
+
 def chart(reports: dict[str, LocalMinimumReport]) -> Figure:
     """Draws gamma-hat with its standard error, and the test error, of each model."""
     figure = Figure(figsize=(7, 1.5 + 0.5 * len(reports)), layout="constrained")
@@ -108,9 +128,9 @@ def chart(reports: dict[str, LocalMinimumReport]) -> Figure:
     return figure
 
 
-def _check_input(path: str, model: keras.Model, dataset: ImageDataset) -> None:
+def _check_input(path: str, model: keras.Model, dataset: ImageDataset | None) -> None:
     shape = getattr(model, "input_shape", None)  # A model of a user's own class may have none.
-    if not isinstance(shape, tuple):
+    if dataset is None or not isinstance(shape, tuple):
         return
     fits = len(shape) == 1 + len(dataset.image_shape) and all(
         size in (None, given) for size, given in zip(shape[1:], dataset.image_shape, strict=True)
@@ -131,7 +151,7 @@ def _write_report(report: LocalMinimumReport, output: pathlib.Path, name: str) -
 
 
 def _write_comparison(reports: dict[str, LocalMinimumReport], output: pathlib.Path | None) -> None:
-    print(f"\n{comparison(reports)}")
+    print(f"\n{comparison(reports)}\n\n{differences(reports)}")
     if output is not None and "log_determinant" in next(iter(reports.values())).metrics:
         with replacing(output / "comparison.png") as path:
             chart(reports).savefig(path, dpi=150)

@@ -1,38 +1,31 @@
-"""Options of `bin/evaluate_metrics`."""
+"""Options of `fisher-keras evaluate`."""
 
 import dataclasses
 import functools
 
-from fisher_keras.experiments.command_line.flags import REQUIRED, check_options, option
-from fisher_keras.experiments.names import DATASETS, METRICS
+from fisher_keras.experiments.command_line.flags import REQUIRED, option
+from fisher_keras.experiments.data_options import DataOptions
+from fisher_keras.experiments.names import METRICS
 
-_data, _metrics, _output = (
-    functools.partial(option, group=group) for group in ("models and data", "metrics", "output")
+_models, _data, _metrics, _output = (
+    functools.partial(option, group=group) for group in ("models", "data", "metrics", "output")
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(DataOptions):
     """Options of an evaluation, also as flags."""
 
-    models: tuple[str, ...] = _data(
-        REQUIRED, "Required. A model to evaluate, a .keras file.", repeated="model"
+    models: tuple[str, ...] = _models(
+        REQUIRED,
+        "Required. A model to evaluate: a .keras file, or hf://USER/NAME on Hugging Face.",
+        repeated="model",
     )
-    imports: tuple[str, ...] = _data(
+    imports: tuple[str, ...] = _models(
         (),
-        "A Python module that defines layers of the models, by its name; it is imported first.",
+        "A Python module that defines layers of the models, by its name, such as keras_hub; it is "
+        "imported first.",
         repeated="import",
-    )
-    dataset: str = _data("cifar10", "Images that the models were trained on.", choices=DATASETS)
-    data_dir: str | None = _data(
-        None,
-        "Where the data are: for CIFAR a TensorFlow Datasets (TFDS) folder, by default TFDS's "
-        "own; for --dataset=folder the folder with train/<class>/ and test/<class>/.",
-    )
-    download: bool = _data(True, "Download CIFAR if it is not in --data_dir.")
-    image_size: int | None = _data(None, "As it was for the trainings.", least=1)
-    train_size: int | None = _data(
-        None, "As it was for the trainings: the metrics are of these images.", least=1
     )
     validation_size: int = _data(0, "As it was for the trainings.", least=0)
     label_smoothing: float = _data(
@@ -58,11 +51,3 @@ class EvaluationConfig:
     output: str | None = _output(
         None, "Folder for reports, trials and figures; by default nothing is written."
     )
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            ValueError: If one cannot be used.
-        """
-        check_options(self)

@@ -1,10 +1,7 @@
 """Trained networks, read from their .keras files."""
 
-import importlib
-import os
 import pathlib
 import re
-import sys
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -12,12 +9,16 @@ from typing import Any
 
 import keras
 
+from fisher_keras.experiments.user_code import import_module
+
+_HF = "hf://"  # How Keras writes the address of a model on Hugging Face.
+
 
 def load_models(paths: Sequence[str], modules: Sequence[str] = ()) -> dict[str, keras.Model]:
     """Loads models, not compiled.
 
     Args:
-        paths: Their .keras files.
+        paths: Their .keras files, or addresses on Hugging Face, hf://USER/NAME.
         modules: Names of Python modules that define layers and functions of the models.
 
     Returns:
@@ -27,49 +28,32 @@ def load_models(paths: Sequence[str], modules: Sequence[str] = ()) -> dict[str, 
         ValueError: If a file or a module is not there or cannot be used, or two models would have
             the same name.
     """
-    known = _contents(modules)
+    known = {name: value for m in modules for name, value in vars(import_module(m)).items()}
     return {name: _load(path, known) for name, path in _names(paths).items()}
 
 
-def _names(paths: Sequence[str]) -> dict[str, pathlib.Path]:
+def _names(paths: Sequence[str]) -> dict[str, str]:
     files = [pathlib.Path(path) for path in paths]
-    stems = [file.stem for file in files]
+    # The name of a model on Hugging Face may have dots.
+    stems = [f.name if p.startswith(_HF) else f.stem for f, p in zip(files, paths, strict=True)]
     if len(set(stems)) < len(stems):
         stems = [f"{file.resolve().parent.name}_{file.stem}" for file in files]
     if len(set(stems)) < len(stems):
         raise ValueError(
             f"--model: two of the files cannot be told apart by file and directory name: {paths}"
         )
-    return dict(zip(stems, files, strict=True))
+    return dict(zip(stems, paths, strict=True))
 
 
-def _contents(modules: Sequence[str]) -> dict[str, Any]:
-    """Imports modules, also from the working directory; returns the objects in them by name."""
-    contents = {}
-    sys.path.insert(0, os.getcwd())
-    try:
-        for module in modules:
-            contents |= vars(importlib.import_module(module))
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # It is there, and lacks another one.
-        raise ValueError(
-            f"--import={module}: there is no such module in the working directory or among the "
-            "installed packages; expected its name, without .py"
-        ) from error
-    finally:
-        sys.path.remove(os.getcwd())
-    return contents
-
-
-def _load(path: pathlib.Path, known: dict[str, Any]) -> keras.Model:
-    if not path.is_file():
+def _load(path: str, known: dict[str, Any]) -> keras.Model:
+    file = pathlib.Path(path)
+    if not path.startswith(_HF) and not file.is_file():
         raise ValueError(f"--model={path}: there is no such file; expected a .keras file")
     damaged = ValueError(
         f"--model={path} is no .keras file, or only a part of one (a copy that was stopped?)"
     )
     # Keras says of such a file that it was not found.
-    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
+    if file.is_file() and file.suffix == ".keras" and not zipfile.is_zipfile(file):
         raise damaged
     try:
         return keras.models.load_model(path, custom_objects=known, compile=False)

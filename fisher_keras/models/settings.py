@@ -39,7 +39,8 @@ def regularizer_settings(
     """Returns the regularizer's hyper-parameters for a network on a data set.
 
     Args:
-        arch: The architecture, one of `fisher_keras.models.ARCHITECTURES`.
+        arch: The architecture, one of `fisher_keras.models.ARCHITECTURES`, or the function of
+            another network, as "package.module:function".
         dataset: The data set's name.
         settings_file: A table that `write_regularizer_settings` has written. What it does not have
             comes from the package's table, and what that does not have are the defaults. The row
@@ -52,7 +53,7 @@ def regularizer_settings(
         ValueError: If the architecture is unknown, or the file is not such a table.
         OSError: If the file cannot be read.
     """
-    check_architecture(arch)
+    _check_row(arch)
     paths = [_PACKAGE_TABLE] if settings_file is None else [_path(settings_file), _PACKAGE_TABLE]
     for path in paths:
         row = _read(path).get(dataset, {}).get(arch)
@@ -73,7 +74,8 @@ def write_regularizer_settings(
 
     Args:
         path: The table, a JSON file; a new one if there is none.
-        arch: The architecture, one of `fisher_keras.models.ARCHITECTURES`.
+        arch: The architecture, one of `fisher_keras.models.ARCHITECTURES`, or the function of
+            another network, as "package.module:function".
         dataset: The data set's name.
         settings: The best hyper-parameters.
         tuning: How they were found, for JSON.
@@ -82,13 +84,18 @@ def write_regularizer_settings(
         ValueError: If the architecture is unknown, or the file is not such a table.
         OSError: If the file cannot be read or written.
     """
-    check_architecture(arch)
+    _check_row(arch)
     path = _path(path)
     table = _read(path) if path.exists() else {}
     row = {**dataclasses.asdict(settings), "tuned": True, "tuning": tuning}
     table[dataset] = {**table.get(dataset, {}), arch: row}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, _text(table), shared=True)
+
+
+def _check_row(arch: str) -> None:
+    if ":" not in arch:
+        check_architecture(arch)
 
 
 def _path(path: str | os.PathLike) -> pathlib.Path:

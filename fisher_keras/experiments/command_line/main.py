@@ -10,7 +10,7 @@ from fisher_keras._version import __version__
 from fisher_keras.experiments.command_line import flags
 from fisher_keras.experiments.command_line.errors import one_line_errors, raise_on_sigterm
 from fisher_keras.experiments.command_line.quiet import find_devices, without_notices
-from fisher_keras.experiments.command_line.table import COMMANDS, Command
+from fisher_keras.experiments.command_line.table import COMMANDS, FORMER_NAMES, Command
 from fisher_keras.extras import require
 
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort"}
@@ -40,14 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"fisher_keras {__version__}")
         sys.exit()
     name = arguments.pop(0)
-    command = COMMANDS.get(name.replace("-", "_"))
+    given = name.replace("-", "_")
+    command = COMMANDS.get(FORMER_NAMES.get(given, given))
     if command is None:
-        close = difflib.get_close_matches(name.replace("-", "_"), COMMANDS, n=1)
+        close = difflib.get_close_matches(given, COMMANDS, n=1)
         guess = f" (did you mean {close[0]}?)" if close else ""
         sys.exit(f"fisher-keras: no command {name!r}{guess}; fisher-keras --help lists them")
     # Removed, as the processes that this one starts are not the script.
     script = os.environ.pop("FISHER_KERAS_PROGRAM", None)
-    program = shlex.quote(script) if script else f"fisher-keras {name.replace('-', '_')}"
+    program = shlex.quote(script) if script else f"fisher-keras {given}"
     # The first word only: a later one may be the value of the flag before it.
     if command.argument and arguments and not arguments[0].startswith("-"):
         arguments[0] = f"--{command.argument}={arguments[0]}"

@@ -80,6 +80,16 @@ def _table(number: int, summary: str, options: str) -> Command:
 
 
 COMMANDS = {
+    "compare": Command(
+        "Compares training methods on your own model and data, from several seeds.",
+        "For example, with the functions make_model and load_data in the file mine.py\n\n"
+        "  compare --model=mine:make_model --dataset=mine:load_data --epochs=50\n\n"
+        f"{_RESUMES}\n"
+        "By default one network after the other is trained in this process; --num_workers has a\n"
+        "process for each.",
+        "comparisons.compare_options:CompareOptions",
+        "comparisons.own_model:run_comparison",
+    ),
     "compare_methods": Command(
         "Compares the regularizer with plain, clipped and sharpness-aware training.",
         "Each method is trained at several strengths. For example\n\n"
@@ -95,11 +105,12 @@ COMMANDS = {
         "runs.run_options:ExperimentOptions",
         "scenarios.crossed:run_crossed",
     ),
-    "evaluate_metrics": Command(
+    "evaluate": Command(
         "Computes the metrics of trained networks' local minima, side by side (Section 7.1).",
         "For example\n\n"
-        "  evaluate_metrics --model=runs/plain/last.keras --model=runs/regularized/last.keras \\\n"
-        "    --train_size=10000 --output=runs/comparison",
+        "  evaluate --model=runs/plain/last.keras --model=runs/regularized/last.keras \\\n"
+        "    --train_size=10000 --output=runs/comparison\n\n"
+        "Of several networks it also prints the differences to the first, trial by trial.",
         "evaluation_config:EvaluationConfig",
         "evaluate:evaluate",
     ),
@@ -164,3 +175,5 @@ COMMANDS = {
         "search.tuning:tune",
     ),
 }
+# Names of before.
+FORMER_NAMES = {"evaluate_metrics": "evaluate"}

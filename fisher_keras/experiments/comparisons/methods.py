@@ -30,7 +30,7 @@ from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork, excess_losses
 from fisher_keras.experiments.runs.trained_run import MetricSettings, trained_run
 from fisher_keras.experiments.training.config import METHODS, TrainingConfig, resolve
-from fisher_keras.models import RECIPES
+from fisher_keras.experiments.training.networks import recipe_of
 
 EXPERIMENT = "methods"
 SUB_BATCH_SIZE = 16
@@ -106,7 +106,7 @@ def _trainings(settings: dict[str, Any]) -> list[TrainingConfig]:
 
 
 def _momentum(arch: str) -> float:
-    return RECIPES[arch].momentum
+    return recipe_of(arch).momentum
 
 
 def _name(training: TrainingConfig) -> str:

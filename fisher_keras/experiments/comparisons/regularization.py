@@ -117,7 +117,7 @@ def make_table_1(options: TableOptions) -> None:
         OSError: If the data or the store cannot be read or written.
         FailedRunsError: If runs failed; all others are finished.
     """
-    preset = preset_of(PRESETS, options)
+    preset = _preset(options)
     runs = regularization_runs(preset, options.settings_file)
     make_table(runs, table_1, "table1", preset, options, "table1")
 
@@ -133,7 +133,7 @@ def make_table_2(options: Table2Options) -> None:
         OSError: If the data or the store cannot be read or written.
         FailedRunsError: If runs failed; all others are finished.
     """
-    preset = preset_of(PRESETS, options)
+    preset = _preset(options)
     # Only fewer values, with all settings left as they are: so the runs keep their keys, and those
     # of Table 1 are not trained again.
     values = tuple(value for value in preset.values if value[1] != "cifar100")
@@ -142,6 +142,16 @@ def make_table_2(options: Table2Options) -> None:
     name = "table2_normalized" if options.normalize_logits else "table2"
     runs = regularization_runs(preset, options.settings_file)
     make_table(runs, table, name, preset, options, "table2")
+
+
+def _preset(options: TableOptions) -> Preset:
+    """Returns the preset that was asked for; its values are of the options' network and data."""
+    preset = preset_of(PRESETS, options)
+    values = dict.fromkeys(
+        (options.arch or arch, options.dataset or dataset) for arch, dataset in preset.values
+    )
+    training = {n: value for n, value in preset.training.items() if n not in ("arch", "dataset")}
+    return dataclasses.replace(preset, training=training, values=tuple(values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +164,10 @@ class _Pair:
     fisher: Group
 
     def names(self) -> list[str]:
-        return [_ARCHITECTURES[self.arch], _DATASETS.get(self.dataset, self.dataset)]
+        return [
+            _ARCHITECTURES.get(self.arch, self.arch),
+            _DATASETS.get(self.dataset, self.dataset),
+        ]
 
     def compared(self, quantity: Quantity, digits: int, paper: _PaperTable) -> list[str]:
         """Returns mean ± std of both, the paper's, and the mean difference of pairs."""

@@ -1,19 +1,30 @@
 """Start of every experiment of trained networks."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from fisher_keras.datasets import load_dataset
+from fisher_keras.datasets import ImageDataset, load_dataset
 from fisher_keras.experiments.runs.presets import Preset
 from fisher_keras.experiments.runs.run_options import ExperimentOptions
 from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.runs.trained_run import execute
+from fisher_keras.experiments.training.config import NETWORK_OPTIONS, TrainingConfig
+from fisher_keras.experiments.training.data import split_dataset
+from fisher_keras.experiments.training.networks import build_network
 from fisher_keras.experiments.training.provenance import git_revision
+
+# Options that are those of all trainings, too.
+_OF_TRAINING = (
+    *("arch", "dataset", "image_size", "train_size", "validation_size"),
+    *("label_smoothing", "target_loss"),
+)
+_SIZES = ("train_size", "confusion_size", "validation_size")
 
 
 def free_gpus() -> list[str]:
@@ -87,8 +98,16 @@ def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Pres
     if options.preset not in presets:
         raise ValueError(f"--preset must be one of {', '.join(presets)}, got {options.preset!r}")
     preset = presets[options.preset]
-    values = {name: getattr(options, name) for name in ("label_smoothing", "target_loss")}
-    shared = {name: value for name, value in values.items() if value}
+    usual = ExperimentOptions()
+    shared = {
+        name: getattr(options, name)
+        for name in _OF_TRAINING
+        if getattr(options, name) != getattr(usual, name)
+    }
+    if options.arch not in (None, preset.training.get("arch")):
+        # They are the size of the preset's network.
+        kept = {n: v for n, v in preset.training.items() if n not in NETWORK_OPTIONS}
+        preset = dataclasses.replace(preset, training=kept)
     names = preset.metrics.names
     if options.label_smoothing:
         # The gradients do not vanish with the loss then: their trace is worth a look.
@@ -97,9 +116,25 @@ def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Pres
 
 
 def _check_datasets(runs: Sequence[Run], options: ExperimentOptions) -> None:
-    """Loads each data set once: an error comes before all runs, a download before workers race."""
-    for dataset in sorted({run.config["training"]["dataset"] for run in runs}):
-        load_dataset(dataset, options.data_dir, options.download)
+    """Loads each data set once: an error comes before all runs, a download before workers race.
+
+    Likewise, it splits them into parts of each size, and builds each network.
+    """
+
+    @functools.cache
+    def loaded(name: str, image_size: int | None) -> ImageDataset:
+        return load_dataset(name, options.data_dir, options.download, image_size)
+
+    different = {}
+    for run in runs:
+        training = TrainingConfig(**run.config["training"])
+        sizes = {name: getattr(training, name) for name in _SIZES}
+        different[training.arch, training.dataset, *sizes.values()] = training, sizes
+    for training, sizes in different.values():
+        dataset = loaded(training.dataset, training.image_size)
+        split_dataset(dataset, **sizes, batch_size=1, one_hot=False, seed=0)
+        if ":" in training.arch:
+            build_network(training, dataset.num_classes, dataset.image_shape)
 
 
 def _check_commit(preset: str) -> None:

@@ -6,6 +6,7 @@ prints goes to `run.log` there; its stderr gets one line if the run fails.
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -18,14 +19,15 @@ from typing import TextIO
 
 import filelock
 
-from fisher_keras.experiments.runs.store import ExperimentStore, Run
+from fisher_keras.experiments.runs.store import ExperimentStore, Run, RunFunction
 
 
-def execute(directory: pathlib.Path) -> None:
+def execute(directory: pathlib.Path, function: RunFunction | None = None) -> None:
     """Executes the run that is defined in a directory, unless its record is there.
 
     Args:
         directory: Of the run. While another process is at the run, this one waits.
+        function: Executes it, by default the one that the definition names.
 
     Raises:
         OSError: If a file cannot be read or written.
@@ -33,15 +35,15 @@ def execute(directory: pathlib.Path) -> None:
     """
     definition = json.loads((directory / "definition.json").read_text(encoding="utf-8"))
     # Both are taken out, so that what is left are the fields of `Run`.
-    function = pkgutil.resolve_name(definition.pop("function"))
-    options = definition.pop("options")
+    named, options = definition.pop("function"), definition.pop("options")
+    function = function or functools.partial(pkgutil.resolve_name(named), **options)
     run, store = Run(**definition), ExperimentStore(directory.parents[1])
     with filelock.FileLock(directory / "lock"):
         # Only now, under the lock: whoever had it before may have finished the run.
         if store.record(run):
             return
         start = time.monotonic()
-        result = function(run, directory, **options)
+        result = function(run, directory)
         # Of all the processes that were at the run, if the function knows it.
         seconds = result.get("wall_time_s", time.monotonic() - start)
         store.finish(run, result, seconds)

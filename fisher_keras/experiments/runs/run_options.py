@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from fisher_keras.experiments.command_line.flags import check_options, option
-from fisher_keras.experiments.names import PRESETS
+from fisher_keras.experiments.names import DATASETS, PRESETS
 
 _engine_option = functools.partial(option, group="runs")
 _option = functools.partial(option, group="experiment")
@@ -52,7 +52,7 @@ class ExperimentOptions(EngineOptions):
     output_dir: str | None = _option(
         None,
         "Folder of the runs; by default results/<name>_<preset>, with _smoothed or _to_<loss> for "
-        "--label_smoothing or --target_loss.",
+        "--label_smoothing or --target_loss, and the names of other data and another network.",
     )
     label_smoothing: float = _option(
         0.0,
@@ -66,8 +66,27 @@ class ExperimentOptions(EngineOptions):
         "above the least that their labels allow.",
         above=0,
     )
+    arch: str | None = _option(
+        None,
+        "Another network than the preset's, as for train_cifar: one of the package's in its full "
+        "size, keras.applications:NAME or package.module:function.",
+    )
+    dataset: str | None = _option(
+        None, "Other images than the preset's, as for train_cifar.", choices=DATASETS
+    )
+    image_size: int | None = _option(
+        None, "Height and width that the images of --dataset=folder are resized to.", least=1
+    )
+    train_size: int | None = _option(
+        None, "Number of training images, instead of the preset's.", least=1
+    )
+    validation_size: int | None = _option(
+        None, "Number of images held out, instead of the preset's.", least=0
+    )
     data_dir: str | None = _option(
-        None, "TensorFlow Datasets (TFDS) folder that CIFAR is in; by default TFDS's own."
+        None,
+        "TensorFlow Datasets (TFDS) folder that CIFAR is in, by default TFDS's own; for "
+        "--dataset=folder the folder with train/<class>/ and test/<class>/.",
     )
     download: bool = _option(True, "Download CIFAR if it is not in --data_dir.")
     dry_run: bool = _option(False, "Only list the runs and estimate their time.")
@@ -77,4 +96,6 @@ class ExperimentOptions(EngineOptions):
         """The preset, and how training is made to end in minima that can be compared."""
         smoothed = "_smoothed" if self.label_smoothing else ""
         target = "" if self.target_loss is None else f"_to_{self.target_loss:g}"
-        return f"{self.preset}{smoothed}{target}"
+        names = [self.dataset, self.arch and self.arch.rpartition(":")[2]]
+        names += [f"{size}_images" for size in (self.train_size,) if size]
+        return "_".join([f"{self.preset}{smoothed}{target}", *filter(None, names)])

@@ -1,18 +1,20 @@
 """Executes the runs of an experiment that are not finished."""
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Generator, Sequence
 
 from fisher_keras.experiments.runs.engine import EngineOptions, execute_all, run_environments
+from fisher_keras.experiments.runs.process import execute
 from fisher_keras.experiments.runs.progress import RunProgress
-from fisher_keras.experiments.runs.store import ExperimentStore, Run, RunFunction
+from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run, RunFunction
 
 
 def run_experiment(
     runs: Sequence[Run],
     function: RunFunction,
     store: ExperimentStore,
-    options: EngineOptions,
+    options: EngineOptions | None,
     *,
     gpus: Sequence[str] = (),
     dry_run: bool = False,
@@ -29,7 +31,8 @@ def run_experiment(
             Each run is executed in a process of its own: see `ExperimentStore.write_definition`.
             Its output goes to `run.log` there.
         store: Where the runs are.
-        options: Where the runs are executed, and how many at once.
+        options: Where the runs are executed, and how many at once; None for one after the other in
+            this process, where the function may have arguments of any kind.
         gpus: This machine's, as `CUDA_VISIBLE_DEVICES` names them.
         dry_run: Only print the plan, and how long it takes.
 
@@ -45,7 +48,8 @@ def run_experiment(
         raise ValueError("the runs must differ in their settings or seeds, but one is there twice")
     if dry_run:
         # Without the lock: one may ask for the plan while the experiment is at work.
-        num_at_once = 1 if options.scheduler else len(run_environments(options, gpus))
+        alone = options is None or options.scheduler
+        num_at_once = 1 if alone else len(run_environments(options, gpus))
         RunProgress(runs, store.records()).print_plan(num_at_once)
     else:
         with store.locked():
@@ -57,7 +61,7 @@ def _execute_missing(
     runs: Sequence[Run],
     function: RunFunction,
     store: ExperimentStore,
-    options: EngineOptions,
+    options: EngineOptions | None,
     gpus: Sequence[str],
 ) -> None:
     progress = RunProgress(runs, store.records())
@@ -65,9 +69,11 @@ def _execute_missing(
     remaining = iter(progress.remaining())
     try:
         with progress:
-            ended = execute_all(
-                lambda: next(remaining, None), function, store, options, gpus, progress.show
-            )
+            where = (functools.partial(next, remaining, None), function, store)
+            if options is None:
+                ended = _execute_here(*where)
+            else:
+                ended = execute_all(*where, options, gpus, progress.show)
             # After Ctrl-C the runs are ended here. Without this they would go on until Python
             # happens to collect the generator.
             with contextlib.closing(ended):
@@ -80,3 +86,13 @@ def _execute_missing(
         raise
     finally:
         store.write_lines()
+
+
+def _execute_here(
+    next_run: Callable[[], Run | None], function: RunFunction, store: ExperimentStore
+) -> Generator[tuple[Run, Record | None]]:
+    """Executes runs in this process; yields each with its record."""
+    while run := next_run():
+        # Only the name of the function is written: its arguments are in this process.
+        execute(store.write_definition(run, getattr(function, "func", function)), function)
+        yield run, store.record(run)

@@ -12,6 +12,7 @@ from fisher_keras.experiments.runs.presets import MetricSettings
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
+from fisher_keras.experiments.training.networks import source_of
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import PARTS, train
 from fisher_keras.metrics.evaluation import evaluate_local_minimum
@@ -47,6 +48,8 @@ def trained_run(
         "training": training_settings(training),
         "metrics": dataclasses.asdict(metrics) | {"names": list(metrics.names)},
     }
+    if source := source_of(training.arch):
+        config["network"] = {"source": source}
     return Run(experiment, config, training.seed, RECIPE_VERSION, f"{label} seed {training.seed}")
 
 

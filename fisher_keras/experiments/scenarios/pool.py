@@ -14,7 +14,7 @@ from fisher_keras.experiments.runs.presets import Preset
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import trained_run
 from fisher_keras.experiments.scenarios.runs import SCENARIOS
-from fisher_keras.experiments.training.config import TrainingConfig
+from fisher_keras.experiments.training.config import NETWORK_OPTIONS, TrainingConfig
 
 EXPERIMENT = "pool"
 VARIED = ("batch_size", "augmentation", "confusion_size", "width", "l2_penalty", "learning_rate")
@@ -104,4 +104,8 @@ def run_pool(options: ExperimentOptions) -> None:
         FailedRunsError: If runs failed; all others are finished.
     """
     preset = preset_of(PRESETS, options)
+    if preset.training["arch"] != PRESETS[options.preset].training["arch"]:
+        # What is left are the settings that all networks have.
+        values = tuple(value for value in preset.values if value[0] not in NETWORK_OPTIONS)
+        preset = preset.replaced(values=values)
     execute_runs(pool_runs(preset), preset, options)

@@ -92,7 +92,12 @@ def latex_table(rows: Rows) -> str:
 
 
 def publish_table(
-    directory: pathlib.Path, name: str, rows: Rows, num_names: int = 1, notes: Sequence[str] = ()
+    directory: pathlib.Path,
+    name: str,
+    rows: Rows,
+    num_names: int = 1,
+    notes: Sequence[str] = (),
+    printed: str | None = None,
 ) -> None:
     """Prints a table with notes below, and writes it as `name`.md and .tex.
 
@@ -102,6 +107,7 @@ def publish_table(
         rows: The table.
         num_names: See `markdown_table`.
         notes: Sentences; in LaTeX, comments.
+        printed: What is printed instead of the Markdown.
 
     Raises:
         OSError: If a file cannot be written.
@@ -110,7 +116,7 @@ def publish_table(
         [markdown_table(rows, num_names), *([" ".join(notes)] if notes else [])]
     )
     latex = "\n".join([latex_table(rows), *(f"% {note}" for note in notes)])
-    print(f"\n{markdown}")
+    print(f"\n{printed or markdown}")
     for suffix, text in (("md", markdown), ("tex", latex)):
         write_text(directory / f"{name}.{suffix}", text + "\n")
     print(f"\nIt is in {directory / name}.md and .tex.")

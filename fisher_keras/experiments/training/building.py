@@ -9,7 +9,8 @@ from fisher_keras.experiments.training.config import (
     phase_factors,
 )
 from fisher_keras.experiments.training.data import TrainingData
-from fisher_keras.models import RECIPES, build_model, build_optimizer, learning_rate_falls
+from fisher_keras.experiments.training.networks import build_network, recipe_of
+from fisher_keras.models import build_optimizer, learning_rate_falls
 from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 
 
@@ -23,14 +24,7 @@ def build_models(config: TrainingConfig, data: TrainingData) -> tuple[keras.Mode
     Returns:
         The plain classifier, and the compiled model that trains it.
     """
-    plain_model = build_model(
-        config.arch,
-        data.dataset.num_classes,
-        data.dataset.image_shape,
-        depth=config.depth,
-        width=config.width,
-        l2_penalty=config.l2_penalty,
-    )
+    plain_model = build_network(config, data.dataset.num_classes, data.dataset.image_shape)
     model = _trained_by(config, plain_model, data.steps_per_epoch)
     model.build(plain_model.input_shape)  # A backup can be restored into a built model only.
     if config.label_smoothing > 0:
@@ -41,7 +35,7 @@ def build_models(config: TrainingConfig, data: TrainingData) -> tuple[keras.Mode
     else:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         cross_entropy = keras.metrics.SparseCategoricalCrossentropy
-    optimizer = build_optimizer(RECIPES[config.arch], config.learning_rate)
+    optimizer = build_optimizer(recipe_of(config.arch), config.learning_rate)
     if config.clip_norm and config.method not in ("ghost", "fisher"):  # These clip themselves.
         optimizer.global_clipnorm = config.clip_norm
     model.compile(
@@ -87,7 +81,7 @@ def _regularized(
     options = {name: value for name, value in options.items() if value is not None}
     options["clip_norm"] = config.clip_norm or None
     if config.beta_phases is not None:
-        falls = learning_rate_falls(RECIPES[config.arch], config.epochs)
+        falls = learning_rate_falls(recipe_of(config.arch), config.epochs)
         weight = "beta" if config.strength is None else "strength"
         options[weight] = keras.optimizers.schedules.PiecewiseConstantDecay(
             [epoch * steps_per_epoch - 1 for epoch in falls],  # The last step of each phase.

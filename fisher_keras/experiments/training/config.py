@@ -16,6 +16,7 @@ from fisher_keras.experiments.names import (
 
 MIXED_PRECISIONS = ("none", "mixed_float16", "mixed_bfloat16")
 SCHEDULES = ("recipe", "plateau")
+NETWORK_OPTIONS = ("depth", "width", "l2_penalty")  # Of the package's own networks.
 METHODS = ("plain", "clipped", "ghost", "fisher", "sam")
 
 REGULARIZER_OPTIONS = (
@@ -49,7 +50,13 @@ class TrainingConfig:
     `method` is always one of `METHODS`, and `regularize` tells whether it is "fisher".
     """
 
-    arch: str = _model("cnn", "Network of the paper's Appendix E.", choices=ARCHITECTURES)
+    arch: str = _model(
+        "cnn",
+        f"Network of the paper's Appendix E: {', '.join(ARCHITECTURES)}; or "
+        "keras.applications:NAME, such as keras.applications:MobileNetV2; or "
+        "package.module:function, a function of the number of classes and the shape of the images "
+        "that returns a model which gives logits. Other networks have resnet's recipe.",
+    )
     depth: int | None = _model(
         None,
         "Number of layers; by default 20 for resnet, 28 for wide_resnet, 100 for densenet. Not "
@@ -252,6 +259,7 @@ class TrainingConfig:
             ValueError: If a value cannot be used.
         """
         check_options(self)
+        self._check_arch()
         if self.width is not None and self.width.is_integer():
             object.__setattr__(self, "width", int(self.width))  # Filters are counted.
         if self.jit_compile and self.strategy != STRATEGIES[0]:
@@ -274,6 +282,16 @@ class TrainingConfig:
             )
         if self.beta_phases is not None:
             self._check_beta_phases()
+
+    def _check_arch(self) -> None:
+        if ":" not in self.arch and self.arch not in ARCHITECTURES:
+            raise ValueError(
+                f"--arch must be one of {', '.join(ARCHITECTURES)}, keras.applications:NAME or "
+                f"package.module:function, got {self.arch!r}"
+            )
+        given = [name for name in NETWORK_OPTIONS if getattr(self, name) is not None]
+        if ":" in self.arch and given:
+            raise ValueError(f"--{given[0]} is not for --arch={self.arch}: leave it out")
 
     def _check_method(self) -> None:
         """Rejects conflicting options, and finds the method that they ask for."""
@@ -298,15 +316,20 @@ class TrainingConfig:
             raise ValueError(
                 "--beta_phases needs --schedule=recipe, whose learning rate falls at known epochs"
             )
-        from fisher_keras.models import RECIPES  # Here, as --help must not wait for it.
+        from fisher_keras.experiments.training.networks import recipe_of  # As --help comes first.
 
-        falls = len(RECIPES[self.arch].schedule)
+        falls = len(recipe_of(self.arch).schedule)
         factors = phase_factors(self.beta_phases)
         if len(factors) != falls + 1 or not all(0 <= factor < math.inf for factor in factors):
             raise ValueError(
                 f"--beta_phases must be {falls + 1} numbers, 0 or greater: the learning rate of "
                 f"{self.arch} falls {falls} times. Given: {self.beta_phases}"
             )
+
+
+def file_name(arch: str) -> str:
+    """Returns the name of a network in the names of folders."""
+    return arch.rpartition(":")[2]
 
 
 def phase_factors(beta_phases: str) -> list[float]:
@@ -338,16 +361,18 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
         OSError: If it cannot be read.
     """
     # Here, as --help must not wait for TensorFlow.
-    from fisher_keras.models import RECIPES, regularizer_settings
+    from fisher_keras.experiments.training.networks import recipe_of
+    from fisher_keras.models import regularizer_settings
     from fisher_keras.regularizer.sam import RHO
 
-    recipe = RECIPES[config.arch]
+    recipe = recipe_of(config.arch)
     defaults = {
         "augmentation": recipe.augmentation,
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "learning_rate": recipe.learning_rate,
-        "output_dir": f"runs/{config.dataset}_{config.arch}_{config.method}_seed{config.seed}",
+        "output_dir": f"runs/{config.dataset}_{file_name(config.arch)}_{config.method}"
+        f"_seed{config.seed}",
     }
     if config.method == "sam":
         defaults["rho"] = RHO[config.adaptive]

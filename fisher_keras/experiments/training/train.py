@@ -14,6 +14,7 @@ from fisher_keras.experiments.training.building import build_models
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.messages import print_end, print_start
+from fisher_keras.experiments.training.networks import recipe_of
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.training_callbacks import (
@@ -29,7 +30,7 @@ from fisher_keras.experiments.training.training_callbacks import (
 )
 from fisher_keras.experiments.training.workers import Workers
 from fisher_keras.metrics.loss_and_errors import evaluate_data_loss
-from fisher_keras.models import RECIPES, learning_rate_at
+from fisher_keras.models import learning_rate_at
 
 __all__ = ["TrainingConfig", "TrainingDivergedError", "train"]
 
@@ -295,7 +296,7 @@ class _Training:
 def _schedule(config: TrainingConfig, past_losses: list[float]) -> keras.callbacks.Callback:
     if config.schedule == "plateau":
         return PlateauSchedule(config.learning_rate, past_losses)
-    recipe = RECIPES[config.arch]
+    recipe = recipe_of(config.arch)
     return keras.callbacks.LearningRateScheduler(
         lambda epoch, _: learning_rate_at(recipe, epoch, config.epochs, config.learning_rate)
     )

@@ -35,6 +35,19 @@ class TrainingDivergedError(ArithmeticError):
 class StopWhenDiverged(keras.callbacks.Callback):
     """Raises `TrainingDivergedError` at the first loss that is not finite."""
 
+    def __init__(
+        self,
+        remedy: str = "start again with a lower --learning_rate (or --beta, with --regularize) "
+        "and another --output_dir",
+    ) -> None:
+        """Makes the callback.
+
+        Args:
+            remedy: What to do then, for the error.
+        """
+        super().__init__()
+        self._remedy = remedy
+
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Remembers the epoch, for the message."""
         self._epoch = epoch
@@ -45,8 +58,7 @@ class StopWhenDiverged(keras.callbacks.Callback):
         if not math.isfinite(loss):
             raise TrainingDivergedError(
                 f"the training loss became {loss} in epoch {self._epoch + 1}, step {batch + 1}: "
-                "start again with a lower --learning_rate (or --beta, with --regularize) and "
-                "another --output_dir"
+                f"{self._remedy}"
             )
 
 

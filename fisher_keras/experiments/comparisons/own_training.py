@@ -1,0 +1,327 @@
+"""One network of a comparison on a user's own model: trained by a method, and evaluated."""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import pickle
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fisher_keras.classifier.classifier import Classifier
+from fisher_keras.classifier.labels import LabelledData, fingerprint
+from fisher_keras.experiments.comparisons.compare import Method
+from fisher_keras.experiments.comparisons.methods import CLIP_NORM
+from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.training.provenance import provenance
+from fisher_keras.experiments.training.training_callbacks import (
+    AtomicBackup,
+    StopWhenDiverged,
+    finished_epochs,
+)
+from fisher_keras.files import replacing
+from fisher_keras.graph import keras_private
+from fisher_keras.metrics.evaluation import evaluate
+from fisher_keras.metrics.evaluation_options import EvaluationOptions
+from fisher_keras.metrics.loss_and_errors import DataLoss
+from fisher_keras.metrics.trials import json_ready
+from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
+
+METRICS = ("log_determinant", "log_determinant_margins")
+INPUTS = "inputs.pkl"  # In the folder of the comparison.
+_BACKUP = "backup"
+_BACKUP_S = 10.0  # From one backup to the next, which may take longer than an epoch.
+
+
+def _clipped(model: keras.Model) -> keras.Model:
+    keras_private.unwrapped(model.optimizer).global_clipnorm = CLIP_NORM
+    return model
+
+
+NAMED_METHODS: Mapping[str, Method] = {
+    "plain": lambda model: model,
+    "clipped": _clipped,
+    # By beta=0 alone all steps would be plain ones.
+    "ghost": functools.partial(FisherRegularizedModel, beta=0.0, share_gradients=True),
+    "fisher": FisherRegularizedModel,
+    "sam": SharpnessAwareModel,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+    """All that a user gives which is not JSON.
+
+    Attributes:
+        make_model: Makes the compiled classifier.
+        methods: By name.
+        train: The training data.
+        test: The test data.
+    """
+
+    make_model: Any
+    methods: Mapping[str, Method]
+    train: LabelledData
+    test: LabelledData
+
+    def classifier(self, seed: int) -> keras.Model:
+        """Makes the compiled classifier from a seed, built.
+
+        Raises:
+            ValueError: If it is not a compiled Keras model.
+        """
+        # Before the model is compiled: Keras then decides about XLA.
+        tf.config.experimental.enable_op_determinism()
+        # With its 10 bits a GPU's finite difference is noise, and no metric is exact.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        # Layers get the same names again, which are a part of what identifies a model. To collect
+        # garbage, too, takes longer than to train a small network.
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(seed)
+        model = self.make_model()
+        if not isinstance(model, keras.Model) or not model.compiled or model.optimizer is None:
+            raise ValueError(
+                "make_model must return a keras.Model that is compiled with the optimizer and the "
+                f"loss to train it with. Given: {model!r}."
+            )
+        Classifier(model).build(self.train.x)
+        return model
+
+    def trained_by(self, name: str, model: keras.Model) -> keras.Model:
+        """Returns the compiled model that trains a classifier by a method.
+
+        Raises:
+            ValueError: If the method does not return a Keras model.
+        """
+        trainer = self.methods[name](model)
+        if not isinstance(trainer, keras.Model):
+            raise ValueError(
+                f"The method {name!r} must return the keras.Model whose fit trains the classifier "
+                f"that it is given. Given: {trainer!r}."
+            )
+        # The plain one again, too: metrics that others do not have would cost it time.
+        if trainer is model or not trainer.compiled:
+            trainer.compile(
+                model.optimizer,
+                model.loss,
+                loss_weights=model.get_compile_config().get("loss_weights"),
+                metrics=None,
+                run_eagerly=model.run_eagerly,
+                jit_compile=model.jit_compile,
+                steps_per_execution=model.steps_per_execution,
+            )
+        return trainer
+
+    def write(self, directory: pathlib.Path) -> None:
+        """Writes all of it for processes that train.
+
+        Raises:
+            ValueError: If something cannot be pickled.
+            OSError: If it cannot be written.
+        """
+        import cloudpickle  # Dask brings it.
+
+        try:
+            content = cloudpickle.dumps(self)
+        except (pickle.PicklingError, TypeError) as error:
+            raise ValueError(
+                f"make_model or a method cannot be handed to other processes ({error}): make all "
+                "that it needs inside of it, or leave out num_workers and scheduler"
+            ) from error
+        directory.mkdir(parents=True, exist_ok=True)
+        with replacing(directory / INPUTS) as part:
+            part.write_bytes(content)
+
+
+def train_in_a_process(
+    run: Run, directory: pathlib.Path, search_path: Sequence[str]
+) -> dict[str, Any]:
+    """Trains and evaluates a network in a process that has nothing but the folder.
+
+    Args:
+        run: See `train_network`.
+        directory: Likewise.
+        search_path: Where modules are that make the model.
+
+    Returns:
+        See `train_network`.
+    """
+    sys.path.extend(path for path in search_path if path not in sys.path)
+    with (directory.parents[1] / INPUTS).open("rb") as file:
+        return train_network(run, directory, inputs=pickle.load(file))
+
+
+def train_network(run: Run, directory: pathlib.Path, inputs: Inputs) -> dict[str, Any]:
+    """Trains the network of a run and evaluates it, from where an earlier call was cut.
+
+    Args:
+        run: Made by `OwnModel.runs`.
+        directory: Of the run's files; the network is written to `network.keras` there.
+        inputs: Model, methods and data.
+
+    Returns:
+        The result for the store, see `ComparedNetwork.of`.
+
+    Raises:
+        OSError: If a file cannot be written.
+        TrainingDivergedError: If the training loss becomes infinite or NaN.
+    """
+    settings = run.config
+    model = inputs.classifier(run.seed)
+    initial = weights_fingerprint(model)
+    trainer = inputs.trained_by(settings["method"], model)
+    _fit(trainer, run, directory, inputs.train)
+    with replacing(directory / "network.keras") as part:
+        model.save(part)
+    report = evaluate(
+        classifier_of(model),
+        inputs.train,
+        evaluation_options(model, settings, run.seed),
+        test_data=inputs.test,
+        trials_path=directory / "metrics.trials.jsonl",
+    )
+    shutil.rmtree(directory / _BACKUP)  # All is known now, and it takes much space.
+    summaries = {name: dataclasses.asdict(summary) for name, summary in report.metrics.items()}
+    return json_ready(
+        {
+            "train": _part(report.train),
+            "test": _part(report.test),
+            "metrics": summaries,
+            "seconds_per_step": json.loads((directory / "seconds_per_step.json").read_text()),
+            "initial_weights": initial,
+            "notes": list(report.notes),
+            "parameters": report.num_parameters,
+            **provenance(),
+        }
+    )
+
+
+def weights_fingerprint(model: keras.Model) -> str:
+    """Returns 16 hexadecimal digits that tell the weights of a built model."""
+    return fingerprint([variable.numpy() for variable in model.weights])
+
+
+def classifier_of(model: keras.Model) -> Classifier:
+    """Returns the classifier that is evaluated, its outputs taken as its compiled loss does."""
+    return Classifier(model, getattr(model.loss, "from_logits", False) or "auto")
+
+
+def evaluation_options(
+    model: keras.Model, settings: Mapping[str, Any], seed: int
+) -> EvaluationOptions:
+    """Returns the options of a network's evaluation; its loss has the compiled smoothing."""
+    return EvaluationOptions(
+        settings["num_samples"],
+        settings["num_trials"],
+        seed,
+        METRICS,
+        label_smoothing=getattr(model.loss, "label_smoothing", 0.0),
+    )
+
+
+def _part(fit: DataLoss) -> dict[str, float]:
+    """Returns a `PartResult` for JSON."""
+    return {
+        "loss": fit.hard_label_loss,
+        "error_percent": 100 * fit.error,
+        "calibration_error": fit.calibration_error,
+        "num_images": fit.num_examples,
+        "excess_loss": fit.excess_loss,
+    }
+
+
+def _fit(trainer: keras.Model, run: Run, directory: pathlib.Path, data: LabelledData) -> None:
+    settings, backup = run.config, directory / _BACKUP
+    first_epoch = finished_epochs(backup)
+    remedy = "compile it with a lower learning rate, or give the method another strength"
+    trainer.fit(
+        batches(data, settings["batch_size"], run.seed, first_epoch),
+        # Where all epochs are finished, the weights are only restored.
+        initial_epoch=first_epoch,
+        epochs=settings["epochs"],
+        steps_per_epoch=math.ceil(len(data) / settings["batch_size"]),
+        shuffle=False,
+        callbacks=[
+            # The first one waits for the loss, so that the second one times whole steps.
+            StopWhenDiverged(f"{run.label}: {remedy}"),
+            _StepTimes(directory / "seconds_per_step.json"),
+            _TimedBackup(backup),
+        ],
+        verbose=0,
+    )
+
+
+def batches(
+    data: LabelledData, batch_size: int, seed: int, first_epoch: int = 0
+) -> tf.data.Dataset:
+    """Returns endless batches (x, y); an epoch's order depends on the seed and the epoch alone.
+
+    Args:
+        data: The examples, each of which comes once an epoch.
+        batch_size: Examples a batch; the last one of an epoch may have fewer.
+        seed: The seed.
+        first_epoch: The epoch to begin with, from 0.
+    """
+    # Captured by reference: as NumPy arrays they would be copied into the graph as constants. On
+    # the CPU, where tf.data runs.
+    with tf.device("CPU:0"):
+        examples = keras.tree.map_structure(tf.convert_to_tensor, (data.x, data.y))
+
+    def order(epoch: tf.Tensor) -> tf.data.Dataset:
+        rows = tf.random.experimental.stateless_shuffle(tf.range(len(data)), [seed, epoch])
+        return tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
+
+    return (
+        tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        .flat_map(order)
+        .map(
+            lambda rows: keras.tree.map_structure(lambda leaf: tf.gather(leaf, rows), examples),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+class _StepTimes(keras.callbacks.Callback):
+    """Writes the median time of a step, in seconds."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        super().__init__()
+        self._path = path
+        self._seconds: list[float] = []
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self._seconds.append(time.perf_counter() - self._start)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        # Without the first one, which is traced; there may be no other.
+        median = statistics.median(self._seconds[1:] or self._seconds)
+        with replacing(self._path) as part:
+            part.write_text(json.dumps(median))
+
+
+class _TimedBackup(AtomicBackup):
+    """An `AtomicBackup` of the first epoch that ends some seconds after the last one."""
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        super().on_train_begin(logs)
+        self._last = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        last_epoch = epoch + 1 == self.params["epochs"]
+        if last_epoch or time.monotonic() > self._last + _BACKUP_S:
+            super().on_epoch_end(epoch, logs)
+            self._last = time.monotonic()
