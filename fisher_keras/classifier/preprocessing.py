@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
+from fisher_keras.classifier.inputs import tensor, with_text
 from fisher_keras.classifier.precision import rounding_of
 
 OF_DATA = ("fit", "evaluate", "predict")
@@ -69,7 +70,7 @@ def prepare(model: keras.Model, x: Any) -> Any:
         model: A Keras classifier.
         x: Inputs of N examples, an array or a structure of arrays.
     """
-    x = keras.tree.map_structure(tf.convert_to_tensor, x)
+    x = keras.tree.map_structure(tensor, x)
     preprocess = preprocess_samples(model)
     if preprocess is None:
         return x
@@ -147,6 +148,8 @@ class PreprocessedData(keras.Model):
         del given["self"]
         # `bind` keeps arguments without a parameter of their own in a dictionary of that name.
         given |= given.pop("kwargs", {})
+        for name in given.keys() & {"x", "validation_data"}:
+            given[name] = with_text(given[name])
         if self.preprocess is None:
             return given
         prepared = preprocessed_data if method in OF_DATA else preprocessed_batch
