@@ -25,6 +25,8 @@ _STEPS = (
     *("make_train_function", "make_test_function", "make_predict_function"),
     "get_metrics_result",
 )
+# These are the wrapper's as well, and it does not ask for the classifier's.
+_PROPERTIES = ("losses", "trainable_variables", "trainable_weights")
 _SEEDS = "seeds_of_classifier"  # In a file of weights.
 
 
@@ -66,18 +68,29 @@ class ClassifierWrapper(PreprocessedData):
         # Own methods that take data are allowed where they are known: the same is done here.
         must_not = _STEPS if preprocess else (*_STEPS, *OF_DATA, *OF_BATCHES)
         # Of the classifier inside: a wrapper around it has steps of its own by right.
-        overridden = own_methods(unwrap(model), must_not)
+        overridden = own_methods(unwrap(model), (*must_not, *_PROPERTIES))
         if overridden:
+            remedy = "Override call, compute_loss or compute_metrics instead."
+            if overridden[0] in _PROPERTIES:
+                remedy = "Add penalties by add_loss, and freeze layers by trainable = False."
             raise ValueError(
                 f"{type(model).__name__}.{overridden[0]} would not be used, for "
-                f"{type(self).__name__} has steps of its own. Override call, compute_loss or "
-                f"compute_metrics instead. Given: {model.name!r}."
+                f"{type(self).__name__} has its own. {remedy} Given: {model.name!r}."
             )
         # The classifier casts its inputs itself; its policy decides about loss scaling.
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
         self.preprocess = preprocess
         self.built = keras_private.is_built(model)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses another classifier: what was traced is of the one that there is."""
+        if name == "model" and value is not getattr(self, "model", value):
+            raise ValueError(
+                f"{type(self).__name__} keeps its classifier: wrap the other one in a new "
+                f"{type(self).__name__}. Given: {value!r} instead of {self.model.name!r}."
+            )
+        super().__setattr__(name, value)
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Returns the classifier's outputs."""

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+_LEAST_NORM = 1e-15  # Squares of parts that are far smaller still have all their digits.
+
 
 def scalar_dtype(tensors: list) -> str:
     """Returns the dtype for scalars that belong to tensors: float32 or the widest of them.
@@ -19,7 +21,7 @@ def scalar_dtype(tensors: list) -> str:
 
 
 def global_norm(gradient: list) -> tf.Tensor:
-    """Returns the Euclidean norm of all parts of a gradient together.
+    """Returns the Euclidean norm of all parts of a gradient together, also if squares overflow.
 
     Args:
         gradient: Tensors or `tf.IndexedSlices`, None for a part that is zero.
@@ -28,7 +30,16 @@ def global_norm(gradient: list) -> tf.Tensor:
         Scalar of `scalar_dtype`.
     """
     dtype = scalar_dtype(gradient)
-    return tf.linalg.global_norm([None if g is None else tf.cast(g, dtype) for g in gradient])
+    parts = [tf.cast(g, dtype) for g in gradient if g is not None]
+    norm = tf.linalg.global_norm(parts)
+
+    def of_scaled() -> tf.Tensor:
+        largest = tf.reduce_max([tf.reduce_max(tf.abs(getattr(p, "values", p))) for p in parts])
+        scaled = largest * tf.linalg.global_norm([p / largest for p in parts])
+        return tf.where((largest > 0) & tf.math.is_finite(largest), scaled, norm)
+
+    # A square of less than about 1e-38, or more than 1e38, is 0 or infinite in float32.
+    return tf.cond((norm > _LEAST_NORM) & tf.math.is_finite(norm), lambda: norm, of_scaled)
 
 
 def in_dtype(number: float | tf.Tensor, dtype: tf.DType) -> float | tf.Tensor:

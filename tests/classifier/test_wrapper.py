@@ -54,6 +54,13 @@ def test_the_classifier_inside():
     assert unwrap(classifier) is classifier
 
 
+def test_another_classifier_needs_another_wrapper():
+    model = trained(sequential)
+    model.model = model.model
+    with pytest.raises(ValueError, match="wrap the other one.*Given: <Sequential"):
+        model.model = sequential()
+
+
 @pytest.mark.parametrize("make", [sequential, functional, Scaled, nested])
 def test_files_of_weights(make, tmp_path):
     path, plain, model = tmp_path / "a.weights.h5", make(), trained(make)

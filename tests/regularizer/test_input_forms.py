@@ -128,3 +128,14 @@ def test_text_in_any_form_of_numpys(method, kind):
         logits = Classifier(model).logits(x)
         np.testing.assert_allclose(logits, model.predict(x, verbose=0), rtol=1e-6)
     np.testing.assert_array_equal(*losses)
+
+
+@pytest.mark.parametrize("y", [None, np.array(["a", "b", "c"])[Y]], ids=["none", "strings"])
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_that_are_no_numbers(method, y):
+    model = method(keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)]))
+    model.compile("sgd", sparse_loss())
+    message = r"Labels must be numbers.*np\.unique.*Given: (no labels|labels that are strings)"
+    for train in (model.fit, model.train_on_batch):
+        with pytest.raises(ValueError, match=message):
+            train(AGE, y)
