@@ -96,6 +96,10 @@ class FisherMetrics(keras.callbacks.Callback):
         self._writer: tf.summary.SummaryWriter | None = None
         self._is_first = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a copy has: all but what belongs to a training, which may have failed."""
+        return vars(self) | {"_classifier": None, "_writer": None}
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Takes the model, for all evaluations of this training, and checks that it can."""
         from_logits = self._from_logits

@@ -18,6 +18,23 @@ settings.register_profile("suite", max_examples=12, derandomize=True, database=N
 settings.register_profile("long", max_examples=1000, **_SLOW)
 settings.load_profile("suite")
 
+# A numeric environment: a dtype policy, "eager" or "deterministic". See bin/run_environments.
+ENVIRONMENT = os.environ.get("FISHER_KERAS_ENVIRONMENT", "float32")
+
+
+def set_environment():
+    """Sets what the tests compute in unless they say otherwise."""
+    is_policy = ENVIRONMENT not in ("eager", "deterministic")
+    keras.config.set_floatx("float64" if ENVIRONMENT == "float64" else "float32")
+    keras.config.set_dtype_policy(ENVIRONMENT if is_policy else "float32")
+    tf.config.run_functions_eagerly(ENVIRONMENT == "eager")
+    if ENVIRONMENT == "deterministic":
+        tf.config.experimental.enable_op_determinism()
+        keras.utils.set_random_seed(0)
+
+
+set_environment()
+
 
 def pytest_configure(config):
     """Keeps the order below: pytest-xdist's own is that of the files' numbers of tests."""
@@ -53,8 +70,7 @@ def float64():
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
+    set_environment()
 
 
 @pytest.fixture

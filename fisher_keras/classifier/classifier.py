@@ -213,7 +213,7 @@ class Classifier:
             if not _same(trace_key, self._trace_key):
                 self._functions.clear()
                 self._trace_key = trace_key
-            key = (factory, *options)
+            key = (factory, self.from_logits, self.normalize_logits, *options)
             if key not in self._functions:
                 self._functions[key] = factory(self, *options)
             return self._functions[key]

@@ -4,10 +4,12 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 
 _MAX_LISTED = 4
+_TEXT = ("O", "S", "T", "U")  # Kinds of NumPy's strings.
 
 
 def check_model(model: Any) -> None:
@@ -62,6 +64,24 @@ def count_examples(x: Any, *labels: Any) -> int:
             f"{', '.join(listed)}."
         )
     return counts.pop()
+
+
+def tensor(values: Any) -> tf.Tensor:
+    """Returns an array as a tensor, also one of NumPy's strings of any length."""
+    return tf.convert_to_tensor(values.astype(object) if _kind(values) == "T" else values)
+
+
+def with_text(x: Any) -> Any:
+    """Returns inputs with tensors in place of NumPy's strings, for which Keras has no dtype.
+
+    Args:
+        x: An array, or a structure of arrays; anything else stays as it is.
+    """
+    return keras.tree.map_structure(lambda t: tensor(t) if _kind(t) in _TEXT else t, x)
+
+
+def _kind(values: Any) -> str:
+    return getattr(getattr(values, "dtype", None), "kind", "none")
 
 
 class ExamplesError(ValueError):

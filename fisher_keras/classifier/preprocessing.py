@@ -13,17 +13,19 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
+from fisher_keras.classifier.inputs import tensor, with_text
 from fisher_keras.classifier.precision import rounding_of
 
 OF_DATA = ("fit", "evaluate", "predict")
 _COMPARED_EXAMPLES = 4
 OF_BATCHES = ("train_on_batch", "test_on_batch", "predict_on_batch")
+_PREDICTING = ("predict", "predict_step", "make_predict_function")
 
 
 def own_methods(model: keras.Model, names: tuple[str, ...]) -> list[str]:
-    """Returns the names of the methods of `keras.Model` that a model's class overrides."""
-    found = [(name, getattr(getattr(model, name), "__func__", None)) for name in names]
-    return [name for name, function in found if function is not getattr(keras.Model, name)]
+    """Returns the names of the methods and properties of `keras.Model` that a model overrides."""
+    static = inspect.getattr_static
+    return [name for name in names if static(model, name) is not static(keras.Model, name)]
 
 
 def preprocess_samples(model: keras.Model) -> Callable[..., Any] | None:
@@ -69,7 +71,7 @@ def prepare(model: keras.Model, x: Any) -> Any:
         model: A Keras classifier.
         x: Inputs of N examples, an array or a structure of arrays.
     """
-    x = keras.tree.map_structure(tf.convert_to_tensor, x)
+    x = keras.tree.map_structure(tensor, x)
     preprocess = preprocess_samples(model)
     if preprocess is None:
         return x
@@ -89,11 +91,11 @@ def check_own_methods(model: keras.Model, x: Any) -> None:
             Keras, so that nothing can be compared, or predicts something else than its call
             returns for the prepared inputs.
     """
-    overridden = own_methods(model, (*OF_DATA, *OF_BATCHES))
+    overridden = own_methods(model, (*_PREDICTING, *OF_DATA, *OF_BATCHES))
     if not overridden:
         return
     few = keras.tree.map_structure(lambda leaf: leaf[:_COMPARED_EXAMPLES], x)
-    if "predict" in overridden:
+    if overridden[0] in _PREDICTING:
         outputs = keras.ops.convert_to_numpy(stateless.call(model, prepare(model, few), False))
         predicted = np.asarray(model.predict(few, verbose=0))
         tolerance = np.sqrt(rounding_of(model)) * np.abs(outputs).max(initial=1.0)
@@ -147,6 +149,8 @@ class PreprocessedData(keras.Model):
         del given["self"]
         # `bind` keeps arguments without a parameter of their own in a dictionary of that name.
         given |= given.pop("kwargs", {})
+        for name in given.keys() & {"x", "y", "validation_data"}:
+            given[name] = with_text(given[name])
         if self.preprocess is None:
             return given
         prepared = preprocessed_data if method in OF_DATA else preprocessed_batch

@@ -1,8 +1,10 @@
 """Models around a classifier, and the classifier inside."""
 
 import inspect
+import os
 from typing import Any
 
+import h5py
 import keras
 import tensorflow as tf
 
@@ -23,6 +25,9 @@ _STEPS = (
     *("make_train_function", "make_test_function", "make_predict_function"),
     "get_metrics_result",
 )
+# These are the wrapper's as well, and it does not ask for the classifier's.
+_PROPERTIES = ("losses", "trainable_variables", "trainable_weights")
+_SEEDS = "seeds_of_classifier"  # In a file of weights.
 
 
 class ClassifierWrapper(PreprocessedData):
@@ -63,18 +68,29 @@ class ClassifierWrapper(PreprocessedData):
         # Own methods that take data are allowed where they are known: the same is done here.
         must_not = _STEPS if preprocess else (*_STEPS, *OF_DATA, *OF_BATCHES)
         # Of the classifier inside: a wrapper around it has steps of its own by right.
-        overridden = own_methods(unwrap(model), must_not)
+        overridden = own_methods(unwrap(model), (*must_not, *_PROPERTIES))
         if overridden:
+            remedy = "Override call, compute_loss or compute_metrics instead."
+            if overridden[0] in _PROPERTIES:
+                remedy = "Add penalties by add_loss, and freeze layers by trainable = False."
             raise ValueError(
                 f"{type(model).__name__}.{overridden[0]} would not be used, for "
-                f"{type(self).__name__} has steps of its own. Override call, compute_loss or "
-                f"compute_metrics instead. Given: {model.name!r}."
+                f"{type(self).__name__} has its own. {remedy} Given: {model.name!r}."
             )
         # The classifier casts its inputs itself; its policy decides about loss scaling.
         super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
         self.preprocess = preprocess
         self.built = keras_private.is_built(model)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses another classifier: what was traced is of the one that there is."""
+        if name == "model" and value is not getattr(self, "model", value):
+            raise ValueError(
+                f"{type(self).__name__} keeps its classifier: wrap the other one in a new "
+                f"{type(self).__name__}. Given: {value!r} instead of {self.model.name!r}."
+            )
+        super().__setattr__(name, value)
 
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Returns the classifier's outputs."""
@@ -170,15 +186,65 @@ class ClassifierWrapper(PreprocessedData):
         """Exports the classifier, which knows its inputs; arguments as of `keras.Model.export`."""
         self.model.export(*args, **kwargs)
 
+    def save_spec(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses TensorFlow's converters, which ask for the inputs of a model by this."""
+        raise ValueError(
+            f"{type(self).__name__} trains a classifier and is not converted itself: give its "
+            f"attribute `model`. Given: {self.name!r} around {self.model.name!r}."
+        )
+
+    def save_weights(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Saves weights as Keras does, in a file that the classifier can load, too."""
+        super().save_weights(filepath, *args, **kwargs)
+        if _is_one_file(filepath):
+            with h5py.File(filepath, "r+") as file:
+                file.move("vars", _SEEDS)  # In this place, the classifier looks for its own.
+                _link(file, *file["layers"].values())
+
+    def load_weights(self, filepath: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Loads weights that were saved by a model like this one.
+
+        Raises:
+            ValueError: If they are others, such as those of the classifier alone.
+        """
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        except ValueError as error:
+            raise ValueError(
+                f"{filepath} does not hold the weights of this {type(self).__name__}. Load those "
+                f"of a classifier alone by the attribute `model`: its load_weights. Given: {error}"
+            ) from error
+        if _is_one_file(filepath):
+            with h5py.File(filepath) as file:
+                self.load_own_variables(file.get(_SEEDS, {}))
+
     def save_own_variables(self, store: dict[str, Any]) -> None:
         """Stores the classifier's seeds, which Keras leaves out of a saved model."""
         for index, state in enumerate(keras_private.seed_states(self.model)):
             store[f"seed_generator_{index}"] = state
 
     def load_own_variables(self, store: dict[str, Any]) -> None:
-        """Restores the seeds that `save_own_variables` stored."""
+        """Restores the seeds that `save_own_variables` stored, as far as they are there."""
         for index, state in enumerate(keras_private.seed_states(self.model)):
-            state.assign(store[f"seed_generator_{index}"][()])
+            if f"seed_generator_{index}" in store:
+                state.assign(store[f"seed_generator_{index}"][()])
+
+
+def _is_one_file(filepath: str | os.PathLike) -> bool:
+    return str(filepath).endswith(".h5")
+
+
+def _link(file: h5py.Group, inside: h5py.Group) -> None:
+    """Gives what is stored of the classifier, inside of a wrapper's file, its own path as well.
+
+    A classifier that holds a model of its own class has that in the place where it is itself.
+    """
+    if inside.get("layers", {}).keys() & file["layers"].keys():
+        return
+    for name in inside.keys() - {"layers"} - file.keys():
+        file[name] = inside[name]  # A link, which takes no space.
+    for name, group in inside.get("layers", {}).items():
+        file["layers"][name] = group
 
 
 def unwrap(model: keras.Model) -> keras.Model:

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 Part = tf.Tensor | tf.IndexedSlices
+_LEAST_NORM = 1e-15  # Squares of parts that are far smaller still have all their digits.
 
 
 def scalar_dtype(tensors: list) -> str:
@@ -25,7 +26,7 @@ def scalar_dtype(tensors: list) -> str:
 
 
 def global_norm(gradient: list) -> tf.Tensor:
-    """Returns the Euclidean norm of all parts of a gradient together.
+    """Returns the Euclidean norm of all parts of a gradient together, also if squares overflow.
 
     Args:
         gradient: Tensors or `tf.IndexedSlices`, None for a part that is zero.
@@ -34,8 +35,20 @@ def global_norm(gradient: list) -> tf.Tensor:
         Scalar of `scalar_dtype`.
     """
     dtype = scalar_dtype(gradient)
-    values = map_parts(lambda g: sum_rows(g).values if is_sparse(g) else g, gradient)
-    return tf.linalg.global_norm(map_parts(lambda v: tf.cast(v, dtype), values))
+    parts = [
+        tf.cast(sum_rows(g).values if is_sparse(g) else g, dtype)
+        for g in gradient
+        if g is not None
+    ]
+    norm = tf.linalg.global_norm(parts)
+
+    def of_scaled() -> tf.Tensor:
+        largest = tf.reduce_max([tf.reduce_max(tf.abs(part)) for part in parts])
+        scaled = largest * tf.linalg.global_norm([part / largest for part in parts])
+        return tf.where((largest > 0) & tf.math.is_finite(largest), scaled, norm)
+
+    # A square of less than about 1e-38, or more than 1e38, is 0 or infinite in float32.
+    return tf.cond((norm > _LEAST_NORM) & tf.math.is_finite(norm), lambda: norm, of_scaled)
 
 
 def is_sparse(part: Any) -> bool:

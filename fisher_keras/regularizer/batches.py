@@ -29,7 +29,15 @@ class Batch(Structure):
         return tf.shape(keras.tree.flatten(self.x)[0])[0]
 
     def check(self) -> None:
-        """Raises a ValueError if shapes are unknown, or differ in the number of examples."""
+        """Raises a ValueError without labels, or if examples are not as many in all tensors."""
+        labels = keras.tree.flatten(self.y)
+        strings = [y for y in labels if y is not None and y.dtype == tf.string]
+        if strings or any(y is None for y in labels):
+            raise ValueError(
+                "Labels must be numbers, classes or distributions: give (x, y), and number the "
+                "classes, as np.unique(y, return_inverse=True)[1] does. Given: "
+                f"{'labels that are strings' if strings else 'no labels'}."
+            )
         leaves = [t for t in keras.tree.flatten(self._fields()) if t is not None]
         shapes = [tf.TensorShape(t.shape) for t in leaves]
         if any(shape.rank is None for shape in shapes):

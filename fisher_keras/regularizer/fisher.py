@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
+from fisher_keras.classifier.inputs import tensor
 from fisher_keras.regularizer.algorithm import (
     DIRECTIONS,
     EQUATION_6,
@@ -263,7 +264,7 @@ class FisherRegularizedModel(RelativeStrength):
         """
         given = {"x": x, "y": y, "sample_weight": sample_weight}
         x, y, sample_weight = self._arguments("train_on_batch", (), given).values()
-        x = keras.tree.map_structure(tf.convert_to_tensor, x)
+        x = keras.tree.map_structure(tensor, x)
         y = tf.convert_to_tensor(y)
         if sample_weight is not None:
             sample_weight = tf.convert_to_tensor(sample_weight)

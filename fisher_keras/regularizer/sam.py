@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import stateless
-from fisher_keras.regularizer.arithmetic import in_dtype, with_zeros
+from fisher_keras.regularizer.arithmetic import global_norm, in_dtype, with_zeros
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.options import Option, number_or_schedule
 from fisher_keras.regularizer.preconditions import check_layers
@@ -179,7 +179,7 @@ def perturbed_weights(
     units = [tf.abs(w) + _ETA if adaptive else tf.ones_like(w) for w in weights]
     directions = [None if g is None else t * g for g, t in zip(gradient, units, strict=True)]
     # With d = T g, epsilon is rho T d / ||d||, which is rho T^2 g / ||T g||.
-    norm = tf.linalg.global_norm(directions)
+    norm = global_norm(directions)
     return [
         w
         if d is None

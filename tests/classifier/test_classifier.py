@@ -122,6 +122,14 @@ def test_no_trace_is_stale(change):
     assert not np.array_equal(gram.log_scale, before.log_scale)
 
 
+def test_options_that_are_set_act():
+    classifier, (x, y) = Classifier(network()), examples()
+    loss_gradient_gram(classifier, x, y)
+    classifier.normalize_logits = 0.3
+    expected = loss_gradient_gram(classifier.model, x, y, normalize_logits=0.3)
+    assert_same(loss_gradient_gram(classifier, x, y), expected)
+
+
 def test_layers_that_are_frozen_and_unfrozen():
     model, (x, y) = network(keras.layers.Dense(2)), examples()
     classifier = Classifier(model)

@@ -80,6 +80,11 @@ class PredictsOtherwise(keras.Sequential):
         return super().predict(x, **kwargs) * 2
 
 
+class PredictsBySteps(keras.Sequential):
+    def predict_step(self, data):
+        return super().predict_step(data) * 2
+
+
 def task():
     keras.utils.set_random_seed(0)
     model = Task(Preprocessor())
@@ -121,7 +126,10 @@ def test_metrics_inside_fit():
     assert history["trace"][0] == pytest.approx(expected.metrics["trace"].mean, rel=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "method"), [(OnlyFit, "fit"), (PredictsOtherwise, "predict")])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(OnlyFit, "fit"), (PredictsOtherwise, "predict"), (PredictsBySteps, "predict_step")],
+)
 def test_other_classes_that_override_them_are_refused_by_name(kind, method):
     x, y = images()
     x = scaled(x).numpy()

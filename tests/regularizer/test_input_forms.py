@@ -7,6 +7,7 @@ import tensorflow as tf
 from test_regularizer import sparse_loss
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
+from fisher_keras.classifier import Classifier
 
 METHODS = [FisherRegularizedModel, SharpnessAwareModel]
 RANDOM = np.random.RandomState(0)
@@ -97,3 +98,44 @@ def test_a_model_for_one_batch_size(eager):
     model.compile("sgd", sparse_loss(), run_eagerly=eager)
     with pytest.raises(ValueError, match=r"^The model takes batches of 12 examples only"):
         model.train_on_batch(AGE, Y)
+
+
+@pytest.mark.parametrize("kind", ["U", "S", object, np.dtypes.StringDType()], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_text_in_any_form_of_numpys(method, kind):
+    words = np.array(["good", "bad", "ugly", "fine"])
+    texts = np.array([f"{a} {b}" for a in words for b in words[:3]])
+    losses = []
+    for x in (tf.constant(texts), texts.astype(kind)):
+        keras.utils.set_random_seed(1)
+        model = method(
+            keras.Sequential(
+                [
+                    keras.Input((), dtype="string"),
+                    keras.layers.TextVectorization(vocabulary=list(words)),
+                    keras.layers.Embedding(6, 3),
+                    keras.layers.GlobalAveragePooling1D(),
+                    keras.layers.Dense(3),
+                ]
+            )
+        )
+        if method is FisherRegularizedModel:
+            model.seed = 1
+        model.compile("sgd", sparse_loss())
+        history = model.fit(x, Y, shuffle=False, verbose=0, validation_data=(x, Y)).history
+        losses.append([*history["loss"], *history["val_loss"], *model.train_on_batch(x, Y)])
+        losses[-1] += [model.evaluate(x, Y, verbose=0), *np.ravel(model.predict(x, verbose=0))]
+        logits = Classifier(model).logits(x)
+        np.testing.assert_allclose(logits, model.predict(x, verbose=0), rtol=1e-6)
+    np.testing.assert_array_equal(*losses)
+
+
+@pytest.mark.parametrize("y", [None, np.array(["a", "b", "c"])[Y]], ids=["none", "strings"])
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_that_are_no_numbers(method, y):
+    model = method(keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)]))
+    model.compile("sgd", sparse_loss())
+    message = r"Labels must be numbers.*np\.unique.*Given: (no labels|labels that are strings)"
+    for train in (model.fit, model.train_on_batch):
+        with pytest.raises(ValueError, match=message):
+            train(AGE, y)

@@ -212,10 +212,17 @@ def test_its_loss_is_the_loss_and_not_the_regularizer(float64, make, eager):
             np.testing.assert_allclose(f, e + b - h, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("step", ["train_step", "test_step", "predict_step"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        *("train_step", "test_step", "predict_step"),
+        *("losses", "trainable_variables", "trainable_weights"),
+    ],
+)
 @pytest.mark.parametrize("method", [FisherRegularizedModel, SharpnessAwareModel])
 def test_its_steps_would_not_be_used(method, step):
-    own = type("Own", (keras.Model,), {step: lambda self, data: {}})
+    member = (lambda self, data: {}) if step.endswith("step") else property(lambda self: [])
+    own = type("Own", (keras.Model,), {step: member})
     message = rf"Own.{step} would not be used, for {method.__name__} .*Given: "
     with pytest.raises(ValueError, match=message):
         method(network(own))

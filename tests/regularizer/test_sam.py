@@ -66,6 +66,18 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("exponent", [-30, -20, 0, 20, 30])
+def test_gradients_whose_squares_leave_float32(exponent):
+    random = np.random.default_rng(0)
+    weights = [random.normal(size=shape).astype("float32") for shape in ((4, 3), (3,))]
+    gradient = [(random.normal(size=w.shape) * 10.0**exponent).astype("float32") for w in weights]
+    gradient[1][0] = 0
+    expected = epsilon(weights, [g.astype("float64") for g in gradient], 0.5, False)
+    found = sam.perturbed_weights(weights, [*map(tf.constant, gradient)], 0.5, adaptive=False)
+    for there, w, e in zip(found, weights, expected, strict=True):
+        np.testing.assert_allclose(there, w + e, rtol=1e-6)
+
+
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize(("network", "loss", "weighted"), CASES.values(), ids=CASES)
 def test_a_step_is_the_gradient_at_the_other_weights(float64, network, loss, weighted, adaptive):
