@@ -50,13 +50,13 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
     for name, model in models.items():
         report = reports[name] = evaluate_local_minimum(
             model,
-            data.arrays("train"),
+            data.examples("train"),
             config.num_samples,
             config.num_trials,
             config.seed,
             config.metrics,
             config.normalize_logits,
-            test_data=data.arrays("test"),
+            test_data=data.examples("test"),
             label_smoothing=config.label_smoothing,
             trials_path=None if output is None else output / f"{name}.trials.jsonl",
         )

@@ -35,6 +35,13 @@ __all__ = ["TrainingConfig", "TrainingDivergedError", "train"]
 
 # The parts of the data that a network is evaluated on.
 PARTS = ("train", "confusion", "test")
+# The errors of TensorFlow by which an image that cannot be read can end a training.
+_UNREADABLE = (
+    tf.errors.DataLossError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.UnknownError,
+)
 # Sent by the chief to the other processes in place of the number of finished epochs.
 _NOTHING_LEFT, _CANNOT_START = -1, -2
 
@@ -169,7 +176,11 @@ class _Training:
         self.files.trim_history(self.first_epoch)
         if not self.quiet:
             print_start(record, self.files.directory, self.first_epoch)
-        self._fit(plain_model, model, callbacks)
+        try:
+            self._fit(plain_model, model, callbacks)
+        except _UNREADABLE:
+            self.data.check_files()  # Its error names the image, TensorFlow's own does not.
+            raise
         record |= self._finished(model)
         self.files.write_record(record)
         if not self.quiet:
@@ -260,15 +271,14 @@ class _Training:
         if config.target_loss is None:
             return []
         classifier = Classifier(plain_model)
-        trained_on = self.data.labelled(
-            "train", "confusion", label_smoothing=config.label_smoothing
-        )
+        trained_on, smoothing = self.data.examples("train", "confusion"), config.label_smoothing
 
         def excess_loss() -> float:
+            loss = 0.0
             # The others need not round as the chief does, but must stop where it stops.
-            loss = (
-                evaluate_data_loss(classifier, trained_on).excess_loss if workers.is_chief else 0.0
-            )
+            if workers.is_chief:
+                fit = evaluate_data_loss(classifier, trained_on, label_smoothing=smoothing)
+                loss = fit.excess_loss
             return workers.from_chief(loss)
 
         steps = self.data.steps_per_epoch
@@ -306,14 +316,10 @@ def _evaluate(
 ) -> dict[str, float]:
     """Returns loss and errors on a part of the data, in inference mode."""
     # Not Keras' own `evaluate`: its float32 mean keeps three digits of a loss close to zero.
-    fit = evaluate_data_loss(classifier, data.labelled(part), part)
-    smoothed = fit
-    if label_smoothing:
-        labels = data.labelled(part, label_smoothing=label_smoothing)
-        smoothed = evaluate_data_loss(classifier, labels, part)
+    fit = evaluate_data_loss(classifier, data.examples(part), part, label_smoothing)
     return {
-        "loss": smoothed.loss + float(sum(classifier.model.losses)),
-        "cross_entropy": fit.loss,
+        "loss": fit.loss + float(sum(classifier.model.losses)),
+        "cross_entropy": fit.hard_label_loss,
         "error_percent": round(100 * fit.error, 4),
         "calibration_error": fit.calibration_error,
     }
