@@ -42,7 +42,7 @@ def load_tfds(
         builder = tfds.builder(tfds_name, data_dir=data_dir)
         if download and not builder.is_prepared():
             _download(builder)
-        if tfds_name != name:
+        if tfds_name != name and builder.is_prepared():
             return _load_images(builder, name, image_size)
         parts = [*_read_split(builder, "train"), *_read_split(builder, "test")]
     except tfds.core.DatasetNotFoundError as error:
@@ -85,7 +85,10 @@ def _download(builder: "tfds.core.DatasetBuilder") -> None:
         _check_reachable(url)
     # And announces a download before it sees that the folder cannot be written.
     tf.io.gfile.makedirs(os.path.dirname(builder.data_dir))
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except AssertionError as error:  # Of data that a user has to download by hand.
+        raise OSError(error) from error
 
 
 def _check_reachable(url: str) -> None:

@@ -26,7 +26,7 @@ _PARTS_OF = {"log_determinant": ("log_squared_norms", "log_determinant_cosines")
 _FROM_TRAINING = ("versions", "git_revision", "device", "seconds_per_epoch")
 _TRAINING = "training"  # Folder of the network's files in the run's directory.
 # Where a run is executed, but not what defines it.
-_NOT_OF_THE_RUN = {"seed", "data_dir", "download", "output_dir", "resume"}
+_NOT_OF_THE_RUN = {"seed", "data_dir", "download", "output_dir", "resume", "dry_run"}
 
 
 def trained_run(
