@@ -1,9 +1,11 @@
-"""Labelled examples in memory, read from any form of data."""
+"""Labelled examples, in memory or read by their rows, from any form of data."""
 
+import abc
 import dataclasses
 import functools
 import hashlib
 import itertools
+import mmap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,12 +18,52 @@ from fisher_keras.classifier.inputs import count_examples
 # More than any data set that fits into memory: one that gives more has no end.
 _MAX_EXAMPLES = 20_000_000
 _COMPARED_EXAMPLES = 1_000
+# Of arrays in a file, so many rows stand for all in the fingerprint.
+_HASHED_ROWS = 1_000
+_MAPPED_ROWS = 20  # Read at a time from such arrays.
 _DENSE = {"SparseTensor": "tf.sparse.to_dense(x)", "RaggedTensor": "x.to_tensor()"}
 
 
+class Examples(abc.ABC):
+    """N labelled examples that are read by their rows: what the metrics need of data.
+
+    A subclass makes a data set of any size usable: it has `labels` in memory, and reads in `take`
+    only what it is asked for.
+
+    Attributes:
+        in_memory: Whether all examples are at hand. If not, an evaluation reads no others than
+            its trials sample, and its training loss is of these.
+    """
+
+    in_memory = False
+
+    @property
+    @abc.abstractmethod
+    def labels(self) -> np.ndarray:
+        """Integer classes, shape (N,), or distributions over the classes, shape (N, K)."""
+
+    @abc.abstractmethod
+    def take(self, rows: np.ndarray | slice) -> "LabelledData":
+        """Reads some of the examples, by their rows."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """A text that is another one for other examples, and the same at each reading."""
+
+    def __len__(self) -> int:
+        """Returns N."""
+        return len(self.labels)
+
+    @property
+    def hard_labels(self) -> np.ndarray:
+        """The most probable class of each example (the paper's y-bar), shape (N,)."""
+        return most_probable(self.labels)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class LabelledData:
-    """N labelled examples.
+class LabelledData(Examples):
+    """N labelled examples as arrays, in memory or mapped from a file (`np.memmap`).
 
     Attributes:
         x: An array with N rows, or a structure of such arrays.
@@ -31,29 +73,38 @@ class LabelledData:
     x: Any
     y: np.ndarray
 
-    def __len__(self) -> int:
-        """Returns N."""
-        return len(self.y)
-
-    def take(self, rows: np.ndarray | slice) -> "LabelledData":
-        """Returns some of the examples, by their rows."""
-        return LabelledData(
-            keras.tree.map_structure(lambda leaf: leaf[rows], self.x), self.y[rows]
-        )
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels y."""
+        return self.y
 
     @property
-    def hard_labels(self) -> np.ndarray:
-        """The most probable class of each example (the paper's y-bar), shape (N,)."""
-        return most_probable(self.y)
+    def in_memory(self) -> bool:
+        """False if an array of x is mapped from a file."""
+        return not any(map(_is_mapped, keras.tree.flatten(self.x)))
+
+    def take(self, rows: np.ndarray | slice) -> "LabelledData":
+        """Returns some of the examples, by their rows; what is mapped is read."""
+        return LabelledData(
+            keras.tree.map_structure(lambda leaf: _read_rows(leaf, rows), self.x), self.y[rows]
+        )
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The first 16 hexadecimal digits of the SHA-256 of all arrays."""
-        return fingerprint([*keras.tree.flatten(self.x), self.y])
+        """The first 16 hexadecimal digits of the SHA-256 of all arrays.
+
+        Of arrays that are mapped from a file, it has the shapes and 1,000 rows, evenly spread.
+        """
+        leaves = keras.tree.flatten(self.x)
+        if self.in_memory:
+            return fingerprint([*leaves, self.y])
+        rows = np.linspace(0, len(self) - 1, min(len(self), _HASHED_ROWS)).astype(int)
+        shapes = [np.array(leaf.shape) for leaf in leaves]
+        return fingerprint([*shapes, *(_read_rows(leaf, rows) for leaf in leaves), self.y])
 
 
-def labelled_data(data: Any, name: str = "data") -> LabelledData:
-    """Reads labelled data into memory, and checks it.
+def labelled_data(data: Any, name: str = "data") -> Examples:
+    """Reads labelled data into memory unless it is read by rows, and checks it.
 
     A data set that comes in another order at each reading, as a shuffled one does, is ordered by
     the content of its examples: samples by row are then the same each time.
@@ -61,7 +112,8 @@ def labelled_data(data: Any, name: str = "data") -> LabelledData:
     Args:
         data: A pair (x, y) of arrays or tensors, x possibly a structure of them; or a finite
             `tf.data.Dataset` or `keras.utils.PyDataset` of batches (x, y). Sample weights may
-            follow y, and are ignored.
+            follow y, and are ignored. Arrays that are mapped from a file (`np.memmap`) stay
+            there, and so do other `Examples`.
         name: Name of the data, for errors.
 
     Returns:
@@ -71,6 +123,10 @@ def labelled_data(data: Any, name: str = "data") -> LabelledData:
         ValueError: If it is anything else, or holds no examples, or x and y differ in length, or
             y is neither classes nor distributions, or the examples are others at each reading.
     """
+    if isinstance(data, LabelledData):
+        data = data.x, data.y
+    if isinstance(data, Examples):
+        return _checked_examples(data, name)
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
         x, y = _read(data, name)
     elif isinstance(data, (tuple, list)) and len(data) in (2, 3):
@@ -86,6 +142,44 @@ def labelled_data(data: Any, name: str = "data") -> LabelledData:
     except ValueError as error:
         raise ValueError(f"{name} must be a pair (x, y) of arrays. {error}") from error
     return LabelledData(x, _checked_labels(y, what=f"The labels of {name}"))
+
+
+def _checked_examples(examples: Examples, name: str) -> Examples:
+    labels = examples.labels
+    checked = _checked_labels(labels, what=f"The labels of {name}")
+    # They are used as they are: a column of classes would be taken for distributions.
+    if not isinstance(labels, np.ndarray) or not len(labels) or checked.shape != labels.shape:
+        raise ValueError(
+            f"The labels of {name} must be an array of classes, shape (N,), or of distributions, "
+            f"shape (N, K), of at least one example. Given: shape {np.shape(labels)}."
+        )
+    if labels.ndim == 1 and labels.dtype.kind not in "iu":
+        raise ValueError(f"The classes of {name} must be integers. Given: dtype {labels.dtype}.")
+    return examples
+
+
+def _is_mapped(leaf: Any) -> bool:
+    """Returns whether an array is mapped from a file, and not computed from one that is."""
+    return isinstance(leaf, np.memmap) and leaf.filename is not None
+
+
+def _read_rows(leaf: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+    """Returns rows of an array; of one that is mapped, copies."""
+    if not _is_mapped(leaf):
+        return leaf[rows]
+    file = leaf
+    while isinstance(file, np.ndarray):
+        file = file.base
+    rows = np.arange(len(leaf))[rows]
+    read = np.empty((len(rows), *leaf.shape[1:]), leaf.dtype)
+    for begin in range(0, len(rows), _MAPPED_ROWS):
+        part = slice(begin, begin + _MAPPED_ROWS)
+        read[part] = leaf[rows[part]]
+        # Each access maps much of the file around a row, too, which would add up to all of it.
+        # What a private map ("c") has changed is nowhere else, so that it has to stay.
+        if leaf.mode in ("r", "r+") and hasattr(file, "madvise"):
+            file.madvise(mmap.MADV_DONTNEED)
+    return read
 
 
 def check_labels(y: Any, num_classes: int, name: str = "data") -> None:
@@ -233,7 +327,8 @@ def _arrays(batch: Any, name: str) -> tuple[Any, np.ndarray]:
                 f"{name} holds a {type(leaf).__name__}, and the metrics take dense arrays: give "
                 f"{dense}."
             )
-    return keras.tree.map_structure(np.asarray, x), np.asarray(y)
+    x = keras.tree.map_structure(lambda leaf: leaf if _is_mapped(leaf) else np.asarray(leaf), x)
+    return x, np.asarray(y)
 
 
 def most_probable(y: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
-"""Image data sets in memory, and the `tf.data` pipelines from them to training batches."""
+"""Image data sets of any size, and the `tf.data` pipelines from them to training batches."""
 
-from fisher_keras.datasets.loading import DATASETS, ImageDataset, load_dataset
+from fisher_keras.classifier.labels import Examples
+from fisher_keras.datasets.image_dataset import ImageDataset
+from fisher_keras.datasets.loading import DATASETS, load_dataset
 from fisher_keras.datasets.pipelines import (
     AUGMENTATIONS,
     channel_statistics,
@@ -8,12 +10,17 @@ from fisher_keras.datasets.pipelines import (
     training_pipeline,
 )
 from fisher_keras.datasets.splits import confusion_set, split_validation, subset
+from fisher_keras.datasets.stored_images import ImageExamples, ImageReader, StoredImages
 from fisher_keras.datasets.validation import check_images_and_labels
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "Examples",
     "ImageDataset",
+    "ImageExamples",
+    "ImageReader",
+    "StoredImages",
     "channel_statistics",
     "check_images_and_labels",
     "confusion_set",

@@ -12,7 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
+from fisher_keras.datasets.stored_images import StoredImages
 from fisher_keras.datasets.validation import check_images_and_labels
+
+# Of images that are not in memory, the statistics are those of so many.
+_STATISTICS_IMAGES = 2048
 
 
 class _Scheme(NamedTuple):
@@ -30,23 +34,41 @@ _SCHEMES = {
 AUGMENTATIONS = tuple(_SCHEMES)
 
 
-def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def channel_statistics(images: np.ndarray | StoredImages) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel.
 
     Args:
-        images: `(N, H, W, C)`, pixels in 0..255.
+        images: `(N, H, W, C)`, pixels in 0..255. Of images that are not in memory, 2,048 are read,
+            evenly spread.
 
     Returns:
         `(mean, std)`: float64 of shape `(C,)`, in pixel units. A constant channel has std 0.
     """
+    if isinstance(images, StoredImages):
+        count = min(len(images), _STATISTICS_IMAGES)
+        some = images[np.linspace(0, len(images) - 1, count).astype(int)]
+        moments = [
+            [np.mean(np.float64(batch) ** power, axis=(1, 2)) for power in (1, 2)]
+            for batch in some.batches()
+        ]
+        mean, mean_square = (
+            np.concatenate(parts).mean(axis=0) for parts in zip(*moments, strict=True)
+        )
+        # Rounding must not make the variance of a constant channel negative.
+        return mean, np.sqrt(np.maximum(mean_square - mean**2, 0))
     mean = images.mean(axis=(0, 1, 2), dtype=np.float64)
     # Image by image: the whole training set in float64 would take over a gigabyte.
     variances = [np.mean((image - mean) ** 2, axis=(0, 1)) for image in images]
     return mean, np.sqrt(np.mean(variances, axis=0))
 
 
+def normalization(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and std as images are normalized with them, float32: a std of 0 counts as 1."""
+    return np.asarray(mean, np.float32), np.asarray(np.where(np.equal(std, 0), 1, std), np.float32)
+
+
 def training_pipeline(
-    images: np.ndarray,
+    images: np.ndarray | StoredImages,
     labels: np.ndarray,
     *,
     batch_size: int,
@@ -64,7 +86,8 @@ def training_pipeline(
     bit for bit, what one started at epoch 0 yields from epoch e on.
 
     Args:
-        images: `(N, H, W, C)`, integers or floats.
+        images: `(N, H, W, C)`, integers or floats. Those that are not in memory are read and
+            decoded in parallel, ahead of their use.
         labels: `(N,)`, integers.
         batch_size: Images a batch.
         augmentation: One of `AUGMENTATIONS`, drawn for each image on its own.
@@ -85,7 +108,7 @@ def training_pipeline(
     batch_size = whole_number("batch_size", batch_size, 1)
     first_epoch = whole_number("first_epoch", first_epoch, 0)
     _find_scheme(augmentation)
-    fetch = _batch_fetcher(images, labels, mean, std, num_classes)
+    fetched = _batch_fetcher(images, labels, batch_size, mean, std, num_classes)
 
     def epoch_plan(epoch: tf.Tensor) -> tf.data.Dataset:
         shuffle_seed, augmentation_seed = tf.unstack(tf.random.split([seed, epoch]))
@@ -94,26 +117,19 @@ def training_pipeline(
         # Batched here, inside the epoch, so that no batch mixes two of them.
         return tf.data.Dataset.from_tensor_slices((order, offsets, flips)).batch(batch_size)
 
-    def prepare(
-        indices: tf.Tensor, offsets: tf.Tensor, flips: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        batch, batch_labels = fetch(indices)
+    def augment(batch: tf.Tensor, offsets: tf.Tensor, flips: tf.Tensor) -> tf.Tensor:
         # In the ResNet paper's order: normalized first, so that the zeros of the padding are mean
         # pixels and not black ones.
-        return _crop_and_flip(batch, augmentation, offsets, flips), batch_labels
+        return _crop_and_flip(batch, augmentation, offsets, flips)
 
     # The plan of an epoch holds only numbers; the work on images is mapped over the plans of all
     # epochs, so that it runs ahead across the end of an epoch.
-    return (
-        tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        .flat_map(epoch_plan)
-        .map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
-    )
+    plans = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(epoch_plan)
+    return fetched(plans, augment)
 
 
 def evaluation_pipeline(
-    images: np.ndarray,
+    images: np.ndarray | StoredImages,
     labels: np.ndarray,
     *,
     batch_size: int,
@@ -139,44 +155,61 @@ def evaluation_pipeline(
     """
     check_images_and_labels(images, labels, num_classes)
     batch_size = whole_number("batch_size", batch_size, 1)
-    fetch = _batch_fetcher(images, labels, mean, std, num_classes)
-    return (
-        tf.data.Dataset.range(len(images))
-        .batch(batch_size)
-        .map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
-    )
+    fetched = _batch_fetcher(images, labels, batch_size, mean, std, num_classes)
+    return fetched(tf.data.Dataset.zip((tf.data.Dataset.range(len(images)).batch(batch_size),)))
 
 
 def _batch_fetcher(
-    images: np.ndarray,
+    images: np.ndarray | StoredImages,
     labels: np.ndarray,
+    batch_size: int,
     mean: np.ndarray,
     std: np.ndarray,
     num_classes: int | None,
-) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """Returns the function from indices `(B,)` to normalized images and (one-hot) labels."""
+) -> Callable[..., tf.data.Dataset]:
+    """Returns a function of plans, which gives normalized images and (one-hot) labels.
+
+    A plan is a tuple of the indices of a batch, shape `(B,)`, and of what the second argument of
+    the function, if there is one, gets after the images, to augment them.
+    """
     channels = images.shape[-1:]
     if np.shape(mean) != channels or np.shape(std) != channels:
         raise ValueError(
             f"mean and std must be of shape {channels}, one number a channel, "
             f"got {np.shape(mean)} and {np.shape(std)}"
         )
-    mean = np.asarray(mean, np.float32)
-    std = np.asarray(np.where(np.equal(std, 0), 1, std), np.float32)
+    mean, std = normalization(mean, std)
+    stored = isinstance(images, StoredImages)
     # Eager tensors are captured by reference: as NumPy arrays they would be copied into the graph
     # as constants, which may not pass 2 GB. On the CPU, where tf.data runs.
     with tf.device("CPU:0"):
-        images = tf.convert_to_tensor(images)
+        if not stored:
+            images = tf.convert_to_tensor(images)
         labels = tf.convert_to_tensor(labels, tf.int32)
         if num_classes is not None:
             labels = tf.one_hot(labels, num_classes)
 
-    def fetch(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        batch = tf.cast(tf.gather(images, indices), tf.float32)
-        return (batch - mean) / std, tf.gather(labels, indices)
+    def fetched(
+        plans: tf.data.Dataset, augment: Callable[..., tf.Tensor] | None = None
+    ) -> tf.data.Dataset:
+        def prepare(plan: tuple[tf.Tensor, ...], *pixels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            indices, *changes = plan
+            (batch,) = pixels or (tf.gather(images, indices),)
+            batch = (tf.cast(batch, tf.float32) - mean) / std
+            batch = augment(batch, *changes) if augment else batch
+            return batch, tf.gather(labels, indices)
 
-    return fetch
+        parts = (plans,)
+        if stored:
+            rows = plans.map(lambda indices, *_: tf.cast(indices, tf.int64))
+            parts = plans, images.dataset(rows, batch_size)
+        return (
+            tf.data.Dataset.zip(parts)
+            .map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .prefetch(tf.data.AUTOTUNE)
+        )
+
+    return fetched
 
 
 def _draw(scheme: str, count: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,11 +1,17 @@
 """Random parts of a data set: training subsets, the 45k/5k validation split, confusion sets."""
 
+from typing import TypeAlias
+
 import numpy as np
+
+from fisher_keras.datasets.stored_images import StoredImages
+
+Images: TypeAlias = np.ndarray | StoredImages
 
 
 def subset(
-    images: np.ndarray, labels: np.ndarray, size: int | None, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    images: Images, labels: np.ndarray, size: int | None, seed: int
+) -> tuple[Images, np.ndarray, Images, np.ndarray]:
     """Draws `size` examples at random, without replacement.
 
     Args:
@@ -30,8 +36,8 @@ def subset(
 
 
 def split_validation(
-    images: np.ndarray, labels: np.ndarray, validation_size: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    images: Images, labels: np.ndarray, validation_size: int, seed: int
+) -> tuple[Images, np.ndarray, Images, np.ndarray]:
     """Holds out `validation_size` random training examples (Section 7.2: 5k of CIFAR's 50k).
 
     Args:
@@ -55,8 +61,8 @@ def split_validation(
 
 
 def confusion_set(
-    images: np.ndarray, size: int, num_classes: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+    images: Images, size: int, num_classes: int, seed: int
+) -> tuple[Images, np.ndarray]:
     """Draws images and gives them random labels (Section 7.1, Scenario I).
 
     Args:

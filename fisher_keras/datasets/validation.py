@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from fisher_keras.datasets.stored_images import StoredImages
+
 
 def check_images_and_labels(
-    images: np.ndarray,
+    images: np.ndarray | StoredImages,
     labels: np.ndarray,
     num_classes: int | None = None,
     image_shape: tuple[int, int, int] | None = None,
@@ -12,7 +14,8 @@ def check_images_and_labels(
     """Raises one clear error unless the arrays can be trained on.
 
     Args:
-        images: Expected `(N, H, W, C)`, integers or finite floats.
+        images: Expected `(N, H, W, C)`, integers or finite floats; of images that are not in
+            memory, only their number and shape are looked at.
         labels: Expected `(N,)`, integers in `0..num_classes - 1`.
         num_classes: K; None leaves the labels without an upper bound.
         image_shape: Expected `(H, W, C)`; None allows any.
@@ -28,20 +31,23 @@ def check_images_and_labels(
         )
 
 
-def _check_images(images: np.ndarray, image_shape: tuple[int, int, int] | None) -> None:
-    if not isinstance(images, np.ndarray) or images.ndim != 4:
+def _check_images(
+    images: np.ndarray | StoredImages, image_shape: tuple[int, int, int] | None
+) -> None:
+    stored = isinstance(images, StoredImages)
+    if not stored and (not isinstance(images, np.ndarray) or images.ndim != 4):
         raise ValueError(
             f"images must be a NumPy array of shape (N, H, W, C), got {_describe(images)}"
         )
-    if images.dtype.kind not in "uif":
+    if not stored and images.dtype.kind not in "uif":
         raise ValueError(f"images must be integers or floats, got dtype {images.dtype}")
-    if images.size == 0:
+    if 0 in images.shape:
         raise ValueError(f"expected at least one image and pixel, got images of {images.shape}")
     if image_shape is not None and images.shape[1:] != tuple(image_shape):
         raise ValueError(
             f"images are of shape {images.shape[1:]}, expected {tuple(image_shape)} (H, W, C)"
         )
-    if images.dtype.kind == "f":
+    if not stored and images.dtype.kind == "f":
         finite = np.isfinite(images).all(axis=(1, 2, 3))
         if not finite.all():
             raise ValueError(

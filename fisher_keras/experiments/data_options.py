@@ -22,12 +22,15 @@ class DataOptions:
     )
     data_dir: str | None = _data(
         None,
-        "Where the data are: for CIFAR a TensorFlow Datasets (TFDS) folder, by default TFDS's "
-        "own; for --dataset=folder the folder with train/<class>/ and test/<class>/.",
+        "Where the data are: for CIFAR and tfds:NAME a TensorFlow Datasets (TFDS) folder, by "
+        "default TFDS's own; for --dataset=folder the folder with train/<class>/ and "
+        "test/<class>/.",
     )
-    download: bool = _data(True, "Download CIFAR if it is not in --data_dir.")
+    download: bool = _data(True, "Download data of TFDS if they are not in --data_dir.")
     image_size: int | None = _data(
-        None, "Height and width that the images of --dataset=folder are resized to.", least=1
+        None,
+        "Height and width that the images of a folder or of tfds:NAME are resized to.",
+        least=1,
     )
     train_size: int | None = _data(
         None,
@@ -90,4 +93,4 @@ class DataOptions:
             one_hot=False,
             seed=seed,
         )
-        return data.arrays("train"), data.arrays("test"), data.dataset
+        return data.examples("train"), data.examples("test"), data.dataset

@@ -11,7 +11,7 @@ import numpy as np
 import tqdm.auto
 
 from fisher_keras.classifier.classifier import Classifier, as_classifier
-from fisher_keras.classifier.labels import LabelledData, labelled_data
+from fisher_keras.classifier.labels import Examples, labelled_data
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.devices import Processes, over_replicas, replica_devices, replica_strategy
 from fisher_keras.metrics import gram_metrics
@@ -68,7 +68,9 @@ def evaluate_local_minimum(
             `tf.data.Dataset` or `keras.utils.PyDataset` of batches (x, y), which is read into
             memory, and ordered by content if it is shuffled. y holds classes, or distributions
             over them; Fisher metrics take the most probable class. Sample weights that follow y
-            are ignored.
+            are ignored. Of data that are not in memory, which are arrays mapped from a file
+            (`np.memmap`) and any `fisher_keras.datasets.Examples`, no other examples are read
+            than the trials sample, and the training loss and error are of these.
         num_samples: N', how many examples a trial samples, without replacement.
         num_trials: T.
         seed: Seed of the samples. A trial's sample depends on the seed and the trial's index
@@ -126,10 +128,10 @@ def evaluate_local_minimum(
 
 def evaluate(
     classifier: Classifier,
-    data: LabelledData,
+    data: Examples,
     options: EvaluationOptions,
     *,
-    test_data: LabelledData | None = None,
+    test_data: Examples | None = None,
     trials_path: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> LocalMinimumReport:
@@ -154,7 +156,8 @@ def evaluate(
     identity = options.identity(classifier, data)
     # The other processes evaluate the same trials and keep them in memory: one alone may write.
     file = TrialFile(trials_path if is_chief else None, identity)
-    train = RunningDataLoss(data, label_smoothing=options.label_smoothing)
+    rows = None if data.in_memory else _sampled(data, options, range(options.num_trials))
+    train = RunningDataLoss(data, label_smoothing=options.label_smoothing, rows=rows)
     start = time.monotonic()
     bar = tqdm.auto.trange(options.num_trials, desc="trials", disable=not (progress and is_chief))
     _evaluate_missing(classifier, data, options, file, train, bar)
@@ -168,7 +171,11 @@ def evaluate(
         metrics={name: summarize([t.metrics[name] for t in trials]) for name in options.metrics},
         train=train_loss,
         test=test,
-        notes=(*_assumption_notes(train_loss), *([singular] if singular else [])),
+        notes=(
+            *_assumption_notes(train_loss),
+            *_sampled_note(train_loss, data),
+            *([singular] if singular else []),
+        ),
         evaluation=identity,
         num_parameters=num_parameters,
         seconds=time.monotonic() - start,
@@ -178,7 +185,7 @@ def evaluate(
 
 def _evaluate_missing(
     classifier: Classifier,
-    data: LabelledData,
+    data: Examples,
     options: EvaluationOptions,
     file: TrialFile,
     train: RunningDataLoss,
@@ -190,7 +197,8 @@ def _evaluate_missing(
     # The Gram matrix of a trial comes with the logits of its examples.
     gives_logits = "gram" in options.needs
     # So only those examples need a pass of their own that none of the missing trials samples.
-    train.evaluate(classifier, _not_sampled(data, options, missing if gives_logits else []))
+    sampled = _sampled(data, options, missing if gives_logits else [])
+    train.evaluate(classifier, np.setdiff1d(train.rows, sampled, assume_unique=True))
     samples = _samples(classifier, data, options, missing)
     if missing:
         bar.set_postfix_str(f"tracing {classifier.model.name}, for the first trial")
@@ -205,19 +213,17 @@ def _evaluate_missing(
         file.add(_trial(index, sample, options.metrics))
 
 
-def _not_sampled(
-    data: LabelledData, options: EvaluationOptions, trials: Sequence[int]
-) -> np.ndarray:
-    """Returns the rows of the examples that none of some trials samples."""
-    rest = np.ones(len(data), bool)
+def _sampled(data: Examples, options: EvaluationOptions, trials: Sequence[int]) -> np.ndarray:
+    """Returns the rows of the examples that some of the trials sample, ascending."""
+    sampled = np.zeros(len(data), bool)
     for trial in trials:
         # A sample is cheap to draw: it is drawn again in its trial, and not kept until then.
-        rest[options.sample(data, trial)] = False
-    return np.flatnonzero(rest)
+        sampled[options.sample(data, trial)] = True
+    return np.flatnonzero(sampled)
 
 
 def _samples(
-    classifier: Classifier, data: LabelledData, options: EvaluationOptions, trials: Sequence[int]
+    classifier: Classifier, data: Examples, options: EvaluationOptions, trials: Sequence[int]
 ) -> Iterator[Sample]:
     """Yields the samples of trials, with what their metrics need computed on the replicas."""
 
@@ -278,6 +284,15 @@ def _assumption_notes(train: DataLoss) -> list[str]:
             "give label_smoothing here; or compare networks of the same training loss."
         )
     return notes
+
+
+def _sampled_note(train: DataLoss, data: Examples) -> list[str]:
+    if data.in_memory:
+        return []
+    return [
+        f"the training loss and error are of the {train.num_examples} examples that the trials "
+        f"have sampled, out of {len(data)}: the others were not read."
+    ]
 
 
 def _singular_note(trials: Sequence[Trial], num_samples: int, num_parameters: int) -> str | None:

@@ -10,7 +10,7 @@ from fisher_keras.arguments import real_number, whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.inputs import check_trainable
-from fisher_keras.classifier.labels import LabelledData, check_labels, fingerprint
+from fisher_keras.classifier.labels import Examples, check_labels, fingerprint
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.graph import keras_private
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, count_parameters
@@ -62,7 +62,7 @@ class EvaluationOptions:
         """The quantities of a `Sample` that the metrics need."""
         return {need for name in self.metrics for need in METRICS[name].needs}
 
-    def check_count(self, data: LabelledData) -> None:
+    def check_count(self, data: Examples) -> None:
         """Raises a ValueError if data are too few for a sample."""
         if self.num_samples > len(data):
             raise ValueError(
@@ -70,11 +70,11 @@ class EvaluationOptions:
                 f"from data of {len(data)}. Lower num_samples or give more data."
             )
 
-    def sample(self, data: LabelledData, trial: int) -> np.ndarray:
+    def sample(self, data: Examples, trial: int) -> np.ndarray:
         """Returns the rows of the examples that a trial samples."""
         return draw_sample(data.hard_labels, self.num_samples, self.seed, trial, self.stratified)
 
-    def check(self, classifier: Classifier, data: LabelledData) -> None:
+    def check(self, classifier: Classifier, data: Examples) -> None:
         """Checks what can be checked before the first trial, and builds the model.
 
         Args:
@@ -86,14 +86,15 @@ class EvaluationOptions:
                 are not its classes, or nothing of it is trainable.
         """
         self.check_count(data)
-        classifier.build(data.x)
+        x = data.take(slice(_CHECKED_EXAMPLES)).x
+        classifier.build(x)
         if "gram" in self.needs:
             check_trainable(classifier.model)
         # This also finds the number of classes, which the check of the labels needs.
-        classifier.logits(data.take(slice(_CHECKED_EXAMPLES)).x)
-        check_labels(data.y, classifier.num_classes)
+        classifier.logits(x)
+        check_labels(data.labels, classifier.num_classes)
 
-    def identity(self, classifier: Classifier, data: LabelledData) -> dict[str, Any]:
+    def identity(self, classifier: Classifier, data: Examples) -> dict[str, Any]:
         """Returns all that trials depend on, for JSON.
 
         Weights and data alone do not make a function: attributes of layers and `from_logits` act
@@ -123,7 +124,7 @@ class EvaluationOptions:
         }
 
 
-def _some_logits(classifier: Classifier, data: LabelledData) -> list[list[float]]:
+def _some_logits(classifier: Classifier, data: Examples) -> list[list[float]]:
     """Returns two sums over the logits of each of a few examples, whatever the number K."""
     # Spread over all of the data, which may be ordered by class.
     rows = np.linspace(0, len(data) - 1, _COMPARED_EXAMPLES).astype(int)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.labels import (
-    LabelledData,
+    Examples,
     check_labels,
     label_distributions,
     most_probable,
@@ -49,10 +49,18 @@ class DataLoss:
 
 
 class RunningDataLoss:
-    """A `DataLoss` of examples that are added as their logits become known, in any order."""
+    """A `DataLoss` of examples that are added as their logits become known, in any order.
+
+    Attributes:
+        rows: Rows in the data of the examples that it is of.
+    """
 
     def __init__(
-        self, data: LabelledData, name: str = "data", label_smoothing: float = 0.0
+        self,
+        data: Examples,
+        name: str = "data",
+        label_smoothing: float = 0.0,
+        rows: np.ndarray | None = None,
     ) -> None:
         """Starts without any example.
 
@@ -60,10 +68,13 @@ class RunningDataLoss:
             data: All examples.
             name: Name of the data, for errors.
             label_smoothing: Share of each label that is spread evenly over the classes.
+            rows: Rows of the examples that the loss is of, ascending; None for all.
         """
         self._data, self._name, self._label_smoothing = data, name, label_smoothing
-        self._loss, self._hard_loss, self._entropy, self._confidence = np.zeros([4, len(data)])
-        self._correct = np.zeros(len(data), bool)
+        self.rows = np.arange(len(data)) if rows is None else rows
+        count = len(self.rows)
+        self._loss, self._hard_loss, self._entropy, self._confidence = np.zeros([4, count])
+        self._correct = np.zeros(count, bool)
 
     def add(self, rows: np.ndarray, logits: tf.Tensor) -> None:
         """Adds some of the examples, or replaces them.
@@ -83,9 +94,10 @@ class RunningDataLoss:
                 f"examples of {self._name} that it was given at once; the first is "
                 f"{rows[np.argmax(bad)]}. Check the inputs, and whether training has diverged."
             )
-        y = self._data.y[rows]
+        y = self._data.labels[rows]
         check_labels(y, log_p.shape[1], self._name)
         classes = most_probable(y)
+        rows = np.searchsorted(self.rows, rows)
         # For hard labels without smoothing the two losses are one, and the entropy stays 0.
         self._hard_loss[rows] = self._loss[rows] = -log_p[np.arange(len(rows)), classes]
         if y.ndim == 2 or self._label_smoothing:
@@ -116,19 +128,22 @@ class RunningDataLoss:
             loss=float(np.mean(self._loss)),
             label_entropy=float(np.mean(self._entropy)),
             num_errors=int(np.sum(~self._correct)),
-            num_examples=len(self._data),
+            num_examples=len(self.rows),
             calibration_error=expected_calibration_error(self._confidence, self._correct),
             hard_label_loss=float(np.mean(self._hard_loss)),
         )
 
 
-def evaluate_data_loss(classifier: Classifier, data: LabelledData, name: str = "data") -> DataLoss:
+def evaluate_data_loss(
+    classifier: Classifier, data: Examples, name: str = "data", label_smoothing: float = 0.0
+) -> DataLoss:
     """Evaluates a classifier on a data set in inference mode, batch by batch.
 
     Args:
         classifier: The classifier.
         data: Labelled examples.
         name: Name of the data, for errors.
+        label_smoothing: Share of each label that is spread evenly over the classes.
 
     Returns:
         Loss, errors and calibration.
@@ -136,8 +151,8 @@ def evaluate_data_loss(classifier: Classifier, data: LabelledData, name: str = "
     Raises:
         ValueError: If outputs are not finite.
     """
-    running = RunningDataLoss(data, name)
-    running.evaluate(classifier, np.arange(len(data)))
+    running = RunningDataLoss(data, name, label_smoothing)
+    running.evaluate(classifier, running.rows)
     return running.result()
 
 

@@ -49,6 +49,16 @@ class _Flag:
         return self.repeated or self.field
 
     @property
+    def is_open(self) -> bool:
+        """Whether some choice stands for any text."""
+        return any(not choice.islower() for choice in self.choices)
+
+    def allows(self, value: str) -> bool:
+        """Returns whether a value is one of the choices."""
+        patterns = (re.sub("[A-Z]+", ".+", re.escape(choice)) for choice in self.choices)
+        return any(re.fullmatch(pattern, value) for pattern in patterns)
+
+    @property
     def expected(self) -> str:
         """The values allowed, in words."""
         if self.choices:
@@ -78,7 +88,8 @@ def option(
         default: The field's default, or `REQUIRED`.
         help: What it is.
         group: The heading that --help lists the flag under.
-        choices: The values allowed; of a tuple, those of its items.
+        choices: The values allowed; of a tuple, those of its items. Capitals stand for any text:
+            "tfds:NAME" allows "tfds:mnist".
         least: The smallest number allowed.
         above: The largest number that is too small.
         below: The smallest number that is too large.
@@ -187,7 +198,7 @@ def check_options(config: Any) -> None:
             continue
         if flag.choices:
             for item in value if flag.kind is tuple else (value,):
-                if item not in flag.choices:
+                if not flag.allows(item):
                     raise ValueError(f"--{flag.name} must be {flag.expected}, got {item!r}")
         elif flag.kind is int and flag.least is not None:
             _set(config, flag, whole_number(f"--{flag.name}", value, flag.least))
@@ -220,7 +231,7 @@ def _define(config: type) -> flags.FlagValues:
         define = _DEFINE[flag.kind]
         if flag.repeated:
             define = flags.DEFINE_multi_string
-        elif flag.choices and flag.kind is str:
+        elif flag.choices and flag.kind is str and not flag.is_open:
             define, more["enum_values"] = flags.DEFINE_enum, flag.choices
         # absl knows no bounds that are themselves excluded: `check_options` checks those.
         elif flag.kind in (int, float) and flag.least is not None:
@@ -229,7 +240,9 @@ def _define(config: type) -> flags.FlagValues:
         default = None if required else flag.default
         if flag.kind is tuple and default:
             default = list(default)  # A tuple would be taken for text.
-        define(flag.name, default, help=flag.help, **more)
+        # As absl shows the choices of an enum, which cannot be open.
+        choices = f"<{'|'.join(flag.choices)}>: " if flag.is_open else ""
+        define(flag.name, default, help=choices + flag.help, **more)
         if required:
             flags.mark_flag_as_required(flag.name, values)
     return values

@@ -27,7 +27,7 @@ _PARTS_OF = {"log_determinant": ("log_squared_norms", "log_determinant_cosines")
 _FROM_TRAINING = ("versions", "git_revision", "device", "seconds_per_epoch")
 _TRAINING = "training"  # Folder of the network's files in the run's directory.
 # Where a run is executed, but not what defines it.
-_NOT_OF_THE_RUN = {"seed", "data_dir", "download", "output_dir", "resume"}
+_NOT_OF_THE_RUN = {"seed", "data_dir", "download", "output_dir", "resume", "dry_run"}
 
 
 def trained_run(
@@ -124,8 +124,9 @@ def execute(
     report = reports["metrics"]
     fits = {"train": report.train, "test": report.test}
     if training.confusion_size:
-        confusion = data.labelled("confusion", label_smoothing=training.label_smoothing)
-        fits["confusion"] = evaluate_data_loss(Classifier(model), confusion, "confusion")
+        fits["confusion"] = evaluate_data_loss(
+            Classifier(model), data.examples("confusion"), "confusion", training.label_smoothing
+        )
     return {
         **{part: _part_result(part, fits[part], record) for part in PARTS if part in fits},
         **{key: _summaries(reports[key]) for key in reports},
@@ -147,20 +148,21 @@ def _evaluate(
     scales = {"metrics": None}
     if metrics.normalize_logits is not None:
         scales["normalized_metrics"] = metrics.normalize_logits
-    train_data = data.labelled("train", label_smoothing=label_smoothing)
+    train_data = data.examples("train")
     parts = (part for name in metrics.names for part in _PARTS_OF.get(name, ()))
     names = tuple(dict.fromkeys((*metrics.names, *parts)))
     return {
         key: evaluate_local_minimum(
             model,
-            (train_data.x, train_data.y),
+            train_data,
             metrics.num_samples,
             metrics.num_trials,
             data.seed,
             names,
             scale,
             # Losses are of the logits as they are: one report tells them.
-            test_data=data.arrays("test") if scale is None else None,
+            test_data=data.examples("test") if scale is None else None,
+            label_smoothing=label_smoothing,
             trials_path=directory / f"{key}.trials.jsonl",
             progress=False,
         )

@@ -79,14 +79,15 @@ class TrainingConfig:
     dataset: str = _data("cifar10", "Images to train on.", choices=DATASETS)
     data_dir: str | None = _data(
         None,
-        "Where the data are: for CIFAR a TensorFlow Datasets (TFDS) folder, by default TFDS's "
-        "own; for --dataset=folder the folder with train/<class>/ and test/<class>/.",
+        "Where the data are: for CIFAR and tfds:NAME a TensorFlow Datasets (TFDS) folder, by "
+        "default TFDS's own; for --dataset=folder the folder with train/<class>/ and "
+        "test/<class>/.",
     )
-    download: bool = _data(True, "Download CIFAR if it is not in --data_dir.")
+    download: bool = _data(True, "Download data of TFDS if they are not in --data_dir.")
     image_size: int | None = _data(
         None,
-        "Height and width that the images of --dataset=folder are resized to; by default they "
-        "have to be of one size.",
+        "Height and width that the images of --dataset=folder and tfds:NAME are resized to; by "
+        "default they have to be of one size.",
         least=1,
     )
     train_size: int | None = _data(
@@ -251,6 +252,9 @@ class TrainingConfig:
         None, "Folder of the run; by default runs/<dataset>_<arch>_<method>_seed<seed>."
     )
     resume: bool = _output(False, "Go on with the run in --output_dir, if there is one.")
+    dry_run: bool = _output(
+        False, "Only tell what would be trained: read one batch, build the network, write nothing."
+    )
 
     def __post_init__(self) -> None:
         """Checks the values that do not depend on the recipe.

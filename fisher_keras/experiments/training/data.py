@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier.labels import LabelledData, label_distributions
+from fisher_keras.classifier.labels import Examples, LabelledData
 from fisher_keras.datasets import (
     ImageDataset,
+    ImageExamples,
+    StoredImages,
     channel_statistics,
     confusion_set,
     evaluation_pipeline,
@@ -17,7 +20,11 @@ from fisher_keras.datasets import (
     subset,
     training_pipeline,
 )
+from fisher_keras.datasets.pipelines import normalization
+from fisher_keras.datasets.stored_images import concatenate
 from fisher_keras.experiments.training.config import TrainingConfig
+
+_Part: TypeAlias = tuple[np.ndarray | StoredImages, np.ndarray]  # Images and labels.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,10 +45,10 @@ class TrainingData:
     """
 
     dataset: ImageDataset
-    train: tuple[np.ndarray, np.ndarray]
-    confusion: tuple[np.ndarray, np.ndarray]
-    validation: tuple[np.ndarray, np.ndarray]
-    test: tuple[np.ndarray, np.ndarray]
+    train: _Part
+    confusion: _Part
+    validation: _Part
+    test: _Part
     mean: np.ndarray
     std: np.ndarray
     batch_size: int
@@ -57,7 +64,7 @@ class TrainingData:
     def training_batches(self, augmentation: str, first_epoch: int) -> tf.data.Dataset:
         """Returns the endless batches from `first_epoch` on, see `training_pipeline`."""
         return training_pipeline(
-            *map(np.concatenate, zip(self.train, self.confusion, strict=True)),
+            *self._joined("train", "confusion"),
             augmentation=augmentation,
             first_epoch=first_epoch,
             seed=self.seed,
@@ -68,24 +75,24 @@ class TrainingData:
         """Returns the batches of "train", "confusion", "validation" or "test", in order."""
         return evaluation_pipeline(*getattr(self, part), **self._batching())
 
-    def arrays(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns all images of a part as the network sees them, float32, and their classes."""
-        images, labels = getattr(self, part)
-        mean, std = self.mean.astype(np.float32), self.std.astype(np.float32)
-        return (images - mean) / std, labels
-
-    def labelled(self, *parts: str, label_smoothing: float = 0.0) -> LabelledData:
-        """Returns all images of parts as the network sees them, with their labels.
+    def examples(self, *parts: str) -> Examples:
+        """Returns all images of parts as the network sees them, float32, with their classes.
 
         Args:
             *parts: Out of "train", "confusion", "validation" and "test".
-            label_smoothing: Share of each label that is spread evenly over the classes; with 0
-                labels are classes.
         """
-        x, y = map(np.concatenate, zip(*map(self.arrays, parts), strict=True))
-        if label_smoothing:
-            y = label_distributions(y, self.dataset.num_classes, label_smoothing)
-        return LabelledData(x, y)
+        images, labels = self._joined(*parts)
+        mean, std = normalization(self.mean, self.std)
+        if isinstance(images, StoredImages):
+            return ImageExamples(images, labels, mean, std)
+        return LabelledData((images - mean) / std, labels)
+
+    def check_files(self) -> None:
+        """Raises a ValueError if an image that is not in memory cannot be read."""
+        for part in (self.train, self.confusion, self.validation):
+            if isinstance(part[0], StoredImages):
+                for _ in part[0].batches():
+                    pass
 
     def describe(self) -> dict:
         """Returns the data's fingerprint and the numbers of images, as JSON has them."""
@@ -96,6 +103,10 @@ class TrainingData:
             "validation_images": 0 if self.validation is self.test else len(self.validation[0]),
             "test_images": len(self.test[0]),
         }
+
+    def _joined(self, *parts: str) -> _Part:
+        images, labels = zip(*(getattr(self, part) for part in parts), strict=True)
+        return concatenate(images), np.concatenate(labels)
 
     def _batching(self) -> dict:
         return {

@@ -1,6 +1,10 @@
 """Messages at the start and the end of a training."""
 
+import math
 import pathlib
+from collections.abc import Sequence
+
+_PARTS = ("train", "confusion", "validation", "test")
 
 
 def print_start(record: dict, directory: pathlib.Path, first_epoch: int) -> None:
@@ -34,6 +38,31 @@ def print_start(record: dict, directory: pathlib.Path, first_epoch: int) -> None
     if first_epoch:
         print(f"Resumed after epoch {first_epoch}.")
     print(f"Files go to {directory}.", flush=True)
+
+
+def print_plan(
+    record: dict, steps_per_epoch: int, epochs: int, batch_shape: Sequence[int]
+) -> None:
+    """Prints the size of a training.
+
+    Args:
+        record: Its `data` and `parameters`.
+        steps_per_epoch: Training steps an epoch.
+        epochs: Passes over the training images.
+        batch_shape: (B, H, W, C) of the first batch.
+    """
+    images = record["data"]
+    counts = [
+        f"{images[f'{part}_images']:,} {part}" for part in _PARTS if images[f"{part}_images"]
+    ]
+    megabytes = 4 * math.prod(batch_shape) / 2**20
+    print(
+        f"\n{record['parameters']:,} parameters; images: {', '.join(counts)} (fingerprint "
+        f"{images['fingerprint']}).\n{steps_per_epoch:,} steps an epoch, "
+        f"{steps_per_epoch * epochs:,} in all, of batches {tuple(batch_shape)}: {megabytes:.0f} "
+        "MiB. This was a dry run: nothing was trained or written.",
+        flush=True,
+    )
 
 
 def print_end(record: dict, directory: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ from fisher_keras.experiments.training.config import TrainingConfig
 from fisher_keras.files import differences, make_folder, remove_empty, write_text
 
 # Flags that may change on the way: the data are known by their fingerprint.
-_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume"}
+_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "dry_run"}
 
 
 class RunFiles:

@@ -1,10 +1,11 @@
 """One training run with or without the regularizer (Section 7.2), from flags to record."""
 
+import contextlib
 import dataclasses
 import statistics
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -13,7 +14,7 @@ from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.training.building import build_models
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
-from fisher_keras.experiments.training.messages import print_end, print_start
+from fisher_keras.experiments.training.messages import print_end, print_plan, print_start
 from fisher_keras.experiments.training.networks import recipe_of
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.experiments.training.run_files import RunFiles
@@ -36,6 +37,13 @@ __all__ = ["TrainingConfig", "TrainingDivergedError", "train"]
 
 # The parts of the data that a network is evaluated on.
 PARTS = ("train", "confusion", "test")
+# The errors of TensorFlow by which an image that cannot be read can end a training.
+_UNREADABLE = (
+    tf.errors.DataLossError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.UnknownError,
+)
 # Sent by the chief to the other processes in place of the number of finished epochs.
 _NOTHING_LEFT, _CANNOT_START = -1, -2
 
@@ -75,15 +83,15 @@ def train(
             `best.keras` is the best of those that are.
 
     Returns:
-        A dict for JSON: `status`; `flags`, the configuration with the recipe's values; `seed`;
-        `versions`, `git_revision`, `device` and `replicas`; `resumed`, the same of each time the
-        run was resumed; `data`, the fingerprint and numbers of images; `parameters`; `train` and
-        `test` after the last epoch, in inference mode, the training images not augmented, and
-        `confusion` if there is such a set: `loss` (with weight penalties and label smoothing),
-        `cross_entropy` (without), `error_percent` and `calibration_error`;
-        `wall_time_s` of all epochs and this evaluation; `seconds_per_epoch`, the median;
-        `history`, the columns of the CSV; with a `target_loss`, its `excess_loss` is the loss that
-        was reached, and its `steps` tell where in the last epoch.
+        A dict for JSON, of a dry run `data` and `parameters` alone: `status`; `flags`, the
+        configuration with the recipe's values; `seed`; `versions`, `git_revision`, `device` and
+        `replicas`; `resumed`, the same of each time the run was resumed; `data`, the fingerprint
+        and numbers of images; `parameters`; `train` and `test` after the last epoch, in inference
+        mode, the training images not augmented, and `confusion` if there is such a set: `loss`
+        (with weight penalties and label smoothing), `cross_entropy` (without), `error_percent` and
+        `calibration_error`; `wall_time_s` of all epochs and this evaluation; `seconds_per_epoch`,
+        the median; `history`, the columns of the CSV; with a `target_loss`, its `excess_loss` is
+        the loss that was reached, and its `steps` tell where in the last epoch.
 
     Raises:
         ValueError: If a setting or the data cannot be used, or `output_dir` holds another run.
@@ -92,6 +100,8 @@ def train(
         TrainingDivergedError: If the loss becomes infinite or NaN.
     """
     config = resolve(config)
+    if config.dry_run:
+        return _dry_run(config)
     workers = Workers.start(config.strategy)
     files = RunFiles(config.output_dir, read_only=not workers.is_chief)
     quiet = quiet or not workers.is_chief
@@ -101,23 +111,44 @@ def train(
         if not quiet:
             print(f"{files.directory} holds the finished run: nothing is left to do.")
         return record
-    # It is global: what the caller builds later must not get the policy of this training.
-    policy = keras.config.dtype_policy()
     try:
         data = load_training_data(config) if data is None else data
-        if config.mixed_precision != "none":
-            keras.config.set_dtype_policy(config.mixed_precision)
-        return _Training(config, files, workers, data, first_epoch, quiet, save_every).run(
-            record, callbacks
-        )
+        with _dtype_policy(config):
+            return _Training(config, files, workers, data, first_epoch, quiet, save_every).run(
+                record, callbacks
+            )
     except tf.errors.UnavailableError as error:
         raise ConnectionError(
             "another process of --strategy=multi_worker has ended or cannot be reached: start all "
             "of them again with --resume"
         ) from error
     finally:
-        keras.config.set_dtype_policy(policy)
         files.remove_unused()
+
+
+@contextlib.contextmanager
+def _dtype_policy(config: TrainingConfig) -> Iterator[None]:
+    """The policy of a training. It is global: what is built later must not get it."""
+    policy = keras.config.dtype_policy()
+    try:
+        if config.mixed_precision != "none":
+            keras.config.set_dtype_policy(config.mixed_precision)
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _dry_run(config: TrainingConfig) -> dict:
+    """Prints what would be trained; returns what is known of the record."""
+    given = {name: value for name, value in dataclasses.asdict(config).items() if value}
+    print("\n".join(f"{name}: {value}" for name, value in given.items()), flush=True)
+    data = load_training_data(config)
+    images, _ = next(iter(data.training_batches(config.augmentation, 0)))
+    with _dtype_policy(config):
+        plain_model, _ = build_models(config, data)
+    record = {"data": data.describe(), "parameters": plain_model.count_params()}
+    print_plan(record, data.steps_per_epoch, config.epochs, images.shape)
+    return record
 
 
 def _open(config: TrainingConfig, files: RunFiles, workers: Workers) -> tuple[dict | None, int]:
@@ -170,7 +201,11 @@ class _Training:
         self.files.trim_history(self.first_epoch)
         if not self.quiet:
             print_start(record, self.files.directory, self.first_epoch)
-        self._fit(plain_model, model, callbacks)
+        try:
+            self._fit(plain_model, model, callbacks)
+        except _UNREADABLE:
+            self.data.check_files()  # Its error names the image, TensorFlow's own does not.
+            raise
         record |= self._finished(model)
         self.files.write_record(record)
         if not self.quiet:
@@ -261,15 +296,14 @@ class _Training:
         if config.target_loss is None:
             return []
         classifier = Classifier(plain_model)
-        trained_on = self.data.labelled(
-            "train", "confusion", label_smoothing=config.label_smoothing
-        )
+        trained_on, smoothing = self.data.examples("train", "confusion"), config.label_smoothing
 
         def excess_loss() -> float:
+            loss = 0.0
             # The others need not round as the chief does, but must stop where it stops.
-            loss = (
-                evaluate_data_loss(classifier, trained_on).excess_loss if workers.is_chief else 0.0
-            )
+            if workers.is_chief:
+                fit = evaluate_data_loss(classifier, trained_on, label_smoothing=smoothing)
+                loss = fit.excess_loss
             return workers.from_chief(loss)
 
         steps = self.data.steps_per_epoch
@@ -307,14 +341,10 @@ def _evaluate(
 ) -> dict[str, float]:
     """Returns loss and errors on a part of the data, in inference mode."""
     # Not Keras' own `evaluate`: its float32 mean keeps three digits of a loss close to zero.
-    fit = evaluate_data_loss(classifier, data.labelled(part), part)
-    smoothed = fit
-    if label_smoothing:
-        labels = data.labelled(part, label_smoothing=label_smoothing)
-        smoothed = evaluate_data_loss(classifier, labels, part)
+    fit = evaluate_data_loss(classifier, data.examples(part), part, label_smoothing)
     return {
-        "loss": smoothed.loss + float(sum(classifier.model.losses)),
-        "cross_entropy": fit.loss,
+        "loss": fit.loss + float(sum(classifier.model.losses)),
+        "cross_entropy": fit.hard_label_loss,
         "error_percent": round(100 * fit.error, 4),
         "calibration_error": fit.calibration_error,
     }
