@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import Classifier
-from fisher_keras.classifier.hard_label_loss import from_logits_of
+from fisher_keras.classifier.hard_label_loss import from_logits_of, labels_of
 from fisher_keras.classifier.labels import labelled_data
 from fisher_keras.classifier.logits import FromLogits, gives_probabilities
 from fisher_keras.classifier.wrapper import unwrap
@@ -100,7 +100,8 @@ class FisherMetrics(keras.callbacks.Callback):
         """Takes the model, for all evaluations of this training, and checks that it can."""
         from_logits = self._from_logits
         # A softmax or sigmoid of the model is found anyway; without it, the loss knows best.
-        if from_logits == "auto" and not gives_probabilities(unwrap(self.model)):
+        labels = labels_of(self.model)
+        if from_logits == "auto" and not gives_probabilities(unwrap(self.model), labels):
             known = from_logits_of(self.model.loss)
             from_logits = from_logits if known is None else known
         self._classifier = Classifier(self.model, from_logits, self._normalize_logits)

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier.labels import LabelledData, label_distributions
+from fisher_keras.classifier.labels import LabelledData
+from fisher_keras.classifier.likelihood import Likelihood
 from fisher_keras.datasets import (
     ImageDataset,
     channel_statistics,
@@ -84,7 +85,7 @@ class TrainingData:
         """
         x, y = map(np.concatenate, zip(*map(self.arrays, parts), strict=True))
         if label_smoothing:
-            y = label_distributions(y, self.dataset.num_classes, label_smoothing)
+            y = Likelihood((), self.dataset.num_classes).distributions(y, label_smoothing)
         return LabelledData(x, y)
 
     def describe(self) -> dict:
