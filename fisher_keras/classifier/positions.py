@@ -3,11 +3,11 @@
 import functools
 from typing import Any, Literal, get_args
 
-import keras
 import numpy as np
 
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.labels import LabelledData
+from fisher_keras.classifier.likelihood import Likelihood
 
 Unit = Literal["example", "position"]
 _BATCH_SIZE = 256  # Of the forward passes that find Keras' mask.
@@ -75,18 +75,21 @@ def check_unit(unit: Any) -> Unit:
     return unit
 
 
-def check_single(classifier: Classifier, x: Any, what: str) -> None:
-    """Raises a ValueError if a classifier has several predictions an example.
+def check_single(classifier: Classifier, inputs: Any, what: str) -> Likelihood:
+    """Returns the likelihood of a classifier with one prediction an example.
 
     Args:
         classifier: The classifier.
-        x: Inputs of examples, an array or a structure of arrays.
-        what: What is refused, the beginning of the message.
+        inputs: The result of `Classifier.inputs` for examples.
+        what: What is for such classifiers alone, the beginning of the message.
+
+    Raises:
+        ValueError: If it has several.
     """
-    first = keras.tree.map_structure(lambda leaf: leaf[:1], x)
-    positions = classifier.likelihood(classifier.inputs(first)).positions
-    if positions:
+    likelihood = classifier.likelihood(inputs)
+    if likelihood.positions:
         raise ValueError(
-            f"{what} is of classifiers with one prediction an example, and this one gives "
-            f"predictions of shape {positions} for each. Leave it out for this model."
+            f"{what} is for classifiers with one prediction an example, and the model gives "
+            f"predictions of shape {likelihood.positions} for each. Leave it out for this model."
         )
+    return likelihood

@@ -128,9 +128,7 @@ class TracedBatch:
         coefficients = tf.reshape(coefficients, [self.size, *ones])
         # Of handles, which all reads share, so that no use of a weight is missed.
         handles = [weight.handle for weight in self.weights if weight.handle is not None]
-        gradients = iter(
-            tf.gradients(self._outputs, handles, coefficients * self._cotangents)
-        )
+        gradients = iter(tf.gradients(self._outputs, handles, coefficients * self._cotangents))
         found = [None if weight.handle is None else next(gradients) for weight in self.weights]
         return _dense(
             [
