@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import Classifier
-from fisher_keras.classifier.hard_label_loss import from_logits_of
+from fisher_keras.classifier.hard_label_loss import from_logits_of, labels_of
 from fisher_keras.classifier.labels import labelled_data
 from fisher_keras.classifier.logits import FromLogits, gives_probabilities
+from fisher_keras.classifier.positions import Unit
 from fisher_keras.classifier.wrapper import unwrap
 from fisher_keras.devices import Processes
 from fisher_keras.metrics.evaluation import evaluate
@@ -55,6 +56,7 @@ class FisherMetrics(keras.callbacks.Callback):
         stratified: bool = False,
         chunk_size: int | None = None,
         log_dir: str | os.PathLike | None = None,
+        unit: Unit = "example",
     ) -> None:
         """Prepares the evaluations.
 
@@ -73,6 +75,7 @@ class FisherMetrics(keras.callbacks.Callback):
             normalize_logits: As for `evaluate_local_minimum`.
             stratified: As for `evaluate_local_minimum`.
             chunk_size: As for `evaluate_local_minimum`.
+            unit: As for `evaluate_local_minimum`.
             log_dir: Folder of a TensorBoard log: the metrics as `fisher_` and their name, of
                 the epochs with an evaluation alone, and histograms of the spectrum's decimal
                 logarithms, `fisher_log10_spectrum`. None does not write.
@@ -84,12 +87,13 @@ class FisherMetrics(keras.callbacks.Callback):
         super().__init__()
         self._every = whole_number("every", every, least=1)
         self._options = EvaluationOptions(
-            num_samples, num_trials, seed, metrics, stratified, chunk_size
+            num_samples, num_trials, seed, metrics, stratified, chunk_size, unit=unit
         )
         self._from_logits = from_logits
         self._normalize_logits = normalize_logits
         self._data = labelled_data(data)
-        self._options.check_count(self._data)
+        if unit == "example":
+            self._options.check_count(self._data)
         self._classifier: Classifier | None = None
         self._log_dir = log_dir
         # Made for each training: a callback without one can be copied, as tuners do.
@@ -104,7 +108,8 @@ class FisherMetrics(keras.callbacks.Callback):
         """Takes the model, for all evaluations of this training, and checks that it can."""
         from_logits = self._from_logits
         # A softmax or sigmoid of the model is found anyway; without it, the loss knows best.
-        if from_logits == "auto" and not gives_probabilities(unwrap(self.model)):
+        labels = labels_of(self.model)
+        if from_logits == "auto" and not gives_probabilities(unwrap(self.model), labels):
             known = from_logits_of(self.model.loss)
             from_logits = from_logits if known is None else known
         self._classifier = Classifier(self.model, from_logits, self._normalize_logits)

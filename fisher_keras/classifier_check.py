@@ -185,13 +185,14 @@ def _loss(classifier: Classifier, y: np.ndarray, inputs: Any) -> Any:
     if model.compiled and model.loss is not None:
         return model.loss
     outputs = keras.ops.convert_to_numpy(model(inputs, training=False)).astype(np.float64)
+    binary = outputs.shape[-1] == 1 or classifier.likelihood(inputs).bernoulli
     logits = classifier.from_logits
     if logits == "auto":
-        sums = outputs.sum(axis=1) if outputs.shape[1] > 1 else np.ones(len(outputs))
+        sums = np.ones(1) if binary else outputs.sum(axis=-1)
         bounded = outputs.min() >= 0 and outputs.max() <= 1
         logits = not (bounded and np.allclose(sums, 1, atol=1e-2))
-    if outputs.shape[1] == 1:
+    if binary:
         return keras.losses.BinaryCrossentropy(from_logits=logits)
-    if y.ndim == 1:
+    if y.ndim < outputs.ndim:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
     return keras.losses.CategoricalCrossentropy(from_logits=logits)

@@ -1,9 +1,10 @@
 """A Keras classifier with its logits and cached traced functions."""
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import tensorflow as tf
@@ -11,7 +12,15 @@ import tensorflow as tf
 from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.batch_axis import CallGraph, call_graph
-from fisher_keras.classifier.logits import FromLogits, Logits, check_values, find_logits
+from fisher_keras.classifier.hard_label_loss import labels_of
+from fisher_keras.classifier.likelihood import Likelihood
+from fisher_keras.classifier.logits import (
+    FromLogits,
+    LikelihoodName,
+    Logits,
+    check_values,
+    find_logits,
+)
 from fisher_keras.classifier.preprocessing import check_own_methods, prepare
 from fisher_keras.classifier.wrapper import unwrap
 from fisher_keras.graph import keras_private
@@ -47,6 +56,7 @@ class Classifier:
         model: The Keras model; of a `FisherRegularizedModel`, the one that it trains.
         from_logits: Whether it gives logits: True, False or "auto".
         normalize_logits: c, where the metrics are those of the logits z / (c ||z||); else None.
+        likelihood_name: Its `likelihood`: "categorical", "bernoulli" or "auto".
         num_classes: K, 2 for a single sigmoid unit; None before the first trace.
     """
 
@@ -55,28 +65,41 @@ class Classifier:
         model: keras.Model,
         from_logits: FromLogits = "auto",
         normalize_logits: float | None = None,
+        *,
+        likelihood: LikelihoodName = "auto",
     ) -> None:
         """Takes a model, without calling it.
 
         Args:
             model: A Keras classifier with one output of shape (N, K), or (N, 1) for a single
-                sigmoid unit.
+                sigmoid unit; or (N, ..., K) for a prediction at each of several positions.
             from_logits: Whether it gives logits rather than probabilities. "auto" finds out: by
                 the softmax or sigmoid that it ends in, else by the values.
             normalize_logits: A number c divides each logit vector by its norm times c, which makes
                 minima of different training loss comparable (Table 2); None does not.
+            likelihood: "categorical" for one of K classes at each position, "bernoulli" for K
+                labels that are yes or no each. "auto" takes the second for a sigmoid of several
+                outputs, and for logits of a model that is compiled with a binary cross-entropy.
 
         Raises:
             ValueError: If an argument is out of range.
         """
+        if likelihood not in get_args(LikelihoodName):
+            raise ValueError(
+                f"likelihood must be one of {get_args(LikelihoodName)}. Given: {likelihood!r}."
+            )
         if from_logits not in (True, False, "auto"):
             raise ValueError(f"from_logits must be True, False or 'auto'. Given: {from_logits!r}.")
         self.model = unwrap(model)
+        self.likelihood_name = likelihood
+        # The model inside a wrapper may not be compiled itself.
+        self._labels = labels_of(model) or labels_of(self.model)
         self.from_logits = from_logits if from_logits == "auto" else bool(from_logits)
         self.normalize_logits = None
         if normalize_logits is not None:
             self.normalize_logits = real_number("normalize_logits", normalize_logits, above=0)
         self.num_classes: int | None = None
+        self._likelihoods: dict[str, Likelihood] = {}
         self.pipeline_is_checked = False
         self._functions: dict[tuple, Callable] = {}
         self._trace_key: tuple[list, ...] = ()
@@ -111,7 +134,9 @@ class Classifier:
 
     def copy(self) -> "Classifier":
         """Returns a classifier of the same model, for which nothing was traced yet."""
-        copied = Classifier(self.model, self.from_logits, self.normalize_logits)
+        options = self.from_logits, self.normalize_logits
+        copied = Classifier(self.model, *options, likelihood=self.likelihood_name)
+        copied._labels = self._labels
         copied.pipeline_is_checked = self.pipeline_is_checked
         return copied
 
@@ -122,19 +147,33 @@ class Classifier:
             x: Inputs of N examples, an array or a structure of arrays.
 
         Returns:
-            The logits, shape (N, K), float64, never normalized; for a single sigmoid unit (0, log
-            odds), and for a model that gives only probabilities their logarithms.
+            The logits, shape (N, K) or (N, *P, K), float64, never normalized; for a sigmoid unit
+            (0, log odds), and for a model that gives only probabilities their logarithms.
 
         Raises:
             ValueError: If outputs are not what `from_logits` and `normalize_logits` need.
         """
-        return self.logits_of(self.inputs(x))
+        return self.predictions(self.inputs(x))[0]
 
-    def logits_of(self, inputs: Any) -> tf.Tensor:
-        """Returns the `logits` of what `inputs` returned."""
-        logits, *to_check = self.cached(_logits_of_batches)(inputs)
+    def predictions(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the `logits` of what `inputs` returned, and Keras' mask of them.
+
+        The mask tells which positions count, shape (N, *P), booleans.
+        """
+        logits, counted, *to_check = self.cached(_logits_of_batches)(inputs)
         self.check_values(*to_check)
-        return logits
+        return logits, counted
+
+    def likelihood(self, inputs: Any) -> Likelihood:
+        """Returns the likelihood of the labels of what `inputs` returned; its number is free."""
+        known = self._likelihoods.get(_signature(inputs))
+        if known is None or None in known.positions:
+            first = keras.tree.map_structure(lambda leaf: leaf[:1], inputs)
+            logits, _ = self.predictions(first)
+            known = dataclasses.replace(
+                self._likelihoods[_signature(inputs)], positions=tuple(logits.shape[1:-1])
+            )
+        return known
 
     def find_logits(self, x: Any, training: bool = False) -> Logits:
         """Calls the model in the graph that is being traced.
@@ -148,9 +187,10 @@ class Classifier:
         """
         with self._dropping_changes(x, training), self._calling():
             outputs = stateless.call(self.model, x, training)
-        found = find_logits(outputs, self.from_logits, self.normalize_logits)
-        # A single sigmoid unit tells two classes apart.
-        self.num_classes = max(2, found.values.shape[-1])
+        options = self.from_logits, self.normalize_logits, self.likelihood_name, self._labels
+        found = find_logits(outputs, *options)
+        self._likelihoods[_signature(x)] = found.likelihood
+        self.num_classes = found.likelihood.num_classes
         return found
 
     def call_graph(self, x: Any, training: bool = False) -> CallGraph:
@@ -164,16 +204,12 @@ class Classifier:
             ValueError: If examples interact in inference mode, or if what the call changes cannot
                 be kept from changing.
         """
-        described = specs(x)
-        key = (
-            training,
-            *((s.shape[1:].as_list(), s.dtype) for s in keras.tree.flatten(described)),
-        )
+        key = training, _signature(x)
         graphs = self.cached(_call_graphs)
-        if repr(key) not in graphs:
+        if key not in graphs:
             with self._calling():
-                graphs[repr(key)] = call_graph(self.model, described, training)
-        return graphs[repr(key)]
+                graphs[key] = call_graph(self.model, specs(x), training)
+        return graphs[key]
 
     def _dropping_changes(self, x: Any, training: bool) -> contextlib.AbstractContextManager:
         changes = self.call_graph(x, training).changes_variables
@@ -248,8 +284,14 @@ def as_classifier(
     return model
 
 
-def _call_graphs(classifier: Classifier) -> dict[str, CallGraph]:
+def _call_graphs(classifier: Classifier) -> dict[tuple[bool, str], CallGraph]:
     return {}
+
+
+def _signature(x: Any) -> str:
+    """Returns shapes and dtypes of inputs but for the number of examples."""
+    leaves = keras.tree.flatten(specs(x))
+    return repr([(leaf.shape[1:].as_list(), leaf.dtype) for leaf in leaves])
 
 
 def logits_function(classifier: Classifier) -> Any:
@@ -259,13 +301,15 @@ def logits_function(classifier: Classifier) -> Any:
         classifier: A built classifier.
 
     Returns:
-        A `tf.function` from inputs to the logits in float64, and the arguments of `check_values`.
+        A `tf.function` from inputs to the logits in float64, the mask of `Classifier.predictions`,
+        and the arguments of `check_values`.
     """
 
     @tf.function(autograph=False)
-    def logits(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def logits(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         found = classifier.find_logits(x)
-        return found.in_float64(), found.are_logits, found.distance_from_probabilities()
+        to_check = found.are_logits, found.distance_from_probabilities()
+        return found.in_float64(), found.counted(), *to_check
 
     return logits
 

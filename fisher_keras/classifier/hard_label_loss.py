@@ -36,10 +36,13 @@ _MEANS = ("sum_over_batch_size", "mean")
 class HardLabelCrossEntropy:
     """The "simplified" loss of Section 3.1: cross-entropy against y~, the one-hot arg max of y.
 
+    With outputs of shape (B, *P, K) there is one at each position P, as of Keras' losses.
+
     Attributes:
         kind: How labels come: "sparse" (class indices, shape (B,) or (B, 1)), "one_hot" (a
-            distribution over the classes, shape (B, K)) or "binary" (a single sigmoid unit:
-            probabilities of class 1, shape (B,) or (B, 1)).
+            distribution over the classes, shape (B, K)) or "binary" (probabilities that labels
+            are 1, of a single sigmoid unit of shape (B,) or (B, 1), else (B, K); the loss is the
+            mean over the last axis).
         from_logits: Whether the model's outputs are logits; otherwise they are probabilities.
         equals_compiled_loss: Whether its mean over a batch is the compiled loss itself (less the
             penalties), so that one gradient serves for both.
@@ -57,43 +60,43 @@ class HardLabelCrossEntropy:
             outputs: The model's outputs, shape (B, K); (B, 1) or (B,) for a single sigmoid unit.
 
         Returns:
-            Shape (B,), float32 (float64 for a float64 model).
+            Shape (B,), or (B, *P), float32 (float64 for a float64 model).
         """
         # In half precision, the logarithm of a probability near 1 has no digits left.
         if outputs.dtype in (tf.float16, tf.bfloat16):
             outputs = tf.cast(outputs, tf.float32)
         if self.kind == "binary":
-            outputs = tf.reshape(outputs, [-1, 1])
-            hard = tf.cast(tf.reshape(tf.cast(y, outputs.dtype), [-1, 1]) > 0.5, outputs.dtype)
+            if outputs.shape.rank == 1:
+                outputs = outputs[:, tf.newaxis]
+            y = tf.reshape(tf.cast(y, outputs.dtype), tf.shape(outputs))
+            hard = tf.cast(y > 0.5, outputs.dtype)
             losses = ops.binary_crossentropy(hard, outputs, from_logits=self.from_logits)
-            return tf.reshape(losses, [-1])
-        labels = tf.argmax(y, axis=-1) if self.kind == "one_hot" else tf.reshape(y, [-1])
+            return tf.reduce_mean(losses, axis=-1)
+        if self.kind == "one_hot":
+            labels = tf.argmax(y, axis=-1)
+        else:
+            labels = tf.reshape(y, tf.shape(outputs)[:-1])
         return ops.sparse_categorical_crossentropy(
             tf.cast(labels, tf.int32), outputs, from_logits=self.from_logits
         )
 
     def check_shape(self, outputs: tf.Tensor | keras.KerasTensor) -> None:
-        """Checks that outputs are those of one classifier.
+        """Checks that outputs are predictions of such labels.
 
         Args:
             outputs: The model's outputs.
 
         Raises:
-            ValueError: If they are not of shape (B, K), or (B, 1) or (B,) for a sigmoid unit.
+            ValueError: If they are not of shape (B, K) or (B, *P, K), or (B,) for a sigmoid unit.
         """
         is_tensor = isinstance(outputs, (tf.Tensor, keras.KerasTensor))
         # The size of the batch at hand says nothing about the model.
         shape = (None, *outputs.shape[1:]) if is_tensor else type(outputs).__name__
         binary = self.kind == "binary"
         if not isinstance(shape, tuple) or not (
-            (len(shape) == 2 and (shape[1] == 1) == binary) or (len(shape) == 1 and binary)
+            binary or (len(shape) >= 2 and shape[-1] not in (None, 1))
         ):
-            expected = (
-                "(B, 1): over K outputs it is K classifiers, not one. With a softmax loss, give "
-                "outputs of shape (B, K)"
-                if binary
-                else "(B, K), K > 1: one example, one label"
-            )
+            expected = "(B,) or (B, ..., K)" if binary else "(B, K) or (B, ..., K), K > 1"
             raise ValueError(
                 f"Algorithm 1 is for one classifier; with this loss the outputs must be of shape "
                 f"{expected}. Given: outputs of shape {shape}."
@@ -109,10 +112,10 @@ class HardLabelCrossEntropy:
             The assertions. XLA leaves them out. Outputs that are NaN pass: that is another error.
 
         Raises:
-            ValueError: If the graph tells that they are no distribution over classes.
+            ValueError: If the graph tells that they are no distribution of such labels.
         """
         if not tf.executing_eagerly():
-            check_head(outputs)
+            check_head(outputs, self.kind)
         if self.kind == "binary":
             return []
         # Logits of few examples may be positive and add up to nearly 1, but not to rounding.
@@ -141,16 +144,8 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
         ValueError: If the loss is not a cross-entropy over classes, or takes logits where the
             model gives probabilities, or the other way round.
     """
-    given = _only_loss(loss)
-    if isinstance(given, keras.losses.Loss):
-        # Of a subclass, too: the class tells the form of the labels, though not the function.
-        kind = next(
-            (k for c, k in _KINDS.items() if isinstance(given, getattr(keras.losses, c))), None
-        )
-        config = given.get_config()
-    else:
-        kind = _FUNCTION_KINDS.get(given) if callable(given) else None
-        config = {}
+    given, kind = _only_loss(loss), _kind(loss)
+    config = given.get_config() if isinstance(given, keras.losses.Loss) else {}
     if kind is None or config.get("ignore_class") is not None or config.get("axis", -1) != -1:
         raise ValueError(
             "FisherRegularizedModel needs the cross-entropy of a classifier as its loss: "
@@ -158,7 +153,7 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
             f"as an object. Given: loss={loss!r}. Pass one of these to compile()."
         )
     from_logits = bool(config.get("from_logits", False))
-    probabilities = gives_probabilities(model)
+    probabilities = gives_probabilities(model, kind)
     if probabilities is not None and probabilities == from_logits:
         raise ValueError(_mismatch(from_logits))
     return HardLabelCrossEntropy(kind, from_logits, _is_plain_sparse_loss(given, config))
@@ -174,6 +169,27 @@ def _is_plain_sparse_loss(given: Any, config: dict[str, Any]) -> bool:
     replaced = replaced or "call" in vars(given) or given.fn is not own
     changed = [name for name, value in config.items() if value and name not in _NEUTRAL]
     return not replaced and not changed and config["reduction"] in _MEANS
+
+
+def labels_of(model: keras.Model) -> str | None:
+    """Returns the form of the labels of the loss that a model is compiled with.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        A `HardLabelCrossEntropy.kind`; None without a loss of that kind.
+    """
+    return _kind(model.loss) if model.compiled else None
+
+
+def _kind(loss: Any) -> str | None:
+    given = _only_loss(loss)
+    if not isinstance(given, keras.losses.Loss):
+        return _FUNCTION_KINDS.get(given) if callable(given) else None
+    # Of a subclass, too: the class tells the form of the labels, though not the function.
+    kinds = (k for c, k in _KINDS.items() if isinstance(given, getattr(keras.losses, c)))
+    return next(kinds, None)
 
 
 def from_logits_of(loss: Any) -> bool | None:
@@ -198,9 +214,9 @@ def _only_loss(loss: Any) -> Any:
     return keras.losses.get(given) if isinstance(given, str) else given
 
 
-def needs_check(model: keras.Model) -> bool:
+def needs_check(model: keras.Model, labels: str) -> bool:
     """Returns whether only the outputs' values can tell logits from probabilities."""
-    return gives_probabilities(model) is None
+    return gives_probabilities(model, labels) is None
 
 
 def _mismatch(from_logits: bool) -> str:

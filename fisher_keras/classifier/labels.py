@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 import mmap
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier.inputs import count_examples
+from fisher_keras.classifier.likelihood import label_problem
 
 # More than any data set that fits into memory: one that gives more has no end.
 _MAX_EXAMPLES = 20_000_000
@@ -33,9 +35,11 @@ class Examples(abc.ABC):
     Attributes:
         in_memory: Whether all examples are at hand. If not, an evaluation reads no others than
             its trials sample, and its training loss is of these.
+        weights: Sample weights of positions, see `Likelihood.counted`; None if there are none.
     """
 
     in_memory = False
+    weights: np.ndarray | None = None
 
     @property
     @abc.abstractmethod
@@ -57,8 +61,11 @@ class Examples(abc.ABC):
 
     @property
     def hard_labels(self) -> np.ndarray:
-        """The most probable class of each example (the paper's y-bar), shape (N,)."""
-        return most_probable(self.labels)
+        """The most probable class of each example (the paper's y-bar), shape (N,).
+
+        It is for one prediction an example; for others, see `Likelihood.hard_labels`.
+        """
+        return self.labels if self.labels.ndim == 1 else np.argmax(self.labels, axis=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,11 +74,14 @@ class LabelledData(Examples):
 
     Attributes:
         x: An array with N rows, or a structure of such arrays.
-        y: Integer classes, shape (N,), or distributions over the classes, shape (N, K).
+        y: Integer classes, shape (N,), or distributions over the classes, shape (N, K); of
+            several predictions an example, classes (N, *P) or distributions (N, *P, K).
+        weights: Sample weights of the positions, see `Likelihood.counted`; None if there are none.
     """
 
     x: Any
     y: np.ndarray
+    weights: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -85,9 +95,9 @@ class LabelledData(Examples):
 
     def take(self, rows: np.ndarray | slice) -> "LabelledData":
         """Returns some of the examples, by their rows; what is mapped is read."""
-        return LabelledData(
-            keras.tree.map_structure(lambda leaf: _read_rows(leaf, rows), self.x), self.y[rows]
-        )
+        weights = None if self.weights is None else self.weights[rows]
+        x = keras.tree.map_structure(lambda leaf: _read_rows(leaf, rows), self.x)
+        return LabelledData(x, self.y[rows], weights)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -96,11 +106,12 @@ class LabelledData(Examples):
         Of arrays that are mapped from a file, it has the shapes and 1,000 rows, evenly spread.
         """
         leaves = keras.tree.flatten(self.x)
+        labels = [self.y] if self.weights is None else [self.y, self.weights]
         if self.in_memory:
-            return fingerprint([*leaves, self.y])
+            return fingerprint([*leaves, *labels])
         rows = np.linspace(0, len(self) - 1, min(len(self), _HASHED_ROWS)).astype(int)
         shapes = [np.array(leaf.shape) for leaf in leaves]
-        return fingerprint([*shapes, *(_read_rows(leaf, rows) for leaf in leaves), self.y])
+        return fingerprint([*shapes, *(_read_rows(leaf, rows) for leaf in leaves), *labels])
 
 
 def labelled_data(data: Any, name: str = "data") -> Examples:
@@ -112,8 +123,9 @@ def labelled_data(data: Any, name: str = "data") -> Examples:
     Args:
         data: A pair (x, y) of arrays or tensors, x possibly a structure of them; or a finite
             `tf.data.Dataset` or `keras.utils.PyDataset` of batches (x, y). Sample weights may
-            follow y, and are ignored. Arrays that are mapped from a file (`np.memmap`) stay
-            there, and so do other `Examples`.
+            follow y: those of positions, shape (N, ...), tell which of them count; those of
+            examples, shape (N,), are ignored. Arrays that are mapped from a file (`np.memmap`)
+            stay there, and so do other `Examples`.
         name: Name of the data, for errors.
 
     Returns:
@@ -124,13 +136,13 @@ def labelled_data(data: Any, name: str = "data") -> Examples:
             y is neither classes nor distributions, or the examples are others at each reading.
     """
     if isinstance(data, LabelledData):
-        data = data.x, data.y
+        data = data.x, data.y, data.weights
     if isinstance(data, Examples):
         return _checked_examples(data, name)
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
-        x, y = _read(data, name)
+        x, y, *weights = _read(data, name)
     elif isinstance(data, (tuple, list)) and len(data) in (2, 3):
-        x, y = _arrays(data, name)
+        x, y, *weights = _arrays(data, name)
     else:
         raise ValueError(
             f"{name} must be a pair (x, y) of arrays, or a tf.data.Dataset or a "
@@ -138,15 +150,15 @@ def labelled_data(data: Any, name: str = "data") -> Examples:
             f"Given: {type(data).__name__}."
         )
     try:
-        count_examples(x, y)
+        count_examples(x, y, *weights)
     except ValueError as error:
         raise ValueError(f"{name} must be a pair (x, y) of arrays. {error}") from error
-    return LabelledData(x, _checked_labels(y, what=f"The labels of {name}"))
+    return LabelledData(x, _checked_labels(y, name, *weights), *weights)
 
 
 def _checked_examples(examples: Examples, name: str) -> Examples:
     labels = examples.labels
-    checked = _checked_labels(labels, what=f"The labels of {name}")
+    checked = _checked_labels(labels, name)
     # They are used as they are: a column of classes would be taken for distributions.
     if not isinstance(labels, np.ndarray) or not len(labels) or checked.shape != labels.shape:
         raise ValueError(
@@ -182,54 +194,6 @@ def _read_rows(leaf: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
     return read
 
 
-def check_labels(y: Any, num_classes: int, name: str = "data") -> None:
-    """Raises a ValueError unless labels fit K classes.
-
-    Args:
-        y: Classes, shape (N,) or (N, 1), or distributions, shape (N, K).
-        num_classes: K.
-        name: Name of the data, for errors.
-    """
-    _checked_labels(y, num_classes, f"The labels of {name}")
-
-
-def label_distributions(y: Any, num_classes: int, label_smoothing: float = 0.0) -> np.ndarray:
-    """Returns labels as distributions over the classes.
-
-    Args:
-        y: Classes, shape (N,) or (N, 1), or distributions, shape (N, K).
-        num_classes: K.
-        label_smoothing: Share of each label that is spread evenly over the classes.
-
-    Returns:
-        Shape (N, K), float64.
-
-    Raises:
-        ValueError: If y does not fit K classes.
-    """
-    y = _checked_labels(y, num_classes)
-    if y.ndim == 1:
-        classes, y = y, np.zeros([len(y), num_classes])
-        y[np.arange(len(y)), classes] = 1
-    return (1.0 - label_smoothing) * y.astype(np.float64) + label_smoothing / num_classes
-
-
-def hard_labels(y: Any, num_classes: int) -> np.ndarray:
-    """Returns the most probable class of each label (the paper's y-bar).
-
-    Args:
-        y: Classes, shape (N,) or (N, 1), or distributions, shape (N, K).
-        num_classes: K.
-
-    Returns:
-        Shape (N,), int32.
-
-    Raises:
-        ValueError: If y does not fit K classes.
-    """
-    return most_probable(_checked_labels(y, num_classes)).astype(np.int32)
-
-
 def fingerprint(arrays: list[np.ndarray]) -> str:
     """Returns the first 16 hexadecimal digits of the SHA-256 of arrays, dtypes and shapes."""
     digest = hashlib.sha256()
@@ -247,8 +211,8 @@ def fingerprint(arrays: list[np.ndarray]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(data: tf.data.Dataset | keras.utils.PyDataset, name: str) -> tuple[Any, np.ndarray]:
-    """Returns x and y of all batches, in an order that is the same at each reading."""
+def _read(data: tf.data.Dataset | keras.utils.PyDataset, name: str) -> tuple:
+    """Returns x, y and weights of all batches, in an order that is the same at each reading."""
     read = list(_batches(data, name))
     if not read:
         raise ValueError(f"{name} gives no batches.")
@@ -270,10 +234,8 @@ def _read(data: tf.data.Dataset | keras.utils.PyDataset, name: str) -> tuple[Any
     return keras.tree.map_structure(lambda leaf: leaf[order], joined)
 
 
-def _batches(
-    data: tf.data.Dataset | keras.utils.PyDataset, name: str
-) -> Iterator[tuple[Any, np.ndarray]]:
-    """Reads x and y of a batch after the other."""
+def _batches(data: tf.data.Dataset | keras.utils.PyDataset, name: str) -> Iterator[tuple]:
+    """Reads x, y and weights of a batch after the other."""
     if isinstance(data, tf.data.Dataset):
         count = int(data.cardinality())
         endless, batches = count == tf.data.INFINITE_CARDINALITY, data
@@ -284,10 +246,10 @@ def _batches(
         raise ValueError(f"{name} has no end. Leave out repeat(), or take(...) one epoch.")
     num_read = 0
     for batch in batches:
-        x, y = _arrays(keras.utils.unpack_x_y_sample_weight(batch), name)
+        x, y, *weights = _arrays(keras.utils.unpack_x_y_sample_weight(batch), name)
         if y.ndim == 0:
             raise ValueError(f"{name} gives single examples; batch it: {name}.batch(100).")
-        yield x, y
+        yield x, y, *weights
         num_read += len(y)
         if num_read > _MAX_EXAMPLES:
             raise ValueError(
@@ -296,7 +258,7 @@ def _batches(
             )
 
 
-def _row_fingerprints(batches: Iterable[tuple[Any, np.ndarray]]) -> list[str]:
+def _row_fingerprints(batches: Iterable[tuple]) -> list[str]:
     """Returns the fingerprint of each example, batch by batch."""
     return [
         fingerprint([np.asarray(leaf[row]) for leaf in keras.tree.flatten(batch)])
@@ -305,9 +267,9 @@ def _row_fingerprints(batches: Iterable[tuple[Any, np.ndarray]]) -> list[str]:
     ]
 
 
-def _arrays(batch: Any, name: str) -> tuple[Any, np.ndarray]:
-    """Returns x and y as arrays, or refuses with a line about the form that they have."""
-    x, y = batch[:2]
+def _arrays(batch: Any, name: str) -> tuple:
+    """Returns x, y and any weights of positions as arrays, or refuses their form."""
+    x, y, *others = batch
     if y is None:
         raise ValueError(f"{name} has no labels; give (x, y), or batches (x, y).")
     if isinstance(y, dict):
@@ -328,44 +290,30 @@ def _arrays(batch: Any, name: str) -> tuple[Any, np.ndarray]:
                 f"{dense}."
             )
     x = keras.tree.map_structure(lambda leaf: leaf if _is_mapped(leaf) else np.asarray(leaf), x)
-    return x, np.asarray(y)
+    weights = [np.asarray(leaf) for leaf in keras.tree.flatten(others) if leaf is not None]
+    # Those of whole examples are ignored.
+    weights = [array for array in weights if math.prod(array.shape[1:]) > 1]
+    return x, np.asarray(y), *weights
 
 
-def most_probable(y: np.ndarray) -> np.ndarray:
-    """Returns the most probable class (N,) of labels that are classes (N,) or distributions."""
-    return y if y.ndim == 1 else np.argmax(y, axis=1)
-
-
-def _checked_labels(y: Any, num_classes: int | None = None, what: str = "Labels") -> np.ndarray:
-    """Returns labels as classes (N,), integers, or as distributions (N, K)."""
-    y = np.asarray(y)
+def _checked_labels(y: np.ndarray, name: str, weights: np.ndarray | None = None) -> np.ndarray:
+    """Returns labels whose form is that of some classifier, classes (N,) as integers."""
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
-    problem = _label_problem(y, num_classes)
-    if problem:
-        classes, count = "0, 1, ...", "K"
-        if num_classes is not None:
-            classes, count = f"0..{num_classes - 1} of the model", str(num_classes)
+
+    def problem(shape: tuple[int, ...]) -> str | None:
+        same = weights is not None and weights.shape == shape
+        return label_problem(y, shape, None, weights != 0 if same else np.ones(shape, bool))
+
+    found = problem(y.shape[:1] if y.ndim == 2 else y.shape)
+    # One number of classes is as good as another here; whether labels are the model's, and of a
+    # prediction each or at each position, is checked once its outputs are known.
+    if found and y.ndim > 1 and not (problem(y.shape) and problem(y.shape[:-1])):
+        found = None
+    if found:
         raise ValueError(
-            f"{what} must be classes {classes}, shape (N,), or distributions over them, shape "
-            f"(N, {count}). Given: {problem}."
+            f"The labels of {name} must be classes 0, 1, ..., shape (N,), or distributions over "
+            "them, shape (N, K), or either for each position, shape (N, ...) or (N, ..., K). "
+            f"Given: {found}."
         )
     return y.astype(np.int64) if y.ndim == 1 else y
-
-
-def _label_problem(y: np.ndarray, num_classes: int | None) -> str | None:
-    """Describes the first invalid label; None if all are valid."""
-    if y.dtype.kind not in "biuf":
-        return f"dtype {y.dtype}; number the classes, as np.unique(y, return_inverse=True)[1] does"
-    values = y.astype(np.float64)
-    if y.ndim == 1:
-        limit = np.inf if num_classes is None else num_classes
-        right = (values >= 0) & (values < limit) & (values == np.floor(values))
-    elif y.ndim == 2 and num_classes in (None, y.shape[1]):
-        right = (values >= 0).all(axis=1) & (np.abs(values.sum(axis=1) - 1) < 1e-3)
-    else:
-        return f"shape {y.shape}"
-    if right.all():
-        return None
-    first = np.argmin(right)
-    return f"label {y[first]} for example {first}"

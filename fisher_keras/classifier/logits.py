@@ -6,10 +6,13 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
+from fisher_keras.classifier.likelihood import Likelihood
 from fisher_keras.graph import keras_private
 from fisher_keras.graph.operations import behind, producer
 
 FromLogits = bool | Literal["auto"]
+# The distribution of labels: one of K classes, at each position, or K that are yes or no each.
+LikelihoodName = Literal["auto", "categorical", "bernoulli"]
 _ACTIVATIONS = ("softmax", "sigmoid")
 # Between softmax and the model's output these change nothing.
 _TRANSPARENT = ("Identity", "Cast")
@@ -25,16 +28,38 @@ class Logits:
 
     Attributes:
         values: Logits z, or probabilities where the model has no logits, of any floating dtype,
-            shape (N, K); (N, 1) for a single sigmoid unit.
+            shape (N, K), or (N, *P, K) with a prediction at each position; K = 1 for a sigmoid
+            unit. K labels that are yes or no each are positions, (N, *P, 1).
         are_logits: Which of the two, a boolean scalar tensor.
         normalize: c, where the losses are those of the logits z / (c ||z||); None if of z.
         tolerance: How far from probabilities the values may be by rounding.
+        mask: Keras' mask, False where a position does not count, shape (N, *P); trailing axes may
+            be left out. None if all count.
+        bernoulli: Whether the last axis of positions are labels that are yes or no each.
     """
 
     values: tf.Tensor
     are_logits: tf.Tensor
     normalize: float | None
     tolerance: float = _HALF_ROUNDING
+    mask: tf.Tensor | None = None
+    bernoulli: bool = False
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood of labels, as far as shapes are known in the graph."""
+        _, *positions, units = self.values.shape
+        # A single sigmoid unit tells two classes apart.
+        return Likelihood(tuple(positions), max(2, units), self.bernoulli)
+
+    def counted(self) -> tf.Tensor:
+        """Returns whether each position counts by Keras' mask, shape (N, *P), booleans."""
+        shape = tf.shape(self.values)[:-1]
+        if self.mask is None:
+            return tf.ones(shape, tf.bool)
+        missing = self.values.shape.rank - 1 - self.mask.shape.rank
+        mask = tf.cast(self.mask[(..., *[tf.newaxis] * missing)], tf.bool)
+        return tf.broadcast_to(mask, shape)
 
     def distance_from_probabilities(self) -> tf.Tensor:
         """Returns the values' distance from probabilities, a float64 scalar; 0 if rounding."""
@@ -42,7 +67,7 @@ class Logits:
         return tf.where(distance <= self.tolerance, tf.zeros_like(distance), distance)
 
     def in_float64(self) -> tf.Tensor:
-        """Returns logits of shape (N, K), K > 1, float64, not normalized.
+        """Returns logits of shape (N, *P, K), K > 1, float64, not normalized.
 
         For probabilities these are their logarithms; for a single unit (0, log odds).
         """
@@ -57,7 +82,11 @@ class Logits:
 
 
 def find_logits(
-    outputs: tf.Tensor, from_logits: FromLogits, normalize_logits: float | None = None
+    outputs: tf.Tensor,
+    from_logits: FromLogits,
+    normalize_logits: float | None = None,
+    likelihood: LikelihoodName = "auto",
+    labels: str | None = None,
 ) -> Logits:
     """Finds the tensor at which the hard-label loss is differentiated, in the graph of a model.
 
@@ -65,35 +94,52 @@ def find_logits(
     lost where the model is sure.
 
     Args:
-        outputs: The model's outputs, shape (N, K), a tensor of a graph.
+        outputs: The model's outputs, shape (N, K) or (N, *P, K), a tensor of a graph.
         from_logits: Whether they are logits; "auto" finds out from the graph or, where a custom
             layer gives the outputs, from their values: those that add up to 1 to rounding are
             probabilities, and those that are in 0..1 without adding up to 1 may be either and are
             refused.
         normalize_logits: `Logits.normalize`.
+        likelihood: See `Classifier`.
+        labels: The form of the compiled loss's labels, see `labels_of`; None if it is not known.
 
     Returns:
         The tensor to differentiate at. `check_values` tells if its values are right.
 
     Raises:
-        ValueError: If outputs are not of shape (N, K), or not what `from_logits` says, or if it
+        ValueError: If outputs are not of that shape, or not what `from_logits` says, or if it
             cannot be found out what they are, or if they cannot be normalized.
     """
-    if not isinstance(outputs, tf.Tensor) or outputs.shape.rank != 2 or outputs.shape[1] is None:
+    known = isinstance(outputs, tf.Tensor) and outputs.shape.rank is not None
+    if not known or outputs.shape.rank < 2 or outputs.shape[-1] is None:
         given = f"{type(outputs).__name__} of shape {getattr(outputs, 'shape', None)}."
         if isinstance(outputs, dict):
             name = next(iter(outputs), "")
             given = f"a dict; give keras.Model(model.inputs, model.output[{name!r}])."
         raise ValueError(
-            "The metrics are of a classifier with one output of shape (N, K). The model gives "
-            f"{given}"
+            "The metrics are of a classifier with one output of shape (N, K), or (N, ..., K) for "
+            f"a prediction at each position. The model gives {given}"
         )
-    if normalize_logits is not None and outputs.shape[-1] == 1:
+    bernoulli = _is_bernoulli(outputs, likelihood, labels)
+    if normalize_logits is not None and (bernoulli or outputs.shape[-1] == 1):
         raise ValueError(
             f"normalize_logits={normalize_logits} needs a logit for each class. The model has one "
             "output, of which only the sign would be left. Pass normalize_logits=None."
         )
-    check_head(outputs)
+    mask = keras_private.mask_of(outputs)
+    if mask is not None and not mask.shape.rank <= outputs.shape.rank - (not bernoulli):
+        raise ValueError(
+            "Keras' mask of the outputs must have an entry for each prediction. Given: a mask of "
+            f"shape {tuple(mask.shape)} for outputs of shape {tuple(outputs.shape)}."
+        )
+    found = _find(outputs, from_logits, normalize_logits, bernoulli)
+    values = found.values[..., tf.newaxis] if bernoulli else found.values
+    return dataclasses.replace(found, values=values, mask=mask, bernoulli=bernoulli)
+
+
+def _find(
+    outputs: tf.Tensor, from_logits: FromLogits, normalize_logits: float | None, bernoulli: bool
+) -> Logits:
     last = behind(outputs, _TRANSPARENT)
     activation = last.op.type.lower()
     if activation in _ACTIVATIONS:
@@ -111,29 +157,71 @@ def find_logits(
             "probabilities cannot be told apart. Pass from_logits=True or False."
         )
     # What a layer gives that adds a bias in the end is not bounded, whatever its values are.
-    if producer(last, (*_TRANSPARENT, "Reshape")) == "BiasAdd":
+    if _head(outputs) == "biasadd":
         return Logits(outputs, tf.constant(True), normalize_logits)
+    if bernoulli:
+        raise ValueError(
+            "The model's labels are yes or no each, and its outputs do not end in a sigmoid, so "
+            "that logits and probabilities cannot be told apart. Pass from_logits=True or False."
+        )
     tolerance = rounding(last.dtype)
     may_be = are_probabilities(outputs, tolerance) | _are_positive_up_to_one(outputs)
     # TensorFlow would make "not less" into "greater", also for NaN.
     return Logits(outputs, tf.where(may_be, False, True), normalize_logits, tolerance)
 
 
-def check_head(outputs: tf.Tensor) -> None:
-    """Raises a ValueError if outputs end in an activation that is no distribution over classes.
+def _is_bernoulli(
+    outputs: tf.Tensor, likelihood: LikelihoodName, labels: str | None = None
+) -> bool:
+    """Returns whether outputs are K labels that are yes or no each, and not K classes.
+
+    A sigmoid of several outputs says so, and a binary cross-entropy that the model is compiled
+    with, unless one of the two is of classes.
+
+    Raises:
+        ValueError: If the model's head contradicts that.
+    """
+    head, units = _head(outputs), outputs.shape[-1]
+    if likelihood == "auto":
+        of_head = head == "sigmoid" and labels in (None, "binary")
+        likelihood = "categorical"
+        if of_head or (labels == "binary" and head not in _ACTIVATIONS):
+            likelihood = "bernoulli"
+    if likelihood == "bernoulli" and units > 1:
+        if head == "softmax":
+            raise ValueError(
+                f"likelihood='bernoulli', but the model ends in a softmax of {units} outputs, "
+                "which are one distribution. End it in a sigmoid, or in logits."
+            )
+        return True
+    _check_activation(head, units)
+    return False
+
+
+def _head(outputs: tf.Tensor) -> str:
+    """Returns the type of the operation that outputs end in, in small letters."""
+    return producer(outputs, (*_TRANSPARENT, "Reshape")).lower()
+
+
+def check_head(outputs: tf.Tensor, labels: str | None = None) -> None:
+    """Raises a ValueError if outputs end in an activation that does not fit the labels.
 
     Args:
         outputs: The model's outputs, shape (N, K), a tensor of a graph.
+        labels: Their form, see `labels_of`.
     """
-    last = producer(outputs, (*_TRANSPARENT, "Reshape"))
-    _check_activation(last.lower(), outputs.shape[-1])
+    _check_activation(_head(outputs), outputs.shape[-1], labels)
 
 
-def gives_probabilities(model: keras.Model) -> bool | None:
+def gives_probabilities(model: keras.Model, labels: str | None = None) -> bool | None:
     """Returns whether a model ends in softmax or sigmoid; None where its layers do not tell.
 
+    Args:
+        model: The model.
+        labels: The form of the labels that it is trained with, see `labels_of`.
+
     Raises:
-        ValueError: If that gives no distribution over classes.
+        ValueError: If that gives no distribution of such labels.
     """
     layer: Any = model
     units = None
@@ -150,7 +238,7 @@ def gives_probabilities(model: keras.Model) -> bool | None:
     units = getattr(layer, "units", units)  # Of a model that is not built yet.
     activation = _activation(layer)
     if activation in _ACTIVATIONS:
-        _check_activation(activation, units)
+        _check_activation(activation, units, labels)
         return True
     return False if activation == "linear" else None
 
@@ -188,7 +276,8 @@ def check_values(are_logits: bool, distance: float, normalize_logits: float | No
             "The model's outputs are no probabilities of classes, as from_logits=False (or "
             "'auto', where all are in 0..1) takes them: they are negative, or their sum over the "
             f"classes is not 1, by up to {distance:.3g}. If they are logits, pass "
-            "from_logits=True; a sigmoid for each of several labels is no classifier."
+            "from_logits=True; for a sigmoid for each of several labels, which is no classifier "
+            "of K classes, give Classifier(model, False, likelihood='bernoulli')."
         )
     if normalize_logits is not None:
         raise ValueError(
@@ -211,12 +300,20 @@ def _activation(layer: Any) -> str | None:
     return name if of_keras and name in _ACTIVATIONS else None
 
 
-def _check_activation(activation: str, units: int | None) -> None:
-    """Raises a ValueError if an activation of so many outputs is no distribution over classes."""
-    if activation == "sigmoid" and units is not None and units > 1:
+def _check_activation(activation: str, units: int | None, labels: str | None = None) -> None:
+    """Raises a ValueError if an activation of so many outputs is no distribution of labels."""
+    several = units is not None and units > 1
+    if activation == "sigmoid" and several and labels != "binary":
         raise ValueError(
             f"The model ends in a sigmoid of {units} outputs: {units} labels, each of them yes or "
-            f"no, and no distribution over {units} classes. End it in a softmax, or in logits."
+            f"no, and no distribution over {units} classes. End it in a softmax, or in logits; or "
+            "train it with a binary cross-entropy."
+        )
+    if activation == "softmax" and several and labels == "binary":
+        raise ValueError(
+            f"The model ends in a softmax of {units} outputs, which are one distribution, and a "
+            f"binary cross-entropy is of {units} labels, each of them yes or no. End it in a "
+            "sigmoid, or train it with a categorical cross-entropy."
         )
     if activation == "softmax" and units == 1:
         raise ValueError(

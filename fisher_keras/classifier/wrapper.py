@@ -100,7 +100,10 @@ class ClassifierWrapper(PreprocessedData):
         """Returns the shape and dtype of the outputs for inputs, as a `keras.KerasTensor`."""
         # Of a functional model they are known. Keras would take inputs by name in their order.
         if hasattr(self.model, "output"):
-            return self.model.output
+            outputs = keras.tree.flatten(self.model.output)
+            # But for the number of positions, which may be that of the inputs.
+            if all(None not in output.shape[1:] for output in outputs):
+                return self.model.output
         return self.compute_output_spec(stateless.symbolic(x))
 
     @property

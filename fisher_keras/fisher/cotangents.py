@@ -7,21 +7,41 @@ import tensorflow as tf
 from fisher_keras.classifier.logits import Logits
 
 
-def unit_cotangents(logits: Logits, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def unit_cotangents(
+    logits: Logits, labels: tf.Tensor, counted: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     r"""Splits the gradient of each hard-label loss at the model's outputs into direction and size.
 
     At logits z, $\partial \ell / \partial z = p - \tilde y$. Where the model is sure, this is too
     small for float32 (or for any format): it is computed in logarithms, with
-    $p_c - 1 = -\sum_{k \neq c} p_k$, and only its direction is ever a number.
+    $p_c - 1 = -\sum_{k \neq c} p_k$, and only its direction is ever a number. The loss of an example
+    with several predictions is the sum over the positions that count.
 
     Args:
         logits: What the model gives for N examples.
-        labels: The labels c, int32, shape (N,); 0 or 1 for a single unit.
+        labels: The labels c, int32, shape (N, *P); 0 or 1 for a single unit.
+        counted: Whether each position counts, booleans, shape (N, *P).
 
     Returns:
         The directions, unit vectors in the shape of `logits.values`, and the logarithms of the
-        lengths, shape (N,); both float64. They are not finite where there is no such gradient.
+        lengths, shape (N,); both float64. They are not finite where there is no such gradient, and
+        both are 0 where no position counts.
     """
+    units, log_scale = _at_each_position(logits, labels)
+    if log_scale.shape.rank == 1 and logits.mask is None:
+        return units, log_scale
+    axes = list(range(1, log_scale.shape.rank))
+    log_scale = tf.where(counted, log_scale, -math.inf)
+    # Only ratios of the lengths are numbers: those far below the largest are 0 beside it.
+    log_length = tf.reduce_logsumexp(2 * log_scale, axes, keepdims=True) / 2
+    known = tf.reduce_any(counted, axes, keepdims=True)
+    log_length = tf.where(known, log_length, tf.zeros_like(log_length))
+    lengths = tf.exp(log_scale - log_length)[..., tf.newaxis]
+    units = tf.where(counted[..., tf.newaxis], lengths * units, tf.zeros_like(units))
+    return units, tf.squeeze(log_length, axes) if axes else log_length
+
+
+def _at_each_position(logits: Logits, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     values = tf.cast(logits.values, tf.float64)
     if values.shape[-1] == 1:
         at_logits, at_probabilities = _single_unit(values, labels)
@@ -62,7 +82,7 @@ def _normalized_logit_cotangents(
     across = cotangents - along * tf.reduce_sum(along * cotangents, axis=-1, keepdims=True)
     length = tf.norm(across, axis=-1)
     log_scale += tf.math.log(length) - tf.math.log(c * tf.squeeze(norms, -1))
-    return across / length[:, tf.newaxis], log_scale
+    return across / length[..., tf.newaxis], log_scale
 
 
 def _single_unit(values: tf.Tensor, labels: tf.Tensor) -> tuple[tuple, tuple]:
@@ -71,7 +91,7 @@ def _single_unit(values: tf.Tensor, labels: tf.Tensor) -> tuple[tuple, tuple]:
     # gradient of which is -s times the sigmoid of -s z.
     sign = 2 * tf.cast(labels, tf.float64) - 1
     values = tf.squeeze(values, -1)
-    directions = -sign[:, tf.newaxis]
+    directions = -sign[..., tf.newaxis]
     probability = tf.where(sign > 0, values, 1 - values)
     return (directions, tf.math.log_sigmoid(-sign * values)), (
         directions,

@@ -12,7 +12,9 @@ import tensorflow as tf
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier.classifier import Classifier, as_classifier
 from fisher_keras.classifier.inputs import ExamplesError, check_trainable, count_examples
+from fisher_keras.classifier.labels import LabelledData, labelled_data
 from fisher_keras.classifier.logits import FromLogits
+from fisher_keras.classifier.positions import Positions, Unit, check_unit
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gram_function import GramFunction
 
@@ -41,15 +43,17 @@ class FisherGram:
             for a zero gradient.
         epsilon: Relative rounding of the gradients: that of float32 or, where the model computes
             in half precision or a GPU in TensorFloat-32, of that.
-        logits: The model's logits of the examples, shape (N', K), float64, never normalized:
-            see `fisher_keras.classifier.Classifier.logits`. None if `loss_gradient_gram` did not
-            make this.
+        logits: The model's logits of the examples, shape (N', K) or (N', *P, K), float64, never
+            normalized: see `fisher_keras.classifier.Classifier.logits`. None if
+            `loss_gradient_gram` did not make this.
+        counted: Whether each prediction counts, shape (N',) or (N', *P), booleans; likewise.
     """
 
     matrix: tf.Tensor
     log_scale: tf.Tensor
     epsilon: float = 2.0**-23
     logits: tf.Tensor | None = None
+    counted: tf.Tensor | None = None
 
     @functools.cached_property
     def smallest_eigenvalue(self) -> float:
@@ -66,6 +70,8 @@ def loss_gradient_gram(
     chunk_size: int | None = None,
     *,
     normalize_logits: float | None = None,
+    sample_weight: Any = None,
+    unit: Unit = "example",
 ) -> FisherGram:
     r"""Computes $\xi = J J^T$ of a classifier's hard-label losses, Equations 4 and 5.
 
@@ -76,16 +82,20 @@ def loss_gradient_gram(
     in the range of float32, blocks of 768 products are added in float32 before, which is more
     exact than float32 gradients are; else none.
 
+    A classifier may give a prediction at each of several positions, (N', *P, K), or K labels that
+    are yes or no each. The loss of an example is then the sum over the positions that count: its
+    likelihood is the product.
+
     The model is not changed. A call with a model traces a function and verifies it, which takes
     seconds for a large network. For many calls make a `fisher_keras.classifier.Classifier` once
     and give it instead: then only the first call for a number of examples traces.
 
     Args:
         model: A Keras classifier with one output of shape (N, K), or (N, 1) for a single sigmoid
-            unit; or a `Classifier` of one.
+            unit, or (N, *P, K); or a `Classifier` of one.
         x: Inputs of N' examples, an array or a structure of arrays, as the model takes them.
         y: Labels: class indices, shape (N',) or (N', 1), or distributions, shape (N', K), of
-            which the most probable class counts.
+            which the most probable class counts; with positions, (N', *P) or (N', *P, K).
         from_logits: Whether the model gives logits rather than probabilities. "auto" finds out: by
             the softmax or sigmoid that it ends in, else by the values. A `Classifier` knows.
         training: Evaluate in training mode: BatchNormalization takes the moments of the batch,
@@ -96,6 +106,10 @@ def loss_gradient_gram(
         normalize_logits: If given, the losses are those of logits z / (normalize_logits ||z||),
             which makes minima of different training loss comparable (Table 2). A `Classifier`
             knows.
+        sample_weight: Which positions count, 1 or 0, shape (N', *P), of which trailing axes may be
+            left out; None for all. Those that Keras' mask of the outputs leaves out never do.
+        unit: "position" makes each position that counts a unit of its own: the matrix then has a
+            row for each, in their order.
 
     Returns:
         The Gram matrix.
@@ -112,19 +126,22 @@ def loss_gradient_gram(
         TensorShape([5, 5])
     """
     classifier = as_classifier(model, from_logits, normalize_logits)
-    count = count_examples(x, y)
-    x = classifier.inputs(x)
+    data = LabelledData(x, y, sample_weight)
+    if check_unit(unit) == "position":
+        data = Positions(classifier, labelled_data((x, y, sample_weight))).take(slice(None))
+    count = count_examples(data.x, data.y)
+    data = dataclasses.replace(data, x=classifier.inputs(data.x))
     size = count if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
     check_trainable(classifier.model)
     function = classifier.cached(GramFunction, bool(training))
     epsilon = rounding_of(classifier.model)
 
     def gram(float64: bool) -> FisherGram:
-        products, *others = function(x, y, size, float64)
+        products, *others = function(data, size, float64)
         squares = np.diagonal(products)
         # Where these leave float32's range, so do squares that they are sums of.
         if not float64 and not np.all((squares > _SAFE_SQUARES[0]) & (squares < _SAFE_SQUARES[1])):
-            products, *others = function(x, y, size, True)
+            products, *others = function(data, size, True)
         return _normalized(products, *others, epsilon)
 
     return _float64_where_needed(function, gram)
@@ -151,7 +168,7 @@ def _float64_where_needed(
 
 
 def _normalized(
-    products: np.ndarray, log_scale: np.ndarray, logits: np.ndarray, epsilon: float
+    products: np.ndarray, log_scale: np.ndarray, *others: np.ndarray | float
 ) -> FisherGram:
     """Moves the length of the gradients from the products to the scale."""
     squares = np.diagonal(products)
@@ -171,4 +188,6 @@ def _normalized(
     np.fill_diagonal(matrix, 1)
     with np.errstate(divide="ignore"):
         log_scale = log_scale + np.where(zero, -np.inf, np.log(lengths))
-    return FisherGram(tf.constant(matrix), tf.constant(log_scale), epsilon, tf.constant(logits))
+    *predictions, epsilon = others
+    tensors = map(tf.constant, predictions)
+    return FisherGram(tf.constant(matrix), tf.constant(log_scale), epsilon, *tensors)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
-from fisher_keras.classifier.labels import hard_labels
+from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gradients import Explicit, Gradients, for_new_graph
 from fisher_keras.fisher.gram_product import sum_of_products
@@ -62,50 +62,52 @@ class GramFunction:
         self._traced = tf.function(self._evaluate, autograph=False)
 
     def __call__(
-        self, x: Any, y: Any, chunk_size: int, float64: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self, data: LabelledData, chunk_size: int, float64: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Computes the products of all pairs of gradients.
 
         Args:
-            x: Inputs of N examples, a structure of tensors.
-            y: Their labels, in any form.
+            data: N examples, the inputs a structure of tensors; labels in any form.
             chunk_size: How many examples at a time, in pairs of chunks.
             float64: Whether all products are taken in float64, see `sum_of_products`.
 
         Returns:
             The products without the gradients' scale, shape (N, N), the scale's logarithms, shape
-            (N,), and the logits, shape (N, K), all float64.
+            (N,), and the logits, shape (N, *P, K), all float64; and whether each position counts,
+            shape (N, *P), booleans.
 
         Raises:
             ValueError: If labels or outputs are not what they should be.
         """
-        count = len(y)
+        count = len(data)
         chunks = [
             np.arange(first, min(first + chunk_size, count))
             for first in range(0, count, chunk_size)
         ]
         products = np.zeros([count, count])
         log_scale = np.zeros([count])
-        logits = {}
+        predictions = {}
         # Products within a chunk come with each pair that it is part of, and are the same.
         for pair in list(itertools.combinations(chunks, 2)) or [(chunks[0],)]:
             where = np.concatenate(pair)
             # In training mode each chunk is a batch; in inference mode examples do not interact.
             batches = pair if self._training else [where]
-            xi, log_scale[where], values = self._pair(x, y, batches, float64)
+            xi, log_scale[where], *found = self._pair(data, batches, float64)
             products[np.ix_(where, where)] = xi
-            logits.update(zip(where, values.numpy(), strict=True))
-        return products, log_scale, np.stack([logits[row] for row in range(count)])
+            predictions.update(zip(where, zip(*found, strict=True), strict=True))
+        logits, counted = zip(*(predictions[row] for row in range(count)), strict=True)
+        return products, log_scale, np.stack(logits), np.stack(counted)
 
     def _pair(
-        self, x: Any, y: Any, batches: Sequence[np.ndarray], float64: bool
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        self, data: LabelledData, batches: Sequence[np.ndarray], float64: bool
+    ) -> tuple[tf.Tensor, tf.Tensor, np.ndarray, np.ndarray]:
+        x = data.x
         # What a trace depends on. Each kind has a graph of its own, which is verified by itself.
         kind = repr([(len(rows), *_shapes(x)) for rows in batches])
         # In training mode gradients come from reverse mode itself: there is nothing to verify.
         verify = not (self._training or kind in self._verified)
-        found = self._run(x, y, batches, float64, verify)
-        xi, log_scale, logits, are_logits, distance, established, *errors = found
+        found = self._run(data, batches, float64, verify)
+        xi, log_scale, logits, counted, are_logits, distance, established, *errors = found
         self._classifier.check_values(are_logits, distance)
         if verify:
             wrong = set(wrong_weights(errors[0].numpy()))
@@ -118,11 +120,11 @@ class GramFunction:
             if wrong:  # Of an operation that is not used as its rule takes for granted.
                 self.take_fallback(wrong)
                 # A weight falls back once at most, so that this comes to an end.
-                return self._pair(x, y, batches, float64)
+                return self._pair(data, batches, float64)
             # What is zero everywhere agrees with everything.
             if established and errors[1].numpy().all():
                 self._verified.add(kind)
-        return xi, log_scale, logits
+        return xi, log_scale, logits.numpy(), counted.numpy()
 
     def _same_among_others(self, x: Any, rows: np.ndarray) -> bool:
         """Returns whether all examples have the same logits in batches of another composition.
@@ -130,22 +132,31 @@ class GramFunction:
         They come in another order and in two halves, so that each loses neighbors and half of
         the others.
         """
-        logits = self._classifier.logits_of
+
+        def logits(rows: np.ndarray) -> np.ndarray:
+            return self._classifier.predictions(_rows(x, rows))[0].numpy()
+
         order = np.random.default_rng(0).permutation(len(rows))
-        together = logits(_rows(x, rows)).numpy()[order]
+        together = logits(rows)[order]
         halves = np.array_split(rows[order], min(2, len(rows)))
-        apart = np.concatenate([logits(_rows(x, half)).numpy() for half in halves])
+        apart = np.concatenate([logits(half) for half in halves])
         return same_logits(apart, together, rounding_of(self._classifier.model))
 
-    def _run(self, x: Any, y: Any, batches: Sequence[np.ndarray], *options: bool) -> Any:
-        chunks = [_rows(x, rows) for rows in batches]
-        labels = [tf.TensorSpec([len(rows)], tf.int32) for rows in batches]
+    def _run(self, data: LabelledData, batches: Sequence[np.ndarray], *options: bool) -> Any:
+        chunks = [_rows(data.x, rows) for rows in batches]
+        # What positions there are is known once the model's call has been traced.
+        labels, weights = ([tf.TensorSpec(None, t)] * len(batches) for t in (tf.int32, tf.bool))
         flags = [tf.TensorSpec([], tf.bool)] * len(options)
-        concrete = concrete_function(self._traced, specs(chunks), labels, *flags)
-        classes = hard_labels(y, self._classifier.num_classes)  # Which the trace has found out.
+        concrete = concrete_function(self._traced, specs(chunks), labels, weights, *flags)
+        likelihood = self._classifier.likelihood(chunks[0])
+        classes = likelihood.hard_labels(data.y, data.weights)
+        counted = likelihood.counted(len(data), data.weights)
         try:
             return concrete(
-                chunks, [classes[rows] for rows in batches], *map(tf.constant, options)
+                chunks,
+                [tf.constant(classes[rows]) for rows in batches],
+                [tf.constant(counted[rows]) for rows in batches],
+                *map(tf.constant, options),
             )
         except tf.errors.OpError:
             # What TensorFlow has vectorized may fail only when it runs: examples then take turns.
@@ -153,16 +164,21 @@ class GramFunction:
                 raise
             self._sequential = True
             self._trace_anew()
-            return self._run(x, y, batches, *options)
+            return self._run(data, batches, *options)
 
     def _evaluate(
-        self, chunks: list, labels: list[tf.Tensor], float64: tf.Tensor, verify: tf.Tensor
+        self,
+        chunks: list,
+        labels: list[tf.Tensor],
+        weights: list[tf.Tensor],
+        float64: tf.Tensor,
+        verify: tf.Tensor,
     ) -> list[tf.Tensor]:
         """Computes the products and, where they are to be verified, the gradients' errors.
 
         One trace serves for all: to trace a large network takes seconds.
         """
-        batches = self._batches(chunks, labels)
+        batches = self._batches(chunks, labels, weights)
         gradients = self._gradients(batches)
         results = [
             # Branches are graphs inside of this one: what is made in one branch is unknown in the
@@ -174,6 +190,7 @@ class GramFunction:
             ),
             tf.concat([batch.log_scale for batch in batches], axis=0),
             tf.concat([batch.logits.in_float64() for batch in batches], axis=0),
+            tf.concat([batch.counted for batch in batches], axis=0),
             tf.reduce_all(tf.stack([batch.logits.are_logits for batch in batches])),
             tf.reduce_max(tf.stack([batch.distance for batch in batches])),
             tf.constant(all(batch.established for batch in batches)),
@@ -186,10 +203,10 @@ class GramFunction:
             )
         return results
 
-    def _batches(self, chunks: list, labels: list[tf.Tensor]) -> list[TracedBatch]:
+    def _batches(self, *parts: list) -> list[TracedBatch]:
         return [
-            TracedBatch(self._classifier, self._training, x, y, self._sequential)
-            for x, y in zip(chunks, labels, strict=True)
+            TracedBatch(self._classifier, self._training, *part, self._sequential)
+            for part in zip(*parts, strict=True)
         ]
 
     def _gradients(self, batches: list[TracedBatch]) -> list[Gradients]:

@@ -23,6 +23,7 @@ class TracedBatch:
     Attributes:
         size: N.
         logits: The tensor that the losses are differentiated at.
+        counted: Whether each position counts, booleans, shape (N, *P).
         weights: The model's trainable variables in the graph.
         distance: How far that is from probabilities, a scalar.
         log_scale: ln of the factor that the gradients below lack, shape (N,), float64.
@@ -35,6 +36,7 @@ class TracedBatch:
         training: bool,
         x: Any,
         labels: tf.Tensor,
+        weights: tf.Tensor,
         sequential: bool = False,
     ) -> None:
         """Evaluates the model.
@@ -43,13 +45,14 @@ class TracedBatch:
             classifier: A built classifier.
             training: Whether in training mode.
             x: The inputs, a structure of tensors of shape (N, ...).
-            labels: Class indices, int32, shape (N,).
+            labels: Class indices, int32, shape (N, *P).
+            weights: Whether each position counts, booleans, shape (N, *P).
             sequential: See `map_examples`.
         """
         self._map = functools.partial(map_examples, sequential=sequential)
         self._logits_of = functools.partial(classifier.find_logits, training=training)
         self._x = x
-        self.size = labels.shape[0]
+        self.size = keras.tree.flatten(x)[0].shape[0]
         graph = tf.compat.v1.get_default_graph()
         with traced_operations() as operations:
             self.logits = self._logits_of(x)
@@ -58,10 +61,13 @@ class TracedBatch:
         self.established = call_graph.established_in(operations)
         self.weights = weights_in_graph(stateless.weights(classifier.model), graph)
         self._outputs = self.logits.values
-        self._outputs.set_shape([self.size, None])
+        self._outputs.set_shape([self.size, *[None] * (self._outputs.shape.rank - 1)])
+        for tensor in (labels, weights):
+            tensor.set_shape(self._outputs.shape[:-1])
         self.distance = self.logits.distance_from_probabilities()
+        self.counted = self.logits.counted() & weights
         # Unit vectors keep what is differentiated inside the range of every dtype.
-        units, log_scale = unit_cotangents(self.logits, labels)
+        units, log_scale = unit_cotangents(self.logits, labels, self.counted)
         scale = _HALF_SCALE if self._outputs.dtype.size < 4 else 1.0
         self._cotangents = tf.cast(scale * units, self._outputs.dtype)
         self.log_scale = log_scale - tf.math.log(tf.constant(scale, tf.float64))
@@ -118,11 +124,11 @@ class TracedBatch:
             Of each weight the gradient.
         """
         coefficients = tf.cast(coefficients, self._outputs.dtype)
+        ones = [1] * (self._outputs.shape.rank - 1)
+        coefficients = tf.reshape(coefficients, [self.size, *ones])
         # Of handles, which all reads share, so that no use of a weight is missed.
         handles = [weight.handle for weight in self.weights if weight.handle is not None]
-        gradients = iter(
-            tf.gradients(self._outputs, handles, coefficients[:, tf.newaxis] * self._cotangents)
-        )
+        gradients = iter(tf.gradients(self._outputs, handles, coefficients * self._cotangents))
         found = [None if weight.handle is None else next(gradients) for weight in self.weights]
         return _dense(
             [

@@ -13,6 +13,7 @@ import tqdm.auto
 from fisher_keras.classifier.classifier import Classifier, as_classifier
 from fisher_keras.classifier.labels import Examples, labelled_data
 from fisher_keras.classifier.logits import FromLogits
+from fisher_keras.classifier.positions import Positions, Unit
 from fisher_keras.devices import Processes, over_replicas, replica_devices, replica_strategy
 from fisher_keras.metrics import gram_metrics
 from fisher_keras.metrics.evaluation_options import EvaluationOptions
@@ -47,6 +48,7 @@ def evaluate_local_minimum(
     chunk_size: int | None = None,
     trials_path: str | os.PathLike | None = None,
     progress: bool = True,
+    unit: Unit = "example",
 ) -> LocalMinimumReport:
     r"""Evaluates the local minimum that training has led a classifier to (Section 7.1).
 
@@ -63,13 +65,15 @@ def evaluate_local_minimum(
 
     Args:
         model: A Keras classifier; of a `FisherRegularizedModel`, the wrapped one. For many
-            evaluations of the same model, a `fisher_keras.classifier.Classifier` of it.
+            evaluations of the same model, a `fisher_keras.classifier.Classifier` of it. It may
+            give several predictions an example (docs/more_than_one_prediction.md).
         data: The training data without augmentation: a pair (x, y) of arrays, or a finite
             `tf.data.Dataset` or `keras.utils.PyDataset` of batches (x, y), which is read into
             memory, and ordered by content if it is shuffled. y holds classes, or distributions
             over them; Fisher metrics take the most probable class. Sample weights that follow y
-            are ignored. Of data that are not in memory, which are arrays mapped from a file
-            (`np.memmap`) and any `fisher_keras.datasets.Examples`, no other examples are read
+            tell which positions count, 1 or 0, where an example has several predictions; those of
+            examples are ignored. Of data that are not in memory, which are arrays mapped from a
+            file (`np.memmap`) and any `fisher_keras.datasets.Examples`, no other examples are read
             than the trials sample, and the training loss and error are of these.
         num_samples: N', how many examples a trial samples, without replacement.
         num_trials: T.
@@ -95,6 +99,9 @@ def evaluate_local_minimum(
             `from_logits`, frozen layers or activations, another dtype policy), or of version 0.2
             are refused, and the file is left as it is.
         progress: Whether to show a progress bar.
+        unit: What a trial samples: "example", whose loss is the sum over its positions, or
+            "position", of which each that counts is a unit of its own. Losses and errors are the
+            same either way.
 
     Returns:
         The report. Its notes tell if the metric's assumptions do not hold: if the training
@@ -114,7 +121,7 @@ def evaluate_local_minimum(
         >>> figure = report.plot_spectrum().figure
     """
     options = EvaluationOptions(
-        num_samples, num_trials, seed, metrics, stratified, chunk_size, label_smoothing
+        num_samples, num_trials, seed, metrics, stratified, chunk_size, label_smoothing, unit
     )
     return evaluate(
         as_classifier(model, from_logits, normalize_logits),
@@ -153,6 +160,7 @@ def evaluate(
     # What cannot be evaluated is refused here, before the first trial costs its time.
     options.check(classifier, data)
     test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
+    units = options.units(classifier, data)
     identity = options.identity(classifier, data)
     # The other processes evaluate the same trials and keep them in memory: one alone may write.
     file = TrialFile(trials_path if is_chief else None, identity)
@@ -160,11 +168,12 @@ def evaluate(
     train = RunningDataLoss(data, label_smoothing=options.label_smoothing, rows=rows)
     start = time.monotonic()
     bar = tqdm.auto.trange(options.num_trials, desc="trials", disable=not (progress and is_chief))
-    _evaluate_missing(classifier, data, options, file, train, bar)
+    _evaluate_missing(classifier, data, units, options, file, train, bar)
     # The file may hold further trials, of an earlier call with a larger T: they do not count.
     trials = tuple(file.finished[index] for index in range(options.num_trials))
     train_loss, num_parameters = train.result(), count_parameters(classifier.model)
-    singular = _singular_note(trials, options.num_samples, num_parameters)
+    has_one = train_loss.num_examples == len(train.rows)
+    singular = _singular_note(trials, options, num_parameters)
     if singular:
         warnings.warn(singular, SingularGramWarning, stacklevel=3)
     return LocalMinimumReport(
@@ -172,8 +181,8 @@ def evaluate(
         train=train_loss,
         test=test,
         notes=(
-            *_assumption_notes(train_loss),
-            *_sampled_note(train_loss, data),
+            *_assumption_notes(train_loss, "examples" if has_one else "predictions"),
+            *_sampled_note(len(train.rows), data),
             *([singular] if singular else []),
         ),
         evaluation=identity,
@@ -186,6 +195,7 @@ def evaluate(
 def _evaluate_missing(
     classifier: Classifier,
     data: Examples,
+    units: Examples | Positions,
     options: EvaluationOptions,
     file: TrialFile,
     train: RunningDataLoss,
@@ -195,11 +205,11 @@ def _evaluate_missing(
     # The bar's own range: to iterate over the bar itself would move it.
     missing = [index for index in bar.iterable if index not in file.finished]
     # The Gram matrix of a trial comes with the logits of its examples.
-    gives_logits = "gram" in options.needs
+    gives_logits = "gram" in options.needs and units is data
     # So only those examples need a pass of their own that none of the missing trials samples.
     sampled = _sampled(data, options, missing if gives_logits else [])
     train.evaluate(classifier, np.setdiff1d(train.rows, sampled, assume_unique=True))
-    samples = _samples(classifier, data, options, missing)
+    samples = _samples(classifier, units, options, missing)
     if missing:
         bar.set_postfix_str(f"tracing {classifier.model.name}, for the first trial")
     for index in bar:
@@ -209,7 +219,7 @@ def _evaluate_missing(
         sample = next(samples)
         bar.set_postfix_str("", refresh=False)
         if gives_logits:
-            train.add(sample.rows, sample.gram.logits)
+            train.add(sample.rows, sample.gram.logits, sample.gram.counted)
         file.add(_trial(index, sample, options.metrics))
 
 
@@ -223,13 +233,17 @@ def _sampled(data: Examples, options: EvaluationOptions, trials: Sequence[int]) 
 
 
 def _samples(
-    classifier: Classifier, data: Examples, options: EvaluationOptions, trials: Sequence[int]
+    classifier: Classifier,
+    units: Examples | Positions,
+    options: EvaluationOptions,
+    trials: Sequence[int],
 ) -> Iterator[Sample]:
     """Yields the samples of trials, with what their metrics need computed on the replicas."""
 
     def compute(classifier: Classifier, trial: int) -> Sample:
-        rows = options.sample(data, trial)
-        examples = data.take(rows)
+        rows = options.sample(units, trial)
+        examples = units.take(rows)
+        rows = units.rows[rows] if isinstance(units, Positions) else rows
         return Sample.evaluate(classifier, rows, examples, options.needs, options.chunk_size)
 
     strategy = replica_strategy(classifier.model)
@@ -262,7 +276,7 @@ def _trial(index: int, sample: Sample, names: Sequence[str]) -> Trial:
     return Trial(index, values, log_spectrum, find_dependence(sample.gram, sample.rows))
 
 
-def _assumption_notes(train: DataLoss) -> list[str]:
+def _assumption_notes(train: DataLoss, what: str) -> list[str]:
     """Describes the assumptions about a minimum (Section 4) that the data do not bear out."""
     notes = []
     # The excess and not the loss itself: soft labels leave a loss that no weights can remove.
@@ -274,7 +288,7 @@ def _assumption_notes(train: DataLoss) -> list[str]:
         )
     if train.num_errors:
         notes.append(
-            f"the training error is not 0 ({train.num_errors} of {train.num_examples} examples "
+            f"the training error is not 0 ({train.num_errors} of {train.num_examples} {what} "
             "are misclassified), as the metrics assume."
         )
     if train.label_entropy == 0:
@@ -286,23 +300,28 @@ def _assumption_notes(train: DataLoss) -> list[str]:
     return notes
 
 
-def _sampled_note(train: DataLoss, data: Examples) -> list[str]:
+def _sampled_note(num_sampled: int, data: Examples) -> list[str]:
     if data.in_memory:
         return []
     return [
-        f"the training loss and error are of the {train.num_examples} examples that the trials "
-        f"have sampled, out of {len(data)}: the others were not read."
+        f"the training loss and error are of the {num_sampled} examples that the trials have "
+        f"sampled, out of {len(data)}: the others were not read."
     ]
 
 
-def _singular_note(trials: Sequence[Trial], num_samples: int, num_parameters: int) -> str | None:
+def _singular_note(
+    trials: Sequence[Trial], options: EvaluationOptions, num_parameters: int
+) -> str | None:
     """Describes the examples that make samples singular; None if all are regular."""
     singular = [trial.dependence for trial in trials if trial.dependence]
     if not singular:
         return None
+    num_samples, rows = options.num_samples, "rows of the data, from 0"
+    if options.unit == "position":
+        rows = "positions, numbered through all examples from 0"
     note = (
         f"the Fisher information of {len(singular)} of {len(trials)} samples is singular, its "
-        f"log-determinant -inf: {LinearDependence.of_all(singular)} (rows of the data, from 0)."
+        f"log-determinant -inf: {LinearDependence.of_all(singular)} ({rows})."
     )
     if num_samples > num_parameters:
         note += (

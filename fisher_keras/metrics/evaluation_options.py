@@ -10,7 +10,8 @@ from fisher_keras.arguments import real_number, whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.inputs import check_trainable
-from fisher_keras.classifier.labels import Examples, check_labels, fingerprint
+from fisher_keras.classifier.labels import Examples, fingerprint
+from fisher_keras.classifier.positions import Positions, Unit, check_single, check_unit
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.graph import keras_private
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, count_parameters
@@ -33,6 +34,7 @@ class EvaluationOptions:
     stratified: bool = False
     chunk_size: int | None = None
     label_smoothing: float = 0.0
+    unit: Unit = "example"
 
     def __post_init__(self) -> None:
         """Checks what does not depend on the data.
@@ -47,6 +49,7 @@ class EvaluationOptions:
         self.label_smoothing = real_number(
             "label_smoothing", self.label_smoothing, least=0, below=1
         )
+        check_unit(self.unit)
         if self.chunk_size is not None:
             self.chunk_size = whole_number("chunk_size", self.chunk_size, least=1)
         given = self.metrics
@@ -62,17 +65,29 @@ class EvaluationOptions:
         """The quantities of a `Sample` that the metrics need."""
         return {need for name in self.metrics for need in METRICS[name].needs}
 
-    def check_count(self, data: Examples) -> None:
-        """Raises a ValueError if data are too few for a sample."""
-        if self.num_samples > len(data):
+    def check_count(self, units: Examples | Positions) -> None:
+        """Raises a ValueError if there are too few examples, or positions, for a sample."""
+        if self.num_samples > len(units):
             raise ValueError(
-                f"num_samples={self.num_samples} examples cannot be sampled without replacement "
-                f"from data of {len(data)}. Lower num_samples or give more data."
+                f"num_samples={self.num_samples} {self.unit}s cannot be sampled without "
+                f"replacement from data of {len(units)}. Lower num_samples or give more data."
             )
 
-    def sample(self, data: Examples, trial: int) -> np.ndarray:
-        """Returns the rows of the examples that a trial samples."""
-        return draw_sample(data.hard_labels, self.num_samples, self.seed, trial, self.stratified)
+    def units(self, classifier: Classifier, data: Examples) -> Examples | Positions:
+        """Returns what trials sample: the examples, or their positions.
+
+        Raises:
+            ValueError: If there are too few.
+        """
+        units = data if self.unit == "example" else Positions(classifier, data)
+        self.check_count(units)
+        return units
+
+    def sample(self, units: Examples | Positions, trial: int) -> np.ndarray:
+        """Returns the rows of the units that a trial samples."""
+        # Labels are for strata alone, and those of several predictions have none.
+        labels = units.hard_labels if self.stratified else np.zeros(len(units))
+        return draw_sample(labels, self.num_samples, self.seed, trial, self.stratified)
 
     def check(self, classifier: Classifier, data: Examples) -> None:
         """Checks what can be checked before the first trial, and builds the model.
@@ -85,14 +100,24 @@ class EvaluationOptions:
             ValueError: If the data are too few, or the model does not take them, or their labels
                 are not its classes, or nothing of it is trainable.
         """
-        self.check_count(data)
+        if self.unit == "example":
+            self.check_count(data)
+        elif not data.in_memory:
+            raise ValueError(
+                "unit='position' looks for the positions that count in all examples: give data "
+                f"in memory, or use unit='example'. Given: {len(data)} examples in files."
+            )
         x = data.take(slice(_CHECKED_EXAMPLES)).x
         classifier.build(x)
         if "gram" in self.needs:
             check_trainable(classifier.model)
-        # This also finds the number of classes, which the check of the labels needs.
-        classifier.logits(x)
-        check_labels(data.labels, classifier.num_classes)
+        inputs = classifier.inputs(x)
+        classifier.predictions(inputs)
+        classifier.likelihood(inputs).check(data.labels, data.weights, "The labels of data")
+        if "jacobian_norms" in self.needs:
+            check_single(classifier, inputs, "The metric 'robustness'")
+        if self.stratified and self.unit == "example":
+            check_single(classifier, inputs, "stratified=True with unit='example'")
 
     def identity(self, classifier: Classifier, data: Examples) -> dict[str, Any]:
         """Returns all that trials depend on, for JSON.
@@ -108,7 +133,10 @@ class EvaluationOptions:
         # To freeze a layer changes the Jacobian, though neither weights nor outputs change.
         ours = {id(variable) for variable in stateless.weights(model)}
         trainable = [id(variable) in ours for variable in model.weights]
+        # Not of examples: the trials of version 0.3, which are of these, have no such key.
+        unit = {} if self.unit == "example" else {"unit": self.unit}
         return {
+            **unit,
             "num_samples": self.num_samples,
             "seed": self.seed,
             "metrics": list(self.metrics),
@@ -128,7 +156,9 @@ def _some_logits(classifier: Classifier, data: Examples) -> list[list[float]]:
     """Returns two sums over the logits of each of a few examples, whatever the number K."""
     # Spread over all of the data, which may be ordered by class.
     rows = np.linspace(0, len(data) - 1, _COMPARED_EXAMPLES).astype(int)
-    logits = classifier.logits(data.take(rows).x).numpy()
+    logits, counted = classifier.predictions(classifier.inputs(data.take(rows).x))
+    # Where nothing counts, nothing depends on what there is.
+    logits = np.where(counted[..., np.newaxis], logits, 0.0).reshape(len(rows), -1)
     classes = np.arange(logits.shape[1])
     # The weights differ from class to class, so that exchanged classes change the sums.
     weights = np.stack([np.cos(classes), np.sin(classes)], axis=1)

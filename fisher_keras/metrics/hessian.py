@@ -12,7 +12,6 @@ from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.classifier import Classifier, as_classifier
 from fisher_keras.classifier.inputs import check_trainable, count_examples
-from fisher_keras.classifier.labels import label_distributions
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.precision import rounding_of_dtypes
 from fisher_keras.graph.operations import depending_on, traced_operations
@@ -33,12 +32,15 @@ def hessian(
     y: Any,
     from_logits: FromLogits = "auto",
     label_smoothing: float = 0.0,
+    *,
+    sample_weight: Any = None,
 ) -> np.ndarray:
     r"""Returns $\nabla_w^2 L(S, w)$, the Hessian of the mean cross-entropy (Equation 1).
 
     Exact, by W Hessian-vector products over all examples at once: for models of up to a few
     thousand parameters, with float64 where precision matters. Where $f_w(x) = y$ for all examples
-    it equals the Fisher information of Equation 2.
+    it equals the Fisher information of Equation 2. The loss of an example with several predictions
+    is the sum over its positions that count, as for `loss_gradient_gram`.
 
     Args:
         model: A Keras classifier, in inference mode, with W trainable parameters; or a
@@ -48,6 +50,7 @@ def hessian(
         from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
         label_smoothing: Share of each label that is spread evenly over the K classes, as in
             `keras.losses.CategoricalCrossentropy`, from 0 to below 1.
+        sample_weight: Which positions count, see `loss_gradient_gram`.
 
     Returns:
         Shape (W, W), float64, symmetric; the parameters in the order of
@@ -59,11 +62,12 @@ def hessian(
             of or that is dropped by `tf.stop_gradient`, the matrix is not symmetric to within
             rounding, derivatives are not finite, or a `Classifier` normalizes its logits.
     """
-    return _hessian(as_classifier(model, from_logits), x, y, label_smoothing)[0]
+    classifier = as_classifier(model, from_logits)
+    return _hessian(classifier, x, y, label_smoothing, sample_weight)[0]
 
 
 def _hessian(
-    classifier: Classifier, x: Any, y: Any, label_smoothing: float
+    classifier: Classifier, x: Any, y: Any, label_smoothing: float, sample_weight: Any
 ) -> tuple[np.ndarray, float]:
     """Returns the Hessian and the relative rounding of what it is computed of."""
     if classifier.normalize_logits is not None:
@@ -77,9 +81,13 @@ def _hessian(
     check_trainable(classifier.model)
     function = classifier.cached(_second_derivatives)
     with exact_second_derivatives(_REMEDY):
-        concrete = concrete_function(function, specs(x), tf.TensorSpec([count, None], tf.float64))
-    target = label_distributions(y, classifier.num_classes, label_smoothing)
-    matrix, rounding, *to_check = concrete(x, tf.constant(target))
+        # What positions there are is known once the model's call has been traced.
+        targets = tf.TensorSpec(None, tf.float64), tf.TensorSpec(None, tf.float64)
+        concrete = concrete_function(function, specs(x), *targets)
+    likelihood = classifier.likelihood(x)
+    target = likelihood.distributions(y, label_smoothing, sample_weight)
+    weights = likelihood.counted(count, sample_weight).astype(np.float64)
+    matrix, rounding, *to_check = concrete(x, tf.constant(target), tf.constant(weights))
     classifier.check_values(*to_check)
     matrix = matrix.numpy().astype(np.float64)
     if not np.isfinite(matrix).all():
@@ -98,6 +106,8 @@ def hessian_log_determinant(
     y: Any,
     from_logits: FromLogits = "auto",
     label_smoothing: float = 0.0,
+    *,
+    sample_weight: Any = None,
 ) -> float:
     r"""Returns $\gamma(w) = \ln |\nabla_w^2 L(S, w)|$ (Equation 3), exactly.
 
@@ -110,6 +120,7 @@ def hessian_log_determinant(
         y: As for `hessian`.
         from_logits: As for `hessian`.
         label_smoothing: As for `hessian`.
+        sample_weight: As for `hessian`.
 
     Returns:
         The natural logarithm. With a warning, -inf if eigenvalues are zero to rounding (W times
@@ -117,7 +128,7 @@ def hessian_log_determinant(
         if there are negative ones: then w is not a local minimum.
     """
     classifier = as_classifier(model, from_logits)
-    matrix, rounding = _hessian(classifier, x, y, label_smoothing)
+    matrix, rounding = _hessian(classifier, x, y, label_smoothing, sample_weight)
     eigenvalues = np.linalg.eigvalsh(matrix)
     # An eigenvalue of fewer roundings of the largest one cannot be told from zero.
     tolerance = eigenvalues.size * rounding * np.abs(eigenvalues).max()
@@ -143,21 +154,26 @@ def hessian_log_determinant(
 
 def _second_derivatives(classifier: Classifier) -> Any:
     """Makes the `tf.function` that `exact_second_derivatives` is to be the context of."""
-    weights = stateless.weights(classifier.model)
-    variables = [v.value for v in weights]
+    trainable = stateless.weights(classifier.model)
+    variables = [v.value for v in trainable]
 
     @tf.function(autograph=False)
-    def second_derivatives(x: Any, target: tf.Tensor) -> tuple:
+    def second_derivatives(x: Any, target: tf.Tensor, weights: tf.Tensor) -> tuple:
         with tf.GradientTape(persistent=True) as outer, traced_operations() as operations:
             with tf.GradientTape() as inner:
                 # Traced here: another trace of the logits may have other moments.
                 found = classifier.find_logits(x)
                 log_p = tf.nn.log_softmax(found.in_float64())
                 target.set_shape(log_p.shape)
-                loss = -tf.reduce_mean(tf.reduce_sum(target * log_p, axis=-1))
+                losses = tf.reduce_sum(target * log_p, axis=-1)
+                if losses.shape.rank > 1 or found.mask is not None:
+                    weights.set_shape(losses.shape)
+                    losses *= weights * tf.cast(found.counted(), weights.dtype)
+                    losses = tf.reduce_sum(losses, list(range(1, losses.shape.rank)))
+                loss = -tf.reduce_mean(losses)
             gradient = _flat(inner.gradient(loss, variables, unconnected_gradients="zero"))
         # All that was traced so far is about to be differentiated once more.
-        handles = stateless.handles(weights)
+        handles = stateless.handles(trainable)
         check_second_derivatives(operations, handles, classifier.model, _REMEDY)
         rounding = rounding_of_dtypes(
             tensor.dtype.name

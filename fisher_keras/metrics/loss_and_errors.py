@@ -6,12 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier.classifier import Classifier
-from fisher_keras.classifier.labels import (
-    Examples,
-    check_labels,
-    label_distributions,
-    most_probable,
-)
+from fisher_keras.classifier.labels import Examples
+from fisher_keras.classifier.likelihood import Likelihood
 
 _BATCH_SIZE = 256  # Of the forward passes.
 _NUM_BINS = 15  # Of the calibration error, as its authors take.
@@ -21,11 +17,14 @@ _NUM_BINS = 15  # Of the calibration error, as its authors take.
 class DataLoss:
     """Loss, errors and calibration of a classifier on a data set; formerly named `Fit`.
 
+    Where an example has several predictions, all means and numbers are over the positions that
+    count, each with the same weight, as in Keras' own mean of masked outputs.
+
     Attributes:
         loss: Mean cross-entropy against the labels as given, in nats.
         label_entropy: The least value that it can have: 0 for hard labels, more for soft ones.
         num_errors: The number of examples whose most probable class is not that of their label.
-        num_examples: N.
+        num_examples: N; or the number of positions that count.
         calibration_error: See `expected_calibration_error`.
         hard_label_loss: Mean cross-entropy against the most probable classes of the labels.
     """
@@ -72,41 +71,54 @@ class RunningDataLoss:
         """
         self._data, self._name, self._label_smoothing = data, name, label_smoothing
         self.rows = np.arange(len(data)) if rows is None else rows
-        count = len(self.rows)
-        self._loss, self._hard_loss, self._entropy, self._confidence = np.zeros([4, count])
-        self._correct = np.zeros(count, bool)
+        self._loss, self._hard_loss, self._entropy = np.zeros([3, len(self.rows)])
+        # Once the positions are known: the confidence, and whether they are correct, and count.
+        self._predictions: list[np.ndarray] = []
 
-    def add(self, rows: np.ndarray, logits: tf.Tensor) -> None:
+    def add(self, rows: np.ndarray, logits: tf.Tensor, mask: tf.Tensor) -> None:
         """Adds some of the examples, or replaces them.
 
         Args:
             rows: Rows of n examples in the data.
-            logits: Their logits, shape (n, K).
+            logits: Their logits, shape (n, K) or (n, *P, K).
+            mask: Keras' mask of them, shape (n,) or (n, *P), booleans.
 
         Raises:
             ValueError: If logits are not finite.
         """
         log_p = tf.nn.log_softmax(logits).numpy()
-        bad = np.isnan(log_p).any(axis=1)
+        likelihood = Likelihood(log_p.shape[1:-1], log_p.shape[-1])
+        y, weights = self._data.labels[rows], self._data.weights
+        weights = None if weights is None else weights[rows]
+        counted = likelihood.counted(len(rows), weights, mask)
+        bad = (np.isnan(log_p).any(axis=-1) & counted).any(axis=likelihood.axes)
         if bad.any():
             raise ValueError(
                 f"The model's outputs are NaN or infinite for {bad.sum()} of the {len(rows)} "
                 f"examples of {self._name} that it was given at once; the first is "
                 f"{rows[np.argmax(bad)]}. Check the inputs, and whether training has diverged."
             )
-        y = self._data.labels[rows]
-        check_labels(y, log_p.shape[1], self._name)
-        classes = most_probable(y)
+        likelihood.check(y, weights, f"The labels of {self._name}")
+        classes = likelihood.hard_labels(y, weights)
         rows = np.searchsorted(self.rows, rows)
+
+        def sums(values: np.ndarray) -> np.ndarray:
+            return np.sum(np.where(counted, values, 0.0), axis=likelihood.axes)
+
         # For hard labels without smoothing the two losses are one, and the entropy stays 0.
-        self._hard_loss[rows] = self._loss[rows] = -log_p[np.arange(len(rows)), classes]
-        if y.ndim == 2 or self._label_smoothing:
-            y = label_distributions(y, log_p.shape[1], self._label_smoothing)
+        losses = -np.take_along_axis(log_p, classes[..., np.newaxis], axis=-1)[..., 0]
+        self._hard_loss[rows] = self._loss[rows] = sums(losses)
+        if y.ndim == log_p.ndim and y.shape[-1] > 1 or self._label_smoothing:
+            y = likelihood.distributions(y, self._label_smoothing, weights)
             # A probability of 0 costs nothing where the label gives it no weight.
-            self._loss[rows] = -np.sum(np.where(y > 0, y * log_p, 0.0), axis=1)
-            self._entropy[rows] = -np.sum(y * np.log(np.where(y > 0, y, 1.0)), axis=1)
-        self._confidence[rows] = np.exp(log_p.max(axis=1))
-        self._correct[rows] = np.argmax(log_p, axis=1) == classes
+            self._loss[rows] = sums(-np.sum(np.where(y > 0, y * log_p, 0.0), axis=-1))
+            self._entropy[rows] = sums(-np.sum(y * np.log(np.where(y > 0, y, 1.0)), axis=-1))
+        found = np.exp(log_p.max(axis=-1)), np.argmax(log_p, axis=-1) == classes, counted
+        if not self._predictions:
+            shape = [len(self.rows), *likelihood.positions]
+            self._predictions = [np.zeros(shape, values.dtype) for values in found]
+        for all_of_them, values in zip(self._predictions, found, strict=True):
+            all_of_them[rows] = values
 
     def evaluate(self, classifier: Classifier, rows: np.ndarray) -> None:
         """Adds some of the examples, which it evaluates in inference mode.
@@ -120,17 +132,28 @@ class RunningDataLoss:
         """
         for begin in range(0, len(rows), _BATCH_SIZE):
             batch = rows[begin : begin + _BATCH_SIZE]
-            self.add(batch, classifier.logits(self._data.take(batch).x))
+            self.add(batch, *classifier.predictions(classifier.inputs(self._data.take(batch).x)))
 
     def result(self) -> DataLoss:
-        """Returns the `DataLoss`, once all examples were added."""
+        """Returns the `DataLoss`, once all examples were added.
+
+        Raises:
+            ValueError: If no position counts.
+        """
+        confidence, correct, counted = self._predictions
+        count = int(np.sum(counted))
+        if not count:
+            raise ValueError(
+                f"No position of {self._name} counts: sample weights or Keras' mask leave out all "
+                f"of them. Give others. Given: {counted.size} positions."
+            )
         return DataLoss(
-            loss=float(np.mean(self._loss)),
-            label_entropy=float(np.mean(self._entropy)),
-            num_errors=int(np.sum(~self._correct)),
-            num_examples=len(self.rows),
-            calibration_error=expected_calibration_error(self._confidence, self._correct),
-            hard_label_loss=float(np.mean(self._hard_loss)),
+            loss=float(np.sum(self._loss) / count),
+            label_entropy=float(np.sum(self._entropy) / count),
+            num_errors=int(np.sum(~correct & counted)),
+            num_examples=count,
+            calibration_error=expected_calibration_error(confidence[counted], correct[counted]),
+            hard_label_loss=float(np.sum(self._hard_loss) / count),
         )
 
 

@@ -7,6 +7,10 @@ probability of the label. So
 $$\ln |\xi| = 2 \sum_i \ln(1 - p_i) + \ln |\Xi|,$$
 
 $\Xi$ being the Gram matrix of the margins' gradients: it costs no further pass.
+
+An example with several predictions has one of the $|C|^{|P|}$ joint labels. With $\ell$ the sum of
+its losses, $p = e^{-\ell}$ is the probability of that, and its margin is $\ln p - \ln(1 - p)$: all
+of the above holds.
 """
 
 import numpy as np
@@ -16,25 +20,48 @@ from fisher_keras.fisher.gram import FisherGram
 from fisher_keras.metrics.gram_metrics import log_determinant
 
 
-def margins(logits: np.ndarray, labels: np.ndarray, normalize_logits: float | None) -> np.ndarray:
+def margins(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    normalize_logits: float | None,
+    counted: np.ndarray | None = None,
+) -> np.ndarray:
     """Returns the margins of examples.
 
     Args:
-        logits: Shape (N', K), float64.
-        labels: The class of each example, shape (N',), integers.
+        logits: Shape (N', K) or (N', *P, K), float64.
+        labels: The class of each example, shape (N',) or (N', *P), integers.
         normalize_logits: c, where the losses are those of the logits z / (c ||z||); else None.
+        counted: Whether each prediction counts, in the shape of the labels; None if all do.
 
     Returns:
-        Shape (N',), float64; inf where all other classes have the probability 0.
+        Shape (N',), float64; inf where all other classes have the probability 0, or nothing
+        counts.
     """
     if normalize_logits is not None:
         # The gradients are those of losses of normalized logits, and so must the margins be.
-        logits = logits / (normalize_logits * np.linalg.norm(logits, axis=1, keepdims=True))
-    rows = np.arange(len(labels))
+        norms = np.linalg.norm(logits, axis=-1, keepdims=True)
+        logits = logits / (normalize_logits * norms)
     others = logits.copy()
     # e^-inf is 0: the label itself drops out of the sum over the classes.
-    others[rows, labels] = -np.inf
-    return logits[rows, labels] - logsumexp(others, axis=1)
+    np.put_along_axis(others, labels[..., np.newaxis], -np.inf, axis=-1)
+    chosen = np.take_along_axis(logits, labels[..., np.newaxis], axis=-1)[..., 0]
+    result = chosen - logsumexp(others, axis=-1)
+    if counted is not None:
+        result = np.where(counted, result, np.inf)
+    return result if result.ndim == 1 else _joint(result.reshape(len(result), -1))
+
+
+def _joint(margins: np.ndarray) -> np.ndarray:
+    """Returns the margins (N',) of the joint labels of those at positions, shape (N', L)."""
+    # The loss ln(1 + e^-m) may be below the smallest number, and its logarithm is not.
+    with np.errstate(divide="ignore", over="ignore"):
+        log_losses = np.where(margins > 30, -margins, np.log(np.logaddexp(0, -margins)))
+        log_loss = logsumexp(log_losses, axis=1)
+        loss = np.exp(log_loss)
+        # -ln(e^l - 1): that of a small loss l is -ln l, and that of a large one -l.
+        larger = -loss - np.log(-np.expm1(-loss))
+        return np.where(loss < 1e-8, -log_loss, larger)
 
 
 def log_residuals(margins: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from fisher_keras.classifier import stateless
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.inputs import ExamplesError
 from fisher_keras.classifier.labels import LabelledData
+from fisher_keras.classifier.likelihood import Likelihood
 from fisher_keras.fisher.gram import FisherGram, loss_gradient_gram
 from fisher_keras.metrics import gram_metrics, margins
 from fisher_keras.metrics.robustness import squared_jacobian_norms
@@ -73,8 +74,10 @@ class Sample:
     @property
     def margins(self) -> np.ndarray:
         """The margins of the examples, of the logits that the losses are of, shape (N',)."""
-        c = self.classifier.normalize_logits
-        return margins.margins(self.gram.logits.numpy(), self.examples.hard_labels, c)
+        logits, counted = self.gram.logits.numpy(), self.gram.counted.numpy()
+        data, likelihood = self.examples, Likelihood(logits.shape[1:-1], logits.shape[-1])
+        labels = likelihood.hard_labels(data.y, data.weights)
+        return margins.margins(logits, labels, self.classifier.normalize_logits, counted)
 
 
 def _log_weight_norm(sample: Sample) -> float:
@@ -89,7 +92,9 @@ def _log_weight_norm(sample: Sample) -> float:
 # of classifier, examples and chunk size. They run in several threads at once, so that nothing here
 # may hold a lock: a `functools.cached_property` of Python 3.11 does.
 _QUANTITIES: dict[str, Callable[[Classifier, LabelledData, int | None], Any]] = {
-    "gram": lambda c, data, size: loss_gradient_gram(c, data.x, data.y, chunk_size=size),
+    "gram": lambda c, data, size: loss_gradient_gram(
+        c, data.x, data.y, chunk_size=size, sample_weight=data.weights
+    ),
     "jacobian_norms": lambda c, data, size: c.cached(squared_jacobian_norms)(
         data.x, size or len(data)
     ),

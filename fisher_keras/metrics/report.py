@@ -74,8 +74,8 @@ class LocalMinimumReport:
         about = self.evaluation
         lines = [
             f"Local minimum of {self.num_parameters} parameters: {len(self.trials)} trials of "
-            f"{about['num_samples']} {'stratified ' if about['stratified'] else ''}examples, "
-            f"seed {about['seed']}"
+            f"{about['num_samples']} {'stratified ' if about['stratified'] else ''}"
+            f"{about.get('unit', 'example')}s, seed {about['seed']}"
         ]
         if about["normalize_logits"] is not None:
             lines.append(

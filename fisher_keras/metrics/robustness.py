@@ -12,6 +12,7 @@ from fisher_keras.arguments import whole_number
 from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
 from fisher_keras.classifier.inputs import ExamplesError, count_examples
 from fisher_keras.classifier.logits import FromLogits
+from fisher_keras.classifier.positions import check_single
 from fisher_keras.graph.tracing import trace_for_any_batch_size
 from fisher_keras.graph.vectorized import map_sequentially
 
@@ -75,12 +76,10 @@ def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any, int], np.nd
     def norms(x: Any, batch_size: int) -> np.ndarray:
         first = classifier.inputs(_slice(x, 0, 1))
         _check_differentiable(first)
-        # The number of classes is known once logits have been traced.
-        if classifier.num_classes is None:
-            classifier.logits(_slice(x, 0, 1))
+        num_classes = check_single(classifier, first, "Robustness").num_classes
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in keras.tree.flatten(first))
         # For one example, J_z has K rows of so many numbers, and J_z J_z^T has K x K.
-        entries = classifier.num_classes * max(numbers, classifier.num_classes)
+        entries = num_classes * max(numbers, num_classes)
         size = min(batch_size, max(1, _MAX_ENTRIES // entries))
         firsts = range(0, count_examples(x), size)
         result = np.concatenate([norms_of_batch(_slice(x, i, i + size)) for i in firsts])
@@ -110,7 +109,7 @@ def _norms_of_batches(classifier: Classifier) -> Callable[[Any], np.ndarray]:
         # Persistent, for the Jacobian takes one gradient for each class.
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(differentiable)
-            z, *to_check = logits(x)
+            z, _, *to_check = logits(x)
             if c is not None:
                 z /= c * tf.norm(z, axis=-1, keepdims=True)
         jacobian = _relative_jacobian(tape, z, differentiable)

@@ -70,7 +70,9 @@ def step_with_or_without(
     # A number is known when the step is traced: there is no need for a branch.
     if not isinstance(beta, tf.Tensor):
         return regularized()
-    return tf.cond(tf.equal(beta, 0), without, lambda: _dense(regularized()))
+    step = tf.cond(tf.equal(beta, 0), without, lambda: _dense(regularized()))
+    # From a branch, outputs would come without Keras' mask, which its metrics heed.
+    return step if loss is None else dataclasses.replace(step, outputs=loss.outputs)
 
 
 def algorithm_1(

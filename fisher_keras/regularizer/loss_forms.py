@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy
 from fisher_keras.classifier.wrapper import ClassifierWrapper
+from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.batches import Batch, only_tensor
 
 # Even, for `check_mean` splits the examples into halves.
@@ -79,12 +80,38 @@ def check_mean(
 def hard_label_mean(
     cross_entropy: HardLabelCrossEntropy, batch: Batch, outputs: tf.Tensor
 ) -> tf.Tensor:
-    """Returns L~, the mean of the hard-label losses times the sample weights."""
+    """Returns L~, the mean of the hard-label losses times the sample weights.
+
+    As Keras' own mean it is over the examples, or over all their positions: over those that
+    Keras' mask of the outputs leaves, if there is one. Weights of 0 count in the number.
+    """
     losses = cross_entropy(only_tensor(batch.y), outputs)
     if batch.sample_weight is not None:
-        weights = tf.reshape(only_tensor(batch.sample_weight), [-1])
-        losses *= tf.cast(weights, losses.dtype)
-    return tf.reduce_mean(losses)
+        losses *= tf.cast(_weights(only_tensor(batch.sample_weight), losses), losses.dtype)
+    mask = keras_private.mask_of(outputs)
+    if mask is None:
+        return tf.reduce_mean(losses)
+    mask = tf.cast(_weights(mask, losses), losses.dtype)
+    return tf.math.divide_no_nan(tf.reduce_sum(losses * mask), tf.reduce_sum(mask))
+
+
+def _weights(given: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
+    """Returns weights in the shape of the losses.
+
+    Raises:
+        ValueError: If they have another number of axes.
+    """
+    if losses.shape.rank == 1:
+        return tf.reshape(given, [-1])
+    if given.shape.rank == losses.shape.rank + 1 and given.shape[-1] == 1:
+        given = tf.squeeze(given, -1)
+    if given.shape.rank != losses.shape.rank:
+        raise ValueError(
+            "With a prediction at each position, sample weights must be those of the positions, "
+            f"of the shape {tuple(losses.shape)} of the losses: repeat those of examples. Given: "
+            f"shape {tuple(given.shape)}."
+        )
+    return given
 
 
 def _examples(
@@ -94,7 +121,7 @@ def _examples(
     random = np.random.default_rng(0)
     (spec,) = keras.tree.flatten(model.output_spec(batch.x))
     cross_entropy.check_shape(spec)
-    outputs = random.normal(size=(_COUNT, *spec.shape[1:]))
+    outputs = random.normal(size=(_COUNT, *_sizes(spec, only_tensor(batch.y))))
     binary = cross_entropy.kind == "binary"
     if not cross_entropy.from_logits:
         # Sigmoid or softmax: a loss of probabilities may not be asked about anything else.
@@ -102,7 +129,7 @@ def _examples(
         outputs = powers / (1 + powers if binary else powers.sum(axis=-1, keepdims=True))
 
     def labels(leaf: Any) -> np.ndarray:
-        shape = (_COUNT, *leaf.shape[1:])
+        shape = (_COUNT, *_sizes(leaf, leaf))
         if cross_entropy.kind == "sparse":
             return random.integers(outputs.shape[-1], size=shape).astype(leaf.dtype.name)
         # Any distributions will do: `check_mean` compares a loss with itself.
@@ -111,7 +138,8 @@ def _examples(
         return values.astype(leaf.dtype.name)
 
     def weights(leaf: Any) -> np.ndarray:
-        return random.random((_COUNT, *leaf.shape[1:])).astype(leaf.dtype.name)
+        shape = (_COUNT, *_sizes(leaf, only_tensor(batch.y)))
+        return random.random(shape).astype(leaf.dtype.name)
 
     y = keras.tree.map_structure(labels, batch.y)
     given = batch.sample_weight
@@ -120,6 +148,12 @@ def _examples(
     dtype = "float64" if spec.dtype == "float64" else "float32"
     # No inputs: only a custom `compute_loss` could look at them, and that is not compared.
     return Batch(None, y, sample_weight), outputs.astype(dtype)
+
+
+def _sizes(tensor: Any, y: Any) -> list[int]:
+    """Returns the sizes of axes but the first; of positions that are not known, those of labels."""
+    known = [*y.shape[1:], *[None] * len(tensor.shape)]
+    return [size or other or 2 for size, other in zip(tensor.shape[1:], known, strict=False)]
 
 
 def _compiled_loss(model: ClassifierWrapper, batch: Batch) -> Callable[[tf.Tensor], tf.Tensor]:

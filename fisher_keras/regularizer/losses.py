@@ -184,12 +184,7 @@ class BatchLosses:
             # For the logs: what is differentiated may be the penalties alone.
             compiled.append(loss)
             penalties = self.model.losses
-            if keras_private.mask_of(outputs) is not None:
-                raise ValueError(
-                    "share_gradients=True takes the mean of the sub-batches' losses for that of "
-                    "the mini-batch, which it is not where a mask leaves examples out. Use "
-                    "share_gradients=False or 'auto'. Given: outputs with a mask."
-                )
+            check_no_mask(outputs, "share_gradients=True", "share_gradients=False or 'auto'")
             (hard,) = self._hard_label_mean(sub_batch.batch, outputs)
             # Where L is L~ but for penalties, the gradient of these is all that is new.
             rest = tf.add_n(penalties or [tf.zeros_like(loss)]) if equals_compiled_loss else loss
@@ -210,13 +205,13 @@ class BatchLosses:
 
     def compiled_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> BatchLoss:
         """Returns L(B_i, w) and its gradient; nothing moves."""
+
+        def loss(outputs: tf.Tensor) -> list[tf.Tensor]:
+            check_no_mask(outputs, "SharpnessAwareModel(sub_batches > 1)", "sub_batches=1")
+            return [self._compiled_loss(sub_batch.batch, outputs)]
+
         with self.replica.local_batch_norm(self.model.model):
-            found = self._evaluate(
-                lambda outputs: [self._compiled_loss(sub_batch.batch, outputs)],
-                sub_batch.batch,
-                weights,
-                sub_batch.state,
-            )
+            found = self._evaluate(loss, sub_batch.batch, weights, sub_batch.state)
         preconditions.check_evaluation(found.operations, self.model.model)
         gradient = self._dense(found.gradients[0], weights)
         return _loss_of_sub_batch(self, found, sub_batch, found.losses[0], gradient)
@@ -311,7 +306,8 @@ class BatchLosses:
     def _compiled_loss(self, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
         """Returns L, the compiled loss with all penalties."""
         assertions = []
-        if self.cross_entropy is not None and needs_check(self.model.model):
+        cross_entropy = self.cross_entropy
+        if cross_entropy is not None and needs_check(self.model.model, cross_entropy.kind):
             assertions = self.cross_entropy.check_outputs(outputs)
         with tf.control_dependencies(assertions):
             loss = self.model.compute_loss(batch.x, batch.y, outputs, batch.sample_weight, True)
@@ -323,12 +319,30 @@ class BatchLosses:
     def _part_of_loss(self, outputs: tf.Tensor) -> list[tf.Tensor]:
         """Returns L on this replica's examples, times its weight in the mean over all."""
         loss, weights = self._compiled_loss(self.batch, outputs), self.replica_weights
+        if weights is not None:
+            check_no_mask(outputs, "Training on several replicas", "one device")
         return [loss if weights is None else loss * tf.cast(weights.examples, loss.dtype)]
 
     def _hard_label_mean(self, batch: Batch, outputs: tf.Tensor) -> list[tf.Tensor]:
         """Returns L~, in a list."""
         loss = hard_label_mean(self.cross_entropy, batch, outputs)
         return [tf.cast(loss, scalar_dtype(stateless.weights(self.model)))]
+
+
+def check_no_mask(outputs: tf.Tensor, what: str, remedy: str) -> None:
+    """Raises a ValueError where a mask makes the batch's loss another mean than that of its parts.
+
+    Args:
+        outputs: The model's outputs.
+        what: What takes the mean of parts.
+        remedy: What to use instead.
+    """
+    if keras_private.mask_of(outputs) is not None:
+        raise ValueError(
+            f"{what} takes the mean of the losses of parts of the mini-batch for that of all of "
+            "it, which it is not where a mask leaves examples or positions out: parts then have "
+            f"different numbers of them. Use {remedy}. Given: outputs with a mask."
+        )
 
 
 def _loss_of_sub_batch(

@@ -5,6 +5,7 @@ Graphs are traced for that and thrown away: nothing is computed, and nothing cha
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from fisher_keras.classifier.batch_axis import call_graph
@@ -64,6 +65,9 @@ def decomposes_over_examples(losses: BatchLosses) -> bool:
     if losses.replica_weights is not None or not losses.cross_entropy.equals_compiled_loss:
         return False
     if classifier.non_trainable_variables:
+        return False
+    (outputs,) = keras.tree.flatten(losses.model.output_spec(losses.batch.x))
+    if None in outputs.shape[1:]:  # The sub-batches' outputs are put together in one tensor.
         return False
     specs = specs_of_any_size(losses.batch.x)
     if not call_graph(classifier, specs, training=True).independent:
