@@ -10,7 +10,21 @@ import subprocess
 import sys
 import time
 
+ROOT = pathlib.Path(__file__).parents[1]
 TIMEOUT = 120
+
+
+def start(*command, cwd=None, **variables):
+    """Starts Python on the checkout; of the environment, what is None is left out."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env={name: value for name, value in environment.items() if value is not None},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process, timeout=TIMEOUT):

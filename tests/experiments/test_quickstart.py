@@ -2,18 +2,15 @@
 
 import dataclasses
 import os
-import pathlib
 import shlex
 import signal
-import subprocess
-import sys
 import types
 
 import keras
 import numpy as np
 import pytest
 import scipy.stats
-from processes import finish
+from processes import ROOT, finish, start
 
 from fisher_keras.experiments.quickstart import report, text, training
 from fisher_keras.experiments.quickstart.figure import quickstart_figure
@@ -22,7 +19,6 @@ from fisher_keras.experiments.quickstart.results import Network, arms, differenc
 from fisher_keras.experiments.runs.store import ExperimentStore, Record
 from fisher_keras.metrics import evaluate_local_minimum
 
-ROOT = pathlib.Path(__file__).parents[2]
 TINY = Settings(
     seeds=2,
     train_size=20,
@@ -301,11 +297,11 @@ def test_figure_has_two_labelled_panels():
 
 def test_commands_can_be_typed_where_they_are_printed(tmp_path, monkeypatch, assert_understood):
     outside = os.path.relpath(ROOT / "bin", tmp_path)
-    for folder, start in ((tmp_path, outside), (ROOT, "bin"), (ROOT / "bin", ".")):
+    for folder, scripts in ((tmp_path, outside), (ROOT, "bin"), (ROOT / "bin", ".")):
         monkeypatch.chdir(folder)
         commands = [shlex.split(command) for command in text.next_commands()]
         assert [words[0] for words in commands] == [
-            f"{start}/{name}" for name in ("train_cifar", "evaluate_metrics", "compare_methods")
+            f"{scripts}/{name}" for name in ("train_cifar", "evaluate_metrics", "compare_methods")
         ]
     monkeypatch.setattr(text, "_CHECKOUT", tmp_path)
     for command in text.next_commands():
@@ -331,14 +327,8 @@ def test_everything_is_printed_and_drawn(tiny, capsys):
 
 def stopped_after_one_network(flags, missing, kill):
     """Starts the quickstart and sends it a signal; returns its exit code and last error line."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fisher_keras.experiments.command_line.main", "quickstart", *flags],
-        cwd=ROOT,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    main = "fisher_keras.experiments.command_line.main"
+    process = start("-m", main, "quickstart", *flags, TF_CPP_MIN_LOG_LEVEL="3")
     while not process.stdout.readline().startswith(f"[ 1/{missing}] seed 0, 60 wrong labels, "):
         assert process.poll() is None
     process.send_signal(kill)

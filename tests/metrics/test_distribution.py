@@ -4,13 +4,12 @@ import json
 import os
 import pathlib
 import re
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from distribution_cases import classifier, evaluate
-from processes import cluster_of, finish
+from processes import cluster_of, finish, start
 from replicas import run_cases
 
 HERE = pathlib.Path(__file__).parent
@@ -70,16 +69,8 @@ def processes(tmp_path_factory):
     for index, config in enumerate(cluster_of(2)):
         (folder / str(index)).mkdir()
         path = os.pathsep.join([str(HERE), *sys.path])
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", WORKER],
-                env=os.environ | {"TF_CONFIG": config, "PYTHONPATH": path},
-                cwd=folder / str(index),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        here = folder / str(index)
+        started.append(start("-c", WORKER, cwd=here, TF_CONFIG=config, PYTHONPATH=path))
     results = [finish(process) for process in started]
     assert [status for status, _, _ in results] == [0, 0], results[0][2][-4000:]
     return folder, [stdout for _, stdout, _ in results]

@@ -1,26 +1,14 @@
 """The scenarios of Section 7.1: what their runs are, and one of them from the shell."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from processes import ROOT, finish, start
 
 from fisher_keras.experiments.names import PRESETS
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
 from fisher_keras.experiments.runs.store import ExperimentStore
 from fisher_keras.experiments.scenarios.runs import SCENARIOS, VARIABLES, scenario_runs
-
-ROOT = pathlib.Path(__file__).parents[3]
-
-
-def run_script(name, *flags):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
-    command = [sys.executable, str(ROOT / "bin" / name), *flags]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
 def paper_runs(experiment):
@@ -113,8 +101,9 @@ def test_scenario_from_the_shell(tmp_path, run_command):
     for run in runs[:-1]:
         store.write_definition(run, runs_of)
         store.finish(run, {}, 1.0)
-    result = run_script("scenario_batch_size", *flags, "--num_workers=2")
-    assert (result.returncode, result.stderr) == (0, "")
+    script = ROOT / "bin" / "scenario_batch_size"
+    command = start(script, *flags, "--num_workers=2", TF_CPP_MIN_LOG_LEVEL=None)
+    assert finish(command, timeout=240)[::2] == (0, "")
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     found = {(r["config"]["training"]["batch_size"], r["seed"]): r["result"] for r in records}

@@ -5,16 +5,14 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 import re
 import signal
-import subprocess
-import sys
 
 import fake_search
 import processes
 import pytest
 from fake_search import CANDIDATES, EPOCHS, errors, trained_epochs
+from processes import ROOT
 
 from fisher_keras.experiments.runs.engine import EngineOptions, FailedRunsError
 from fisher_keras.experiments.search import tuning
@@ -24,7 +22,6 @@ from fisher_keras.experiments.search.tuning_config import TuningConfig
 from fisher_keras.experiments.training.train import TrainingConfig
 from fisher_keras.models import regularizer_settings
 
-ROOT = pathlib.Path(__file__).parents[3]
 TIMEOUT = 240
 finish = functools.partial(processes.finish, timeout=TIMEOUT)
 wait_for = functools.partial(processes.wait_for, timeout=TIMEOUT)
@@ -199,21 +196,11 @@ def test_the_paper_preset_is_section_7_2():
 # ---------------------------------------------------------------------------- bin/tune_regularizer
 
 
-def start(*flags):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "bin/tune_regularizer"), *flags],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_a_killed_search_goes_on_within_a_training(tmp_path, monkeypatch, run_command):
     flags = ["--preset=smoke", "--epochs=4", "--num_workers=2"]
     flags += [f"--output_dir={tmp_path}", "--beta=10,50", "--clip_norm=1"]
     names = [f"beta{beta}_M4_tau1" for beta in (10, 50)]
-    victim = start(*flags)
+    victim = processes.start(ROOT / "bin" / "tune_regularizer", *flags)
     wait_for(tmp_path / "trials" / names[1] / "run.json", victim)
     victim.send_signal(signal.SIGKILL)
     assert finish(victim)[0] == -signal.SIGKILL

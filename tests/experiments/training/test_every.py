@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from test_training import assert_same_weights
 
 from fisher_keras.experiments.training.train import TrainingConfig, train
 from fisher_keras.experiments.training.training_callbacks import EveryNEpochs
@@ -63,12 +64,7 @@ def test_a_stopped_run_goes_on_at_the_last_backup_to_the_same_end(tmp_path, caps
     assert resumed["resumed"][0]["after_epochs"] == 2
     assert resumed["test"] == straight["test"]
     for name in ("last.keras", "best.keras"):
-        ends = [
-            keras.saving.load_model(tmp_path / run / name, compile=False).get_weights()
-            for run in ("straight", "stopped")
-        ]
-        for value, expected in zip(*ends, strict=True):
-            np.testing.assert_array_equal(value, expected)
+        assert_same_weights(tmp_path / "stopped" / name, tmp_path / "straight" / name)
     # Finished, it is not trained again, and says nothing of it.
     assert train(config("stopped", resume=True), quiet=True) == resumed
     assert capsys.readouterr().out == ""

@@ -94,10 +94,28 @@ def test_ghost_batch_normalization_is_the_regularizers_step_without_it(tmp_path)
     assert record["history"]["loss"][1] < record["history"]["loss"][0]
 
 
-def test_folders():
-    folders = [resolve(config(method=m)).output_dir for m in ("plain", "clipped", "fisher", "sam")]
-    names = ("plain", "clipped", "fisher", "sam")
-    assert folders == [f"runs/digits_cnn_{name}_seed0" for name in names]
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        *(({"method": name}, name) for name in ("plain", "clipped", "fisher", "sam")),
+        ({}, "plain"),
+        ({"clip_norm": 0.0}, "plain"),
+        ({"clip_norm": 1.0}, "clipped"),
+        ({"clip_norm": 1.0, "regularize": True}, "fisher"),
+    ],
+)
+def test_a_method_has_a_folder_of_its_own(changes, name):
+    assert resolve(config(**changes)).output_dir == f"runs/digits_cnn_{name}_seed0"
+
+
+def test_clipping_only_clips(tmp_path):
+    """With a bound that no gradient reaches it is plain training; with another it is not."""
+    plain, unreached, reached = (
+        train(config(output_dir=str(tmp_path / str(norm)), clip_norm=norm), quiet=True)["history"]
+        for norm in (None, 1e6, 1e-6)
+    )
+    assert unreached["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    assert reached["loss"] != pytest.approx(plain["loss"], rel=1e-4)
 
 
 def test_sam_trains_is_recorded_and_resumed(tmp_path):
@@ -126,6 +144,7 @@ def test_sam_trains_is_recorded_and_resumed(tmp_path):
         ({"method": "fisher", "adaptive": True}, "--adaptive has no effect without --method=sam"),
         ({"method": "sam", "rho": 0.0}, "--rho must be"),
         ({"method": "sam", "beta": 1.0}, "--beta has no effect without --regularize"),
+        ({"clip_norm": 1.0, "beta": 1.0}, "--beta has no effect without --regularize: add it"),
         ({"method": "sam", "regularize": True}, "--method=sam has no regularizer"),
         ({"method": "plain", "regularize": True}, "--method=plain has no regularizer"),
         ({"method": "plain", "clip_norm": 1.0}, "give --method=clipped"),

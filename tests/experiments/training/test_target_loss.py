@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras.callbacks import LambdaCallback
+from test_training import assert_same_weights
 
 from fisher_keras.experiments.training import train as training
 from fisher_keras.experiments.training.data import load_training_data
@@ -32,16 +33,22 @@ def excess_loss(output_dir, settings):
     return np.mean(np.sum(labels * (np.log(np.where(labels > 0, labels, 1)) - log_p), axis=1))
 
 
-def weights(output_dir):
-    return keras.saving.load_model(output_dir / "last.keras", compile=False).get_weights()
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The folder of a training without changes, and its record."""
+    output_dir = tmp_path_factory.mktemp("straight")
+    return output_dir, train(config(output_dir), quiet=True)
 
 
 @pytest.mark.parametrize("changes", [{}, SMOOTHED, {"regularize": True, "num_sub_batches": 4}])
-def test_training_ends_where_the_loss_is_reached(tmp_path, changes):
-    settings = config(tmp_path, **changes)
-    history = train(settings, quiet=True, save_every=100)["history"]
-    losses, steps = history["excess_loss"], history["steps"]
-    assert excess_loss(tmp_path, settings) == pytest.approx(losses[-1], rel=1e-4)
+def test_training_ends_where_the_loss_is_reached(tmp_path, straight, changes):
+    output_dir, record = straight
+    if changes:
+        output_dir = tmp_path
+        record = train(config(output_dir, **changes), quiet=True, save_every=100)
+    settings = config(output_dir, **changes)
+    losses, steps = record["history"]["excess_loss"], record["history"]["steps"]
+    assert excess_loss(output_dir, settings) == pytest.approx(losses[-1], rel=1e-4)
     assert losses[-1] <= settings.target_loss < min(losses[:-1])
     assert len(losses) < 20
     assert set(steps[:-1]) == {np.ceil((60 + changes.get("confusion_size", 0)) / 7)}
@@ -49,9 +56,9 @@ def test_training_ends_where_the_loss_is_reached(tmp_path, changes):
 
 
 @pytest.mark.parametrize("killed_at", ["an epoch", "the evaluation"])
-def test_killed_and_resumed_it_ends_at_the_same_step(tmp_path, monkeypatch, killed_at):
-    straight = train(config(tmp_path / "straight"), quiet=True)
-    last = len(straight["history"]["loss"]) - 1
+def test_killed_and_resumed_it_ends_at_the_same_step(tmp_path, monkeypatch, straight, killed_at):
+    output_dir, expected = straight
+    last = len(expected["history"]["loss"]) - 1
 
     class Killed(BaseException):
         pass
@@ -66,14 +73,12 @@ def test_killed_and_resumed_it_ends_at_the_same_step(tmp_path, monkeypatch, kill
         if killed_at == "the evaluation":
             patch.setattr(training, "_evaluate", kill)
         with pytest.raises(Killed):
-            train(config(tmp_path / "killed"), callbacks, quiet=True)
-    resumed = train(config(tmp_path / "killed", resume=True), quiet=True)
+            train(config(tmp_path), callbacks, quiet=True)
+    resumed = train(config(tmp_path, resume=True), quiet=True)
     for name in ("excess_loss", "steps"):
-        assert resumed["history"][name] == straight["history"][name]
-    assert resumed["test"] == straight["test"]
-    pairs = zip(weights(tmp_path / "killed"), weights(tmp_path / "straight"), strict=True)
-    for value, expected in pairs:
-        np.testing.assert_array_equal(value, expected)
+        assert resumed["history"][name] == expected["history"][name]
+    assert resumed["test"] == expected["test"]
+    assert_same_weights(tmp_path / "last.keras", output_dir / "last.keras")
 
 
 def test_the_loss_is_measured_within_epochs_near_the_target_only():

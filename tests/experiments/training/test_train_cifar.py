@@ -1,39 +1,20 @@
 """bin/train_cifar as a user runs it, from the shell."""
 
 import csv
+import functools
 import json
-import os
 import pathlib
 import re
 import shlex
 import signal
-import subprocess
-import sys
 
-import keras
-import numpy as np
-from processes import finish, wait_for
+import processes
+from processes import ROOT, finish, wait_for
+from test_training import assert_same_weights
 
 from fisher_keras.experiments.training.train import TrainingConfig, train
 
-ROOT = pathlib.Path(__file__).parents[3]
-
-
-def start(*flags, **variables):
-    """Starts the script, with further environment variables."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
-    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "bin" / "train_cifar"), *flags],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def weights(path):
-    return keras.saving.load_model(path, compile=False).get_weights()
+start = functools.partial(processes.start, ROOT / "bin" / "train_cifar", TF_CPP_MIN_LOG_LEVEL=None)
 
 
 def history_without_times(output_dir):
@@ -71,8 +52,7 @@ def test_killed_or_stopped_and_resumed_it_ends_with_the_same_weights(tmp_path):
     assert re.search(r"epoch 5/5 .* loss .* left", stdout)
     train(TrainingConfig(**settings, regularize=True, output_dir=str(straight)))
     for name in ("last.keras", "best.keras"):
-        for value, expected in zip(weights(resumed / name), weights(straight / name), strict=True):
-            np.testing.assert_array_equal(value, expected)
+        assert_same_weights(resumed / name, straight / name)
     rows = history_without_times(resumed)
     assert rows == history_without_times(straight)
     assert [row["epoch"] for row in rows] == ["0", "1", "2", "3", "4"]

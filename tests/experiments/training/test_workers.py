@@ -2,22 +2,18 @@
 
 import json
 import os
-import pathlib
 import re
 import signal
-import subprocess
-import sys
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from processes import cluster_of, finish, wait_for
+from processes import ROOT, cluster_of, finish, start, wait_for
+from test_training import assert_same_weights, weights
 
 from fisher_keras.experiments.training.train import TrainingConfig, train
 from fisher_keras.experiments.training.workers import Workers
 
-ROOT = pathlib.Path(__file__).parents[3]
 SETTINGS = {
     "dataset": "digits",
     "width": 0.125,
@@ -46,17 +42,6 @@ main(["train_cifar", *sys.argv[1:]])
 """
 
 
-def start(command, path=(), **variables):
-    variables["PYTHONPATH"] = os.pathsep.join(map(str, [*path, ROOT]))
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def flags(output_dir, *more):
     values = {**SETTINGS, "output_dir": output_dir}
     return [*(f"--{name}={value}" for name, value in values.items()), "--resume", *more]
@@ -69,16 +54,13 @@ def start_workers(output_dir, *more):
     (watched / "sitecustomize.py").write_text(f"OUTPUT = {str(output_dir)!r}\n{NO_WRITING}")
     return [
         start(
-            [ROOT / "bin" / "train_cifar", *flags(output_dir, "--strategy=multi_worker", *more)],
-            [watched] * index,
+            ROOT / "bin" / "train_cifar",
+            *flags(output_dir, "--strategy=multi_worker", *more),
+            PYTHONPATH=os.pathsep.join(map(str, [*[watched] * index, ROOT])),
             TF_CONFIG=config,
         )
         for index, config in enumerate(cluster_of(2))
     ]
-
-
-def weights(output_dir, name="last.keras"):
-    return keras.saving.load_model(output_dir / name, compile=False).get_weights()
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +89,10 @@ def test_the_chief_alone_prints_and_writes(undisturbed):
 def test_two_processes_do_what_two_devices_do(undisturbed, tmp_path):
     run = tmp_path / "run"
     more = ("--regularize", "--strategy=mirrored")
-    status, _, stderr = finish(start(["-c", TWO_DEVICES, *flags(run, *more)]))
+    status, _, stderr = finish(start("-c", TWO_DEVICES, *flags(run, *more)))
     assert status == 0, stderr
-    for mine, other in zip(weights(run), weights(undisturbed[0]), strict=True):
+    pair = [weights(folder / "last.keras") for folder in (run, undisturbed[0])]
+    for mine, other in zip(*pair, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
     records = [json.loads((d / "run.json").read_text()) for d in (run, undisturbed[0])]
     for name in ("loss", "val_loss", "val_accuracy", "fisher_trace", "gradient_norm"):
@@ -134,8 +117,7 @@ def test_killed_and_started_again_they_end_with_the_same_weights(undisturbed, tm
     results = [finish(worker) for worker in start_workers(run, "--regularize")]
     assert [status for status, _, _ in results] == [0, 0], results
     for name in ("last.keras", "best.keras"):
-        for mine, other in zip(weights(run, name), weights(undisturbed[0], name), strict=True):
-            np.testing.assert_array_equal(mine, other)
+        assert_same_weights(run / name, undisturbed[0] / name)
     assert json.loads((run / "run.json").read_text())["resumed"]
 
 
@@ -205,7 +187,7 @@ def test_one_mirrored_device_trains_as_no_strategy_does(tmp_path):
             settings = SETTINGS | {"epochs": 2, "method": method, "strategy": strategy}
             train(TrainingConfig(**settings, output_dir=folder), quiet=True)
     for method in methods:
-        pair = [weights(tmp_path / method / strategy) for strategy in strategies]
+        pair = [weights(tmp_path / method / s / "last.keras") for s in strategies]
         for mine, other in zip(*pair, strict=True):
             np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-7)
 
