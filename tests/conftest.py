@@ -9,12 +9,13 @@ import tensorflow as tf
 from hypothesis import HealthCheck, settings
 
 # Models are traced, which takes seconds. The suite draws the same ones each time; others, and
-# more: pytest --hypothesis-profile=long --hypothesis-seed=1 -k properties
+# more: pytest --hypothesis-profile=weekly --hypothesis-seed=1 -k properties ("long" for hours)
 _SLOW = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
 settings.register_profile("suite", max_examples=12, derandomize=True, database=None, **_SLOW)
+settings.register_profile("weekly", max_examples=100, **_SLOW)
 settings.register_profile("long", max_examples=1000, **_SLOW)
 settings.load_profile("suite")
 

@@ -250,6 +250,7 @@ def saturated(scale):
     return model, x, logits, np.argmax(logits, axis=1)
 
 
+@pytest.mark.exactness
 @pytest.mark.parametrize("scale", [1.0, 20.0, 3000.0])
 def test_saturated_softmax_has_its_exact_determinant(scale):
     """Closed form of softmax regression: g_i is (p - e_c) times (x, 1); all in logarithms."""
@@ -452,6 +453,7 @@ SCALED = {
 }
 
 
+@pytest.mark.exactness
 @pytest.mark.parametrize("exponent", [-100, -66, 66, 100])
 @pytest.mark.parametrize("make", SCALED.values(), ids=SCALED)
 def test_gradients_whose_squares_leave_float32(make, exponent):
@@ -482,6 +484,7 @@ def test_a_layer_that_is_used_often_keeps_its_factors():
     assert sizes == [(50, 1, 64, 64), (50, 8, 64, 64)]
 
 
+@pytest.mark.exactness
 def test_float64_and_half_precision():
     x, y = images()
     policy = keras.config.dtype_policy()
