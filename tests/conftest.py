@@ -65,13 +65,23 @@ def cifar10_dir():
     return data_dir
 
 
+def _computing_in(dtype):
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    yield
+    set_environment()
+
+
 @pytest.fixture
 def float64():
     """Keras computes in float64."""
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    set_environment()
+    yield from _computing_in("float64")
+
+
+@pytest.fixture
+def float32():
+    """Keras computes in float32, whatever the environment is."""
+    yield from _computing_in("float32")
 
 
 @pytest.fixture
