@@ -30,12 +30,12 @@ def global_norm(gradient: list) -> tf.Tensor:
         Scalar of `scalar_dtype`.
     """
     dtype = scalar_dtype(gradient)
-    parts = [tf.cast(g, dtype) for g in gradient if g is not None]
+    parts = [tf.cast(getattr(g, "values", g), dtype) for g in gradient if g is not None]
     norm = tf.linalg.global_norm(parts)
 
     def of_scaled() -> tf.Tensor:
-        largest = tf.reduce_max([tf.reduce_max(tf.abs(getattr(p, "values", p))) for p in parts])
-        scaled = largest * tf.linalg.global_norm([p / largest for p in parts])
+        largest = tf.reduce_max([tf.reduce_max(tf.abs(part)) for part in parts])
+        scaled = largest * tf.linalg.global_norm([part / largest for part in parts])
         return tf.where((largest > 0) & tf.math.is_finite(largest), scaled, norm)
 
     # A square of less than about 1e-38, or more than 1e38, is 0 or infinite in float32.
