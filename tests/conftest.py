@@ -9,12 +9,13 @@ import tensorflow as tf
 from hypothesis import HealthCheck, settings
 
 # Models are traced, which takes seconds. The suite draws the same ones each time; others, and
-# more: pytest --hypothesis-profile=long --hypothesis-seed=1 -k properties
+# more: pytest --hypothesis-profile=weekly --hypothesis-seed=1 -k properties ("long" for hours)
 _SLOW = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
 settings.register_profile("suite", max_examples=12, derandomize=True, database=None, **_SLOW)
+settings.register_profile("weekly", max_examples=100, **_SLOW)
 settings.register_profile("long", max_examples=1000, **_SLOW)
 settings.load_profile("suite")
 
@@ -64,13 +65,23 @@ def cifar10_dir():
     return data_dir
 
 
+def _computing_in(dtype):
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    yield
+    set_environment()
+
+
 @pytest.fixture
 def float64():
     """Keras computes in float64."""
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    set_environment()
+    yield from _computing_in("float64")
+
+
+@pytest.fixture
+def float32():
+    """Keras computes in float32, whatever the environment is."""
+    yield from _computing_in("float32")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from hypothesis import strategies as st
 from keras import layers
 
@@ -55,6 +56,8 @@ class Case:
         """Returns inputs, labels in their form, and the most probable class of each."""
         generator = np.random.default_rng(self.seed + 1)
         x = generator.normal(size=(self.count, *self.shape))
+        if len(self.shape) > 1:  # Sequences of several lengths, the rest of which is 0.
+            x[::2, -1] = 0
         soft = generator.dirichlet(np.ones(self.classes), self.count)
         hard = np.argmax(soft, axis=1)
         y = {
@@ -90,6 +93,38 @@ def _twice(h: Any, activation: str) -> Any:
     return shared(shared(h))
 
 
+def _masked(h: Any) -> Any:
+    masked = layers.Masking(dtype="float64")(h)
+    return layers.LSTM(3, return_sequences=True, dtype="float64")(masked)
+
+
+def _sizes(x: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.reshape(x, [tf.shape(x)[0], -1]), axis=1)
+
+
+def _in_order(x: tf.Tensor, function: Any) -> tf.Tensor:
+    """Sorts the examples, as code for sequences of several lengths does, and sorts them back."""
+    order = tf.argsort(_sizes(x))
+    return tf.gather(function(tf.gather(x, order)), tf.argsort(order))
+
+
+# An example then depends on others, or on their number.
+INTERACTIONS = {
+    "in order": lambda x: _in_order(x, lambda rows: tf.cumsum(rows, axis=0)),
+    "largest": lambda x: x / (1 + tf.reduce_max(tf.abs(x))),
+    "mean": lambda x: x - tf.reduce_mean(x, axis=0),
+    "moments": lambda x: tf.nn.batch_normalization(x, *tf.nn.moments(x, [0]), None, None, 1e-3),
+    "number": lambda x: x * tf.cast(tf.shape(x)[0], x.dtype),
+    "previous": lambda x: x + tf.roll(x, 1, axis=0),
+    "products": lambda x: x * tf.reduce_sum(_sizes(x)),
+    "sorted": lambda x: tf.sort(x, axis=0),
+}
+
+
+def _function(h: Any, function: Any) -> Any:
+    return layers.Lambda(function, output_shape=h.shape[1:], dtype="float64")(h)
+
+
 LAYERS = {
     "dense": _layer(layers.Dense),
     "einsum dense": _einsum_dense,
@@ -108,6 +143,9 @@ LAYERS = {
     "reversed gru": _layer(layers.GRU),
     "permute": _layer(layers.Permute),
     "dropout": _layer(layers.Dropout),
+    "masked": _masked,
+    "in order": lambda h: _function(h, lambda x: _in_order(x, tf.tanh)),
+    "interaction": lambda h, name: _function(h, INTERACTIONS[name]),
 }
 
 
@@ -138,23 +176,29 @@ def _options(kind: str, rank: int) -> dict[str, st.SearchStrategy]:
         },
         "permute": {"dims": st.permutations(range(1, rank + 1))},
         "dropout": {"rate": st.just(0.3)},
+        "interaction": {"name": st.sampled_from(sorted(INTERACTIONS))},
     }.get(kind, {})
 
 
-EVERYWHERE = ["dense", "einsum dense", "batch norm", "layer norm", "prelu", "residual", "shared"]
+EVERYWHERE = [
+    *("dense", "einsum dense", "batch norm", "layer norm", "prelu", "residual", "shared"),
+    "in order",
+]
 KINDS = {
     1: [*EVERYWHERE, "unit norm"],
-    2: [*EVERYWHERE, "1D convolution", "attention", "lstm", "reversed gru", "permute"],
+    2: [*EVERYWHERE, "1D convolution", "attention", "lstm", "reversed gru", "permute", "masked"],
     3: [*EVERYWHERE, "convolution", "depthwise", "transposed"],
 }
 
 
 @st.composite
-def cases(draw: st.DrawFn, counts: st.SearchStrategy = SIZES) -> Case:
-    """Draws a classifier and examples."""
+def cases(draw: st.DrawFn, counts: st.SearchStrategy = SIZES, also: str | None = None) -> Case:
+    """Draws a classifier and examples; the classifier has one layer of the kind `also`, too."""
     rank = draw(st.integers(1, 3))
     shape = tuple(draw(st.lists(SIZES, min_size=rank, max_size=rank)))
-    kinds = draw(st.lists(st.sampled_from(KINDS[rank]), max_size=3))
+    kinds = draw(st.lists(st.sampled_from(KINDS[rank]), max_size=3 if also is None else 2))
+    if also is not None:
+        kinds.insert(draw(st.integers(0, len(kinds))), also)
     chosen = []
     for kind in kinds:
         options = _options(kind, rank)

@@ -100,13 +100,17 @@ def test_callbacks_that_compare_epochs_see_those_that_were_evaluated(monkeypatch
     assert (stopping.best_epoch, stopping.stopped_epoch) == (3, 7)
 
 
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", ["not", "to the end", "to an error"])
 def test_a_deep_copy_as_tuners_make(trained, tmp_path):
     fisher = FisherMetrics(
         data(), metrics=("trace",), num_samples=8, num_trials=2, log_dir=tmp_path
     )
-    if trained:
+    if trained == "to the end":
         fit(classifier(), [fisher], epochs=1)
+    elif trained == "to an error":
+        stopping = keras.callbacks.EarlyStopping("trace")  # It asks for a mode after an epoch.
+        with pytest.raises(ValueError, match="mode"):
+            fit(classifier(), [fisher, stopping], epochs=1)
     copied = copy.deepcopy(fisher)
     expected = fit(classifier(), [fisher], epochs=2)["trace"]
     assert fit(classifier(), [copied], epochs=2)["trace"] == expected

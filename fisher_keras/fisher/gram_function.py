@@ -196,9 +196,10 @@ class GramFunction:
             tf.constant(all(batch.established for batch in batches)),
         ]
         if not self._training:
+            rounding = rounding_of(self._classifier.model)
             results += tf.cond(
                 verify,
-                lambda: relative_errors(batches[0], for_new_graph(gradients)),
+                lambda: relative_errors(batches[0], for_new_graph(gradients), rounding),
                 lambda: no_errors(len(gradients)),
             )
         return results

@@ -11,17 +11,20 @@ from fisher_keras.fisher.per_example import TracedBatch
 _TOLERANCE = 0.05
 # Logits of deep networks are off by some 100 roundings, where a batch is computed in other parts.
 _ROUNDINGS_OF_LOGITS = 2.0**13
-# Gradients that are zero but for rounding have no relative error; this share of the largest
-# gradient of all weights is about that rounding.
-_NEGLIGIBLE = 1e-5
+# Gradients that are zero but for rounding, as that of an attention's key bias is, have no relative
+# error; so many roundings of the largest gradient of all weights are about that rounding.
+_NEGLIGIBLE = 84.0
 
 
-def relative_errors(batch: TracedBatch, gradients: list[Gradients]) -> tuple[tf.Tensor, tf.Tensor]:
+def relative_errors(
+    batch: TracedBatch, gradients: list[Gradients], rounding: float
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Compares a random weighted sum of per-example gradients with that of reverse mode.
 
     Args:
         batch: The examples, in the graph in which the gradients were found.
         gradients: Of each weight.
+        rounding: Relative rounding of the model, see `rounding_of`.
 
     Returns:
         The largest error of each weight's gradient relative to its largest entry, a vector in
@@ -39,7 +42,7 @@ def relative_errors(batch: TracedBatch, gradients: list[Gradients]) -> tuple[tf.
             mine = found.weighted_sum(coefficients)
         off.append(tf.cast(_largest(mine - tf.cast(right, mine.dtype)), tf.float64))
     off, largest = tf.stack(off[::-1]), tf.stack(largest[::-1])
-    floor = _NEGLIGIBLE * tf.reduce_max(largest)
+    floor = _NEGLIGIBLE * rounding * tf.reduce_max(largest)
     return tf.math.divide_no_nan(off, tf.maximum(largest, floor)), largest > 0
 
 

@@ -70,6 +70,8 @@ def test_float64_is_exact_on_any_device(rounded_to, float64):
     assert rounding_of(network("float64")) == 2.0**-23
 
 
+@pytest.mark.exactness
+@pytest.mark.usefixtures("float32")
 def test_products_of_this_machine(option):
     """Against float64: a machine that says 23 bits has 23 bits, also for other operations."""
     a, b = np.random.default_rng(0).normal(size=(2, 96, 96)).astype("float32")

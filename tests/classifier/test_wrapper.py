@@ -57,7 +57,7 @@ def test_the_classifier_inside():
 def test_another_classifier_needs_another_wrapper():
     model = trained(sequential)
     model.model = model.model
-    with pytest.raises(ValueError, match="wrap the other one.*Given: <Sequential"):
+    with pytest.raises(ValueError, match=r"wrap the other one.*Given: <Sequential"):
         model.model = sequential()
 
 

@@ -250,6 +250,8 @@ def saturated(scale):
     return model, x, logits, np.argmax(logits, axis=1)
 
 
+@pytest.mark.exactness
+@pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("scale", [1.0, 20.0, 3000.0])
 def test_saturated_softmax_has_its_exact_determinant(scale):
     """Closed form of softmax regression: g_i is (p - e_c) times (x, 1); all in logarithms."""
@@ -452,6 +454,8 @@ SCALED = {
 }
 
 
+@pytest.mark.exactness
+@pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("exponent", [-100, -66, 66, 100])
 @pytest.mark.parametrize("make", SCALED.values(), ids=SCALED)
 def test_gradients_whose_squares_leave_float32(make, exponent):
@@ -482,14 +486,25 @@ def test_a_layer_that_is_used_often_keeps_its_factors():
     assert sizes == [(50, 1, 64, 64), (50, 8, 64, 64)]
 
 
-def test_float64_and_half_precision():
+@pytest.mark.exactness
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda: [layers.Conv2D(3, 3), layers.BatchNormalization()],
+        # The gradient of the keys' bias is zero, but for rounding.
+        lambda: [layers.Reshape((16, 16)), SelfAttention(layers.MultiHeadAttention(2, 3))],
+    ],
+    ids=["convolution", "attention"],
+)
+def test_float64_and_half_precision(middle):
     x, y = images()
     policy = keras.config.dtype_policy()
     grams = {}
     try:
         for name in ("float64", "float32", "mixed_bfloat16", "mixed_float16"):
             keras.config.set_dtype_policy(name)
-            model = network(layers.Conv2D(3, 3), layers.BatchNormalization())
+            model = network(*middle())
             grams[name] = xi(loss_gradient_gram(model, x, y))
     finally:
         keras.config.set_dtype_policy(policy)

@@ -71,6 +71,7 @@ def test_resized_images(kind, method):
     np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
 
 
+@pytest.mark.exactness
 @pytest.mark.usefixtures("float64")
 def test_softsign():
     def softsign(x):

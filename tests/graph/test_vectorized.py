@@ -41,6 +41,7 @@ UNSAFE = {
 }
 
 
+@pytest.mark.exactness
 @pytest.mark.parametrize("name", UNSAFE)
 def test_products_that_oneDNN_gets_wrong(name):
     for _ in range(5):

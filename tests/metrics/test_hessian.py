@@ -81,6 +81,7 @@ def smoothed(labels, num_classes=3, smoothing=0.1):
     return (1 - smoothing) * np.eye(num_classes)[labels] + smoothing / num_classes
 
 
+@pytest.mark.exactness
 def test_softmax_regression_in_closed_form():
     model = network(2, num_classes=2)
     x = np.random.default_rng(0).normal(size=(9, 2))
@@ -142,6 +143,7 @@ def test_the_hessian_of_a_classifier_whose_logits_were_traced_before():
     assert not np.allclose(found, of_other_labels)
 
 
+@pytest.mark.exactness
 def test_equation_1_for_softmax_regression():
     """Four points in general position and as many parameters a logit: f_w(x) = y is reached."""
     model = network(3)

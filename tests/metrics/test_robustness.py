@@ -51,6 +51,7 @@ def linear(weights, **kwargs):
     return model
 
 
+@pytest.mark.exactness
 @pytest.mark.parametrize("activation", [None, "softmax"])
 def test_finite_differences(float64, activation):
     model = conv_net(activation=activation)
@@ -78,6 +79,7 @@ def test_a_hundred_classes_exactly():
     np.testing.assert_allclose(robustness(linear(weights), x), expected, rtol=1e-5)
 
 
+@pytest.mark.exactness
 def test_a_saturated_softmax_in_float32():
     weights = np.array([[1.0, 2.0], [-1.0, 0.5], [0.5, -1.0]], "float32")
     x = np.array([[40.0, 50.0], [60.0, 70.0]], "float32")

@@ -90,6 +90,7 @@ def pieces(vector):
     return [vector[:4].reshape(2, 2), vector[4:]]
 
 
+@pytest.mark.exactness
 @pytest.mark.parametrize("run", [eager, graph])
 @pytest.mark.parametrize("known", [False, True])
 def test_equation_6_of_a_quadratic_loss(run, known):
@@ -114,6 +115,7 @@ def test_equation_6_of_a_quadratic_loss(run, known):
         assert_close(result.gradient, pieces(alpha * matrix @ g))
 
 
+@pytest.mark.exactness
 @pytest.mark.parametrize("run", [eager, graph])
 def test_equation_6_of_softmax_regression(run):
     x, labels = examples(4)

@@ -66,6 +66,7 @@ CASES = {
 }
 
 
+@pytest.mark.exactness
 @pytest.mark.parametrize("exponent", [-30, -20, 0, 20, 30])
 def test_gradients_whose_squares_leave_float32(exponent):
     random = np.random.default_rng(0)
@@ -96,6 +97,7 @@ def test_a_step_is_the_gradient_at_the_other_weights(float64, network, loss, wei
     assert there > here
 
 
+@pytest.mark.exactness
 def test_equals_the_closed_form(float64):
     random = np.random.RandomState(3)
     x, y = random.randn(12, 5), random.randint(0, NUM_CLASSES, 12)

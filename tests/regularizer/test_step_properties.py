@@ -6,10 +6,12 @@ import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
-from random_models import Case, cases
+from random_models import SIZES, Case, cases
 
 from fisher_keras import FisherRegularizedModel
 from fisher_keras.regularizer.sub_batches import split_batch
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 ALPHA, BETA = 0.05, 2.0
 SIDES = {"descent": (0, -1), "ascent": (1, 0), "central": (1, -1)}
@@ -17,6 +19,21 @@ VARIANTS = [
     {"gradient": "hessian_vector_product"},
     *({"step_length": length, "direction": side} for length in (None, 0.2) for side in SIDES),
 ]
+
+
+class Squared(keras.losses.SparseCategoricalCrossentropy):
+    """A loss of a user's, of the class of one of Keras'."""
+
+    def call(self, y_true, y_pred):
+        return super().call(y_true, y_pred) ** 2
+
+
+class OwnLoss(keras.Model):
+    """A classifier that overrides its loss."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        return 1.5 * loss + tf.reduce_mean(y_pred**2)
 
 
 def loss_and_gradient(model, x, loss, weights=None):
@@ -64,39 +81,44 @@ def parts_of(model, batch_size):
     return np.split(split.permutation.numpy(), np.cumsum(sizes)[:-1])
 
 
-def losses(case, smoothing):
+def losses(case, smoothing, own):
     if case.labels in ("classes", "column"):
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=not case.probabilities)
+        kind = Squared if own == "loss" else keras.losses.SparseCategoricalCrossentropy
+        return kind(from_logits=not case.probabilities)
     return keras.losses.CategoricalCrossentropy(
         from_logits=not case.probabilities, label_smoothing=smoothing
     )
 
 
-@pytest.mark.usefixtures("float64")
 @given(
-    cases(st.integers(1, 7)),
+    st.one_of(cases(st.integers(1, 7)), cases(st.integers(1, 7), also="interaction")),
     st.integers(1, 8),
     st.sampled_from([False, True, "auto"]),
     st.booleans(),
     st.sampled_from(VARIANTS),
     st.sampled_from([0.0, 0.2]),
+    st.sampled_from([None, "loss", "classifier"]),
+    st.booleans(),
 )
-def test_step(case: Case, num_sub_batches, share_gradients, weighted, variant, smoothing):
+def test_step(
+    case: Case, num_sub_batches, share_gradients, weighted, variant, smoothing, own, changed
+):
     classifier = case.model()
+    if own == "classifier":
+        classifier = OwnLoss(classifier.inputs, classifier.outputs)
     x, y, classes = case.examples()
     weight = np.random.default_rng(case.seed).random(case.count) if weighted else None
     ones = np.ones(case.count) if weight is None else weight
-    model = FisherRegularizedModel(
-        classifier,
-        alpha=ALPHA,
-        beta=BETA,
-        num_sub_batches=num_sub_batches,
-        share_gradients=share_gradients,
-        seed=3,
-        **variant,
-    )
-    compiled_loss = losses(case, smoothing)
+    options = {"alpha": ALPHA, "beta": BETA, "num_sub_batches": num_sub_batches, "seed": 3}
+    options |= {"share_gradients": share_gradients, **variant}
+    before = {"alpha": 1.0, "beta": 0.5, "num_sub_batches": 1, "share_gradients": "auto"}
+    model = FisherRegularizedModel(classifier, **(options | before if changed else options))
+    compiled_loss = losses(case, smoothing, own)
     model.compile("sgd", compiled_loss)
+    if changed:
+        model.regularized_gradients(x, y, weight)
+        for name, value in options.items():
+            setattr(model, name, value)
     gradient, loss, regularizer = model.regularized_gradients(x, y, weight)
 
     def hard_loss(rows, outputs):
@@ -106,9 +128,9 @@ def test_step(case: Case, num_sub_batches, share_gradients, weighted, variant, s
         return -tf.reduce_mean(ones[rows] * tf.math.log(chosen))
 
     def whole_loss(rows, outputs):
-        return compiled_loss(
-            y[rows], outputs, sample_weight=None if weight is None else ones[rows]
-        )
+        weights = None if weight is None else ones[rows]
+        loss = compiled_loss(y[rows], outputs, sample_weight=weights)
+        return 1.5 * loss + tf.reduce_mean(outputs**2) if own == "classifier" else loss
 
     def means(function, parts):
         found = [function(part) for part in parts]
@@ -134,3 +156,22 @@ def test_step(case: Case, num_sub_batches, share_gradients, weighted, variant, s
         np.testing.assert_allclose(
             mine, right, rtol=1e-8 if exact else 1e-4, atol=scale * (1e-10 if exact else 1e-5)
         )
+
+
+@given(cases(SIZES, also="dropout"), st.integers(1, 4), st.sampled_from([False, "auto"]))
+def test_random_layers_draw_what_they_draw_without_the_regularizer(case, sub_batches, shared):
+    """With next to no regularizer, the step is Keras' own, and the same when asked again."""
+    classifier = case.model()
+    x, y, _ = case.examples()
+    options = {"num_sub_batches": sub_batches, "share_gradients": shared, "seed": 3}
+    model = FisherRegularizedModel(classifier, beta=1e-200, **options)
+    loss = losses(case, 0.0, None)
+    model.compile("sgd", loss)
+    expected_loss, expected = loss_and_gradient(classifier, x, lambda outputs: loss(y, outputs))
+    for _ in range(2):
+        gradient, found, regularizer = model.regularized_gradients(x, y)
+        np.testing.assert_allclose(found, expected_loss, rtol=1e-9)
+        assert np.isfinite(regularizer)
+        for mine, right in zip(gradient, expected, strict=True):
+            mine = np.zeros_like(right) if mine is None else mine
+            np.testing.assert_allclose(mine, right, rtol=1e-8, atol=1e-12)
