@@ -29,12 +29,14 @@ from fisher_keras.regularizer.arithmetic import (
     clip,
     global_norm,
     map_parts,
+    map_values,
     scalar_dtype,
     subtract,
     times,
     unit_vector,
     with_zeros,
 )
+from fisher_keras.regularizer.batches import traced_once
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.preconditions import second_derivatives
 from fisher_keras.regularizer.step_types import (
@@ -81,7 +83,7 @@ def finite_difference(
         g_i is.
     """
     if here is None or direction == "central":
-        loss = _traced_once(loss)  # One trace for all weights.
+        loss = traced_once(loss)  # One trace for all weights.
     here = loss(weights) if here is None else here  # Line 4
     g = [tf.stop_gradient(derivative) for derivative in here.gradient]  # Line 5
     factor = 0.5 if direction == "central" else None
@@ -137,8 +139,8 @@ def hessian_vector_product(
 def no_regularizer(
     loss: LossFunction, weights: list[tf.Tensor], alpha: float, here: LossAndGradient | None = None
 ) -> LossAndGradient:
-    """Takes zero for Equation 6 of a sub-batch; L is then all that is computed of it."""
-    zeros = [tf.zeros_like(w) for w in weights]
+    """Takes zero for Equation 6 of a sub-batch; L, with `here`, is all that is computed of it."""
+    zeros = [map_values(tf.zeros_like, part) for part in here.gradient]
     return LossAndGradient(tf.zeros((), scalar_dtype(weights)), zeros)
 
 
@@ -226,8 +228,3 @@ def regularized_step(
     return RegularizedStep(
         loss.loss, gradient, loss.outputs, loss.changes, mean.regularizer.loss, norm
     )
-
-
-def _traced_once(function: Callable) -> Callable:
-    """Makes a function a piece of the graph that is traced once; eager mode leaves it as it is."""
-    return function if tf.executing_eagerly() else tf.function(function, autograph=False)

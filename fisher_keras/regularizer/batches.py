@@ -123,6 +123,11 @@ def trace_and_discard(function: Callable, *arguments: Any) -> None:
     tf.function(function, autograph=False).get_concrete_function(*arguments)
 
 
+def traced_once(function: Callable) -> Callable:
+    """Makes a function a piece of the graph that is traced once; eager mode leaves it as it is."""
+    return function if tf.executing_eagerly() else tf.function(function, autograph=False)
+
+
 def _gather(values: Any, rows: tf.Tensor) -> Any:
     """Returns rows of a tensor, which may be sparse."""
     if not isinstance(values, tf.SparseTensor):

@@ -60,17 +60,19 @@ def step_with_or_without(
         if not model.regularizes:
             return step
         # Both branches must give the same structure.
-        gradient = step.gradient if loss is not None else with_zeros(step.gradient, losses.weights)
+        gradient = losses.parts(step.gradient)
+        if loss is None:
+            gradient = with_zeros(gradient, losses.weights)
         if clip_norm is not None:
             gradient = clip(gradient, clip_norm, step.gradient_norm)
-        return _dense(dataclasses.replace(step, gradient=gradient))
+        return dataclasses.replace(step, gradient=gradient)
 
     if not model.regularizes:
         return without()
     # A number is known when the step is traced: there is no need for a branch.
     if not isinstance(beta, tf.Tensor):
         return regularized()
-    step = tf.cond(tf.equal(beta, 0), without, lambda: _dense(regularized()))
+    step = tf.cond(tf.equal(beta, 0), without, regularized)
     # From a branch, outputs would come without Keras' mask, which its metrics heed.
     return step if loss is None else dataclasses.replace(step, outputs=loss.outputs)
 
@@ -114,8 +116,3 @@ def _plain_step(losses: BatchLosses, loss: BatchLoss) -> RegularizedStep:
     norm = losses.scale().remove(global_norm(loss.gradient))
     not_computed = tf.constant(math.nan, norm.dtype)
     return RegularizedStep(loss.loss, loss.gradient, loss.outputs, None, not_computed, norm)
-
-
-def _dense(step: RegularizedStep) -> RegularizedStep:
-    """Returns a step without sparse gradients."""
-    return dataclasses.replace(step, gradient=map_parts(tf.convert_to_tensor, step.gradient))

@@ -276,15 +276,17 @@ class BatchLosses:
             preconditions.check_unassigned(variables, given, now)
         return Evaluation(outputs, values, gradients, entered, operations)
 
-    def _unscaled(self, gradient: list) -> list[Part | None]:
-        """Returns a gradient that is not scaled.
+    def parts(self, gradient: list) -> list[Part | None]:
+        """Returns a gradient with sparse parts, each row once, where that is possible.
 
-        Parts stay sparse where that is possible: XLA asks for known shapes, and tangents are
-        dense.
+        XLA asks for known shapes, and tangents are dense.
         """
         dense = self.second_derivatives or self.model.jit_compile
-        gradient = map_parts(tf.convert_to_tensor if dense else sum_rows, gradient)
-        return map_parts(self.scale().remove, gradient)
+        return map_parts(tf.convert_to_tensor if dense else sum_rows, gradient)
+
+    def _unscaled(self, gradient: list) -> list[Part | None]:
+        """Returns `parts` that are not scaled."""
+        return map_parts(self.scale().remove, self.parts(gradient))
 
     def _dense(self, gradient: list, weights: list) -> list[tf.Tensor]:
         """Returns a dense gradient that is not scaled, with zeros instead of None."""

@@ -6,6 +6,7 @@ I. K. Choi, "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Lea
 Neural Networks", ICML 2021.
 """
 
+import functools
 from collections.abc import Callable
 
 import keras
@@ -14,6 +15,7 @@ import tensorflow as tf
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.regularizer.arithmetic import global_norm, in_dtype, with_zeros
+from fisher_keras.regularizer.batches import traced_once
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.options import Option, number_or_schedule
 from fisher_keras.regularizer.preconditions import check_layers
@@ -143,9 +145,8 @@ class SharpnessAwareModel(TrainingMethod):
         def terms(index: tf.Tensor, rows: tf.Tensor) -> tuple[BatchLoss, LossAndGradient]:
             sub_batch = losses.sub_batch(index, rows, losses.state)
 
-            def at(weights: list[tf.Tensor]) -> BatchLoss:
-                return losses.compiled_loss(sub_batch, weights)
-
+            # One trace for both weights.
+            at = traced_once(functools.partial(losses.compiled_loss, sub_batch))
             here, weight = at(losses.weights), sub_batches.weight(rows)
             return here.scaled(weight), self._ascended(losses, at, here).scaled(weight)
 

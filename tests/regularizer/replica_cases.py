@@ -47,10 +47,19 @@ def floatx(request):
     keras.config.set_dtype_policy("float32")
 
 
-def network(batch_norm=None, dropout=0.0):
+class Levels(keras.layers.Embedding):
+    """A table that is looked up by the absolute values of images: its gradient is sparse."""
+
+    def call(self, images):
+        rows = keras.ops.floor(keras.ops.abs(images[..., 0]) * 4)
+        return super().call(keras.ops.cast(rows, "int32"))
+
+
+def network(batch_norm=None, dropout=0.0, table=False):
     """A small network; batch_norm is None, "own" (of each replica) or "synchronized"."""
     keras.utils.set_random_seed(7)
-    layers = [keras.Input((6, 6, 2)), keras.layers.Conv2D(4, 3, kernel_regularizer=_l2())]
+    layers = [keras.Input((6, 6, 2)), *([Levels(40, 2)] * table)]
+    layers += [keras.layers.Conv2D(4, 3, kernel_regularizer=_l2())]
     if batch_norm:
         layers += [keras.layers.BatchNormalization(synchronized=batch_norm == "synchronized")]
     layers += [
@@ -237,6 +246,21 @@ TRAININGS = {
     "ghost": ({"batch_norm": "own"}, {"beta": 0.0, "share_gradients": True}, None, {}),
     "strength": ({}, {"beta": None, "strength": 2.0, "interval": 2}, None, {}),
     "step length": ({}, {"step_length": 0.1, "direction": "central"}, None, {}),
+    "all options of the step": (
+        {"batch_norm": "own", "dropout": 0.5},
+        {
+            "beta": None,
+            "strength": 2.0,
+            "interval": 3,
+            "step_length": 0.1,
+            "direction": "central",
+            "share_gradients": True,
+        },
+        lambda: SGD(0.1, momentum=0.5, gradient_accumulation_steps=2),
+        {"count": 64},
+    ),
+    "a table": ({"table": True}, {}, None, {}),
+    "a table, shared": ({"table": True}, {"share_gradients": True, "interval": 2}, None, {}),
     "beta = 0": ({"batch_norm": "synchronized"}, {"beta": 0.0}, None, {}),
     "uneven": ({"batch_norm": "synchronized"}, {}, None, {"count": 31, "weighted": True}),
     "uneven, shared": (

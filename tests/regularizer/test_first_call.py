@@ -93,6 +93,39 @@ def test_a_step_is_traced_once(kind, classifier, optimizer, fit):
     assert model.traces == 1
 
 
+class Counted(keras.layers.Dense):
+    """A layer that counts how often it is called, which in a graph is how often it is traced."""
+
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return super().call(inputs)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (SharpnessAwareModel, {"sub_batches": 3}),
+        (FisherRegularizedModel, {"num_sub_batches": 3, "share_gradients": True}),
+    ],
+)
+def test_sub_batches_of_all_sizes_share_one_trace(method, options):
+    """XLA asks for a loop of each size. SAM's losses at both weights share it, too."""
+    calls = []
+    for xla in (False, True):
+        layer = Counted(3)
+        model = method(keras.Sequential([keras.Input((72,)), layer]), **options)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss, jit_compile=xla)
+        before = layer.calls
+        model.train_on_batch(X.reshape(20, 72), Y)
+        calls.append(layer.calls - before)
+    assert calls[0] == calls[1]
+    if method is SharpnessAwareModel:
+        assert calls[0] == 1
+
+
 def test_no_batch_is_taken_for_that():
     model = compiled(SharpnessAwareModel(Subclassed()), "sgd")
     taken = tf.Variable(0, dtype=tf.int64)

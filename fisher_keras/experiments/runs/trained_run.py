@@ -10,7 +10,7 @@ import keras
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs.presets import MetricSettings
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.training.config import TrainingConfig, resolve
+from fisher_keras.experiments.training.config import TrainingConfig, resolve, resolve_run
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.networks import source_of
 from fisher_keras.experiments.training.run_files import RunFiles
@@ -64,10 +64,7 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
         are the same in every training unless asked for.
     """
     usual = TrainingConfig()
-    settings = dataclasses.asdict(resolve(training))
-    if training.method == "fisher" and training.share_gradients is None:
-        # Runs of experiments are the paper's three gradients, unless an experiment says another.
-        settings["share_gradients"] = False
+    settings = dataclasses.asdict(resolve_run(training))
     if training.method not in ("sam", "ghost"):  # The other fields tell the other methods apart.
         del settings["method"]
     # What has its default is left out. So a field that is added to `TrainingConfig` later does not

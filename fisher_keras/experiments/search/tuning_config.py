@@ -11,7 +11,7 @@ from fisher_keras.experiments.command_line.flags import check_options, nested, o
 from fisher_keras.experiments.names import PRESETS
 from fisher_keras.experiments.runs.run_options import EngineOptions
 from fisher_keras.experiments.search.search_presets import TUNING_PRESETS
-from fisher_keras.experiments.training.config import TrainingConfig, resolve
+from fisher_keras.experiments.training.config import TrainingConfig, resolve, resolve_run
 
 SEARCHED = {"beta": float, "num_sub_batches": int, "clip_norm": float}
 # Of train_cifar; the search decides them, or has flags of its own under the same names.
@@ -126,7 +126,7 @@ class TuningConfig:
 
         More trials of a TPE, or another place for the files, leave the search the same.
         """
-        training = dataclasses.asdict(resolve(self.training))
+        training = dataclasses.asdict(resolve_run(self.training))
         return {
             **{key: training[key] for key in training if key not in {*_NOT_DECISIVE, *SEARCHED}},
             **self.candidates,

@@ -347,6 +347,13 @@ def phase_factors(beta_phases: str) -> list[float]:
     return factors
 
 
+def resolve_run(config: TrainingConfig) -> TrainingConfig:
+    """Fills in the defaults of an experiment's run: the paper's three gradients a step."""
+    if config.method == "fisher" and config.share_gradients is None:
+        config = dataclasses.replace(config, share_gradients=False)
+    return resolve(config)
+
+
 def resolve(config: TrainingConfig) -> TrainingConfig:
     """Fills in the recipe's defaults.
 

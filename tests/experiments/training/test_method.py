@@ -77,6 +77,16 @@ def test_the_regularizers_options_are_recorded_if_they_are_given():
     assert trained_model(method="sam", sub_batches=2).sub_batches == 2
 
 
+def test_gradients_are_shared_where_that_is_the_same_step():
+    """By default; a run of an experiment keeps the key that it has always had."""
+    assert trained_model(method="fisher").share_gradients == "auto"
+    for given in (False, True):
+        assert trained_model(method="fisher", share_gradients=given).share_gradients is given
+        settings = training_settings(config(method="fisher", share_gradients=given))
+        assert settings["share_gradients"] is given
+    assert training_settings(config(method="fisher"))["share_gradients"] is False
+
+
 def test_ghost_batch_normalization_is_the_regularizers_step_without_it(tmp_path):
     ghost = config(method="ghost", num_sub_batches=2, output_dir=str(tmp_path))
     settings = training_settings(ghost)
