@@ -13,8 +13,8 @@ from fisher_keras.experiments.runs.experiment import execute_runs, preset_of
 from fisher_keras.experiments.runs.run_options import ExperimentOptions
 from fisher_keras.experiments.scenarios import pool
 from fisher_keras.experiments.scenarios.runs import SCENARIOS, scenario_runs
+from fisher_keras.experiments.training.arch import build_network, recipe_of
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
-from fisher_keras.experiments.training.networks import build_network, recipe_of
 from fisher_keras.experiments.training.train import train
 from fisher_keras.models import RECIPES
 
