@@ -12,7 +12,7 @@ import tomllib
 import pytest
 
 from fisher_keras._version import __version__
-from fisher_keras.experiments.command_line.table import COMMANDS
+from fisher_keras.experiments.command_line.table import COMMANDS, FORMER_NAMES
 
 ROOT = pathlib.Path(__file__).parents[1]
 BASH_SCRIPTS = ["bin/_environment.sh", "bin/quickstart", "bin/run_tests", ".ci/run"]
@@ -79,7 +79,7 @@ def test_python_versions_are_the_same_everywhere():
 def test_python_scripts_are_the_commands_and_linted():
     # bin/quickstart installs first: it is no Python script.
     scripts = [*PYTHON_SCRIPTS, "bin/quickstart"]
-    assert sorted(f"bin/{name}" for name in COMMANDS) == sorted(scripts)
+    assert sorted(f"bin/{name}" for name in (*COMMANDS, *FORMER_NAMES)) == sorted(scripts)
     ruff = tomllib.loads((ROOT / "ruff.toml").read_text())
     assert ruff["extend-include"] == PYTHON_SCRIPTS
 

@@ -54,7 +54,7 @@ class DataOptions:
 
     @property
     def by_function(self) -> bool:
-        """Whether a user's function returns the data."""
+        """True if a user's function returns the data."""
         return ":" in self.dataset and not self.dataset.startswith("tfds:")
 
     def load(self, validation_size: int = 0, seed: int = 0) -> tuple[Any, Any, Any]:

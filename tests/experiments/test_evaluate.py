@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fisher_keras.datasets import load_dataset
-from fisher_keras.experiments.evaluate import comparison, evaluate
+from fisher_keras.experiments.evaluate import comparison, differences, evaluate
 from fisher_keras.experiments.evaluation_config import EvaluationConfig
 from fisher_keras.experiments.saved_models import load_models
 from fisher_keras.models import build_model
@@ -53,7 +53,9 @@ def test_models_are_compared_in_order_and_stopped_work_is_kept(models, tmp_path,
     assert record["metrics"]["log_determinant"]["mean"] == pytest.approx(means[0])
     for figure in (f"{name}.spectrum.png", "comparison.png"):
         assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
-    assert comparison(more) in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert comparison(more) in printed
+    assert differences(more) in printed
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path, run_command):
@@ -172,3 +174,102 @@ def test_without_an_output_folder_nothing_is_written(models, tmp_path, monkeypat
     assert "log_determinant" in output
     assert "robustness" in output
     assert not list(tmp_path.iterdir())
+
+
+def test_differences_are_of_the_same_trials(models):
+    reports = evaluate(config(models, None, metrics=("log_determinant", "trace")))
+    (first, base), (name, other) = reports.items()
+    header, _, line = differences(reports).splitlines()
+    assert header == f"| less {first} | log_determinant | trace |"
+    cells = [name]
+    for metric in ("log_determinant", "trace"):
+        pairs = [
+            a.metrics[metric] - b.metrics[metric]
+            for a, b in zip(other.trials, base.trials, strict=True)
+        ]
+        error = np.std(pairs, ddof=1) / np.sqrt(len(pairs))
+        cells.append(f"{np.mean(pairs):+.5g} ± {error:.2g}")
+    assert line == f"| {' | '.join(cells)} |"
+
+
+def test_an_infinite_difference_is_a_dash(models, monkeypatch):
+    reports = evaluate(config(models, None, metrics=("log_determinant",)))
+    next(iter(reports.values())).trials[0].metrics["log_determinant"] = -np.inf
+    assert differences(reports).splitlines()[2].endswith("| - |")
+
+
+TASK = """
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class Cropped(keras.layers.Layer):
+    def call(self, x, y=None, sample_weight=None):
+        return keras.utils.pack_x_y_sample_weight(tf.strings.to_number(x), y, sample_weight)
+
+
+@keras.saving.register_keras_serializable("texts")
+class Task(keras.Model):
+    def __init__(self):
+        inputs = keras.Input((4,))
+        super().__init__(inputs, keras.layers.Dense(3)(inputs))
+        self.preprocessor = Cropped()
+
+    def preprocess_samples(self, x, y=None, sample_weight=None):
+        return self.preprocessor(x, y=y, sample_weight=sample_weight)
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+    def fit(self, x=None, y=None, **kwargs):
+        return super().fit(x.map(self.preprocess_samples), **kwargs)
+
+    def predict(self, x, **kwargs):
+        return super().predict(self.preprocess_samples(x), **kwargs)
+
+
+def load_data():
+    x = np.random.default_rng(0).normal(size=(40, 4)).round(3).astype(str)
+    return (x[:30], np.arange(30) % 3), (x[30:], np.arange(10) % 3)
+"""
+
+
+def test_a_classifier_with_a_preprocessor_takes_a_users_own_data(
+    tmp_path, monkeypatch, run_command
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts_of_a_user.py").write_text(TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("texts_of_a_user")
+    module.Task().save("a.keras")
+    module.Task().save("b.keras")
+    flags = ["--model=a.keras", "--model=b.keras", "--import=texts_of_a_user"]
+    flags += ["--num_samples=4", "--num_trials=2", "--metrics=log_determinant"]
+    status, output, errors = run_command("evaluate", *flags, "--dataset=texts_of_a_user:load_data")
+    assert status == 0, errors
+    x, y = module.load_data()[1]
+    for name in "ab":
+        model = keras.models.load_model(f"{name}.keras")
+        wrong = (model(x.astype("float32")).numpy().argmax(axis=1) != y).sum()
+        assert f"error {10.0 * wrong:.2f} % ({wrong} of 10)" in output
+    assert "| less " in output
+    status, _, errors = run_command(
+        "evaluate", *flags, "--dataset=texts_of_a_user:load_data", "--train_size=5"
+    )
+    assert status == 2
+    assert "--train_size is not for --dataset=texts_of_a_user:load_data" in errors
+
+
+def test_a_model_on_hugging_face_is_read_by_keras(monkeypatch):
+    read = []
+    monkeypatch.setattr(keras.models, "load_model", lambda path, **_: read.append(path))
+    assert list(load_models(["hf://someone/net-v1.5", "hf://someone/other"])) == [
+        "net-v1.5",
+        "other",
+    ]
+    assert read == ["hf://someone/net-v1.5", "hf://someone/other"]

@@ -95,17 +95,7 @@ def compare(
     from fisher_keras.experiments.comparisons.own_model import OwnModel
     from fisher_keras.experiments.runs.run_options import EngineOptions
 
-    comparison = OwnModel.of(
-        make_model,
-        train,
-        test,
-        methods,
-        seeds,
-        epochs=epochs,
-        batch_size=batch_size,
-        num_samples=num_samples,
-        num_trials=num_trials,
-    )
-    alone = num_workers is None and scheduler is None
-    engine = None if alone else EngineOptions(num_workers=num_workers, scheduler=scheduler)
+    sizes = {"epochs": epochs, "num_samples": num_samples, "num_trials": num_trials}
+    comparison = OwnModel.of(make_model, train, test, methods, seeds, batch_size, **sizes)
+    engine = EngineOptions(num_workers=num_workers, scheduler=scheduler)
     return comparison.carry_out(output_dir, engine)

@@ -29,8 +29,8 @@ from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINI
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork, excess_losses
 from fisher_keras.experiments.runs.trained_run import MetricSettings, trained_run
+from fisher_keras.experiments.training.arch import recipe_of
 from fisher_keras.experiments.training.config import METHODS, TrainingConfig, resolve
-from fisher_keras.experiments.training.networks import recipe_of
 
 EXPERIMENT = "methods"
 SUB_BATCH_SIZE = 16

@@ -63,13 +63,12 @@ class OwnModel:
         test: Any,
         methods: Any,
         seeds: int,
-        *,
-        epochs: int,
         batch_size: int | None,
-        num_samples: int,
-        num_trials: int,
+        **sizes: int,
     ) -> "OwnModel":
         """Checks the arguments of `compare`, and reads the data.
+
+        The `sizes` are `epochs`, `num_samples` and `num_trials`.
 
         Raises:
             ValueError: If an argument cannot be used.
@@ -79,14 +78,13 @@ class OwnModel:
                 "make_model must be a function that makes a new compiled classifier each time, as "
                 f"each training needs its own. Given: {make_model!r}."
             )
-        found = {"train": labelled_data(train, "train"), "test": labelled_data(test, "test")}
-        sizes = [_batch_size(data, name) for name, data in (("train", train), ("test", test))]
+        parts = {"train": train, "test": test}
+        found = {name: labelled_data(data, name) for name, data in parts.items()}
+        usual = {name: _batch_size(data, name) for name, data in parts.items()}
+        sizes["batch_size"] = usual["train"] if batch_size is None else batch_size
         settings = {
             **{name: data.fingerprint for name, data in found.items()},
-            "epochs": whole_number("epochs", epochs, least=1),
-            "batch_size": whole_number("batch_size", batch_size or sizes[0], least=1),
-            "num_samples": whole_number("num_samples", num_samples, least=1),
-            "num_trials": whole_number("num_trials", num_trials, least=1),
+            **{name: whole_number(name, value, least=1) for name, value in sizes.items()},
         }
         inputs = Inputs(make_model, _methods(methods), **found)
         return cls(inputs, whole_number("seeds", seeds, least=2), settings)
@@ -121,12 +119,12 @@ class OwnModel:
             for name, definition in defined.items()
         ]
 
-    def carry_out(self, output_dir: str | os.PathLike, engine: EngineOptions | None) -> Comparison:
+    def carry_out(self, output_dir: str | os.PathLike, engine: EngineOptions) -> Comparison:
         """Trains what is missing, prints the table, and writes it and the figure.
 
         Args:
             output_dir: The folder.
-            engine: Where the runs are executed; None for in this process.
+            engine: Where the runs are executed; in this process if it does not say.
 
         Raises:
             ValueError: If the models or the methods cannot be compared.
@@ -134,16 +132,17 @@ class OwnModel:
             FailedRunsError: If runs failed in processes of their own.
         """
         store = ExperimentStore(output_dir)
+        alone = engine.num_workers is None and engine.scheduler is None
         # Before the first model is made, which would take the memory of all GPUs.
-        gpus = free_gpus() if engine else []
+        gpus = [] if alone else free_gpus()
         runs = self.runs()
         function = functools.partial(train_network, inputs=self.inputs)
-        if engine:
+        if not alone:
             self.inputs.write(store.directory)
             # The working directory is not on the path of a command's script.
             path = [os.path.abspath(entry) for entry in (*sys.path, "")]
             function = functools.partial(train_in_a_process, search_path=path)
-        run_experiment(runs, function, store, engine, gpus=gpus)
+        run_experiment(runs, function, store, None if alone else engine, gpus=gpus)
         comparison = Comparison.of(store.records_of(runs), tuple(self.inputs.methods))
         comparison.publish(store.directory)
         return comparison
@@ -155,17 +154,15 @@ class OwnModel:
         # Weights alone are no function. Few digits, as the last ones depend on the device.
         logits = classifier.logits(self.inputs.train.take(slice(8)).x)
         function = f"{float(tf.reduce_sum(tf.abs(logits))):.3g}"
-        architecture = _serialized(model)
-        weights = weights_fingerprint(model)
+        identity = _plain([_serialized(model), weights_fingerprint(model), function])
         trainer = self.inputs.trained_by(name, model)
-        identity = json.dumps([architecture, weights, function], sort_keys=True, default=str)
         options = {} if trainer is model else _options(name, trainer)
         return json_ready(
             {
                 **self.settings,
                 "method": name,
                 "options": _plain(options),
-                "model": hashlib.sha256(identity.encode()).hexdigest()[:16],
+                "model": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
                 "compiled": _plain(trainer.get_compile_config()),
             }
         )
@@ -173,9 +170,6 @@ class OwnModel:
 
 def run_comparison(options: CompareOptions) -> None:
     """Carries out the comparison of a command line, see `compare`."""
-    engine = options if options.num_workers or options.scheduler else None
-    if engine:
-        free_gpus()  # Before the data, some of which TensorFlow resizes.
     for module in options.imports:
         import_module(module)
     train, test, _ = options.load()
@@ -183,17 +177,12 @@ def run_comparison(options: CompareOptions) -> None:
         name: name if name in NAMED_METHODS else load_function(name, "--method")
         for name in options.methods
     }
-    OwnModel.of(
-        load_function(options.model, "--model"),
-        train,
-        test,
-        methods,
-        options.seeds,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        num_samples=options.num_samples,
-        num_trials=options.num_trials,
-    ).carry_out(options.output_dir, engine)
+    make_model = load_function(options.model, "--model")
+    sizes = {name: getattr(options, name) for name in ("epochs", "num_samples", "num_trials")}
+    comparison = OwnModel.of(
+        make_model, train, test, methods, options.seeds, options.batch_size, **sizes
+    )
+    comparison.carry_out(options.output_dir, options)
 
 
 def _methods(methods: Any) -> dict[str, Method]:
@@ -259,7 +248,7 @@ def _options(name: str, trainer: keras.Model) -> dict[str, Any]:
     return {"class": type(trainer).__name__, **options}
 
 
-def _plain(config: Mapping[str, Any]) -> Any:
+def _plain(config: Any) -> Any:
     """Returns a configuration as JSON has it."""
     # The name of a class alone, as the text of many objects has their place in memory.
     return json.loads(json.dumps(config, default=lambda value: type(value).__name__))

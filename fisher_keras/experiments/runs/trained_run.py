@@ -10,9 +10,9 @@ import keras
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs.presets import MetricSettings
 from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.training.arch import source_of
 from fisher_keras.experiments.training.config import TrainingConfig, resolve, resolve_run
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
-from fisher_keras.experiments.training.networks import source_of
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import PARTS, train
 from fisher_keras.metrics.evaluation import evaluate_local_minimum

@@ -320,7 +320,7 @@ class TrainingConfig:
             raise ValueError(
                 "--beta_phases needs --schedule=recipe, whose learning rate falls at known epochs"
             )
-        from fisher_keras.experiments.training.networks import recipe_of  # As --help comes first.
+        from fisher_keras.experiments.training.arch import recipe_of  # As --help comes first.
 
         falls = len(recipe_of(self.arch).schedule)
         factors = phase_factors(self.beta_phases)
@@ -372,7 +372,7 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
         OSError: If it cannot be read.
     """
     # Here, as --help must not wait for TensorFlow.
-    from fisher_keras.experiments.training.networks import recipe_of
+    from fisher_keras.experiments.training.arch import recipe_of
     from fisher_keras.models import regularizer_settings
     from fisher_keras.regularizer.sam import RHO
 

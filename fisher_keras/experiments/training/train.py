@@ -11,11 +11,11 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
+from fisher_keras.experiments.training.arch import recipe_of
 from fisher_keras.experiments.training.building import build_models
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.messages import print_end, print_plan, print_start
-from fisher_keras.experiments.training.networks import recipe_of
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.training_callbacks import (

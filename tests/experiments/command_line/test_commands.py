@@ -112,8 +112,8 @@ def test_every_mistake_gets_one_clear_line(run_command, tmp_path):
         ("--ach=cnn",): (2, "there is no flag --ach (did you mean --arch?); --help lists"),
         ("--zzz",): (2, "there is no flag --zzz; --help lists the flags\n"),
         ("--arch=vgg",): (
-            2,
-            "--arch must be one of cnn, resnet, wide_resnet, densenet, got",
+            1,
+            "--arch must be one of cnn, resnet, wide_resnet, densenet, keras.applications:NAME or",
         ),
         ("--epochs=two",): (2, "--epochs must be a whole number, 1 or greater, got 'two' (--help"),
         ("--width=x",): (2, "--width must be a number greater than 0, got 'x' (--help"),

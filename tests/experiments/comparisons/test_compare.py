@@ -45,8 +45,7 @@ def plain_steps(classifier):
 
 
 def definition(make=make_model, train=TRAIN, methods=("plain", "sam"), **changes):
-    settings = SIZES | changes
-    return OwnModel.of(make, train, TEST, methods, 2, **settings)
+    return OwnModel.of(make, train, TEST, methods, 2, **SIZES | changes)
 
 
 def keys(*arguments, **changes):
