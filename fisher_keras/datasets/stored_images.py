@@ -189,8 +189,13 @@ class StoredImages:
             .map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .batch(batch_size, drop_remainder=True)
         )
-        return tf.data.Dataset.zip(batches_of_rows, images).map(
+        batches = tf.data.Dataset.zip(batches_of_rows, images).map(
             lambda rows, images: images[: tf.size(rows)]
+        )
+        # Which `unbatch` has lost: without it, Keras warns that the data have run out.
+        count = int(batches_of_rows.cardinality())
+        return (
+            batches if count < 0 else batches.apply(tf.data.experimental.assert_cardinality(count))
         )
 
 
