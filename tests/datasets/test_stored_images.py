@@ -163,6 +163,11 @@ def test_a_training_from_files_resumes_to_the_same_weights(photos, tmp_path, mon
         np.testing.assert_array_equal(expected, given)
     assert again["test"] == record["test"]
     assert record["data"]["train_images"] == 13
+    # Nor is it resumed with other files.
+    (resumed / "run.json").write_text(json.dumps(again | {"status": "running"}))
+    (photos / "train" / "a" / "0.png").rename(photos / "train" / "a" / "other.png")
+    with pytest.raises(ValueError, match=r"cannot resume .* with other data"):
+        train(config(photos, resumed, resume=True), quiet=True)
 
 
 def test_a_dry_run_tells_the_plan_and_writes_nothing(photos, tmp_path, monkeypatch, capsys):
@@ -173,16 +178,6 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(photos, tmp_path, monkeypat
     assert "13 train, 5 test" in printed
     assert "3 steps an epoch, 6 in all, of batches (5, 8, 8, 3)" in printed
     assert not (tmp_path / "run").exists()
-
-
-def test_other_files_are_no_resumed_run(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(stored_images, "IN_MEMORY_BYTES", 0)
-    train(config(photos, tmp_path / "run"), quiet=True)
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    (photos / "train" / "a" / "0.png").rename(photos / "train" / "a" / "other.png")
-    with pytest.raises(ValueError, match=r"cannot resume .* with other data"):
-        train(config(photos, tmp_path / "run", resume=True), quiet=True)
 
 
 def test_fingerprints_follow_names_sizes_and_geometry_and_not_the_place(
@@ -348,7 +343,7 @@ class NoImages(Shapes):
         )
 
     def _generate_examples(self, split, count):
-        yield 0, {"picture": "none", "kind": 1}
+        yield from ((number, {"picture": "none", "kind": 1}) for number in range(2))
 
 
 @pytest.mark.parametrize(
