@@ -26,11 +26,10 @@ class EvaluationConfig:
     dataset: str = _data("cifar10", "Images that the models were trained on.", choices=DATASETS)
     data_dir: str | None = _data(
         None,
-        "Where the data are: for CIFAR and tfds:NAME a TensorFlow Datasets (TFDS) folder, by "
-        "default TFDS's own; for --dataset=folder the folder with train/<class>/ and "
-        "test/<class>/.",
+        "Where the data are: for CIFAR a TensorFlow Datasets (TFDS) folder, by default TFDS's "
+        "own; for --dataset=folder the folder with train/<class>/ and test/<class>/.",
     )
-    download: bool = _data(True, "Download data of TFDS if they are not in --data_dir.")
+    download: bool = _data(True, "Download CIFAR if it is not in --data_dir.")
     image_size: int | None = _data(None, "As it was for the trainings.", least=1)
     train_size: int | None = _data(
         None, "As it was for the trainings: the metrics are of these images.", least=1
