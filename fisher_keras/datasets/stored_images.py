@@ -40,7 +40,7 @@ class ImageReader(abc.ABC):
 
     @property
     def _geometry(self) -> np.ndarray:
-        """What decoding makes of the images, for the fingerprint."""
+        """Shape and resizing of the decoded images, for the fingerprint."""
         return np.array([*self.image_shape, self._size or 0])
 
     @property

@@ -50,7 +50,7 @@ class _Flag:
 
     @property
     def is_open(self) -> bool:
-        """Whether some choice stands for any text."""
+        """True if some choice stands for any text."""
         return any(not choice.islower() for choice in self.choices)
 
     def allows(self, value: str) -> bool:
