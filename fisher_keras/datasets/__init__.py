@@ -1,6 +1,6 @@
 """Image data sets of any size, and the `tf.data` pipelines from them to training batches."""
 
-from fisher_keras.classifier.labels import Examples
+from fisher_keras.classifier.labels import Examples, LabelledData
 from fisher_keras.datasets.image_dataset import ImageDataset
 from fisher_keras.datasets.loading import DATASETS, load_dataset
 from fisher_keras.datasets.pipelines import (
@@ -20,6 +20,7 @@ __all__ = [
     "ImageDataset",
     "ImageExamples",
     "ImageReader",
+    "LabelledData",
     "StoredImages",
     "channel_statistics",
     "check_images_and_labels",

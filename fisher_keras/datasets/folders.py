@@ -46,7 +46,7 @@ class ImageFiles(ImageReader):
 
     def name(self, row: int) -> str:
         """Returns the path of a file."""
-        return os.path.join(self._folder, self._paths[row].numpy().decode())
+        return os.path.join(self._folder, os.fsdecode(self._paths[row].numpy()))
 
 
 def load_folder(folder: str | None, image_size: int | None) -> ImageDataset:
@@ -97,7 +97,7 @@ def _list_split(folder: str, split: str, class_names: list[str]) -> tuple[np.nda
         path = os.path.join(folder, split, class_name)
         names = sorted(os.listdir(path)) if os.path.isdir(path) else []
         names = [name for name in names if name.lower().endswith(_ENDINGS)]
-        paths += [os.path.join(split, class_name, name).encode() for name in names]
+        paths += [os.fsencode(os.path.join(split, class_name, name)) for name in names]
         labels += [label] * len(names)
     if not paths:
         raise ValueError(

@@ -186,8 +186,6 @@ def _batch_fetcher(
         if not stored:
             images = tf.convert_to_tensor(images)
         labels = tf.convert_to_tensor(labels, tf.int32)
-        if num_classes is not None:
-            labels = tf.one_hot(labels, num_classes)
 
     def fetched(
         plans: tf.data.Dataset, augment: Callable[..., tf.Tensor] | None = None
@@ -197,7 +195,9 @@ def _batch_fetcher(
             (batch,) = pixels or (tf.gather(images, indices),)
             batch = (tf.cast(batch, tf.float32) - mean) / std
             batch = augment(batch, *changes) if augment else batch
-            return batch, tf.gather(labels, indices)
+            classes = tf.gather(labels, indices)
+            # Of a batch alone: those of all images could take more memory than the images.
+            return batch, classes if num_classes is None else tf.one_hot(classes, num_classes)
 
         parts = (plans,)
         if stored:

@@ -1,11 +1,12 @@
 """Records of a prepared TensorFlow data set by their index, without reading the others."""
 
 import functools
-import os
 import pathlib
+import re
 import struct
 import zipfile
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 import tensorflow as tf
@@ -39,8 +40,8 @@ class TFRecords:
         """
         self.files = files
         if index is None:
-            index = np.array([row for number in range(len(files)) for row in self._walk(number)])
-        self.index = index.reshape(-1, 4)
+            index = np.concatenate([self._walk(number) for number in range(len(files))])
+        self.index = index
 
     def __len__(self) -> int:
         """Returns the number of records."""
@@ -51,23 +52,28 @@ class TFRecords:
         number, begin, length, _ = self.index[record].tolist()
         # Opened each time: a data set can have more files than a process may have open.
         with open(self.files[number], "rb", buffering=0) as file:
-            return os.pread(file.fileno(), length, begin)
+            return _read(file, begin, length)
 
-    def _walk(self, number: int) -> list[tuple[int, int, int, int]]:
-        """Finds the records of a file: before each stands its length, behind it its checksum."""
+    def _walk(self, number: int) -> np.ndarray:
+        """Makes the index of a file: before each stands its length, behind it its checksum."""
         rows, begin, path = [], 0, self.files[number]
         size = path.stat().st_size
         with open(path, "rb", buffering=0) as file:
             while begin < size:
-                head = os.pread(file.fileno(), 8, begin)
+                head = _read(file, begin, 8)
                 length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
                 begin += 12  # The length has a checksum of its own.
                 if begin + length + 4 > size:
                     raise OSError(f"{path} is damaged: it ends within a record")
-                (checksum,) = struct.unpack("<I", os.pread(file.fileno(), 4, begin + length))
+                (checksum,) = struct.unpack("<I", _read(file, begin + length, 4))
                 rows.append((number, begin, length, checksum))
                 begin += length + 4
-        return rows
+        return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def _read(file: BinaryIO, begin: int, length: int) -> bytes:
+    file.seek(begin)
+    return file.read(length)
 
 
 class ImageRecords(ImageReader):
@@ -128,7 +134,7 @@ def _opened(
     """Returns the records and the labels, from the index beside the files where there is one."""
     stamps = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     # Named after the first file, so that each split and each format has one of its own.
-    path = files[0].with_name(f"{files[0].name.split('-0')[0]}.index.npz")
+    path = files[0].with_name(re.sub(r"-\d+-of-\d+$", "", files[0].name) + ".index.npz")
     known = _read_index(path, stamps)
     if ".array_record" in files[0].name:
         require("array_record")

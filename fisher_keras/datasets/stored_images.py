@@ -40,7 +40,7 @@ class ImageReader(abc.ABC):
 
     @property
     def _geometry(self) -> np.ndarray:
-        """What decoding makes of the images, for the fingerprint."""
+        """Shape and resizing of the decoded images, for the fingerprint."""
         return np.array([*self.image_shape, self._size or 0])
 
     @property
@@ -189,8 +189,13 @@ class StoredImages:
             .map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .batch(batch_size, drop_remainder=True)
         )
-        return tf.data.Dataset.zip(batches_of_rows, images).map(
+        batches = tf.data.Dataset.zip(batches_of_rows, images).map(
             lambda rows, images: images[: tf.size(rows)]
+        )
+        # Which `unbatch` has lost: without it, Keras warns that the data have run out.
+        count = int(batches_of_rows.cardinality())
+        return (
+            batches if count < 0 else batches.apply(tf.data.experimental.assert_cardinality(count))
         )
 
 

@@ -585,7 +585,7 @@ def test_folder_that_is_not_there(data_dir):
 
 
 def test_unknown_dataset():
-    with pytest.raises(ValueError, match="cifar10, cifar100, digits, folder, got 'mnist'"):
+    with pytest.raises(ValueError, match="cifar100, digits, folder, tfds:NAME, got 'mnist'"):
         load_dataset("mnist")
 
 

@@ -50,8 +50,8 @@ class _Flag:
 
     @property
     def is_open(self) -> bool:
-        """Whether some choice stands for any text."""
-        return any(not choice.islower() for choice in self.choices)
+        """True if some choice stands for any text."""
+        return any(choice != choice.lower() for choice in self.choices)
 
     def allows(self, value: str) -> bool:
         """Returns whether a value is one of the choices."""

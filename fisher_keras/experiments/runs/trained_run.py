@@ -120,9 +120,12 @@ def execute(
     reports = _evaluate(model, directory, data, metrics, training.label_smoothing)
     report = reports["metrics"]
     fits = {"train": report.train, "test": report.test}
-    if training.confusion_size:
-        fits["confusion"] = evaluate_data_loss(
-            Classifier(model), data.examples("confusion"), "confusion", training.label_smoothing
+    parts = ["confusion"] if training.confusion_size else []
+    # The report of images that are not in memory tells the loss of those alone that were sampled.
+    parts += [] if data.in_memory else ["train"]
+    for part in parts:
+        fits[part] = evaluate_data_loss(
+            Classifier(model), data.examples(part), part, training.label_smoothing
         )
     return {
         **{part: _part_result(part, fits[part], record) for part in PARTS if part in fits},

@@ -56,6 +56,11 @@ class TrainingData:
     seed: int
 
     @property
+    def in_memory(self) -> bool:
+        """True if the images are arrays."""
+        return not isinstance(self.train[0], StoredImages)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Training steps an epoch."""
         num_images = len(self.train[0]) + len(self.confusion[0])
@@ -89,10 +94,9 @@ class TrainingData:
 
     def check_files(self) -> None:
         """Raises a ValueError if an image that is not in memory cannot be read."""
-        for part in (self.train, self.confusion, self.validation):
-            if isinstance(part[0], StoredImages):
-                for _ in part[0].batches():
-                    pass
+        for images, _ in () if self.in_memory else (self.train, self.confusion, self.validation):
+            for _ in images.batches():
+                pass
 
     def describe(self) -> dict:
         """Returns the data's fingerprint and the numbers of images, as JSON has them."""

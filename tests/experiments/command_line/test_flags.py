@@ -133,6 +133,23 @@ def test_help_has_groups_defaults_and_choices():
     assert "(a positive integer)" in numbers
 
 
+@dataclasses.dataclass(frozen=True)
+class Open:
+    data: str = option("a.b", "Data.", group="input", choices=("a.b", "of:NAME"))
+
+    def __post_init__(self):
+        check_options(self)
+
+
+def test_capitals_of_a_choice_stand_for_any_text():
+    assert parsed(Open, "--data=of:any/thing-1").data == "of:any/thing-1"
+    assert parsed(Open).data == "a.b"
+    assert "--data: <a.b|of:NAME>: Data." in help_text(Open)
+    for wrong in ("of:", "a-b", "xof:y", "NAME"):
+        with pytest.raises(ValueError, match=rf"one of a\.b, of:NAME, got '{wrong}'"):
+            parsed(Open, f"--data={wrong}")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_field_of_a_command_has_a_flag_and_a_text(name):
     config = COMMANDS[name].load_options()

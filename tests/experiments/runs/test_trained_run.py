@@ -59,7 +59,8 @@ def finished(tmp_path_factory):
 def test_metrics_are_of_the_training_images_without_the_confusion_set(finished):
     _, directory, result = finished
     model = keras.models.load_model(directory / "training" / "last.keras", compile=False)
-    images, labels = load_training_data(training(seed=3)).arrays("train")
+    data = load_training_data(training(seed=3)).examples("train")
+    images, labels = data.x, data.y
     assert len(images) == result["train"]["num_images"] == 60
     log_p = keras.ops.log_softmax(model(images)).numpy().astype(np.float64)
     loss = -np.mean(log_p[np.arange(60), labels])
@@ -96,7 +97,7 @@ def test_losses_are_counted_from_the_least_that_labels_allow(tmp_path):
     data = load_training_data(resolve(settings))
     found = []
     for part in ("train", "confusion"):
-        images, labels = data.arrays(part)
+        images, labels = data.examples(part).x, data.examples(part).y
         log_p = keras.ops.log_softmax(model(images)).numpy().astype(np.float64)
         found.append(distance(log_p, labels, 0.2))
         assert result[part]["excess_loss"] == pytest.approx(found[-1], rel=1e-5)

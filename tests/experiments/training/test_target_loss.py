@@ -23,12 +23,12 @@ def config(output_dir, **changes):
 def excess_loss(output_dir, settings):
     """Of the images trained on, as they are, in inference mode."""
     data = load_training_data(training.resolve(settings))
-    (x, y), (more_x, more_y) = data.arrays("train"), data.arrays("confusion")
+    data = data.examples("train", "confusion")
     model = keras.saving.load_model(output_dir / "last.keras", compile=False)
-    z = model.predict(np.concatenate([x, more_x]), verbose=0).astype(float)
+    z = model.predict(data.x, verbose=0).astype(float)
     log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
     smoothing = settings.label_smoothing
-    labels = (1 - smoothing) * np.eye(10)[np.concatenate([y, more_y])] + smoothing / 10
+    labels = (1 - smoothing) * np.eye(10)[data.y] + smoothing / 10
     # The Kullback-Leibler divergence, 0 where the network gives the labels themselves.
     return np.mean(np.sum(labels * (np.log(np.where(labels > 0, labels, 1)) - log_p), axis=1))
 
