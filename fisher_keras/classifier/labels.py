@@ -172,7 +172,7 @@ def _row_fingerprints(batches: Iterable[tuple]) -> list[str]:
 
 
 def _arrays(batch: Any, name: str) -> tuple:
-    """Returns x, y and weights of positions, if there are any, as arrays, or refuses their form."""
+    """Returns x, y and any weights of positions as arrays, or refuses the form that they have."""
     x, y, *others = batch
     if y is None:
         raise ValueError(f"{name} has no labels; give (x, y), or batches (x, y).")

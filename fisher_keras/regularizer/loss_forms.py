@@ -151,7 +151,7 @@ def _examples(
 
 
 def _sizes(tensor: Any, y: Any) -> list[int]:
-    """Returns the sizes of axes but the first; of positions that are not known, those of labels."""
+    """Returns the sizes of axes but the first; where they are not known, those of the labels."""
     known = [*y.shape[1:], *[None] * len(tensor.shape)]
     return [size or other or 2 for size, other in zip(tensor.shape[1:], known, strict=False)]
 
