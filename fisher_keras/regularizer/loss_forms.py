@@ -103,6 +103,7 @@ def _weights(given: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
     """
     if losses.shape.rank == 1:
         return tf.reshape(given, [-1])
+    given = tf.convert_to_tensor(given)
     if given.shape.rank == losses.shape.rank + 1 and given.shape[-1] == 1:
         given = tf.squeeze(given, -1)
     if given.shape.rank != losses.shape.rank:
