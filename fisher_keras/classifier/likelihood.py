@@ -103,7 +103,7 @@ class Likelihood:
             ValueError: If weights do not fit, or are others than 0 and 1.
         """
         result = np.ones([count, *self.positions], bool)
-        if weights is not None and math.prod(np.shape(weights)[1:]) > 1 or self.positions:
+        if self.positions or (weights is not None and math.prod(np.shape(weights)[1:]) > 1):
             result &= self._over_positions(weights, count, check=True)
         return result & self._over_positions(mask, count)
 
@@ -155,9 +155,10 @@ class Likelihood:
     def _hint(self, y: np.ndarray) -> str:
         if not self.bernoulli or y.ndim > len(self.positions):
             return ""
+        count = self.positions[-1]
         return (
-            f" The model gives {self.positions[-1]} labels that are yes or no each, as by a sigmoid "
-            f"of {self.positions[-1]} outputs: for one class, end it in a softmax."
+            f" The model gives {count} labels that are yes or no each, as by a sigmoid of {count} "
+            "outputs: for one class, end it in a softmax."
         )
 
 

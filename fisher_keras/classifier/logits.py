@@ -140,15 +140,18 @@ def find_logits(
 def _find(
     outputs: tf.Tensor, from_logits: FromLogits, normalize_logits: float | None, bernoulli: bool
 ) -> Logits:
-    last = behind(outputs, _TRANSPARENT)
+    last, head = behind(outputs, _TRANSPARENT), _head(outputs)
     activation = last.op.type.lower()
-    if activation in _ACTIVATIONS:
+    # A sigmoid is of each entry, so that what only changes their shape does not matter.
+    if activation in _ACTIVATIONS or head == "sigmoid":
         if from_logits is True:
             raise ValueError(
                 f"from_logits=True, but the model's outputs are probabilities: they end in "
-                f"{activation}. Pass from_logits='auto' or False."
+                f"{head}. Pass from_logits='auto' or False."
             )
-        return Logits(last.op.inputs[0], tf.constant(True), normalize_logits)
+        if activation in _ACTIVATIONS:
+            return Logits(last.op.inputs[0], tf.constant(True), normalize_logits)
+        return Logits(outputs, tf.constant(False), normalize_logits)
     if from_logits != "auto":
         return Logits(outputs, tf.constant(from_logits), normalize_logits)
     if outputs.shape[-1] == 1:
@@ -157,7 +160,7 @@ def _find(
             "probabilities cannot be told apart. Pass from_logits=True or False."
         )
     # What a layer gives that adds a bias in the end is not bounded, whatever its values are.
-    if _head(outputs) == "biasadd":
+    if head == "biasadd":
         return Logits(outputs, tf.constant(True), normalize_logits)
     if bernoulli:
         raise ValueError(

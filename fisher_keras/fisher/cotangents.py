@@ -14,8 +14,8 @@ def unit_cotangents(
 
     At logits z, $\partial \ell / \partial z = p - \tilde y$. Where the model is sure, this is too
     small for float32 (or for any format): it is computed in logarithms, with
-    $p_c - 1 = -\sum_{k \neq c} p_k$, and only its direction is ever a number. The loss of an example
-    with several predictions is the sum over the positions that count.
+    $p_c - 1 = -\sum_{k \neq c} p_k$, and only its direction is ever a number. The loss of an
+    example with several predictions is the sum over the positions that count.
 
     Args:
         logits: What the model gives for N examples.

@@ -108,7 +108,8 @@ class RunningDataLoss:
         # For hard labels without smoothing the two losses are one, and the entropy stays 0.
         losses = -np.take_along_axis(log_p, classes[..., np.newaxis], axis=-1)[..., 0]
         self._hard_loss[rows] = self._loss[rows] = sums(losses)
-        if y.ndim == log_p.ndim and y.shape[-1] > 1 or self._label_smoothing:
+        soft = y.ndim == log_p.ndim and y.shape[-1] > 1
+        if soft or self._label_smoothing:
             y = likelihood.distributions(y, self._label_smoothing, weights)
             # A probability of 0 costs nothing where the label gives it no weight.
             self._loss[rows] = sums(-np.sum(np.where(y > 0, y * log_p, 0.0), axis=-1))

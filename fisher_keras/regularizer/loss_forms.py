@@ -103,6 +103,7 @@ def _weights(given: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
     """
     if losses.shape.rank == 1:
         return tf.reshape(given, [-1])
+    given = tf.convert_to_tensor(given)
     if given.shape.rank == losses.shape.rank + 1 and given.shape[-1] == 1:
         given = tf.squeeze(given, -1)
     if given.shape.rank != losses.shape.rank:
@@ -151,7 +152,7 @@ def _examples(
 
 
 def _sizes(tensor: Any, y: Any) -> list[int]:
-    """Returns the sizes of axes but the first; of positions that are not known, those of labels."""
+    """Returns the sizes of axes but the first; where they are not known, those of the labels."""
     known = [*y.shape[1:], *[None] * len(tensor.shape)]
     return [size or other or 2 for size, other in zip(tensor.shape[1:], known, strict=False)]
 

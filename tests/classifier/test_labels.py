@@ -8,7 +8,8 @@ import pytest
 import scipy.sparse
 import tensorflow as tf
 
-from fisher_keras.classifier.labels import label_distributions, labelled_data
+from fisher_keras.classifier.labels import labelled_data
+from fisher_keras.classifier.likelihood import Likelihood
 
 
 def arrays(count=7):
@@ -109,14 +110,14 @@ def test_structures_and_distributions():
 def test_distributions_take_no_more_memory_than_they_hold():
     """A unit matrix over 20,000 classes would take 3 GiB."""
     tracemalloc.start()
-    label_distributions(np.arange(10), 20_000)
+    Likelihood((), 20_000).distributions(np.arange(10))
     assert tracemalloc.get_traced_memory()[1] < 10 * 20_000 * 8 * 4
     tracemalloc.stop()
 
 
 def test_label_distributions():
     np.testing.assert_allclose(
-        label_distributions([1, 0], 2, label_smoothing=0.1), [[0.05, 0.95], [0.95, 0.05]]
+        Likelihood((), 2).distributions([1, 0], label_smoothing=0.1), [[0.05, 0.95], [0.95, 0.05]]
     )
 
 
@@ -131,7 +132,7 @@ def test_label_distributions():
             "The labels of data .* Given: label -1 for example 0",
         ),
         ((np.zeros((2, 2)), np.array([0.3, 0.7])), "classes 0, 1, .* Given: label 0.3"),
-        ((np.zeros((2, 2)), np.array([[1.0, 1.0], [0.0, 1.0]])), "distributions"),
+        ((np.zeros((2, 2)), np.array([[0.5, 1.0], [0.0, 1.0]])), "distributions"),
         ((np.zeros((2, 2)), np.array(["cat", "dog"])), "dtype <U3; number the classes"),
         ((np.zeros((2, 2)), None), r"data has no labels; give \(x, y\)"),
         ((np.zeros((2, 2)), {"out": np.zeros(2)}), r"a dict of \['out'\]: .* y\['out'\]"),
@@ -161,7 +162,7 @@ def test_what_is_wrong_is_said(data, message):
 def test_many_classes_take_the_memory_of_their_labels():
     """And not that of a matrix of all classes by all classes."""
     tracemalloc.start()
-    found = label_distributions(np.array([0, 19_999, 7]), 20_000, label_smoothing=0.1)
+    found = Likelihood((), 20_000).distributions(np.array([0, 19_999, 7]), label_smoothing=0.1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10 * found.nbytes

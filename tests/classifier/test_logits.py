@@ -78,7 +78,7 @@ HEADS = {
 )
 def test_heads_that_are_no_distribution_over_classes(kind, activation, units, message):
     model = HEADS[kind](activation, units)
-    for from_logits in ("auto", True, False):
+    for from_logits in ("auto", False):
         with pytest.raises(ValueError, match=message):
             loss_gradient_gram(model, X, np.zeros(6), from_logits)
     assert model(X).shape == (6, units)
@@ -102,11 +102,13 @@ def test_all_metrics_refuse():
     for metric in (
         lambda: evaluate_local_minimum(model, (X, y), 2, 1, progress=False),
         lambda: hessian(model, X, y),
-        lambda: robustness(model, X),
-        lambda: Classifier(model).logits(X),
+        lambda: loss_gradient_gram(model, X, y),
+        lambda: Classifier(model, likelihood="categorical").logits(X),
     ):
         with pytest.raises(ValueError, match="sigmoid of 3 outputs"):
             metric()
+    with pytest.raises(ValueError, match="one prediction an example"):
+        robustness(model, X)
 
 
 @pytest.mark.parametrize("from_logits", ["auto", False])

@@ -479,7 +479,8 @@ def test_a_layer_that_is_used_often_keeps_its_factors():
         classifier = Classifier(model)
 
         def trace(x, classifier=classifier):
-            batch = TracedBatch(classifier, False, x, tf.zeros([50], tf.int32))
+            labels, weights = tf.zeros([50], tf.int32), tf.ones([50], tf.bool)
+            batch = TracedBatch(classifier, False, x, labels, weights)
             sizes.append(batch.structured()[0].size)
 
         tf.function(trace, autograph=False).get_concrete_function(tf.TensorSpec([50, 64]))
@@ -593,5 +594,5 @@ def test_outputs_that_are_not_what_was_said():
     with pytest.raises(ValueError, match="not 1, by up to 1"):
         loss_gradient_gram(several, x, y, from_logits=False)
     no_head = keras.Sequential([keras.Input(IMAGES), layers.Conv2D(3, 3)])
-    with pytest.raises(ValueError, match=r"shape \(N, K\)"):
+    with pytest.raises(ValueError, match=r"shape \(N, 6, 6\), or .* Given: shape \(5,\)"):
         loss_gradient_gram(no_head, x, y)
