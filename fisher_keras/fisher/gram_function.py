@@ -8,11 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier import Classifier
+from fisher_keras.classifier import Classifier, stateless
 from fisher_keras.classifier.labels import hard_labels
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gradients import Explicit, Gradients, for_new_graph
-from fisher_keras.fisher.gram_product import sum_of_products
+from fisher_keras.fisher.gram_product import products_of_groups
+from fisher_keras.fisher.layers import weights_by_layer
 from fisher_keras.fisher.per_example import TracedBatch
 from fisher_keras.fisher.verification import (
     no_errors,
@@ -34,23 +35,28 @@ class GramFunction:
 
     Attributes:
         fallback_weights: Indices of the weights whose structured gradients failed.
-        needed_float64: Whether the last examples needed products in float64, see
-            `loss_gradient_gram`. It decides what is tried first, and changes no result.
+        needed_float64: Of each of G groups of weights, whether the last examples needed products
+            in float64, see `loss_gradient_gram`: shape (G,). It decides what is tried first, and
+            changes no result.
     """
 
-    def __init__(self, classifier: Classifier, training: bool) -> None:
+    def __init__(self, classifier: Classifier, training: bool, by_layer: bool = False) -> None:
         """Prepares the function.
 
         Args:
             classifier: A built classifier.
             training: See `loss_gradient_gram`.
+            by_layer: Whether each layer's weights are a group, rather than all weights one.
         """
         self._classifier = classifier
         self._training = training
         self._verified: set[str] = set()
         self._sequential = False
         self.fallback_weights: set[int] = set()
-        self.needed_float64 = False
+        model = classifier.model
+        all_weights = [range(len(stateless.weights(model)))]
+        self._groups = list(weights_by_layer(model).values()) if by_layer else all_weights
+        self.needed_float64 = np.zeros(len(self._groups), bool)
         self._trace_anew()
 
     def take_fallback(self, indices: Iterable[int]) -> None:
@@ -62,7 +68,7 @@ class GramFunction:
         self._traced = tf.function(self._evaluate, autograph=False)
 
     def __call__(
-        self, x: Any, y: Any, chunk_size: int, float64: bool
+        self, x: Any, y: Any, chunk_size: int, float64: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Computes the products of all pairs of gradients.
 
@@ -70,11 +76,12 @@ class GramFunction:
             x: Inputs of N examples, a structure of tensors.
             y: Their labels, in any form.
             chunk_size: How many examples at a time, in pairs of chunks.
-            float64: Whether all products are taken in float64, see `sum_of_products`.
+            float64: Of each group whether all products are taken in float64, see
+                `sum_of_products`: shape (G,), bool.
 
         Returns:
-            The products without the gradients' scale, shape (N, N), the scale's logarithms, shape
-            (N,), and the logits, shape (N, K), all float64.
+            The products of each group without the gradients' scale, shape (G, N, N), the scale's
+            logarithms, shape (N,), and the logits, shape (N, K), all float64.
 
         Raises:
             ValueError: If labels or outputs are not what they should be.
@@ -84,7 +91,7 @@ class GramFunction:
             np.arange(first, min(first + chunk_size, count))
             for first in range(0, count, chunk_size)
         ]
-        products = np.zeros([count, count])
+        products = np.zeros([len(self._groups), count, count])
         log_scale = np.zeros([count])
         logits = {}
         # Products within a chunk come with each pair that it is part of, and are the same.
@@ -93,12 +100,12 @@ class GramFunction:
             # In training mode each chunk is a batch; in inference mode examples do not interact.
             batches = pair if self._training else [where]
             xi, log_scale[where], values = self._pair(x, y, batches, float64)
-            products[np.ix_(where, where)] = xi
+            products[:, where[:, np.newaxis], where] = xi
             logits.update(zip(where, values.numpy(), strict=True))
         return products, log_scale, np.stack([logits[row] for row in range(count)])
 
     def _pair(
-        self, x: Any, y: Any, batches: Sequence[np.ndarray], float64: bool
+        self, x: Any, y: Any, batches: Sequence[np.ndarray], float64: np.ndarray
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         # What a trace depends on. Each kind has a graph of its own, which is verified by itself.
         kind = repr([(len(rows), *_shapes(x)) for rows in batches])
@@ -137,16 +144,14 @@ class GramFunction:
         apart = np.concatenate([logits(_rows(x, half)).numpy() for half in halves])
         return same_logits(apart, together, rounding_of(self._classifier.model))
 
-    def _run(self, x: Any, y: Any, batches: Sequence[np.ndarray], *options: bool) -> Any:
+    def _run(self, x: Any, y: Any, batches: Sequence[np.ndarray], *options: Any) -> Any:
         chunks = [_rows(x, rows) for rows in batches]
         labels = [tf.TensorSpec([len(rows)], tf.int32) for rows in batches]
-        flags = [tf.TensorSpec([], tf.bool)] * len(options)
-        concrete = concrete_function(self._traced, specs(chunks), labels, *flags)
+        flags = [tf.constant(option) for option in options]
+        concrete = concrete_function(self._traced, specs(chunks), labels, *specs(flags))
         classes = hard_labels(y, self._classifier.num_classes)  # Which the trace has found out.
         try:
-            return concrete(
-                chunks, [classes[rows] for rows in batches], *map(tf.constant, options)
-            )
+            return concrete(chunks, [classes[rows] for rows in batches], *flags)
         except tf.errors.OpError:
             # What TensorFlow has vectorized may fail only when it runs: examples then take turns.
             if self._sequential:  # Then it is the model's own error.
@@ -165,13 +170,7 @@ class GramFunction:
         batches = self._batches(chunks, labels)
         gradients = self._gradients(batches)
         results = [
-            # Branches are graphs inside of this one: what is made in one branch is unknown in the
-            # other, hence `for_new_graph`.
-            tf.cond(
-                float64,
-                lambda: sum_of_products(for_new_graph(gradients), float64=True),
-                lambda: sum_of_products(for_new_graph(gradients), float64=False),
-            ),
+            self._reduced(gradients, float64),
             tf.concat([batch.log_scale for batch in batches], axis=0),
             tf.concat([batch.logits.in_float64() for batch in batches], axis=0),
             tf.reduce_all(tf.stack([batch.logits.are_logits for batch in batches])),
@@ -185,6 +184,10 @@ class GramFunction:
                 lambda: no_errors(len(gradients)),
             )
         return results
+
+    def _reduced(self, gradients: list[Gradients], float64: tf.Tensor) -> tf.Tensor:
+        groups = [[gradients[index] for index in group] for group in self._groups]
+        return products_of_groups(groups, float64)
 
     def _batches(self, chunks: list, labels: list[tf.Tensor]) -> list[TracedBatch]:
         return [

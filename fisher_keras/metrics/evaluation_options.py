@@ -16,6 +16,8 @@ from fisher_keras.graph import keras_private
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, count_parameters
 from fisher_keras.metrics.trials import draw_sample
 
+# The metric whose mean is the paper's gamma-hat.
+GAMMA_HAT = "log_determinant"
 # So many examples are evaluated before the first trial, to refuse outputs of the wrong kind.
 _CHECKED_EXAMPLES = 256
 # The logits of so many examples stand for the function in the identity of the trials.
@@ -33,6 +35,8 @@ class EvaluationOptions:
     stratified: bool = False
     chunk_size: int | None = None
     label_smoothing: float = 0.0
+    layers: bool = False
+    standard_error: float | None = None
 
     def __post_init__(self) -> None:
         """Checks what does not depend on the data.
@@ -43,7 +47,7 @@ class EvaluationOptions:
         self.num_samples = whole_number("num_samples", self.num_samples, least=1)
         self.num_trials = whole_number("num_trials", self.num_trials, least=1)
         self.seed = whole_number("seed", self.seed, least=0)
-        self.stratified = bool(self.stratified)
+        self.stratified, self.layers = bool(self.stratified), bool(self.layers)
         self.label_smoothing = real_number(
             "label_smoothing", self.label_smoothing, least=0, below=1
         )
@@ -56,11 +60,19 @@ class EvaluationOptions:
         if not self.metrics or any(name not in METRICS for name in self.metrics):
             known = tuple(METRICS)
             raise ValueError(f"metrics must be names out of {known}. Given: metrics={given!r}.")
+        if self.standard_error is not None:
+            self.standard_error = real_number("standard_error", self.standard_error, above=0)
+            if GAMMA_HAT not in self.metrics:
+                raise ValueError(
+                    f"standard_error is that of the metric {GAMMA_HAT!r}: add it to metrics, or "
+                    f"leave standard_error out. Given: metrics={given!r}."
+                )
 
     @property
     def needs(self) -> set[str]:
         """The quantities of a `Sample` that the metrics need."""
-        return {need for name in self.metrics for need in METRICS[name].needs}
+        of_layers = {"gram"} if self.layers else set()
+        return of_layers.union(*(METRICS[name].needs for name in self.metrics))
 
     def check_count(self, data: LabelledData) -> None:
         """Raises a ValueError if data are too few for a sample."""
@@ -107,7 +119,8 @@ class EvaluationOptions:
         # To freeze a layer changes the Jacobian, though neither weights nor outputs change.
         ours = {id(variable) for variable in stateless.weights(model)}
         trainable = [id(variable) in ours for variable in model.weights]
-        return {
+        # Absent where it is not asked for, as in files of before there were layers.
+        return ({"layers": True} if self.layers else {}) | {
             "num_samples": self.num_samples,
             "seed": self.seed,
             "metrics": list(self.metrics),
