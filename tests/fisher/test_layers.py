@@ -142,10 +142,10 @@ def test_layers_of_the_same_name_are_told_apart():
 def test_a_layer_takes_the_products_that_its_own_cosines_need():
     """One layer has cosines near 1, which float32 cannot tell apart, and the others have not."""
     random = np.random.default_rng(0)
-    x = (1 + 1e-3 * random.normal(size=(8, 4, 100))).astype("float32")
+    x = (1 + 1e-4 * random.normal(size=(8, 4, 100))).astype("float32")
     inputs = keras.Input((4, 100))
     alike = layers.Dense(1, name="alike")(inputs)
-    apart = layers.Dense(30, "tanh", name="apart")(layers.Rescaling(1e3, -1e3)(inputs))
+    apart = layers.Dense(30, "tanh", name="apart")(layers.Rescaling(1e4, -1e4)(inputs))
     joined = layers.GlobalAveragePooling1D()(layers.Concatenate()([alike, apart]))
     model = shake(keras.Model(inputs, layers.Dense(2, name="last")(joined)))
     y = np.zeros(8, int)
@@ -154,7 +154,7 @@ def test_a_layer_takes_the_products_that_its_own_cosines_need():
     for path, where in columns(model).items():
         values = np.linalg.eigvalsh(J[:, where] @ J[:, where].T)
         assert (values[0] < 1e-5 * values[-1]) == (path == "alike")
-        np.testing.assert_allclose(np.linalg.eigvalsh(xi(gram.layers[path])), values, rtol=1e-3)
+        np.testing.assert_allclose(np.linalg.eigvalsh(xi(gram.layers[path])), values, rtol=2e-2)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
