@@ -4,7 +4,9 @@ Both rest on one quantity, the observed Fisher information. `check_classifier` t
 names below work with a model and its data. By section of the paper:
 
 - Section 5.2: `generalization_bound`, Theorem 1; `extrapolate_log_determinant`, Equation 5.
-- Sections 4 and 5.3: `loss_gradient_gram` and its `FisherGram`, Equations 4 and 5.
+- Section 3: `Classifier`, a Keras model with what was found out about it and traced of it.
+- Sections 4 and 5.3: `loss_gradient_gram` and its `FisherGram`, Equations 4 and 5;
+  `example_gradient_norms`, the norms of the gradients alone.
 - Sections 5.3 and 7.1: `evaluate_local_minimum` and its `LocalMinimumReport`, gamma-hat and the
   older metrics; `FisherMetrics`, the same during `fit`.
 - Section 6: `FisherRegularizedModel`, Equation 6 and Algorithm 1; `SharpnessAwareModel`, the
@@ -26,15 +28,17 @@ from fisher_keras._version import __version__
 if TYPE_CHECKING:
     from fisher_keras.bound import extrapolate_log_determinant, generalization_bound
     from fisher_keras.callbacks import FisherMetrics
+    from fisher_keras.classifier import Classifier
     from fisher_keras.classifier_check import check_classifier
     from fisher_keras.experiments.comparisons.compare import compare
-    from fisher_keras.fisher import FisherGram, loss_gradient_gram
+    from fisher_keras.fisher import FisherGram, example_gradient_norms, loss_gradient_gram
     from fisher_keras.metrics import LocalMinimumReport, evaluate_local_minimum
     from fisher_keras.models import ARCHITECTURES, build_model
     from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 
 __all__ = [
     "ARCHITECTURES",
+    "Classifier",
     "FisherGram",
     "FisherMetrics",
     "FisherRegularizedModel",
@@ -45,6 +49,7 @@ __all__ = [
     "check_classifier",
     "compare",
     "evaluate_local_minimum",
+    "example_gradient_norms",
     "extrapolate_log_determinant",
     "generalization_bound",
     "loss_gradient_gram",
@@ -52,6 +57,7 @@ __all__ = [
 
 _MODULES = {
     "ARCHITECTURES": "models",
+    "Classifier": "classifier",
     "FisherGram": "fisher",
     "FisherMetrics": "callbacks",
     "FisherRegularizedModel": "regularizer",
@@ -61,6 +67,7 @@ _MODULES = {
     "check_classifier": "classifier_check",
     "compare": "experiments.comparisons.compare",
     "evaluate_local_minimum": "metrics",
+    "example_gradient_norms": "fisher",
     "extrapolate_log_determinant": "bound",
     "generalization_bound": "bound",
     "loss_gradient_gram": "fisher",

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from scipy.linalg import lapack
 
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier.classifier import Classifier, as_classifier
@@ -17,6 +18,7 @@ from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.positions import Positions, Unit, check_unit
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gram_function import GramFunction
+from fisher_keras.fisher.layers import weights_by_layer
 
 # Where the cosines' smallest eigenvalue is less, the last digits of their products matter.
 _WELL_CONDITIONED = 1e-3
@@ -47,6 +49,8 @@ class FisherGram:
             normalized: see `fisher_keras.classifier.Classifier.logits`. None if
             `loss_gradient_gram` did not make this.
         counted: Whether each prediction counts, shape (N',) or (N', *P), booleans; likewise.
+        layers: By path, the Gram matrices of the gradients by the weights of each layer, which
+            add up to this one; None if they were not asked for.
     """
 
     matrix: tf.Tensor
@@ -54,11 +58,13 @@ class FisherGram:
     epsilon: float = 2.0**-23
     logits: tf.Tensor | None = None
     counted: tf.Tensor | None = None
+    layers: dict[str, "FisherGram"] | None = None
 
-    @functools.cached_property
-    def smallest_eigenvalue(self) -> float:
-        """That of C, from 0 to 1 but for rounding: whether the gradients are independent."""
-        return float(np.linalg.eigvalsh(np.asarray(self.matrix))[0])
+    def eigenvalues_exceed(self, bound: float) -> bool:
+        """Returns whether all eigenvalues of C are above a number, without computing them."""
+        shifted = np.asarray(self.matrix) - bound * np.eye(len(self.log_scale))
+        # A Cholesky factorization exists for a positive definite matrix alone.
+        return lapack.dpotrf(shifted)[1] == 0
 
 
 def loss_gradient_gram(
@@ -72,6 +78,7 @@ def loss_gradient_gram(
     normalize_logits: float | None = None,
     sample_weight: Any = None,
     unit: Unit = "example",
+    by_layer: bool = False,
 ) -> FisherGram:
     r"""Computes $\xi = J J^T$ of a classifier's hard-label losses, Equations 4 and 5.
 
@@ -110,6 +117,9 @@ def loss_gradient_gram(
             left out; None for all. Those that Keras' mask of the outputs leaves out never do.
         unit: "position" makes each position that counts a unit of its own: the matrix then has a
             row for each, in their order.
+        by_layer: Also give the Gram matrix of each layer's weights, in the same pass. It takes
+            the memory of an N' x N' matrix a layer. Products are added up in another order, so
+            that the whole Gram matrix differs by rounding from that without the layers.
 
     Returns:
         The Gram matrix.
@@ -133,38 +143,67 @@ def loss_gradient_gram(
     data = dataclasses.replace(data, x=classifier.inputs(data.x))
     size = count if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
     check_trainable(classifier.model)
-    function = classifier.cached(GramFunction, bool(training))
+    function = classifier.cached(GramFunction, bool(training), bool(by_layer))
     epsilon = rounding_of(classifier.model)
 
-    def gram(float64: bool) -> FisherGram:
+    def evaluate(float64: np.ndarray) -> list[_Group]:
         products, *others = function(data, size, float64)
-        squares = np.diagonal(products)
-        # Where these leave float32's range, so do squares that they are sums of.
-        if not float64 and not np.all((squares > _SAFE_SQUARES[0]) & (squares < _SAFE_SQUARES[1])):
-            products, *others = function(data, size, True)
-        return _normalized(products, *others, epsilon)
+        return [_Group(part, (*others, epsilon)) for part in products]
 
-    return _float64_where_needed(function, gram)
+    groups = _float64_where_needed(function, evaluate)
+    if not by_layer:
+        return groups[0].gram
+    whole = dataclasses.replace(groups[0], products=sum(group.products for group in groups)).gram
+    names = weights_by_layer(classifier.model)
+    layers = {name: group.gram for name, group in zip(names, groups, strict=True)}
+    return dataclasses.replace(whole, layers=layers)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Group:
+    """Products of the gradients by some of the weights, with further inputs of `_normalized`."""
+
+    products: np.ndarray
+    others: tuple
+
+    @functools.cached_property
+    def gram(self) -> FisherGram:
+        return _normalized(self.products, *self.others)
+
+    def suffices_in_float32(self, slack: float = 1.0) -> bool:
+        """Returns whether the products may be in float32; with slack, whether others might."""
+        squares = np.diagonal(self.products)
+        # Where these leave float32's range, so do squares that they are sums of.
+        in_range = (squares * slack > _SAFE_SQUARES[0]) & (squares / slack < _SAFE_SQUARES[1])
+        return bool(in_range.all()) and self.gram.eigenvalues_exceed(_WELL_CONDITIONED / slack)
 
 
 def _float64_where_needed(
-    function: GramFunction, gram: Callable[[bool], FisherGram]
-) -> FisherGram:
-    """Returns the fast result if its cosines are well conditioned, else that in float64.
+    function: GramFunction, evaluate: Callable[[np.ndarray], list[_Group]]
+) -> list[_Group]:
+    """Returns of each group the fast result if its cosines are well conditioned, else in float64.
 
     So it depends on the examples alone. What the last ones needed is tried first: the two differ
     by rounding, so that a smallest eigenvalue in float64 far below the limit needs no fast one.
     """
-    in_float64 = None
-    if function.needed_float64:
-        in_float64 = gram(True)
-        if in_float64.smallest_eigenvalue < _WELL_CONDITIONED / 2:
-            return in_float64
-    fast = gram(False)
-    function.needed_float64 = fast.smallest_eigenvalue < _WELL_CONDITIONED
-    if not function.needed_float64:
-        return fast
-    return gram(True) if in_float64 is None else in_float64
+    tried = function.needed_float64
+    groups = evaluate(tried)
+    # In float64, the other one might suffice; else, it is needed.
+    unsettled = np.array(
+        [
+            group.suffices_in_float32(slack=2.0) if done else not group.suffices_in_float32()
+            for group, done in zip(groups, tried, strict=True)
+        ]
+    )
+    needed = tried | unsettled
+    if unsettled.any():
+        others = evaluate(tried ^ unsettled)
+        for index in np.flatnonzero(unsettled):
+            needed[index] = not (tried[index] and others[index].suffices_in_float32())
+            if needed[index] != tried[index]:
+                groups[index] = others[index]
+    function.needed_float64 = needed
+    return groups
 
 
 def _normalized(

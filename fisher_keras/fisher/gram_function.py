@@ -8,11 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier import Classifier
+from fisher_keras.classifier import Classifier, stateless
 from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gradients import Explicit, Gradients, for_new_graph
-from fisher_keras.fisher.gram_product import sum_of_products
+from fisher_keras.fisher.gram_product import products_of_groups
+from fisher_keras.fisher.layers import weights_by_layer
 from fisher_keras.fisher.per_example import TracedBatch
 from fisher_keras.fisher.verification import (
     no_errors,
@@ -34,23 +35,28 @@ class GramFunction:
 
     Attributes:
         fallback_weights: Indices of the weights whose structured gradients failed.
-        needed_float64: Whether the last examples needed products in float64, see
-            `loss_gradient_gram`. It decides what is tried first, and changes no result.
+        needed_float64: Of each of G groups of weights, whether the last examples needed products
+            in float64, see `loss_gradient_gram`: shape (G,). It decides what is tried first, and
+            changes no result.
     """
 
-    def __init__(self, classifier: Classifier, training: bool) -> None:
+    def __init__(self, classifier: Classifier, training: bool, by_layer: bool = False) -> None:
         """Prepares the function.
 
         Args:
             classifier: A built classifier.
             training: See `loss_gradient_gram`.
+            by_layer: Whether each layer's weights are a group, rather than all weights one.
         """
         self._classifier = classifier
         self._training = training
         self._verified: set[str] = set()
         self._sequential = False
         self.fallback_weights: set[int] = set()
-        self.needed_float64 = False
+        model = classifier.model
+        all_weights = [range(len(stateless.weights(model)))]
+        self._groups = list(weights_by_layer(model).values()) if by_layer else all_weights
+        self.needed_float64 = np.zeros(len(self._groups), bool)
         self._trace_anew()
 
     def take_fallback(self, indices: Iterable[int]) -> None:
@@ -62,19 +68,20 @@ class GramFunction:
         self._traced = tf.function(self._evaluate, autograph=False)
 
     def __call__(
-        self, data: LabelledData, chunk_size: int, float64: bool
+        self, data: LabelledData, chunk_size: int, float64: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Computes the products of all pairs of gradients.
 
         Args:
             data: N examples, the inputs a structure of tensors; labels in any form.
             chunk_size: How many examples at a time, in pairs of chunks.
-            float64: Whether all products are taken in float64, see `sum_of_products`.
+            float64: Of each group whether all products are taken in float64, see
+                `sum_of_products`: shape (G,), bool.
 
         Returns:
-            The products without the gradients' scale, shape (N, N), the scale's logarithms, shape
-            (N,), and the logits, shape (N, *P, K), all float64; and whether each position counts,
-            shape (N, *P), booleans.
+            The products of each group without the gradients' scale, shape (G, N, N), the scale's
+            logarithms, shape (N,), and the logits, shape (N, *P, K), all float64; and whether each
+            position counts, shape (N, *P), booleans.
 
         Raises:
             ValueError: If labels or outputs are not what they should be.
@@ -84,7 +91,7 @@ class GramFunction:
             np.arange(first, min(first + chunk_size, count))
             for first in range(0, count, chunk_size)
         ]
-        products = np.zeros([count, count])
+        products = np.zeros([len(self._groups), count, count])
         log_scale = np.zeros([count])
         predictions = {}
         # Products within a chunk come with each pair that it is part of, and are the same.
@@ -93,13 +100,13 @@ class GramFunction:
             # In training mode each chunk is a batch; in inference mode examples do not interact.
             batches = pair if self._training else [where]
             xi, log_scale[where], *found = self._pair(data, batches, float64)
-            products[np.ix_(where, where)] = xi
+            products[:, where[:, np.newaxis], where] = xi
             predictions.update(zip(where, zip(*found, strict=True), strict=True))
         logits, counted = zip(*(predictions[row] for row in range(count)), strict=True)
         return products, log_scale, np.stack(logits), np.stack(counted)
 
     def _pair(
-        self, data: LabelledData, batches: Sequence[np.ndarray], float64: bool
+        self, data: LabelledData, batches: Sequence[np.ndarray], float64: np.ndarray
     ) -> tuple[tf.Tensor, tf.Tensor, np.ndarray, np.ndarray]:
         x = data.x
         # What a trace depends on. Each kind has a graph of its own, which is verified by itself.
@@ -142,12 +149,12 @@ class GramFunction:
         apart = np.concatenate([logits(half) for half in halves])
         return same_logits(apart, together, rounding_of(self._classifier.model))
 
-    def _run(self, data: LabelledData, batches: Sequence[np.ndarray], *options: bool) -> Any:
+    def _run(self, data: LabelledData, batches: Sequence[np.ndarray], *options: Any) -> Any:
         chunks = [_rows(data.x, rows) for rows in batches]
         # What positions there are is known once the model's call has been traced.
         labels, weights = ([tf.TensorSpec(None, t)] * len(batches) for t in (tf.int32, tf.bool))
-        flags = [tf.TensorSpec([], tf.bool)] * len(options)
-        concrete = concrete_function(self._traced, specs(chunks), labels, weights, *flags)
+        flags = list(map(tf.constant, options))
+        concrete = concrete_function(self._traced, specs(chunks), labels, weights, *specs(flags))
         likelihood = self._classifier.likelihood(chunks[0])
         classes = likelihood.hard_labels(data.y, data.weights)
         counted = likelihood.counted(len(data), data.weights)
@@ -156,7 +163,7 @@ class GramFunction:
                 chunks,
                 [tf.constant(classes[rows]) for rows in batches],
                 [tf.constant(counted[rows]) for rows in batches],
-                *map(tf.constant, options),
+                *flags,
             )
         except tf.errors.OpError:
             # What TensorFlow has vectorized may fail only when it runs: examples then take turns.
@@ -181,13 +188,7 @@ class GramFunction:
         batches = self._batches(chunks, labels, weights)
         gradients = self._gradients(batches)
         results = [
-            # Branches are graphs inside of this one: what is made in one branch is unknown in the
-            # other, hence `for_new_graph`.
-            tf.cond(
-                float64,
-                lambda: sum_of_products(for_new_graph(gradients), float64=True),
-                lambda: sum_of_products(for_new_graph(gradients), float64=False),
-            ),
+            self._reduced(gradients, float64),
             tf.concat([batch.log_scale for batch in batches], axis=0),
             tf.concat([batch.logits.in_float64() for batch in batches], axis=0),
             tf.concat([batch.counted for batch in batches], axis=0),
@@ -203,6 +204,10 @@ class GramFunction:
                 lambda: no_errors(len(gradients)),
             )
         return results
+
+    def _reduced(self, gradients: list[Gradients], float64: tf.Tensor) -> tf.Tensor:
+        groups = [[gradients[index] for index in group] for group in self._groups]
+        return products_of_groups(groups, float64)
 
     def _batches(self, *parts: list) -> list[TracedBatch]:
         return [

@@ -1,14 +1,43 @@
 """The products of all pairs of per-example gradients, without ever holding all gradients."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
-from fisher_keras.fisher.gradients import Factored, Gradients
+from fisher_keras.fisher.gradients import Factored, Gradients, for_new_graph
 
 # How many products are added up in float32 before float64 takes over. Convolutions mostly have a
 # multiple of as many columns: their kernels have 3 * 3 entries, and often 16 K channels.
 _BLOCK = 768
 # Columns are collected up to this many entries before they are multiplied: 16 MiB in float32.
 _COLLECTED_ENTRIES = 2**22
+
+
+def products_of_groups(groups: Sequence[list[Gradients]], float64: tf.Tensor) -> tf.Tensor:
+    """Takes the `sum_of_products` of groups of weights, each in its own precision.
+
+    Args:
+        groups: The gradients of the weights of each of G groups, for the same N examples.
+        float64: Of each group whether all its products are taken in float64, bool, shape (G,).
+
+    Returns:
+        Shape (G, N, N), float64.
+    """
+    products = []
+    # The last layer's gradients are there first. One group after another, so that the blocks of
+    # one are in memory at a time.
+    for index, group in reversed(list(enumerate(groups))):
+        with tf.control_dependencies(products[-1:]):
+            # Branches are graphs inside of this one: what is made in one branch is unknown in
+            # the other, hence `for_new_graph`.
+            products.append(
+                tf.cond(
+                    float64[index],
+                    lambda group=group: sum_of_products(for_new_graph(group), float64=True),
+                    lambda group=group: sum_of_products(for_new_graph(group), float64=False),
+                )
+            )
+    return tf.stack(products[::-1])
 
 
 def sum_of_products(gradients: list[Gradients], float64: bool) -> tf.Tensor:
@@ -34,6 +63,32 @@ def sum_of_products(gradients: list[Gradients], float64: bool) -> tf.Tensor:
             with tf.control_dependencies(products.last):
                 products.collect(block())
     return products.total()
+
+
+def squared_norms(gradients: list[Gradients]) -> tf.Tensor:
+    """Adds up the squared norms of per-example gradients over the weights.
+
+    Args:
+        gradients: Of each weight, for the same N examples.
+
+    Returns:
+        The diagonal of J J^T, shape (N,), float64.
+    """
+    squares = []
+    for part in reversed(gradients):
+        if isinstance(part, Factored) and part.size[1] == 1:
+            # The norm of x d^T is the product of the norms of x and d.
+            x, delta = (_squares(tf.squeeze(factor, 1)) for factor in part.factors)
+            squares.append(x * delta)
+            continue
+        for block in part.blocks():
+            with tf.control_dependencies(squares[-1:]):
+                squares.append(_squares(block()))
+    return tf.add_n(squares)
+
+
+def _squares(rows: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.square(tf.cast(rows, tf.float64)), axis=1)
 
 
 class _Products:

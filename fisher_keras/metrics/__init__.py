@@ -17,12 +17,14 @@ from fisher_keras.metrics.gram_metrics import (
     trace,
 )
 from fisher_keras.metrics.hessian import hessian, hessian_log_determinant
+from fisher_keras.metrics.layers import LayerSummary, LayerTable
 from fisher_keras.metrics.loss_and_errors import DataLoss
 from fisher_keras.metrics.margins import log_determinant_margins, log_residuals
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS
-from fisher_keras.metrics.report import LocalMinimumReport, MetricSummary
+from fisher_keras.metrics.report import LocalMinimumReport
 from fisher_keras.metrics.robustness import robustness
 from fisher_keras.metrics.singular import LinearDependence, SingularGramWarning, find_dependence
+from fisher_keras.metrics.summaries import MetricSummary
 
 # Their names in version 0.2.
 Fit, Dependence = DataLoss, LinearDependence
@@ -32,6 +34,8 @@ __all__ = [
     "MAX_TRAIN_LOSS",
     "METRICS",
     "DataLoss",
+    "LayerSummary",
+    "LayerTable",
     "LinearDependence",
     "LocalMinimumReport",
     "MetricSummary",

@@ -1,6 +1,7 @@
 """One evaluation of a local minimum: all metrics over T samples of the training set."""
 
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 import tqdm.auto
 
 from fisher_keras.classifier.classifier import Classifier, as_classifier
@@ -17,19 +19,24 @@ from fisher_keras.classifier.positions import Positions, Unit
 from fisher_keras.devices import Processes, over_replicas, replica_devices, replica_strategy
 from fisher_keras.metrics import gram_metrics
 from fisher_keras.metrics.evaluation_options import EvaluationOptions
+from fisher_keras.metrics.layers import layer_metrics, layer_weights
 from fisher_keras.metrics.loss_and_errors import DataLoss, RunningDataLoss, evaluate_data_loss
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, Sample, count_parameters
-from fisher_keras.metrics.report import LocalMinimumReport, summarize
+from fisher_keras.metrics.report import LocalMinimumReport
 from fisher_keras.metrics.singular import (
     LinearDependence,
     SingularGramWarning,
     find_dependence,
 )
+from fisher_keras.metrics.stopping import StoppingRule
+from fisher_keras.metrics.summaries import summarize
 from fisher_keras.metrics.trials import Trial, TrialFile
 
 # Above this many nats over its least value, a training loss is not "close to zero": the right
 # classes have a probability of 95 % in the (geometric) mean.
 MAX_TRAIN_LOSS = 0.05
+# Of less than so many seconds to come, the progress bar is told alone.
+_WORTH_SAYING = 10
 
 
 def evaluate_local_minimum(
@@ -49,6 +56,9 @@ def evaluate_local_minimum(
     trials_path: str | os.PathLike | None = None,
     progress: bool = True,
     unit: Unit = "example",
+    layers: bool = False,
+    standard_error: float | None = None,
+    reference: LocalMinimumReport | None = None,
 ) -> LocalMinimumReport:
     r"""Evaluates the local minimum that training has led a classifier to (Section 7.1).
 
@@ -98,10 +108,22 @@ def evaluate_local_minimum(
             other weights, data or options, of another function of the same weights (other
             `from_logits`, frozen layers or activations, another dtype policy), or of version 0.2
             are refused, and the file is left as it is.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, and to say how long the trials will take once
+            one of them was timed: the second, as the first one includes the tracing.
         unit: What a trial samples: "example", whose loss is the sum over its positions, or
             "position", of which each that counts is a unit of its own. Losses and errors are the
             same either way.
+        layers: Whether to evaluate each layer, too, for `report.layers`. In the same pass; it
+            takes the memory of an N' x N' matrix a layer, and metrics differ by rounding from
+            those without it.
+        standard_error: If given, trials end once the standard error of gamma-hat (the mean
+            log-determinant) is below it: with the first T from 10 on of which it is, so that T
+            depends on the samples alone. num_trials is then the largest T. Where a sample's Fisher
+            information is singular, there is no standard error, and all trials are evaluated.
+        reference: With standard_error, the report of another network on the same samples: trials
+            end once the standard error of the difference of the two gamma-hats, over pairs of
+            trials, is below it, or the reference has no more trials. That difference is
+            `report.difference(reference)`.
 
     Returns:
         The report. Its notes tell if the metric's assumptions do not hold: if the training
@@ -121,12 +143,22 @@ def evaluate_local_minimum(
         >>> figure = report.plot_spectrum().figure
     """
     options = EvaluationOptions(
-        num_samples, num_trials, seed, metrics, stratified, chunk_size, label_smoothing, unit
+        num_samples,
+        num_trials,
+        seed,
+        metrics,
+        stratified,
+        chunk_size,
+        label_smoothing,
+        unit,
+        layers,
+        standard_error,
     )
     return evaluate(
         as_classifier(model, from_logits, normalize_logits),
         labelled_data(data),
         options,
+        reference=reference,
         test_data=None if test_data is None else labelled_data(test_data, "test_data"),
         trials_path=trials_path,
         progress=progress,
@@ -138,6 +170,7 @@ def evaluate(
     data: Examples,
     options: EvaluationOptions,
     *,
+    reference: LocalMinimumReport | None = None,
     test_data: Examples | None = None,
     trials_path: str | os.PathLike | None = None,
     progress: bool = False,
@@ -148,6 +181,7 @@ def evaluate(
         classifier: Of the model.
         data: The training data.
         options: Options of the evaluation.
+        reference: A report to compare with, see `evaluate_local_minimum`.
         test_data: The test data, if there are any.
         trials_path: A file to keep the trials in, if they are to be kept.
         progress: Whether to show a progress bar.
@@ -156,21 +190,21 @@ def evaluate(
         The report.
     """
     strategy = replica_strategy(classifier.model)
-    is_chief = Processes.of(strategy).is_chief
+    processes = Processes.of(strategy)
+    is_chief = processes.is_chief
     # What cannot be evaluated is refused here, before the first trial costs its time.
     options.check(classifier, data)
     test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
     units = options.units(classifier, data)
     identity = options.identity(classifier, data)
+    rule = StoppingRule.of(options, reference, identity, processes)
     # The other processes evaluate the same trials and keep them in memory: one alone may write.
     file = TrialFile(trials_path if is_chief else None, identity)
-    rows = None if data.in_memory else _sampled(data, options, range(options.num_trials))
+    rows = None if data.in_memory else _sampled(data, options, range(rule.num_trials))
     train = RunningDataLoss(data, label_smoothing=options.label_smoothing, rows=rows)
     start = time.monotonic()
-    bar = tqdm.auto.trange(options.num_trials, desc="trials", disable=not (progress and is_chief))
-    _evaluate_missing(classifier, data, units, options, file, train, bar)
-    # The file may hold further trials, of an earlier call with a larger T: they do not count.
-    trials = tuple(file.finished[index] for index in range(options.num_trials))
+    bar = tqdm.auto.trange(rule.num_trials, desc="trials", disable=not (progress and is_chief))
+    trials = _evaluate_missing(classifier, data, units, options, file, train, bar, rule)
     train_loss, num_parameters = train.result(), count_parameters(classifier.model)
     has_one = train_loss.num_examples == len(train.rows)
     singular = _singular_note(trials, options, num_parameters)
@@ -189,6 +223,7 @@ def evaluate(
         num_parameters=num_parameters,
         seconds=time.monotonic() - start,
         trials=trials,
+        layer_weights=layer_weights(classifier.model) if options.layers else {},
     )
 
 
@@ -200,27 +235,57 @@ def _evaluate_missing(
     file: TrialFile,
     train: RunningDataLoss,
     bar: tqdm.auto.tqdm,
-) -> None:
-    """Evaluates the trials that the file lacks, and the loss of all training data."""
+    rule: StoppingRule,
+) -> tuple[Trial, ...]:
+    """Evaluates the trials that the file lacks, and the loss of all training data.
+
+    Returns:
+        The trials that count. The file may hold more, of an earlier call with a larger T.
+    """
     # The bar's own range: to iterate over the bar itself would move it.
     missing = [index for index in bar.iterable if index not in file.finished]
-    # The Gram matrix of a trial comes with the logits of its examples.
-    gives_logits = "gram" in options.needs and units is data
+    # The Gram matrix of a trial comes with the logits of its examples. They do not count where it
+    # is open which trials there will be.
+    gives_logits = "gram" in options.needs and units is data and rule.standard_error is None
     # So only those examples need a pass of their own that none of the missing trials samples.
     sampled = _sampled(data, options, missing if gives_logits else [])
     train.evaluate(classifier, np.setdiff1d(train.rows, sampled, assume_unique=True))
-    samples = _samples(classifier, units, options, missing)
+    strategy = replica_strategy(classifier.model)
+    devices = replica_devices(strategy, classifier.model.variables)
+    samples = _samples(classifier, units, options, missing, strategy, devices)
     if missing:
         bar.set_postfix_str(f"tracing {classifier.model.name}, for the first trial")
+    trials: list[Trial] = []
+    times: list[float] = []
     for index in bar:
-        if index in file.finished:
-            continue
-        # Samples come in the order of `missing`, which is the order in which this loop meets them.
-        sample = next(samples)
-        bar.set_postfix_str("", refresh=False)
-        if gives_logits:
-            train.add(sample.rows, sample.gram.logits, sample.gram.counted)
-        file.add(_trial(index, sample, options.metrics))
+        if rule.suffice(trials):
+            bar.set_postfix_str("the standard error is below the given one")
+            break
+        if index not in file.finished:
+            # Samples come in the order of `missing`, in which this loop meets them.
+            sample = next(samples)
+            bar.set_postfix_str("", refresh=False)
+            if gives_logits:
+                train.add(sample.rows, sample.gram.logits, sample.gram.counted)
+            file.add(_trial(index, sample, options.metrics))
+            times.append(time.monotonic())
+            _say_time(bar, times, max(1, len(devices)), len(missing))
+        trials.append(file.finished[index])
+    return tuple(trials)
+
+
+def _say_time(bar: tqdm.auto.tqdm, times: list[float], num_devices: int, count: int) -> None:
+    """Says how long the trials will take, after the first ones that need no tracing."""
+    if bar.disable or len(times) != 2 * num_devices:
+        return
+    each = (times[-1] - times[num_devices - 1]) / num_devices
+    left = count - len(times)
+    if each * left > _WORTH_SAYING:
+        bar.write(
+            f"A trial takes {each:.2g} s: {left} more take {bar.format_interval(each * left)} "
+            "(minutes:seconds) at most.",
+            file=sys.stderr,
+        )
 
 
 def _sampled(data: Examples, options: EvaluationOptions, trials: Sequence[int]) -> np.ndarray:
@@ -237,6 +302,8 @@ def _samples(
     units: Examples | Positions,
     options: EvaluationOptions,
     trials: Sequence[int],
+    strategy: tf.distribute.Strategy,
+    devices: Sequence[str],
 ) -> Iterator[Sample]:
     """Yields the samples of trials, with what their metrics need computed on the replicas."""
 
@@ -244,10 +311,10 @@ def _samples(
         rows = options.sample(units, trial)
         examples = units.take(rows)
         rows = units.rows[rows] if isinstance(units, Positions) else rows
-        return Sample.evaluate(classifier, rows, examples, options.needs, options.chunk_size)
+        return Sample.evaluate(
+            classifier, rows, examples, options.needs, options.chunk_size, options.layers
+        )
 
-    strategy = replica_strategy(classifier.model)
-    devices = replica_devices(strategy, classifier.model.variables)
     if not devices:
         # A generator: each trial is finished, and written, before the next one begins.
         return (compute(classifier, trial) for trial in trials)
@@ -270,10 +337,11 @@ def _trial(index: int, sample: Sample, names: Sequence[str]) -> Trial:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SingularGramWarning)  # Said once, in the end.
         values = {name: METRICS[name].function(sample) for name in names}
-    if not any("gram" in METRICS[name].needs for name in names):
+    if sample.gram is None:
         return Trial(index, values, (), LinearDependence((), (), ()))
     log_spectrum = tuple(gram_metrics.log_spectrum(sample.gram).tolist())
-    return Trial(index, values, log_spectrum, find_dependence(sample.gram, sample.rows))
+    dependence = find_dependence(sample.gram, sample.rows)
+    return Trial(index, values, log_spectrum, dependence, layer_metrics(sample.gram))
 
 
 def _assumption_notes(train: DataLoss, what: str) -> list[str]:

@@ -17,6 +17,8 @@ from fisher_keras.graph import keras_private
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, count_parameters
 from fisher_keras.metrics.trials import draw_sample
 
+# The metric whose mean is the paper's gamma-hat.
+GAMMA_HAT = "log_determinant"
 # So many examples are evaluated before the first trial, to refuse outputs of the wrong kind.
 _CHECKED_EXAMPLES = 256
 # The logits of so many examples stand for the function in the identity of the trials.
@@ -35,6 +37,8 @@ class EvaluationOptions:
     chunk_size: int | None = None
     label_smoothing: float = 0.0
     unit: Unit = "example"
+    layers: bool = False
+    standard_error: float | None = None
 
     def __post_init__(self) -> None:
         """Checks what does not depend on the data.
@@ -45,7 +49,7 @@ class EvaluationOptions:
         self.num_samples = whole_number("num_samples", self.num_samples, least=1)
         self.num_trials = whole_number("num_trials", self.num_trials, least=1)
         self.seed = whole_number("seed", self.seed, least=0)
-        self.stratified = bool(self.stratified)
+        self.stratified, self.layers = bool(self.stratified), bool(self.layers)
         self.label_smoothing = real_number(
             "label_smoothing", self.label_smoothing, least=0, below=1
         )
@@ -59,11 +63,19 @@ class EvaluationOptions:
         if not self.metrics or any(name not in METRICS for name in self.metrics):
             known = tuple(METRICS)
             raise ValueError(f"metrics must be names out of {known}. Given: metrics={given!r}.")
+        if self.standard_error is not None:
+            self.standard_error = real_number("standard_error", self.standard_error, above=0)
+            if GAMMA_HAT not in self.metrics:
+                raise ValueError(
+                    f"standard_error is that of the metric {GAMMA_HAT!r}: add it to metrics, or "
+                    f"leave standard_error out. Given: metrics={given!r}."
+                )
 
     @property
     def needs(self) -> set[str]:
         """The quantities of a `Sample` that the metrics need."""
-        return {need for name in self.metrics for need in METRICS[name].needs}
+        of_layers = {"gram"} if self.layers else set()
+        return of_layers.union(*(METRICS[name].needs for name in self.metrics))
 
     def check_count(self, units: Examples | Positions) -> None:
         """Raises a ValueError if there are too few examples, or positions, for a sample."""
@@ -133,23 +145,26 @@ class EvaluationOptions:
         # To freeze a layer changes the Jacobian, though neither weights nor outputs change.
         ours = {id(variable) for variable in stateless.weights(model)}
         trainable = [id(variable) in ours for variable in model.weights]
-        # Not of examples: the trials of version 0.3, which are of these, have no such key.
+        # Absent where they are not asked for, as in files of before there were such options.
         unit = {} if self.unit == "example" else {"unit": self.unit}
-        return {
-            **unit,
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-            "metrics": list(self.metrics),
-            "normalize_logits": classifier.normalize_logits,
-            "stratified": self.stratified,
-            "model": fingerprint([variable.numpy() for variable in model.weights]),
-            "num_parameters": count_parameters(model),
-            "trainable": fingerprint([np.array(trainable)]),
-            "dtypes": sorted({la.dtype_policy.name for la in keras_private.all_layers(model)}),
-            "rounding": rounding_of(model),
-            "logits": _some_logits(classifier, data),
-            "data": data.fingerprint,
-        }
+        return (
+            unit
+            | ({"layers": True} if self.layers else {})
+            | {
+                "num_samples": self.num_samples,
+                "seed": self.seed,
+                "metrics": list(self.metrics),
+                "normalize_logits": classifier.normalize_logits,
+                "stratified": self.stratified,
+                "model": fingerprint([variable.numpy() for variable in model.weights]),
+                "num_parameters": count_parameters(model),
+                "trainable": fingerprint([np.array(trainable)]),
+                "dtypes": sorted({la.dtype_policy.name for la in keras_private.all_layers(model)}),
+                "rounding": rounding_of(model),
+                "logits": _some_logits(classifier, data),
+                "data": data.fingerprint,
+            }
+        )
 
 
 def _some_logits(classifier: Classifier, data: Examples) -> list[list[float]]:

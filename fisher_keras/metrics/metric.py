@@ -17,6 +17,7 @@ from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.classifier.likelihood import Likelihood
 from fisher_keras.fisher.gram import FisherGram, loss_gradient_gram
 from fisher_keras.metrics import gram_metrics, margins
+from fisher_keras.metrics.layers import log_norm
 from fisher_keras.metrics.robustness import squared_jacobian_norms
 
 
@@ -47,6 +48,7 @@ class Sample:
         examples: LabelledData,
         needs: set[str],
         chunk_size: int | None = None,
+        by_layer: bool = False,
     ) -> "Sample":
         """Computes the quantities of a sample, on the device of the moment.
 
@@ -56,6 +58,7 @@ class Sample:
             examples: See `Sample`.
             needs: Names of the quantities to compute, out of `_QUANTITIES`.
             chunk_size: How many examples to evaluate at a time; None for all N' at once.
+            by_layer: Whether the Gram matrix comes with those of the layers.
 
         Returns:
             The sample.
@@ -65,7 +68,8 @@ class Sample:
         """
         try:
             quantities = {
-                name: _QUANTITIES[name](classifier, examples, chunk_size) for name in sorted(needs)
+                name: _QUANTITIES[name](classifier, examples, chunk_size, by_layer)
+                for name in sorted(needs)
             }
         except ExamplesError as error:
             raise error.renamed(rows) from error
@@ -80,22 +84,14 @@ class Sample:
         return margins.margins(logits, labels, self.classifier.normalize_logits, counted)
 
 
-def _log_weight_norm(sample: Sample) -> float:
-    """Returns the logarithm of the Euclidean norm of all trainable parameters."""
-    weights = stateless.weights(sample.classifier.model)
-    norms = [np.linalg.norm(weight.numpy().astype(np.float64)) for weight in weights]
-    with np.errstate(divide="ignore"):
-        return float(np.log(np.linalg.norm(norms)))
-
-
 # The quantities of a sample that are worth a device, by the names of their attributes: functions
-# of classifier, examples and chunk size. They run in several threads at once, so that nothing here
-# may hold a lock: a `functools.cached_property` of Python 3.11 does.
-_QUANTITIES: dict[str, Callable[[Classifier, LabelledData, int | None], Any]] = {
-    "gram": lambda c, data, size: loss_gradient_gram(
-        c, data.x, data.y, chunk_size=size, sample_weight=data.weights
+# of classifier, examples, chunk size and whether by layer. They run in several threads at once, so
+# that nothing here may hold a lock: a `functools.cached_property` of Python 3.11 does.
+_QUANTITIES: dict[str, Callable[[Classifier, LabelledData, int | None, bool], Any]] = {
+    "gram": lambda c, data, size, by_layer: loss_gradient_gram(
+        c, data.x, data.y, chunk_size=size, sample_weight=data.weights, by_layer=by_layer
     ),
-    "jacobian_norms": lambda c, data, size: c.cached(squared_jacobian_norms)(
+    "jacobian_norms": lambda c, data, size, _: c.cached(squared_jacobian_norms)(
         data.x, size or len(data)
     ),
 }
@@ -152,7 +148,11 @@ METRICS: dict[str, Metric] = {
     ),
     "soft_rank": _of_gram(gram_metrics.soft_rank, "soft rank"),
     "renyi_entropy": _of_gram(gram_metrics.renyi_entropy, "Rényi entropy"),
-    "log_weight_norm": Metric(frozenset(), _log_weight_norm, "ln norm of the weights"),
+    "log_weight_norm": Metric(
+        frozenset(),
+        lambda sample: log_norm(stateless.weights(sample.classifier.model)),
+        "ln norm of the weights",
+    ),
     "robustness": Metric(
         frozenset({"jacobian_norms"}),
         lambda sample: float(np.mean(sample.jacobian_norms)),

@@ -4,33 +4,24 @@ import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fisher_keras.extras import require
+from fisher_keras.metrics.layers import LayerTable
 from fisher_keras.metrics.loss_and_errors import DataLoss
+from fisher_keras.metrics.summaries import (
+    MetricSummary,
+    check_same_samples,
+    summarize_differences,
+)
 from fisher_keras.metrics.trials import Trial, json_ready
+from fisher_keras.tables import markdown_table
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.axes import Axes
-
-
-@dataclasses.dataclass(frozen=True)
-class MetricSummary:
-    """A metric over T trials.
-
-    Attributes:
-        mean: The estimate; for the log-determinant, the paper's gamma-hat.
-        std: Standard deviation between the trials (T - 1 in the denominator); NaN for one trial,
-            or where a trial's value is infinite.
-        standard_error: Of the mean: std / sqrt(T).
-    """
-
-    mean: float
-    std: float
-    standard_error: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +40,8 @@ class LocalMinimumReport:
         seconds: The time that the trials of this call took, together with the training loss; those
             found in a file do not count.
         trials: The trials one by one.
+        layer_weights: Of each layer, by its path, the number of its trainable parameters and the
+            logarithm of their norm; empty if layers were not asked for.
     """
 
     metrics: dict[str, MetricSummary]
@@ -59,6 +52,77 @@ class LocalMinimumReport:
     num_parameters: int
     seconds: float
     trials: tuple[Trial, ...]
+    layer_weights: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def layers(self) -> LayerTable:
+        """The layers of the network, a row each: `print(report.layers)`.
+
+        Raises:
+            ValueError: If they were not asked for.
+        """
+        if not self.layer_weights:
+            raise ValueError(
+                "This report has no layers: give evaluate_local_minimum(..., layers=True)."
+            )
+        return LayerTable(self.layer_weights, self.trials, self.evaluation)
+
+    def difference(self, other: "LocalMinimumReport") -> dict[str, MetricSummary]:
+        """Returns the metrics of this network less those of another, over pairs of trials.
+
+        Trial t of both has the same examples: what a sample does to both networks drops out, and
+        the standard error is often far below that of two networks alone.
+
+        Args:
+            other: Of the other network, with the same samples of the same data. Trials that only
+                one of the reports has do not count.
+
+        Returns:
+            Summaries by the metric's name, of the metrics that both have.
+
+        Raises:
+            ValueError: If the samples differ.
+        """
+        check_same_samples(self.evaluation, other.evaluation)
+        return {
+            name: summarize_differences(
+                *([trial.metrics[name] for trial in report.trials] for report in (self, other))
+            )
+            for name in self.metrics
+            if name in other.metrics
+        }
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Returns the metrics as a data frame: a row each, with mean, std and standard_error.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        require("pandas", install="pandas")
+        import pandas
+
+        rows = {name: dataclasses.asdict(summary) for name, summary in self.metrics.items()}
+        return pandas.DataFrame.from_dict(rows, orient="index")
+
+    def to_markdown(self) -> str:
+        """Returns a section in Markdown, for a model card: metrics, losses, errors and notes."""
+        rows = [["metric", "mean", "standard error"]]
+        rows += [[n, f"{s.mean:.6g}", f"{s.standard_error:.2g}"] for n, s in self.metrics.items()]
+        titles = ["data", "loss", "error (%)", "calibration error (%)", "examples"]
+        losses = [titles] + [
+            [
+                name,
+                f"{part.loss:.4g}",
+                f"{100 * part.error:.2f}",
+                f"{100 * part.calibration_error:.2f}",
+                str(part.num_examples),
+            ]
+            for name, part in (("training", self.train), ("test", self.test))
+            if part is not None
+        ]
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        parts = ("## Local minimum", self._about() + ".", markdown_table(rows))
+        return "\n\n".join([*parts, markdown_table(losses), *([notes] if notes else [])]) + "\n"
 
     def to_json(self) -> str:
         """Returns everything as JSON, infinite and undefined numbers as "-inf", "inf", "nan"."""
@@ -71,16 +135,7 @@ class LocalMinimumReport:
 
     def __str__(self) -> str:
         """Returns a table of the metrics, the losses and errors, and the notes."""
-        about = self.evaluation
-        lines = [
-            f"Local minimum of {self.num_parameters} parameters: {len(self.trials)} trials of "
-            f"{about['num_samples']} {'stratified ' if about['stratified'] else ''}"
-            f"{about.get('unit', 'example')}s, seed {about['seed']}"
-        ]
-        if about["normalize_logits"] is not None:
-            lines.append(
-                f"Metrics of normalized logits: normalize_logits={about['normalize_logits']:g}"
-            )
+        lines = [self._about()]
         width = max(map(len, self.metrics))
         lines.append(f"{'':{width}}  {'mean':>12}  {'std. dev.':>12}  {'std. error':>12}")
         for name, summary in self.metrics.items():
@@ -94,6 +149,18 @@ class LocalMinimumReport:
                     f"calibration error {100 * losses.calibration_error:.2f} %"
                 )
         return "\n".join(lines + [f"Note: {note}" for note in self.notes])
+
+    def _about(self) -> str:
+        about = self.evaluation
+        text = (
+            f"Local minimum of {self.num_parameters} parameters: {len(self.trials)} trials of "
+            f"{about['num_samples']} {'stratified ' if about['stratified'] else ''}"
+            f"{about.get('unit', 'example')}s, seed {about['seed']}"
+        )
+        if about["normalize_logits"] is None:
+            return text
+        of_logits = f"normalize_logits={about['normalize_logits']:g}"
+        return f"{text}\nMetrics of normalized logits: {of_logits}"
 
     def plot_spectrum(self, axes: "Axes | None" = None) -> "Axes":
         """Draws the eigenvalues of xi by rank: their geometric mean and its spread over trials.
@@ -132,12 +199,3 @@ class LocalMinimumReport:
         axes.set_ylabel(r"$\log_{10}$ eigenvalue of $\xi$")
         axes.set_title(f"{len(self.trials)} trials of {len(mean)} examples, ±1 std. dev.")
         return axes
-
-
-def summarize(values: Sequence[float]) -> MetricSummary:
-    """Returns mean, standard deviation and standard error of one metric over the trials."""
-    values = np.asarray(values)
-    # Where a trial is infinite, the deviation is inf - inf: NaN, as documented.
-    with np.errstate(invalid="ignore"):
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-        return MetricSummary(float(np.mean(values)), std, std / math.sqrt(len(values)))

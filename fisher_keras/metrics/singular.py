@@ -77,6 +77,13 @@ def rank_tolerance(gram: FisherGram) -> float:
     return len(gram.log_scale) * gram.epsilon**2
 
 
+def is_singular(gram: FisherGram) -> bool:
+    """Returns whether xi is singular: a gradient is zero, or an eigenvalue may be rounding."""
+    return bool(np.isneginf(gram.log_scale).any()) or not gram.eigenvalues_exceed(
+        rank_tolerance(gram)
+    )
+
+
 def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> LinearDependence:
     """Finds the examples whose gradients are zero or depend linearly on the others'.
 
@@ -91,11 +98,10 @@ def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Lin
     names = np.arange(len(log_scale)) if examples is None else np.asarray(examples)
     if np.isnan(matrix).any() or np.isnan(log_scale).any():
         raise ValueError("The Gram matrix holds NaN: so did the model's outputs or gradients.")
+    if not is_singular(gram):  # The usual case.
+        return LinearDependence((), (), ())
     tolerance = rank_tolerance(gram)
     zero = np.isneginf(log_scale)
-    # The usual case. The eigenvalue is kept with the Gram matrix, so that it is computed once.
-    if not zero.any() and gram.smallest_eigenvalue > tolerance:
-        return LinearDependence((), (), ())
     # One of each group stands for it below: what is dependent among these is so in another way.
     groups = _parallel_groups(matrix, np.flatnonzero(~zero), tolerance)
     first = np.array([group[0] for group in groups], dtype=int)

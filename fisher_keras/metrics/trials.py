@@ -28,12 +28,15 @@ class Trial:
         log_spectrum: Logarithms of the eigenvalues of xi, in descending order; empty if no
             metric needs xi.
         dependence: The examples, by their rows in the data, that make xi singular.
+        layers: Of each layer, by its path, its part of the trace and its log-determinant; empty
+            if they were not asked for.
     """
 
     index: int
     metrics: dict[str, float]
     log_spectrum: tuple[float, ...]
     dependence: LinearDependence
+    layers: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
 def draw_sample(
@@ -182,4 +185,5 @@ def _trial(record: dict[str, Any]) -> Trial:
             tuple(dependence["dependent"]),
             dependence["epsilon"],
         ),
+        {name: tuple(map(float, pair)) for name, pair in record.get("layers", {}).items()},
     )

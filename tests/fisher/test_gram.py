@@ -11,7 +11,7 @@ from keras import layers
 from slow_jacobian import IMAGES, images, jacobian, shake, xi
 
 from fisher_keras.classifier import Classifier
-from fisher_keras.fisher import FisherGram, gram, loss_gradient_gram
+from fisher_keras.fisher import gram, loss_gradient_gram
 from fisher_keras.fisher.gram_function import GramFunction
 from fisher_keras.fisher.per_example import TracedBatch
 from fisher_keras.fisher.rules import RULES, WeightUse
@@ -413,15 +413,15 @@ class Remembering:
     """Stands for a GramFunction."""
 
     def __init__(self, needed_float64):
-        self.needed_float64 = needed_float64
+        self.needed_float64 = np.array([needed_float64])
 
 
 @pytest.mark.parametrize(
     ("fast", "exact", "is_exact", "calls_after_fast", "calls_after_exact"),
     [
         (2e-3, 2.001e-3, False, "f", "ef"),
-        (1e-3, 0.999e-3, False, "f", "ef"),
-        (0.999e-3, 1e-3, True, "fe", "ef"),
+        (1.001e-3, 0.999e-3, False, "f", "ef"),
+        (0.999e-3, 1.001e-3, True, "fe", "ef"),
         (0.6e-3, 0.599e-3, True, "fe", "ef"),
         (0.4e-3, 0.401e-3, True, "fe", "e"),
     ],
@@ -435,10 +435,12 @@ def test_exact_products_where_they_are_needed(
 
         def make(wants_exact, calls=calls):
             calls.append("e" if wants_exact else "f")
-            return FisherGram(tf.linalg.diag([1.0, exact if wants_exact else fast]), wants_exact)
+            cosine = 1 - (exact if wants_exact else fast)
+            matrix = np.array([[1.0, cosine], [cosine, 1.0]])
+            return [gram._Group(matrix, (np.zeros(2), np.zeros([2, 3]), bool(wants_exact)))]
 
         function = Remembering(needed_float64)
-        assert gram._float64_where_needed(function, make).log_scale == is_exact
+        assert gram._float64_where_needed(function, make)[0].gram.epsilon == is_exact
         assert "".join(calls) == expected_calls
         assert function.needed_float64 == is_exact
 

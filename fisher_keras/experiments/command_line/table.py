@@ -95,7 +95,7 @@ COMMANDS = {
         "Each method is trained at several strengths. For example\n\n"
         f"  compare_methods --preset=laptop --num_workers=2\n\n{_RESUMES}\n"
         "The table of the finished runs is printed at the end.",
-        "runs.run_options:ExperimentOptions",
+        "comparisons.table_options:MethodsOptions",
         "comparisons.methods:make_methods_table",
     ),
     "crossed": Command(

@@ -1,20 +1,28 @@
 """The regularizer beside plain, clipped, ghost-normalized and sharpness-aware training.
 
-A batch of B images is split into M = B / 16 sub-batches. Strengths are multiples of parity, where
-the regularizer is as strong as the implicit one of SGD: `explicit_to_implicit`,
-2 alpha beta M (1 - m) / learning rate with m the momentum, is 1. Its gradients are shared, so that
-batch normalization takes its moments from sub-batches: the control for that is ghost. Large
-batches have less of the implicit one: there the explicit one has something to give back.
+A batch of B images is split into M = B / 16 sub-batches. Gradients are shared in most arms of the
+regularizer, so that batch normalization takes its moments from sub-batches: the control for that
+is ghost. Large batches have less of the implicit regularizer of SGD: there the explicit one has
+something to give back.
 """
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import functools
+import statistics
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fisher_keras.experiments.comparisons.arms import (
+    ALPHA,
+    ARMS,
+    CNN_ARMS,
+    CONTROLS,
+    SAM_ARMS,
+    Arm,
+)
 from fisher_keras.experiments.comparisons.common import (
     TEST_ERROR,
+    Group,
     Quantity,
     difference_cell,
     grouped,
@@ -24,19 +32,18 @@ from fisher_keras.experiments.comparisons.common import (
     num_flagged,
     result_of,
 )
-from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
+from fisher_keras.experiments.comparisons.table_options import MethodsOptions
+from fisher_keras.experiments.runs.experiment import preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork, excess_losses
 from fisher_keras.experiments.runs.trained_run import MetricSettings, trained_run
 from fisher_keras.experiments.training.arch import recipe_of
-from fisher_keras.experiments.training.config import METHODS, TrainingConfig, resolve
+from fisher_keras.experiments.training.config import TrainingConfig, resolve
 
 EXPERIMENT = "methods"
 SUB_BATCH_SIZE = 16
-ALPHA = 1e-4  # In all of the paper's experiments.
-CLIP_NORM = 10.0  # tau.
-STRENGTHS = (0.25, 1.0, 4.0)
+_CNN = {"arch": "cnn", "depth": None, "width": None}
 
 _PAPER = Preset(
     about="the ResNet-20 and recipe of the paper's Table 1, at two batch sizes.",
@@ -55,6 +62,7 @@ PRESETS = {
         about="a ResNet-8 of half the filters on 1,000 images, for 200 epochs and without "
         "augmentation; 20 trials.",
         values=(64, 256),
+        networks={"cnn": LAPTOP_NETWORKS["cnn"]},
     ),
     "smoke": _PAPER.smoke(
         {"depth": 8, "width": 4, "dataset": "digits", "train_size": 64}, values=(32,)
@@ -62,64 +70,62 @@ PRESETS = {
 }
 
 
-def methods_runs(preset: Preset) -> list[Run]:
-    """Returns the runs, a seed of all methods at all batch sizes before the next seed.
+def methods_runs(preset: Preset, arms: str = "usual") -> list[Run]:
+    """Returns the runs, a seed of all arms at all batch sizes before the next seed.
 
     Args:
         preset: The size; its values are batch sizes.
-
-    Returns:
-        For each of them and each seed a plain run, a clipped one, one of ghost batch
-        normalization, one for each of `STRENGTHS`, and one of sharpness-aware minimization.
+        arms: "usual", or "all" for all `ARMS`, and `CNN_ARMS` with the CNN.
     """
-    return [
-        trained_run(EXPERIMENT, training, preset.metrics, f"batch {batch_size} {_name(training)}")
-        for seed in range(preset.num_seeds)
-        for batch_size in preset.values
-        for training in _trainings({**preset.training, "batch_size": batch_size, "seed": seed})
-    ]
+    return [run for _, run in named_runs(preset, arms).values()]
 
 
-def _trainings(settings: dict[str, Any]) -> list[TrainingConfig]:
-    plain = resolve(TrainingConfig(**settings))
+def named_runs(preset: Preset, arms: str = "usual") -> dict[str, tuple[str, Run]]:
+    """Returns the runs with the names of their arms, by the runs' keys; see `methods_runs`."""
+    named = {}
+    for seed in range(preset.num_seeds):
+        for batch_size in preset.values:
+            for name, training in _trainings(preset, arms, batch_size, seed):
+                network = "cnn " if training.arch != preset.training["arch"] else ""
+                label = f"{network}batch {training.batch_size} {name}"
+                run = trained_run(EXPERIMENT, training, preset.metrics, label)
+                # Arms with a batch size of their own are the same at each of the preset's.
+                named.setdefault(run.key, (name, run))
+    return named
+
+
+def _trainings(
+    preset: Preset, arms: str, batch_size: int, seed: int
+) -> list[tuple[str, TrainingConfig]]:
+    shared = {**preset.training, "batch_size": batch_size, "seed": seed}
+    names = [name for name, arm in ARMS.items() if arm.usual or arms == "all"]
+    trainings = [(name, _training(ARMS[name], shared)) for name in names]
+    if arms == "all":
+        # Its own batch size is for other experiments.
+        of_cnn = {**shared, **_CNN, **preset.networks.get("cnn", {}), "batch_size": batch_size}
+        trainings += [(name, _training(ARMS[name], of_cnn)) for name in CNN_ARMS]
+    return trainings
+
+
+def _training(arm: Arm, shared: Mapping[str, object]) -> TrainingConfig:
+    settings = {**shared, **arm.training}
+    plain = resolve(TrainingConfig(**shared))
     # At least two: with one, ghost batch normalization would be the ordinary one.
     num_sub_batches = max(2, plain.batch_size // SUB_BATCH_SIZE)
-    # The beta at which the ratio of the module's docstring is 1.
-    parity = plain.learning_rate / (2 * ALPHA * num_sub_batches * (1 - _momentum(plain.arch)))
-    regularized = [
-        TrainingConfig(
-            **settings,
-            method="fisher",
-            alpha=ALPHA,
-            # It is a part of the run's key, which the last bits of a division must not change.
-            beta=float(f"{strength * parity:.3g}"),
-            num_sub_batches=num_sub_batches,
-            clip_norm=CLIP_NORM,
-            share_gradients=True,
-        )
-        for strength in STRENGTHS
-    ]
-    clipped = TrainingConfig(**settings, method="clipped", clip_norm=CLIP_NORM)
-    # Made from the clipped one, as both are to differ in batch normalization alone.
-    ghost = dataclasses.replace(clipped, method="ghost", num_sub_batches=num_sub_batches)
-    return [plain, clipped, ghost, *regularized, TrainingConfig(**settings, method="sam")]
+    if arm.sub_batches:
+        settings[arm.sub_batches] = num_sub_batches
+    if arm.parity:
+        parity = plain.learning_rate / (2 * ALPHA * num_sub_batches * (1 - _momentum(plain.arch)))
+        # It is a part of the run's key, which the last bits of a division must not change.
+        settings["beta"] = float(f"{arm.parity * parity:.3g}")
+    return TrainingConfig(**settings)
 
 
 def _momentum(arch: str) -> float:
     return recipe_of(arch).momentum
 
 
-def _name(training: TrainingConfig) -> str:
-    """Returns the method of a training, with the strength of the regularizer."""
-    if training.method != "fisher":
-        return training.method
-    training = resolve(training)
-    # Computed back from the rounded beta: hence only two digits of it are shown.
-    ratio = 2 * training.alpha * training.beta * training.num_sub_batches / training.learning_rate
-    return f"fisher, {ratio * (1 - _momentum(training.arch)):.2g} of parity"
-
-
-def make_methods_table(options: ExperimentOptions) -> None:
+def make_methods_table(options: MethodsOptions) -> None:
     """Trains the networks that are not there yet, prints the table and writes it.
 
     Args:
@@ -131,39 +137,73 @@ def make_methods_table(options: ExperimentOptions) -> None:
         FailedRunsError: If runs failed; all others are finished.
     """
     preset = preset_of(PRESETS, options)
+    named = named_runs(preset, options.arms)
     make_table(
-        methods_runs(preset), methods_table, "methods", preset, options, "compare_methods", 2
+        [run for _, run in named.values()],
+        functools.partial(methods_table, arms={key: name for key, (name, _) in named.items()}),
+        "methods",
+        preset,
+        options,
+        "compare_methods",
+        3,
     )
 
 
-def methods_table(networks: Sequence[TrainedNetwork]) -> list[list[str]]:
-    """Returns the table of the methods: test error, differences of pairs, and the minima.
+def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -> list[list[str]]:
+    """Returns the table of the arms: test error, differences of pairs, and the minima.
 
     Args:
         networks: Of the finished runs of `methods_runs`.
+        arms: The name of each run's arm, by the run's key.
 
     Returns:
-        Rows of cells, the header first. A difference is that of the test error to a control
-        of the same batch size and seed, with the 95 % interval of Student's t.
+        Rows of cells, the header first. A difference is that of the test error to a control of
+        the same network, batch size and seed, with the 95 % interval of Student's t.
     """
-    groups = grouped(networks, lambda n: (n.training.batch_size, _name(n.training)))
-    header = ["batch", "method", "runs", "test error (%)", *(f"less {one}" for one in _CONTROLS)]
+    groups = grouped(
+        networks, lambda n: (n.training.arch, n.training.batch_size, arms[n.record.key])
+    )
+    header = ["network", "batch", "method", "runs", "test error (%)"]
+    header += [f"less {one}" for one in CONTROLS]
     rows = [[*header, *(title for title, _, _ in _QUANTITIES), "flagged"]]
-    for batch_size, name in sorted(groups, key=_place_in_table):
-        group = groups[batch_size, name]
-        differences = [
-            "-" if name == other else difference_cell(group, others, TEST_ERROR, 2)
-            for other in _CONTROLS
-            for others in (groups.get((batch_size, other), {}),)
-        ]
-        cells = [mean_cell(group, quantity, digits) for _, digits, quantity in _QUANTITIES]
-        (flagged,) = num_flagged([group])
-        row = [str(batch_size), name, str(len(group)), mean_cell(group, TEST_ERROR, 2)]
-        rows.append([*row, *differences, *cells, str(flagged or "")])
+    order = list(ARMS)
+    for arch, batch_size in sorted({key[:2] for key in groups}, key=lambda k: (k[0] == "cnn", k)):
+        here = {key[2]: group for key, group in groups.items() if key[:2] == (arch, batch_size)}
+        here = {name: here[name] for name in sorted(here, key=order.index)}
+        best = _best_by_validation({name: here[name] for name in SAM_ARMS if name in here})
+        if best:
+            here[f"best of these by validation: {best}"] = here[best]
+        rows += [[arch, str(batch_size), name, *_cells(name, here)] for name in here]
     return rows
 
 
-_CONTROLS = ("plain", "clipped", "ghost")
+def _cells(name: str, groups: Mapping[str, Group]) -> list[str]:
+    group = groups[name]
+    differences = [
+        "-" if name == other else difference_cell(group, groups.get(other, {}), TEST_ERROR, 2)
+        for other in CONTROLS
+    ]
+    cells = [mean_cell(group, quantity, digits) for _, digits, quantity in _QUANTITIES]
+    (flagged,) = num_flagged([group])
+    return [
+        str(len(group)),
+        mean_cell(group, TEST_ERROR, 2),
+        *differences,
+        *cells,
+        str(flagged or ""),
+    ]
+
+
+def _best_by_validation(groups: Mapping[str, Group]) -> str | None:
+    """Returns the arm with the least mean validation error; None without a choice, or errors."""
+    if len(groups) < 2 or any(n.validation is None for g in groups.values() for n in g.values()):
+        return None
+    return min(
+        groups,
+        key=lambda name: statistics.fmean(
+            n.validation.error_percent for n in groups[name].values()
+        ),
+    )
 
 
 def _log_trace(networks: Sequence[TrainedNetwork]) -> list[float]:
@@ -179,10 +219,3 @@ _QUANTITIES: tuple[tuple[str, int, Quantity], ...] = (
     ("gamma-hat", 1, metric("log_determinant")),
     ("normalized", 1, metric("log_determinant", normalized=True)),
 )
-
-
-def _place_in_table(key: tuple[int, str]) -> tuple[int, int, float]:
-    batch_size, name = key
-    # Of "fisher, 0.25 of parity", the first word and the number: strengths are sorted as numbers.
-    method, *rest = name.replace(",", "").split()
-    return batch_size, METHODS.index(method), float(rest[0]) if rest else 0.0

@@ -1,9 +1,23 @@
-"""Options of Tables 1 and 2."""
+"""Options of the tables of Section 7.2."""
 
 import dataclasses
 
 from fisher_keras.experiments.command_line.flags import option
 from fisher_keras.experiments.runs.run_options import ExperimentOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodsOptions(ExperimentOptions):
+    """Options of the comparison of methods, also as flags."""
+
+    arms: str = option(
+        "usual",
+        "Which arms are trained: usual, the regularizer at three strengths beside plain, clipped, "
+        "ghost and sam; or all, with further controls and forms of it, and the CNN. --dry_run "
+        "lists them.",
+        group="experiment",
+        choices=("usual", "all"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

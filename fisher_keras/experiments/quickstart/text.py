@@ -20,7 +20,8 @@ from fisher_keras.experiments.quickstart.results import (
 from fisher_keras.experiments.quickstart.training import STOPS, VALIDATION_SIZE
 from fisher_keras.experiments.statistics.paired import PairedDifference, paired_cell
 from fisher_keras.experiments.statistics.rank_correlation import LEVEL, Estimate
-from fisher_keras.experiments.statistics.text_tables import aligned_table, mean_and_std
+from fisher_keras.experiments.statistics.text_tables import mean_and_std
+from fisher_keras.tables import aligned_table
 
 _CHECKOUT = pathlib.Path(__file__).parents[3]
 _NEXT = (

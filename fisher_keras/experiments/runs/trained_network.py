@@ -50,6 +50,8 @@ class TrainedNetwork:
         confusion: On those with random labels; None without any, and in records from before it
             was recorded.
         test: On the test images.
+        validation: On those held out; None without any, and in records from before it was
+            recorded.
         metrics: The mean over the trials of each metric, by name; may be infinite or NaN.
         normalized_metrics: The same of normalized logits, if the run has them.
     """
@@ -61,6 +63,7 @@ class TrainedNetwork:
     test: PartResult
     metrics: Mapping[str, float]
     normalized_metrics: Mapping[str, float]
+    validation: PartResult | None = None
 
     @classmethod
     def of(cls, record: Record) -> Self:
@@ -73,7 +76,7 @@ class TrainedNetwork:
             training = TrainingConfig(**record.config["training"], seed=record.seed)
             parts = {
                 part: PartResult.of(record.result[part], training.label_smoothing)
-                for part in ("test", "train", "confusion")
+                for part in ("test", "train", "confusion", "validation")
                 if part in ("test", "train") or part in record.result
             }
             metrics = {

@@ -89,13 +89,13 @@ def execute(
         download: Whether it may be downloaded.
 
     Returns:
-        The result for the store: `train`, `test` and, if there is such a set, `confusion`, each
-        with `loss` (cross-entropy in nats), `error_percent`, `calibration_error` and
-        `num_images`, in inference mode and not augmented; those that were trained on with
-        `excess_loss`, too, the cross-entropy over the least that the labels allow, as smooth as in
-        training; `metrics` and, if asked for, `normalized_metrics`: name -> `mean`, `std`,
-        `standard_error` over the trials; `notes` of the report; its provenance. `TrainedNetwork`
-        reads it.
+        The result for the store: `train`, `test` and, if there are such sets, `confusion` and
+        `validation`, each with `loss` (cross-entropy in nats), `error_percent`,
+        `calibration_error` and `num_images`, in inference mode and not augmented; those that were
+        trained on with `excess_loss`, too, the cross-entropy over the least that the labels
+        allow, as smooth as in training; `metrics` and, if asked for, `normalized_metrics`: name
+        -> `mean`, `std`, `standard_error` over the trials; `notes` of the report; its provenance.
+        `TrainedNetwork` reads it.
 
     Raises:
         ValueError: If the data or a setting cannot be used.
@@ -120,15 +120,16 @@ def execute(
     reports = _evaluate(model, directory, data, metrics, training.label_smoothing)
     report = reports["metrics"]
     fits = {"train": report.train, "test": report.test}
-    parts = ["confusion"] if training.confusion_size else []
+    others = ["confusion"] if training.confusion_size else []
+    others += ["validation"] if training.validation_size else []
     # The report of images that are not in memory tells the loss of those alone that were sampled.
-    parts += [] if data.in_memory else ["train"]
-    for part in parts:
-        fits[part] = evaluate_data_loss(
-            Classifier(model), data.examples(part), part, training.label_smoothing
-        )
+    others += [] if data.in_memory else ["train"]
+    for part in others:
+        smoothing = 0.0 if part == "validation" else training.label_smoothing
+        fits[part] = evaluate_data_loss(Classifier(model), data.examples(part), part, smoothing)
+    parts = [part for part in (*PARTS, "validation") if part in fits]
     return {
-        **{part: _part_result(part, fits[part], record) for part in PARTS if part in fits},
+        **{part: _part_result(part, fits[part], record) for part in parts},
         **{key: _summaries(reports[key]) for key in reports},
         "notes": list(report.notes),
         "parameters": report.num_parameters,
@@ -175,14 +176,15 @@ def _part_result(part: str, fit: Any, record: dict[str, Any]) -> dict[str, float
 
     So all images of a part pass forward once.
     """
-    smoothed = part != "test" and record["flags"]["label_smoothing"]
+    trained_on = part in ("train", "confusion")
+    smoothed = trained_on and record["flags"]["label_smoothing"]
     result = {
         "loss": record[part]["cross_entropy"] if smoothed else fit.loss,
         "error_percent": 100 * fit.error,
         "calibration_error": fit.calibration_error,
         "num_images": fit.num_examples,
     }
-    return result if part == "test" else result | {"excess_loss": fit.excess_loss}
+    return result | {"excess_loss": fit.excess_loss} if trained_on else result
 
 
 def _summaries(report: LocalMinimumReport) -> dict[str, dict[str, float | str]]:

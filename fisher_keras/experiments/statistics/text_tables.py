@@ -1,4 +1,4 @@
-"""Tables as text, from rows of cells whose first is the header."""
+"""Cells of tables, and tables as files."""
 
 import math
 import pathlib
@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fisher_keras.files import write_text
-
-Rows = Sequence[Sequence[str]]
+from fisher_keras.tables import Rows, markdown_table
 
 
 def mean_and_std(values: Sequence[float], digits: int) -> str:
@@ -61,22 +60,6 @@ def mean_and_spread(
 def p_cell(p_value: float) -> str:
     """Formats a p-value with three digits, NaN as a dash."""
     return "–" if math.isnan(p_value) else f"{p_value:.3g}"
-
-
-def markdown_table(rows: Rows, num_names: int = 1) -> str:
-    """Returns a Markdown table; all but its first `num_names` columns are aligned to the right."""
-    header, *body = rows
-    rule = ["---"] * num_names + ["---:"] * (len(header) - num_names)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *body))
-
-
-def aligned_table(rows: Rows) -> str:
-    """Returns a table for the terminal: the first column aligned to the left, others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
-        for name, *cells in rows
-    )
 
 
 def latex_table(rows: Rows) -> str:

@@ -233,6 +233,13 @@ class TrainingConfig:
         "above the least that their labels allow; after --epochs at latest.",
         above=0,
     )
+    target_error: float | None = _training(
+        None,
+        "End when at most this percentage of the training images, not augmented, is wrongly "
+        "classified; after --epochs at latest.",
+        above=0,
+        below=100,
+    )
     mixed_precision: str = _training(
         "none", "Compute in half precision, by this Keras policy.", choices=MIXED_PRECISIONS
     )
@@ -277,6 +284,8 @@ class TrainingConfig:
             given = sorted(name for name in names if getattr(self, name) is not None)
             if given:
                 raise ValueError(f"--{given[0]} has no effect without --regularize: add it")
+        if self.target_loss is not None and self.target_error is not None:
+            raise ValueError("--target_loss and --target_error both end a training: give one")
         if self.beta is not None and self.strength is not None:
             raise ValueError("--beta and --strength say the same: give one of them")
         if self.gradient == "hessian_vector_product" and (self.step_length or self.direction):

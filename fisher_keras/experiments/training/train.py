@@ -291,23 +291,25 @@ class _Training:
     def _target(
         self, plain_model: keras.Model, past: dict[str, list[float | None]]
     ) -> list[StopAtLoss]:
-        """Returns the callback that stops at `target_loss`, if there is one."""
+        """Returns the callback that stops at `target_loss` or `target_error`, if there is one."""
         config, workers = self.config, self.workers
-        if config.target_loss is None:
+        if config.target_loss is None and config.target_error is None:
             return []
+        name = "excess_loss" if config.target_error is None else "error_percent"
+        target = config.target_loss or config.target_error
         classifier = Classifier(plain_model)
         trained_on, smoothing = self.data.examples("train", "confusion"), config.label_smoothing
 
-        def excess_loss() -> float:
-            loss = 0.0
+        def measure() -> float:
             # The others need not round as the chief does, but must stop where it stops.
-            if workers.is_chief:
-                fit = evaluate_data_loss(classifier, trained_on, label_smoothing=smoothing)
-                loss = fit.excess_loss
-            return workers.from_chief(loss)
+            if not workers.is_chief:
+                return workers.from_chief(0.0)
+            fit = evaluate_data_loss(classifier, trained_on, label_smoothing=smoothing)
+            values = {"excess_loss": fit.excess_loss, "error_percent": 100 * fit.error}
+            return workers.from_chief(values[name])
 
         steps = self.data.steps_per_epoch
-        return [StopAtLoss(config.target_loss, excess_loss, steps, past.get("excess_loss", []))]
+        return [StopAtLoss(target, measure, steps, past.get(name, []), name)]
 
     def _finished(self, model: keras.Model) -> dict:
         """Evaluates the network; returns what the record gets at the end."""

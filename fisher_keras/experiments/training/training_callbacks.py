@@ -93,7 +93,7 @@ class StopAtLoss(keras.callbacks.Callback):
     """Ends the training as soon as a loss that is measured beside it is low enough.
 
     It is measured after each epoch and, once it is near, several times within: what an epoch
-    near the target changes is then small. Epochs' logs get it as `excess_loss`, and the number of
+    near the target changes is then small. Epochs' logs get it by its name, and the number of
     `steps`: it must come before the callbacks that write them.
     """
 
@@ -103,6 +103,7 @@ class StopAtLoss(keras.callbacks.Callback):
         measure: Callable[[], float],
         steps_per_epoch: int,
         past_losses: Sequence[float] = (),
+        name: str = "excess_loss",
     ) -> None:
         """Makes the callback.
 
@@ -110,10 +111,11 @@ class StopAtLoss(keras.callbacks.Callback):
             target: The loss to end at.
             measure: Returns the loss at the weights of the moment.
             steps_per_epoch: Training steps an epoch.
-            past_losses: `excess_loss` of each epoch that was finished before.
+            past_losses: The loss of each epoch that was finished before.
+            name: Name of the loss, or of what else is measured, in the logs.
         """
         super().__init__()
-        self._target = target
+        self._target, self._name = target, name
         self._measure = measure
         self._interval = math.ceil(steps_per_epoch / _CHECKS_PER_EPOCH)
         self._loss = past_losses[-1] if past_losses else math.inf
@@ -138,7 +140,7 @@ class StopAtLoss(keras.callbacks.Callback):
         if not self.reached:
             self._check()
         # In place, as the callbacks after this one get the same dict.
-        logs |= {"excess_loss": self._loss, "steps": self._steps}
+        logs |= {self._name: self._loss, "steps": self._steps}
 
     def _check(self) -> None:
         self._loss = self._measure()

@@ -6,29 +6,56 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fisher_keras.experiments.comparisons.methods import PRESETS, methods_runs, methods_table
-from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
+from fisher_keras.experiments.comparisons.arms import ARMS, CNN_ARMS
+from fisher_keras.experiments.comparisons.methods import (
+    PRESETS,
+    methods_runs,
+    methods_table,
+    named_runs,
+)
+from fisher_keras.experiments.comparisons.table_options import MethodsOptions
+from fisher_keras.experiments.runs.experiment import preset_of
 from fisher_keras.experiments.runs.store import Record
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork
+from fisher_keras.experiments.training.config import TrainingConfig, resolve
 
 
-def runs_of(preset, **options):
-    return methods_runs(preset_of(PRESETS, ExperimentOptions(preset=preset, **options)))
+def runs_of(preset, arms="usual", **options):
+    return methods_runs(preset_of(PRESETS, MethodsOptions(preset=preset, **options)), arms)
+
+
+def table_of(networks, preset, arms="usual"):
+    named = named_runs(preset_of(PRESETS, MethodsOptions(preset=preset)), arms)
+    return methods_table(networks, {key: name for key, (name, _) in named.items()})
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_strengths_are_multiples_of_parity_and_sub_batches_have_16_images(preset):
-    strengths = []
-    for run in runs_of(preset):
+@pytest.mark.parametrize("arms", ["usual", "all"])
+def test_strengths_are_multiples_of_parity_and_sub_batches_have_16_images(preset, arms):
+    for run in runs_of(preset, arms):
         training = run.config["training"]
-        if training.get("regularize"):
-            m = training["num_sub_batches"]
-            assert m * 16 == training["batch_size"]
+        name = run.label.partition(" of parity")[0].rpartition(", ")[2]
+        m = training.get("num_sub_batches", training.get("sub_batches"))
+        assert m in (None, training["batch_size"] // 16)
+        if training.get("regularize") and "strength" not in training:
             effective_rate = training["learning_rate"] / (1 - 0.9)
-            strengths.append(2 * training["alpha"] * training["beta"] * m / effective_rate)
-            assert training["share_gradients"]
-    assert len(strengths) == len(runs_of(preset)) * 3 / 7
-    np.testing.assert_allclose(strengths, [0.25, 1, 4] * (len(strengths) // 3), rtol=0.01)
+            strength = 2 * training["alpha"] * training["beta"] * m / effective_rate
+            assert strength == pytest.approx(float(name), rel=0.01)
+            assert training.get("share_gradients", False) == ("not shared" not in run.label)
+        assert training.get("strength", float("nan")) in (0.25, 1.0) or "any rate" not in run.label
+
+
+def test_the_usual_arms_are_among_all_and_no_run_is_there_twice():
+    usual, every = runs_of("laptop"), runs_of("laptop", "all")
+    assert {run.key for run in usual} <= {run.key for run in every}
+    assert len(usual) == 7 * 2 * 5
+    # Arms with a batch size of their own count once for both batch sizes, for both networks.
+    assert len(every) == (2 * (len(ARMS) - 1 + len(CNN_ARMS) - 1) + 2) * 5
+    assert len({(run.label, run.seed) for run in every}) == len(every)
+    for run in every:
+        training = run.config["training"]
+        assert ("cnn" in run.label) == (training["arch"] == "cnn") == (training["width"] == 0.25)
+        assert ("batches of 16" in run.label) == (training["batch_size"] == 16)
 
 
 def test_methods_of_a_seed_differ_in_the_method_alone():
@@ -43,12 +70,18 @@ def test_methods_of_a_seed_differ_in_the_method_alone():
     assert shared == shared[:1] * 7
 
 
-def network(run, test_error, trace=np.e):
+def test_all_arms_can_be_trained_as_they_say():
+    for run in runs_of("smoke", "all"):
+        resolve(TrainingConfig(**run.config["training"], seed=run.seed))
+
+
+def network(run, test_error, trace=np.e, **parts):
     fit = {"loss": 0.3, "error_percent": 0.0, "num_images": 64, "calibration_error": 0.1}
     metrics = {"log_determinant": {"mean": -5.0}, "trace": {"mean": trace}}
     result = {
         "train": {**fit, "excess_loss": 0.3},
         "test": {**fit, "error_percent": test_error},
+        **parts,
         "metrics": metrics,
         "normalized_metrics": {**metrics, "log_determinant": {"mean": "-inf"}},
     }
@@ -62,9 +95,10 @@ def test_table_has_paired_differences():
         method = run.label.partition(" seed")[0].removeprefix("batch 64 ")
         if method in errors and run.seed < 3:
             networks.append(network(run, errors[method][run.seed]))
-    header, plain, fisher = methods_table(networks[::-1])
+    header, plain, fisher = table_of(networks[::-1], "laptop")
     plain, fisher = (dict(zip(header, row, strict=True)) for row in (plain, fisher))
-    assert (plain["batch"], plain["method"], plain["runs"]) == ("64", "plain", "3")
+    names = ("resnet", "64", "plain", "3")
+    assert tuple(plain[n] for n in ("network", "batch", "method", "runs")) == names
     assert plain["less plain"] == plain["less clipped"] == fisher["less clipped"] == "-"
     assert fisher["less ghost"] == "-"
     differences = np.subtract(errors["fisher, 1 of parity"], errors["plain"])
@@ -73,6 +107,22 @@ def test_table_has_paired_differences():
     assert fisher["less plain"] == expected
     assert fisher["ln trace"] == "1.00 ± 0.00"
     assert fisher["normalized"] == "-inf"
+
+
+def test_sam_has_the_rho_that_is_best_by_validation():
+    """The test errors go the other way, and decide nothing."""
+    validation = {"sam": 30.0, "sam, rho 0.1": 20.0, "sam, rho 0.2": 25.0}
+    networks = []
+    for run in runs_of("laptop", "all"):
+        method = run.label.partition(" seed")[0].removeprefix("batch 256 ")
+        if method in validation and run.seed < 2:
+            part = {"loss": 1.0, "error_percent": validation[method], "num_images": 50}
+            networks.append(network(run, 90 - validation[method], validation=part))
+    *_, best = table_of(networks, "laptop", "all")
+    assert best[2:5] == ["best of these by validation: sam, rho 0.1", "2", "70.00 ± 0.00"]
+    del networks[0].record.result["validation"]
+    rows = table_of([TrainedNetwork.of(n.record) for n in networks], "laptop", "all")
+    assert [row[2] for row in rows[1:]] == list(validation)
 
 
 def test_the_command_plans_all_runs(tmp_path, run_command):

@@ -55,6 +55,16 @@ def test_training_ends_where_the_loss_is_reached(tmp_path, straight, changes):
     assert steps[-1] <= steps[0]
 
 
+def test_training_ends_where_the_error_is_reached(tmp_path):
+    settings = config(tmp_path, target_loss=None, target_error=40.0)
+    record = train(settings, quiet=True, save_every=100)
+    errors = record["history"]["error_percent"]
+    assert record["train"]["error_percent"] == pytest.approx(errors[-1], abs=1e-3)
+    assert errors[-1] <= 40 < min(errors[:-1])
+    with pytest.raises(ValueError, match="both end a training"):
+        config(tmp_path, target_error=1.0)
+
+
 @pytest.mark.parametrize("killed_at", ["an epoch", "the evaluation"])
 def test_killed_and_resumed_it_ends_at_the_same_step(tmp_path, monkeypatch, straight, killed_at):
     output_dir, expected = straight

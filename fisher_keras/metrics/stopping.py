@@ -1,0 +1,73 @@
+"""The number of trials of an evaluation, and the standard error that ends it before."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fisher_keras.devices import Processes
+from fisher_keras.metrics.evaluation_options import GAMMA_HAT, EvaluationOptions
+from fisher_keras.metrics.report import LocalMinimumReport
+from fisher_keras.metrics.summaries import check_same_samples, summarize_differences
+from fisher_keras.metrics.trials import Trial
+
+# Of fewer trials, a standard error is itself too uncertain to end an evaluation.
+MIN_TRIALS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class StoppingRule:
+    """The number of trials, and the standard error that ends them before.
+
+    Attributes:
+        num_trials: The largest number of trials.
+        standard_error: See `evaluate_local_minimum`; None evaluates all.
+        others: gamma-hat's values of the report to compare with, 0 without one.
+    """
+
+    num_trials: int
+    standard_error: float | None
+    others: Sequence[float]
+
+    @classmethod
+    def of(
+        cls,
+        options: EvaluationOptions,
+        reference: LocalMinimumReport | None,
+        identity: dict[str, Any],
+        processes: Processes,
+    ) -> "StoppingRule":
+        """Returns the rule of an evaluation.
+
+        Args:
+            options: Options of the evaluation.
+            reference: A report to compare with, if there is one.
+            identity: Of the evaluation, see `EvaluationOptions.identity`.
+            processes: That evaluate together.
+
+        Raises:
+            ValueError: If the options do not go together, or the reference is of other samples.
+        """
+        limit, most = options.standard_error, options.num_trials
+        # Each evaluates the trials by itself, and one that rounds otherwise might go on alone.
+        if limit is not None and processes.count > 1:
+            raise ValueError("standard_error is not for several processes: give num_trials alone.")
+        if reference is None:
+            return cls(most, limit, np.zeros(most))
+        if limit is None or GAMMA_HAT not in reference.metrics:
+            raise ValueError(
+                f"reference is for standard_error, and must have the metric {GAMMA_HAT!r}. Given: "
+                f"standard_error={limit}, a reference with {', '.join(reference.metrics)}."
+            )
+        check_same_samples(identity, reference.evaluation)
+        others = [trial.metrics[GAMMA_HAT] for trial in reference.trials]
+        return cls(min(most, len(others)), limit, others)
+
+    def suffice(self, trials: Sequence[Trial]) -> bool:
+        """Returns whether the first trials are enough."""
+        if self.standard_error is None or len(trials) < MIN_TRIALS:
+            return False
+        values = [trial.metrics[GAMMA_HAT] for trial in trials]
+        # Not known (NaN) is not less.
+        return summarize_differences(values, self.others).standard_error < self.standard_error
