@@ -59,6 +59,8 @@ def turn(source, markdown, repository=""):
         ("examples/transformer.md", "[a](../docs/theory.md)", "[a](../theory.md)"),
         ("index.md", "[a](https://b)", "[a](https://b)"),
         ("index.md", "[`a`](../LICENSE)", "`a`"),
+        ("index.md", "τ is 1 [−0.5, 2]", "τ is 1 [−0.5,\N{NO-BREAK SPACE}2]"),
+        ("index.md", "![a](theory.md)", "[![a](theory.md)](theory.md)"),
         ("index.md", "```python\nx[0](LICENSE)\n```", "```python\nx[0](LICENSE)\n```"),
     ],
 )

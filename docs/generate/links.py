@@ -11,6 +11,9 @@ import re
 from collections.abc import Collection
 
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+# A large figure is too small on a narrow screen: it leads to itself.
+_FIGURE = re.compile(r"^(!\[[^\]]*\]\(([^)\s]+)\))$", re.MULTILINE)
+_INTERVAL = re.compile(r"(?<=\[)([−\d.]+,) ([−\d.]+)(?=\])")
 _FENCE = re.compile(r"^(```.*?^```)$", re.DOTALL | re.MULTILINE)
 
 
@@ -61,4 +64,6 @@ def turn(
 
     # Python's x[i](y) is no link.
     parts = _FENCE.split(markdown)
-    return "".join(part if part.startswith("```") else _LINK.sub(replace, part) for part in parts)
+    text = "".join(part if part.startswith("```") else _LINK.sub(replace, part) for part in parts)
+    # The ends of an interval stay on one line.
+    return _INTERVAL.sub("\\1\N{NO-BREAK SPACE}\\2", _FIGURE.sub(r"[\1](\2)", text))

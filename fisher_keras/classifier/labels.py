@@ -93,7 +93,7 @@ def check_labels(y: Any, num_classes: int, name: str = "data") -> None:
 
     Args:
         y: Classes, shape (N,) or (N, 1), or distributions, shape (N, K).
-        num_classes: K.
+        num_classes: Number of classes K.
         name: Name of the data, for errors.
     """
     _checked_labels(y, num_classes, f"The labels of {name}")
@@ -104,7 +104,7 @@ def label_distributions(y: Any, num_classes: int, label_smoothing: float = 0.0) 
 
     Args:
         y: Classes, shape (N,) or (N, 1), or distributions, shape (N, K).
-        num_classes: K.
+        num_classes: Number of classes K.
         label_smoothing: Share of each label that is spread evenly over the classes.
 
     Returns:
@@ -125,7 +125,7 @@ def hard_labels(y: Any, num_classes: int) -> np.ndarray:
 
     Args:
         y: Classes, shape (N,) or (N, 1), or distributions, shape (N, K).
-        num_classes: K.
+        num_classes: Number of classes K.
 
     Returns:
         Shape (N,), int32.

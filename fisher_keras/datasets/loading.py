@@ -39,7 +39,7 @@ class ImageDataset:
         train_labels: Classes in `0..num_classes - 1`, int32 `(N,)`.
         test_images: Pixels, uint8 `(N_test, H, W, C)`.
         test_labels: Classes, int32 `(N_test,)`.
-        num_classes: K.
+        num_classes: Number of classes K.
         class_names: K names, in the order of the labels.
     """
 

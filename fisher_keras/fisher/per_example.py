@@ -21,7 +21,7 @@ class TracedBatch:
     """A traced batch of N examples with its logits and per-example loss gradients.
 
     Attributes:
-        size: N.
+        size: Number of examples N.
         logits: The tensor that the losses are differentiated at.
         weights: The model's trainable variables in the graph.
         distance: How far that is from probabilities, a scalar.

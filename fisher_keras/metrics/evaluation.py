@@ -70,7 +70,7 @@ def evaluate_local_minimum(
             over them; Fisher metrics take the most probable class. Sample weights that follow y
             are ignored.
         num_samples: N', how many examples a trial samples, without replacement.
-        num_trials: T.
+        num_trials: Number of samples T that the metrics are averaged over.
         seed: Seed of the samples. A trial's sample depends on the seed and the trial's index
             alone.
         metrics: Names out of `METRICS`. "robustness" costs K backward passes a trial; the others
