@@ -2,9 +2,10 @@
 
 A store is a folder, which machines may share:
 
-- `runs/<label>_<key>/` has all files of one run (`runs/<key>/` in older stores): `definition.json`, its settings and the function that
-  executes it; `lock`, held by the process that does; `run.log`, its output; the function's own
-  files. Once the run is finished, `record.json` is there: one line, written in one go.
+- `runs/<label>_<key>/` (`runs/<key>/` in older stores) has all files of one run:
+  `definition.json`, its settings and the function that executes it; `lock`, held by the process
+  that does; `run.log`, its output; the function's own files. Once the run is finished,
+  `record.json` is there: one line, written in one go.
 - `runs.jsonl` has the lines of all finished runs, to be kept under version control. A run whose
   line is in it is finished, also where its directory is not there.
 - `.lock` is held by the command that works on the experiment.

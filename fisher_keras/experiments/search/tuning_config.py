@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -22,7 +23,9 @@ _LEFT_OUT = (
     "target_loss",  # Trials are compared after the same epochs.
 )
 # Where a network is trained, but not how.
-_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "settings_file"}
+_NOT_DECISIVE = {
+    *("data_dir", "download", "output_dir", "resume", "schedule_epochs", "settings_file")
+}
 
 _search, _output = (functools.partial(option, group=group) for group in ("search", "output"))
 
@@ -57,6 +60,9 @@ class TuningConfig:
     )
     num_trials: int | None = _search(
         None, "How many trials --sampler=tpe makes; by default the preset's."
+    )
+    dry_run: bool = _search(
+        False, "Only list the trainings, the first --num_trials of them, and estimate their time."
     )
     engine: EngineOptions = nested(EngineOptions)
     training: TrainingConfig = nested(TrainingConfig, _LEFT_OUT)
@@ -110,6 +116,13 @@ class TuningConfig:
                     f"--{name} must be numbers with commas between: {error}"
                 ) from error
         return candidates
+
+    def trainings(self) -> list[TrainingConfig]:
+        """Returns the training of each combination, in the order of a grid."""
+        return [
+            dataclasses.replace(self.training, **dict(zip(SEARCHED, values, strict=True)))
+            for values in itertools.product(*self.candidates.values())
+        ]
 
     @classmethod
     def usual(cls, values: flags.FlagValues) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class TrainingConfig:
 
     None stands for a value that the recipe, the architecture or the data decide, see `resolve`.
     `method` is always one of `METHODS`, and `regularize` tells whether it is "fisher".
+    `schedule_epochs` has no flag: if a finished run is trained further, it is the number of epochs
+    that the learning rates were planned for. The last of them stays.
     """
 
     arch: str = _model("cnn", "Network of the paper's Appendix E.", choices=ARCHITECTURES)
@@ -242,7 +244,12 @@ class TrainingConfig:
     output_dir: str | None = _output(
         None, "Folder of the run; by default runs/<dataset>_<arch>_<method>_seed<seed>."
     )
-    resume: bool = _output(False, "Go on with the run in --output_dir, if there is one.")
+    resume: bool = _output(
+        False,
+        "Go on with the run in --output_dir, if there is one. A finished run is trained further "
+        "if --epochs is larger, with its last learning rate.",
+    )
+    schedule_epochs: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the values that do not depend on the recipe.

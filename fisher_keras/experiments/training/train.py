@@ -98,8 +98,14 @@ def train(
     # Before the data are loaded: of a finished run nothing but the record is needed.
     if first_epoch == _NOTHING_LEFT:
         if not quiet:
-            print(f"{files.directory} holds the finished run: nothing is left to do.")
+            print(
+                f"{files.directory} holds the finished run: nothing is left to do. "
+                "Give a larger --epochs to train it further."
+            )
         return record
+    if first_epoch > 0:
+        planned = files.read()["flags"].get("schedule_epochs")
+        config = dataclasses.replace(config, schedule_epochs=planned)
     # It is global: what the caller builds later must not get the policy of this training.
     policy = keras.config.dtype_policy()
     try:
@@ -295,9 +301,9 @@ class _Training:
 def _schedule(config: TrainingConfig, past_losses: list[float]) -> keras.callbacks.Callback:
     if config.schedule == "plateau":
         return PlateauSchedule(config.learning_rate, past_losses)
-    recipe = RECIPES[config.arch]
+    recipe, epochs = RECIPES[config.arch], config.schedule_epochs or config.epochs
     return keras.callbacks.LearningRateScheduler(
-        lambda epoch, _: learning_rate_at(recipe, epoch, config.epochs, config.learning_rate)
+        lambda epoch, _: learning_rate_at(recipe, epoch, epochs, config.learning_rate)
     )
 
 
