@@ -20,43 +20,53 @@ class EvaluationConfig:
     )
     imports: tuple[str, ...] = _data(
         (),
-        "A Python module that defines layers of the models, by its name; it is imported first.",
+        "Name of a Python module that defines layers of the models. It is imported first.",
         repeated="import",
     )
     dataset: str = _data("cifar10", "Images that the models were trained on.", choices=DATASETS)
     data_dir: str | None = _data(
         None,
-        "Where the data are: for CIFAR a TensorFlow Datasets (TFDS) folder, by default TFDS's "
-        "own; for --dataset=folder the folder with train/<class>/ and test/<class>/.",
+        "Folder of the data. For CIFAR, it is a folder of TensorFlow Datasets (TFDS), by "
+        "default the one that TFDS uses. For --dataset=folder, it contains train/<class>/ "
+        "and test/<class>/.",
     )
     download: bool = _data(True, "Download CIFAR if it is not in --data_dir.")
-    image_size: int | None = _data(None, "As it was for the trainings.", least=1)
-    train_size: int | None = _data(
-        None, "As it was for the trainings: the metrics are of these images.", least=1
+    image_size: int | None = _data(
+        None, "Height and width of the images, as in the trainings.", least=1
     )
-    validation_size: int = _data(0, "As it was for the trainings.", least=0)
+    train_size: int | None = _data(
+        None,
+        "Number of training images, as in the trainings. The metrics are computed from "
+        "these images.",
+        least=1,
+    )
+    validation_size: int = _data(
+        0, "Number of training images that were held out in the trainings.", least=0
+    )
     label_smoothing: float = _data(
         0.0,
-        "As it was for the trainings: the report's training loss is of such labels, and compared "
-        "with the least that they allow. The metrics are of the classes.",
+        "Label smoothing, as in the trainings. The training loss of the report uses these "
+        "labels, and is compared with the smallest loss that they allow. The metrics use "
+        "the classes.",
         least=0,
         below=1,
     )
-    seed: int = _data(0, "As it was for the trainings; also the seed of the samples.", least=0)
+    seed: int = _data(0, "Seed, as in the trainings. It also determines the samples.", least=0)
     metrics: tuple[str, ...] = _metrics(
         tuple(name for name in METRICS if name != "robustness"),  # Which takes much longer.
-        f"What to compute, some of {', '.join(METRICS)}.",
+        f"Metrics to compute, out of {', '.join(METRICS)}.",
         choices=METRICS,
     )
-    num_samples: int = _metrics(100, "N', images that a trial samples.", least=1)
-    num_trials: int = _metrics(100, "T, number of trials.", least=1)
+    num_samples: int = _metrics(100, "Number of images in a sample (N').", least=1)
+    num_trials: int = _metrics(100, "Number of samples (T).", least=1)
     normalize_logits: float | None = _metrics(
         None,
-        "Divide logits by this times their norm, as the paper does for its Table 2 (0.04).",
+        "Divide each logit vector by this number times its norm. The paper uses 0.04 for "
+        "its Table 2.",
         above=0,
     )
     output: str | None = _output(
-        None, "Folder for reports, trials and figures; by default nothing is written."
+        None, "Folder for the reports, trials and figures. Without it, nothing is written."
     )
 
     def __post_init__(self) -> None:
