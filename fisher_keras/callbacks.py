@@ -68,7 +68,7 @@ class FisherMetrics(keras.callbacks.Callback):
                 too: callbacks take the value of the first epoch for the best until then.
             metrics: Names out of `fisher_keras.metrics.METRICS`.
             num_samples: N', examples a trial.
-            num_trials: T, trials an evaluation; all evaluations sample the same examples.
+            num_trials: Number of samples T of an evaluation, the same in all evaluations.
             seed: Seed of the samples.
             from_logits: Whether the model's outputs are logits, True or False. "auto" finds out:
                 by the softmax or sigmoid that it ends in, else by the loss it is compiled with.

@@ -12,42 +12,6 @@ import pytest
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
-def test_own_model_and_data(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    matplotlib.use("agg")
-    ran = runpy.run_path(str(EXAMPLES / "own_model_and_data.py"))
-    ran["plt"].close("all")
-    printed = capsys.readouterr().out
-
-    assert set(ran["reports"]) == {"plain", "regularized"}
-    initial = ran["new_classifier"]()
-    for name, report in ran["reports"].items():
-        classifier = ran["classifiers"][name]
-        # Both were trained, to a minimum.
-        assert not np.array_equal(classifier.get_weights()[0], initial.get_weights()[0])
-        assert report.train.num_errors == 0
-        assert ["labels are hard" in note for note in report.notes] == [True]
-        predicted = classifier.predict(ran["x_test"], verbose=0).argmax(axis=1)
-        error = np.mean(predicted != ran["y_test"])
-        assert report.test.error == pytest.approx(error)
-        assert error < 0.1
-        assert f"{100 * error:13.2f}" in printed
-        assert sum(np.isfinite(ran["histories"][name]["log_determinant"])) == 9
-
-        # Theorem 1, with Equation 5 in it: W in the height cancels but for the volume's powers.
-        L0, N = report.train.loss, 500
-        height = (math.pi ** (1 / report.num_parameters) / (4 * math.pi * math.e)) * math.exp(
-            report.metrics["log_determinant"].mean / 100
-        )
-        root = math.sqrt((2 * L0 + 2 * height + math.log(2 * N / 0.05)) / (N - 1))
-        assert ran["bounds"][name] == pytest.approx(L0 + height + 2 * root)
-
-        written = json.loads((tmp_path / f"own_model_and_data/report_{name}.json").read_text())
-        assert written["metrics"]["trace"]["mean"] == report.metrics["trace"].mean
-    for figure in ("training", "spectrum"):
-        assert (tmp_path / f"own_model_and_data/{figure}.png").stat().st_size > 5000
-
-
 def run_example(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
@@ -56,14 +20,61 @@ def run_example(name, tmp_path, monkeypatch):
     return ran
 
 
+def test_own_model_and_data(tmp_path, monkeypatch):
+    ran = run_example("own_model_and_data", tmp_path, monkeypatch)
+    report = ran["report"]
+    assert report.notes == ()
+    assert report.train.num_errors == 0
+    predicted = ran["classifier"].predict(ran["x_test"], verbose=0).argmax(axis=1)
+    error = np.mean(predicted != ran["y_test"].argmax(axis=1))
+    assert report.test.error == pytest.approx(error)
+    assert error < 0.1
+    assert sum(np.isfinite(ran["history"]["log_determinant"])) == 13
+
+    # Theorem 1, with Equation 5 in it: W in the height cancels but for the volume's powers.
+    L0, N = report.train.loss, 500
+    height = (math.pi ** (1 / report.num_parameters) / (4 * math.pi * math.e)) * math.exp(
+        report.metrics["log_determinant"].mean / 100
+    )
+    root = math.sqrt((2 * L0 + 2 * height + math.log(2 * N / 0.05)) / (N - 1))
+    assert ran["bound"] == pytest.approx(L0 + height + 2 * root)
+
+    written = json.loads((tmp_path / "own_model_and_data/report.json").read_text())
+    assert written["metrics"]["trace"]["mean"] == report.metrics["trace"].mean
+    for figure in ("training", "spectrum"):
+        assert (tmp_path / f"own_model_and_data/{figure}.png").stat().st_size > 5000
+
+
 def test_transformer(tmp_path, monkeypatch):
     ran = run_example("transformer", tmp_path, monkeypatch)
     for sequence, label in zip(ran["x_test"], ran["y_test"], strict=True):
         assert next(token for token in sequence if token < 4) == label
-    for report in ran["reports"].values():
-        assert report.notes == ()
-        assert report.train.num_errors == 0
-        assert report.test.error < 0.1
+    assert ran["report"].notes == ()
+    assert ran["report"].train.num_errors == 0
+    assert ran["report"].test.error < 0.1
+    traces = ran["history"]["fisher_trace"]
+    assert traces[-1] < 0.1 * traces[0]
+
+
+def test_wrong_labels(tmp_path, monkeypatch):
+    ran = run_example("wrong_labels", tmp_path, monkeypatch)
+    (_, labels), _ = ran["draw"](0)
+    rows = np.random.default_rng(0).permutation(len(ran["images"]))[:200]
+    wrong = labels != ran["digits"].target[rows]
+    assert 45 <= wrong[:60].sum() <= 60  # A random label is right once in ten.
+    assert not wrong[60:].any()
+    # What the page says: each seed's error is lower, by more than 4 points in the mean.
+    differences = ran["regularized"][:, -1] - ran["plain"][:, -1]
+    assert (differences < 0).all()
+    assert differences.mean() < -4
+    assert ran["plain"].mean(axis=0).argmin() < 4
+
+
+def test_small_batches(tmp_path, monkeypatch):
+    ran = run_example("small_batches", tmp_path, monkeypatch)
+    assert ran["low"] < 0 < ran["high"]
+    assert ran["high"] - ran["low"] < 1
+    assert (ran["plain"] != ran["regularized"]).any()
 
 
 def test_fine_tuning(tmp_path, monkeypatch):

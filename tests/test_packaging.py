@@ -285,13 +285,21 @@ def test_ci_lints_and_tests_in_a_new_environment(checkout):
         ["ruff", "check", "--no-cache"],
         ["ruff", "format", "--check"],
     ]
-    assert sum(call.startswith("python -m mkdocs build --strict") for call in calls) == 1
+    assert calls.count("python docs/generate") == 1
+    assert calls.count("python -m zensical build --clean --strict") == 1
     assert calls[-1] == f"{TESTS} -n 2 --dist loadfile"
     assert not list(checkout.parents[1].glob("tmp.*")), "its folder is still there"
 
 
 @pytest.mark.parametrize(
-    "failure", ["ruff check", "ruff format", "python -m mkdocs", "python -m pytest"]
+    "failure",
+    [
+        "ruff check",
+        "ruff format",
+        "python docs/generate",
+        "python -m zensical",
+        "python -m pytest",
+    ],
 )
 def test_ci_fails_if_any_part_fails(checkout, failure):
     code, calls = run_script(checkout, ".ci/run", FAKE_FAILURE=failure)

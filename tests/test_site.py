@@ -1,52 +1,53 @@
-"""The site's build fails at what would be wrong on a page. CI builds the site itself."""
+"""The site's pages are plain Markdown; what would be wrong on one is an error. CI builds them."""
 
-import importlib.util
+import json
 import pathlib
-import types
+import re
+import sys
 
 import pytest
-from mkdocs.exceptions import PluginError
 
-HOOKS = pathlib.Path(__file__).parents[1] / "docs" / "hooks"
-
-
-def hook(name):
-    spec = importlib.util.spec_from_file_location(name, HOOKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+ROOT = pathlib.Path(__file__).parents[1]
 
 
-class Files:
-    """Those of the site."""
-
-    def get_file_from_path(self, path):
-        return path if path in ("index.md", "theory.md", "results/README.md") else None
-
-
-def page(source):
-    return types.SimpleNamespace(file=types.SimpleNamespace(src_uri=source))
+@pytest.fixture(autouse=True)
+def generator(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "generate")
+    yield
+    for name in ("cells", "commands", "formulas", "gallery", "links"):
+        sys.modules.pop(name, None)
 
 
-def draw(latex):
-    content = f'<p>1 <span class="arithmatex">\\({latex}\\)</span></p>'
-    return hook("formulas").on_page_content(content, page("theory.md"), None, None)
+def draw(markdown):
+    import formulas
+
+    return formulas.draw(markdown, "theory.md")
 
 
 def test_formulas_are_mathml():
-    drawn = draw("a &lt; b")
-    assert drawn.startswith("<p>1 <math>")
-    assert "arithmatex" not in drawn
+    drawn = draw("Where $a < b_1$:\n\n$$\n\\sum_i |x_i|\n$$")
+    assert re.fullmatch(
+        r'Where <span><math>.*</math></span>:\n\n<div class="formula"><math display.*</div>', drawn
+    )
+    assert "&lt;" in drawn
+    assert "|" not in drawn, "in a table, it would begin a cell"
+
+
+@pytest.mark.parametrize("text", ["`$a$`", "```bash\necho $a $b\n```", "1 $ and 2 $", r"\$a$"])
+def test_a_dollar_that_is_no_formula_stays(text):
+    assert draw(text) == text
 
 
 def test_a_formula_that_is_no_latex_is_an_error():
-    with pytest.raises(PluginError, match=r"theory\.md: no LaTeX: \\frac\{a"):
-        draw(r"\frac{a")
+    with pytest.raises(SystemExit, match=r"theory\.md: no LaTeX: \\frac\{a"):
+        draw(r"$\frac{a$")
 
 
-def turn(source, markdown, repo_url=""):
-    config = types.SimpleNamespace(repo_url=repo_url)
-    return hook("repository_pages").on_page_markdown(markdown, page(source), config, Files())
+def turn(source, markdown, repository=""):
+    import links
+
+    on_site = {"index.md", "theory.md", "results/README.md"}
+    return links.turn(markdown, source, ROOT, on_site, repository)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,8 @@ def turn(source, markdown, repo_url=""):
         ("examples/transformer.md", "[a](../docs/theory.md)", "[a](../theory.md)"),
         ("index.md", "[a](https://b)", "[a](https://b)"),
         ("index.md", "[`a`](../LICENSE)", "`a`"),
+        ("index.md", "τ is 1 [−0.5, 2]", "τ is 1 [−0.5,\N{NO-BREAK SPACE}2]"),
+        ("index.md", "![a](theory.md)", "[![a](theory.md)](theory.md)"),
         ("index.md", "```python\nx[0](LICENSE)\n```", "```python\nx[0](LICENSE)\n```"),
     ],
 )
@@ -71,5 +74,91 @@ def test_files_that_are_no_pages_are_the_repositorys():
 
 
 def test_a_link_that_leads_nowhere_is_an_error():
-    with pytest.raises(PluginError, match=r"index\.md: \.\./NOWHERE\.md leads to NOWHERE\.md"):
+    with pytest.raises(SystemExit, match=r"index\.md: \.\./NOWHERE\.md leads to NOWHERE\.md"):
         turn("index.md", "[a](../NOWHERE.md)")
+
+
+def test_a_command_has_a_page_with_an_anchor_for_each_flag():
+    import commands
+
+    text = """Does it.
+
+For example
+
+  it --to=a \\
+    --fast
+
+Runs.
+
+how:
+  --[no]fast: Be fast, as
+    --to is.
+    (default: 'true')
+  --to: <a|b>: Where_to <go>.
+    (a number)
+"""
+    assert (
+        commands.page("it", text)
+        == """# it
+
+Does it.
+
+For example
+
+```bash
+fisher-keras it --to=a \\
+  --fast
+```
+
+Runs.
+
+## How
+
+- <a id="fast"></a>`--fast`, `--nofast`<br>
+  Be fast, as --to is. Default: true.
+
+- <a id="to"></a>`--to`<br>
+  Where\\_to &lt;go&gt;. Expected: a number. One of `a`, `b`.
+"""
+    )
+
+
+def test_all_flags_are_on_the_pages_of_the_commands():
+    import commands
+
+    for name, text in commands.pages().items():
+        if command := commands.COMMANDS.get(pathlib.Path(name).stem):
+            shown = re.findall(r"^  --(?:\[no\])?(\w+):", command.help(), flags=re.MULTILINE)
+            assert re.findall(r'id="(\w+)"', text) == shown
+            assert shown
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    import commands
+
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
+    assert [page for page in pages | commands.pages().keys() if page not in navigation] == []
+
+
+def test_notebooks_are_their_scripts():
+    import cells
+
+    notebooks = sorted((ROOT / "examples").glob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        script = path.with_suffix(".py")
+        assert path.read_text(encoding="utf-8") == cells.notebook(script), (
+            f"python docs/generate/cells.py {script} > {path}"
+        )
+        code = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+        assert "".join(code[0]["source"]).startswith("%pip install")
+
+
+def test_badges_are_for_repositories_on_github():
+    import gallery
+
+    assert gallery.badge("a.ipynb", "https://host/owner/name") == ""
+    assert gallery.badge("a.ipynb", "https://github.com/owner/name").endswith(
+        "(https://colab.research.google.com/github/owner/name/blob/main/examples/a.ipynb)"
+    )

@@ -22,9 +22,9 @@ class DataOptions:
     )
     data_dir: str | None = _data(
         None,
-        "Where the data are: for CIFAR and tfds:NAME a TensorFlow Datasets (TFDS) folder, by "
-        "default TFDS's own; for --dataset=folder the folder with train/<class>/ and "
-        "test/<class>/.",
+        "Folder of the data. For CIFAR and tfds:NAME, it is a folder of TensorFlow Datasets "
+        "(TFDS), by default the one that TFDS uses. For --dataset=folder, it contains "
+        "train/<class>/ and test/<class>/.",
     )
     download: bool = _data(True, "Download data of TFDS if they are not in --data_dir.")
     image_size: int | None = _data(
@@ -34,8 +34,8 @@ class DataOptions:
     )
     train_size: int | None = _data(
         None,
-        "Number of training images, drawn at random; all by default. To evaluate networks, as it "
-        "was for their trainings: the metrics are of these images.",
+        "Number of training images, drawn at random. The default is all. To evaluate networks, "
+        "give the number of their trainings: the metrics are computed from these images.",
         least=1,
     )
 

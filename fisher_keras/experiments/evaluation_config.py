@@ -23,31 +23,35 @@ class EvaluationConfig(DataOptions):
     )
     imports: tuple[str, ...] = _models(
         (),
-        "A Python module that defines layers of the models, by its name, such as keras_hub; it is "
+        "Name of a Python module that defines layers of the models, such as keras_hub. It is "
         "imported first.",
         repeated="import",
     )
-    validation_size: int = _data(0, "As it was for the trainings.", least=0)
+    validation_size: int = _data(
+        0, "Number of training images that were held out in the trainings.", least=0
+    )
     label_smoothing: float = _data(
         0.0,
-        "As it was for the trainings: the report's training loss is of such labels, and compared "
-        "with the least that they allow. The metrics are of the classes.",
+        "Label smoothing, as in the trainings. The training loss of the report uses these "
+        "labels, and is compared with the smallest loss that they allow. The metrics use "
+        "the classes.",
         least=0,
         below=1,
     )
-    seed: int = _data(0, "As it was for the trainings; also the seed of the samples.", least=0)
+    seed: int = _data(0, "Seed, as in the trainings. It also determines the samples.", least=0)
     metrics: tuple[str, ...] = _metrics(
         tuple(name for name in METRICS if name != "robustness"),  # Which takes much longer.
-        f"What to compute, some of {', '.join(METRICS)}.",
+        f"Metrics to compute, out of {', '.join(METRICS)}.",
         choices=METRICS,
     )
-    num_samples: int = _metrics(100, "N', images that a trial samples.", least=1)
-    num_trials: int = _metrics(100, "T, number of trials.", least=1)
+    num_samples: int = _metrics(100, "Number of images in a sample (N').", least=1)
+    num_trials: int = _metrics(100, "Number of samples (T).", least=1)
     normalize_logits: float | None = _metrics(
         None,
-        "Divide logits by this times their norm, as the paper does for its Table 2 (0.04).",
+        "Divide each logit vector by this number times its norm. The paper uses 0.04 for "
+        "its Table 2.",
         above=0,
     )
     output: str | None = _output(
-        None, "Folder for reports, trials and figures; by default nothing is written."
+        None, "Folder for the reports, trials and figures. Without it, nothing is written."
     )

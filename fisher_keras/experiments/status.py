@@ -41,8 +41,10 @@ def print_status(options: StatusOptions) -> None:
     states = dict.fromkeys(_STATES, 0)
     # In version control there are only records: these runs have no names, and are counted.
     for key in {**labels, **seconds}:
-        directory = store.directory / "runs" / key
-        state, text = ("finished", duration(seconds[key])) if key in seconds else _state(directory)
+        if key in seconds:
+            state, text = "finished", duration(seconds[key])
+        else:
+            state, text = _state(store.begun(key))
         states[state] += 1
         if key in labels:
             print(f"{state:<10}{labels[key]:<40}  {text}".rstrip())
@@ -60,14 +62,14 @@ def _labels(store: ExperimentStore) -> dict[str, str]:
     if store.plan.exists():
         labels = json.loads(store.plan.read_text(encoding="utf-8"))
     for path in sorted(store.directory.glob("runs/*/definition.json")):
-        labels[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))["label"]
+        # A directory's name ends in the key.
+        labels[path.parent.name[-16:]] = json.loads(path.read_text(encoding="utf-8"))["label"]
     return labels
 
 
-def _state(directory: pathlib.Path) -> tuple[str, str]:
+def _state(directory: pathlib.Path | None) -> tuple[str, str]:
     """Returns the state of a run that is not finished, and the last line of its log."""
-    log = directory / "run.log"
-    if not log.exists():
+    if directory is None or not (log := directory / "run.log").exists():
         return "waiting", ""
     last = last_line(log)
     state = "failed" if _ERROR.match(last) else "stopped"

@@ -21,7 +21,7 @@ class TracedBatch:
     """A traced batch of N examples with its logits and per-example loss gradients.
 
     Attributes:
-        size: N.
+        size: Number of examples N.
         logits: The tensor that the losses are differentiated at.
         counted: Whether each position counts, booleans, shape (N, *P).
         weights: The model's trainable variables in the graph.

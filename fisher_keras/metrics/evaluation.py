@@ -86,7 +86,7 @@ def evaluate_local_minimum(
             file (`np.memmap`) and any `fisher_keras.datasets.Examples`, no other examples are read
             than the trials sample, and the training loss and error are of these.
         num_samples: N', how many examples a trial samples, without replacement.
-        num_trials: T.
+        num_trials: Number of samples T that the metrics are averaged over.
         seed: Seed of the samples. A trial's sample depends on the seed and the trial's index
             alone.
         metrics: Names out of `METRICS`. "robustness" costs K backward passes a trial; the others

@@ -24,7 +24,7 @@ class DataLoss:
         loss: Mean cross-entropy against the labels as given, in nats.
         label_entropy: The least value that it can have: 0 for hard labels, more for soft ones.
         num_errors: The number of examples whose most probable class is not that of their label.
-        num_examples: N; or the number of positions that count.
+        num_examples: Number of examples, or of positions that count.
         calibration_error: See `expected_calibration_error`.
         hard_label_loss: Mean cross-entropy against the most probable classes of the labels.
     """

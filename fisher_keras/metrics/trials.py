@@ -46,7 +46,7 @@ def draw_sample(
 
     Args:
         labels: Class of each example in the data, shape (N,), integers.
-        num_samples: N'.
+        num_samples: Number of examples N'.
         seed: Seed of the evaluation.
         trial: Index of the trial; the sample depends on it and the seed alone.
         stratified: Whether each class gets its share of the sample, rounded up or down.

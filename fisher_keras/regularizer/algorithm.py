@@ -158,7 +158,7 @@ class Settings:
     Attributes:
         alpha: Length of the steps along g_i.
         beta: Weight of the regularizer.
-        num_sub_batches: M.
+        num_sub_batches: Number of sub-batches M.
         clip_norm: tau; None does not clip.
         equation_6: One of `EQUATION_6`, maybe with options of its own, or `no_regularizer`.
         seed: Of the split, shape (2,), integers.

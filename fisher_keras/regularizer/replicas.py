@@ -61,7 +61,7 @@ class Replica:
 
         Args:
             batch_size: |B_r|, int32 scalar, may be 0.
-            num_sub_batches: M.
+            num_sub_batches: Number of sub-batches M.
         """
         if self.count == 1:
             return None

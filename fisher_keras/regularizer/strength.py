@@ -72,7 +72,7 @@ class RelativeStrength(TrainingMethod):
         beta: Weight of the regularizer, a number or a schedule; None with a `strength`.
         strength: The ratio of `explicit_to_implicit` to keep, a number or a schedule; None with a
             `beta`. To set one of the two takes the other away.
-        num_sub_batches: M.
+        num_sub_batches: Number of sub-batches M.
         interval: Every so many steps have the regularizer, with a beta that is larger by that.
     """
 

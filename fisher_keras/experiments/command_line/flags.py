@@ -159,7 +159,9 @@ def parse(config: type, program: str, arguments: Sequence[str]) -> flags.FlagVal
 def help_text(config: type) -> str:
     """Returns the flags of a dataclass in their groups, for --help."""
     groups = dict.fromkeys(flag.group for flag in _flags(config, inner=True))
-    return "\n".join(map(_define(config).module_help, groups))
+    text = "\n".join(map(_define(config).module_help, groups))
+    # absl's own sentence, in which two signs end the one before it.
+    return re.sub(r"\.;(\s+)repeat this option.*", r".\1It may be given several times.", text)
 
 
 def from_flags(config: type[_Config], values: flags.FlagValues) -> _Config:

@@ -73,9 +73,9 @@ def _run(command: Command, program: str, arguments: Sequence[str]) -> None:
         # SystemExit is no Exception.
         with one_line_errors(program, arguments, command.resume_flag, status=2):
             values = flags.parse(config, program, arguments)
-        options = flags.from_flags(config, values)
-        # Only now, as a mistake in the options should not have to wait for TensorFlow.
         with without_notices():
+            options = flags.from_flags(config, values)
+            # Only now, as a mistake in the options should not have to wait for TensorFlow.
             function = command.load_function()
             find_devices()
         function(*command.arguments, options)

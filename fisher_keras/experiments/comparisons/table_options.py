@@ -25,7 +25,7 @@ class TableOptions(ExperimentOptions):
     """Options of Table 1, also as flags."""
 
     settings_file: str | None = option(
-        None, "Table of the regularizer's values, as for train_cifar.", group="experiment"
+        None, "Table of the regularizer's values, as in train_cifar.", group="experiment"
     )
 
 
@@ -34,5 +34,7 @@ class Table2Options(TableOptions):
     """Options of Table 2, also as flags."""
 
     normalize_logits: bool = option(
-        False, "Show gamma-hat of logits divided by 0.04 times their norm.", group="experiment"
+        False,
+        "Show gamma-hat of logits that are divided by 0.04 times their norm.",
+        group="experiment",
     )

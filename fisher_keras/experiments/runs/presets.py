@@ -20,7 +20,7 @@ class MetricSettings:
         names: Out of `fisher_keras.metrics.METRICS`; the two parts of "log_determinant" come with
             it.
         num_samples: N', images a trial.
-        num_trials: T.
+        num_trials: Number of samples T.
         normalize_logits: If it is a number, the metrics are computed a second time, of logits
             divided by their norm times this number (see `evaluate_local_minimum`).
     """

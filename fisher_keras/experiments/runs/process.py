@@ -52,7 +52,7 @@ def execute(directory: pathlib.Path, function: RunFunction | None = None) -> Non
 def main() -> None:
     """Executes the run in the directory that the command line names."""
     parser = argparse.ArgumentParser(description="Executes one run of an experiment.")
-    parser.add_argument("folder", type=pathlib.Path, help="runs/<key> in the experiment's folder")
+    parser.add_argument("folder", type=pathlib.Path, help="the run's, in runs/ of the experiment")
     parser.add_argument(
         "--end_with_stdin", action="store_true", help="end when the other end of stdin is closed"
     )

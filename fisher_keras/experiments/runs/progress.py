@@ -4,7 +4,7 @@ import datetime
 import pathlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import tqdm
@@ -36,8 +36,8 @@ def progress_line(total: int, unit: str) -> tqdm.tqdm:
 class RunProgress:
     """Prints a line a run with the time left, beside a `progress_line`.
 
-    The time of a run is the median of its configuration's other seeds; where there are none, of
-    all the experiment's runs.
+    The time of a run is the median of its configuration's other seeds. Where there are none, it is
+    what was measured for a plan, or the median of all the experiment's runs.
     """
 
     def __init__(self, runs: Sequence[Run], records: Sequence[Record]) -> None:
@@ -53,6 +53,7 @@ class RunProgress:
         self._total = len(runs)
         self._finished = self._total - len(self._remaining)
         self._running = 1
+        self._measured: Mapping[str, float] = {}
 
     def __enter__(self) -> Self:
         self._line = progress_line(self._total, "run")
@@ -69,8 +70,18 @@ class RunProgress:
         """Returns the runs that are neither finished nor have failed."""
         return list(self._remaining.values())
 
-    def print_plan(self, num_at_once: int) -> None:
-        """Prints the runs to execute and how long they take, so many at once."""
+    def without_time(self) -> list[Run]:
+        """Returns the remaining runs of which no other seed is finished."""
+        return [run for run in self.remaining() if not self._same(run)]
+
+    def print_plan(self, num_at_once: int, measured: Mapping[str, float]) -> None:
+        """Prints the runs to execute and how long they take.
+
+        Args:
+            num_at_once: Runs that are executed at once.
+            measured: Seconds by key, for runs of which no other seed is finished.
+        """
+        self._measured = measured
         print(f"{self.state()}; to carry out:")
         for run in self.remaining():
             print(f"{duration(self._seconds(run)):>12}  {run.label}")
@@ -103,10 +114,19 @@ class RunProgress:
         return f"{duration(max(sum(seconds) / num_at_once, longest))} left"
 
     def _seconds(self, run: Run) -> float | None:
+        same = self._same(run)
+        if not same and run.key in self._measured:
+            return self._measured[run.key]
         records = [r for r in self._records if r.experiment == run.experiment]
-        same = [r for r in records if r.config == run.config]
         times = [record.wall_time_s for record in same or records]
         return statistics.median(times) if times else None
+
+    def _same(self, run: Run) -> list[Record]:
+        return [
+            record
+            for record in self._records
+            if (record.experiment, record.config) == (run.experiment, run.config)
+        ]
 
 
 class RunReports:

@@ -15,15 +15,18 @@ class EngineOptions:
     """Options of the engine, also as flags: where runs are executed, and how many at once."""
 
     num_workers: int | None = _engine_option(
-        None, "Runs at once; by default --runs_per_gpu on each GPU, or 1 without GPUs.", least=1
+        None,
+        "Number of runs that are executed at the same time. The default is --runs_per_gpu "
+        "for each GPU, or 1 without GPUs.",
+        least=1,
     )
-    runs_per_gpu: int = _engine_option(1, "Runs that share a GPU.", least=1)
+    runs_per_gpu: int = _engine_option(1, "Number of runs that share a GPU.", least=1)
     scheduler: str | None = _engine_option(
         None,
-        "Address of a Dask scheduler, such as tcp://HOST:8786, whose workers execute the runs; "
-        "by default they are executed on this machine.",
+        "Address of a Dask scheduler, such as tcp://HOST:8786. Its workers then execute "
+        "the runs. Without it, the runs are executed on this machine.",
     )
-    dashboard: bool = _engine_option(False, "Show Dask's page, and print its address.")
+    dashboard: bool = _engine_option(False, "Show the web page of Dask, and print its address.")
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -44,38 +47,37 @@ class ExperimentOptions(EngineOptions):
 
     preset: str = _option(
         "laptop",
-        "How large the experiment is. laptop, the default: small networks of few images, hours on "
-        "two cores; paper: as in the paper, days on GPUs; smoke: a minute, to see that everything "
-        "runs. --dry_run tells the details.",
+        "Size of the experiment. laptop: small networks and few images, hours on two "
+        "cores. paper: as in the paper, days on GPUs. smoke: a minute, to see that "
+        "everything runs. --dry_run shows the details.",
         choices=PRESETS,
     )
     output_dir: str | None = _option(
         None,
-        "Folder of the runs; by default results/<name>_<preset>, with _smoothed or _to_<loss> for "
-        "--label_smoothing or --target_loss, and the names of other data and another network.",
+        "Folder of the runs. The default is results/<name>_<preset>; its name ends in "
+        "_smoothed with --label_smoothing, in _to_<loss> with --target_loss, and in the names of "
+        "other data and of another network.",
     )
     label_smoothing: float = _option(
         0.0,
-        "Part of a label that is spread over all classes: above 0 the loss has a minimum, and the "
-        "metrics of the networks can be compared.",
+        "Part of each label that is spread over all classes. If it is above 0, the loss "
+        "has a minimum, and the metrics of the networks can be compared.",
         least=0,
     )
     target_loss: float | None = _option(
         None,
-        "End each training when the mean loss of its training images is at most this many nats "
-        "above the least that their labels allow.",
+        "End each training when the mean loss of its training images is at most this many "
+        "nats above the smallest loss that their labels allow.",
         above=0,
     )
     arch: str | None = _option(
         None,
-        "Another network than the preset's, as for train_cifar: one of the package's in its full "
-        "size, keras.applications:NAME or package.module:function.",
+        "Another network than that of the preset: a name that train_cifar takes, for the network "
+        "in its full size, keras.applications:NAME or package.module:function.",
     )
-    dataset: str | None = _option(
-        None, "Other images than the preset's, as for train_cifar.", choices=DATASETS
-    )
+    dataset: str | None = _option(None, "Other images than those of the preset.", choices=DATASETS)
     image_size: int | None = _option(
-        None, "Height and width that the images of --dataset=folder are resized to.", least=1
+        None, "Height and width that the images of a folder are resized to.", least=1
     )
     train_size: int | None = _option(
         None, "Number of training images, instead of the preset's.", least=1
@@ -85,11 +87,16 @@ class ExperimentOptions(EngineOptions):
     )
     data_dir: str | None = _option(
         None,
-        "TensorFlow Datasets (TFDS) folder that CIFAR is in, by default TFDS's own; for "
-        "--dataset=folder the folder with train/<class>/ and test/<class>/.",
+        "Folder of the data. For CIFAR and tfds:NAME, it is a folder of TensorFlow Datasets "
+        "(TFDS), by default the one that TFDS uses. For --dataset=folder, it contains "
+        "train/<class>/ and test/<class>/.",
     )
     download: bool = _option(True, "Download CIFAR if it is not in --data_dir.")
-    dry_run: bool = _option(False, "Only list the runs and estimate their time.")
+    dry_run: bool = _option(
+        False,
+        "Only list the runs, and estimate their times. A few steps of each kind of "
+        "network are measured for this.",
+    )
 
     @property
     def protocol(self) -> str:

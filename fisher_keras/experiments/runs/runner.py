@@ -47,14 +47,34 @@ def run_experiment(
     if len({run.key for run in runs}) < len(runs):
         raise ValueError("the runs must differ in their settings or seeds, but one is there twice")
     if dry_run:
-        # Without the lock: one may ask for the plan while the experiment is at work.
-        alone = options is None or options.scheduler
-        num_at_once = 1 if alone else len(run_environments(options, gpus))
-        RunProgress(runs, store.records()).print_plan(num_at_once)
+        print_plan(runs, store, options, gpus)
     else:
         with store.locked():
             store.write_plan(runs)
             _execute_missing(runs, function, store, options, gpus)
+
+
+def print_plan(
+    runs: Sequence[Run],
+    store: ExperimentStore,
+    options: EngineOptions | None,
+    gpus: Sequence[str] = (),
+) -> None:
+    """Prints the runs that are not finished, and the time that they take on this machine.
+
+    The arguments are those of `run_experiment`.
+    """
+    # Here, as executing runs needs no TensorFlow in this process.
+    from fisher_keras.experiments.runs.step_times import measured_seconds
+
+    # Without the lock: one may ask for the plan while the experiment is at work.
+    progress = RunProgress(runs, store.records())
+    alone = options is None or options.scheduler
+    environments = [{}] if alone else run_environments(options, gpus)
+    measured = measured_seconds(progress.without_time(), environments[0])
+    progress.print_plan(len(environments), measured)
+    if measured:
+        print("These times are of training alone, from steps measured here.", flush=True)
 
 
 def _execute_missing(

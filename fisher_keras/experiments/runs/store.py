@@ -2,9 +2,10 @@
 
 A store is a folder, which machines may share:
 
-- `runs/<key>/` has all files of one run: `definition.json`, its settings and the function that
-  executes it; `lock`, held by the process that does; `run.log`, its output; the function's own
-  files. Once the run is finished, `record.json` is there: one line, written in one go.
+- `runs/<label>_<key>/` (`runs/<key>/` in older stores) has all files of one run:
+  `definition.json`, its settings and the function that executes it; `lock`, held by the process
+  that does; `run.log`, its output; the function's own files. Once the run is finished,
+  `record.json` is there: one line, written in one go.
 - `runs.jsonl` has the lines of all finished runs, to be kept under version control. A run whose
   line is in it is finished, also where its directory is not there.
 - `.lock` is held by the command that works on the experiment.
@@ -17,6 +18,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -130,9 +132,15 @@ class ExperimentStore:
         self.lines = self.directory / "runs.jsonl"
         self.plan = self.directory / ".plan.json"
 
+    def begun(self, key: str) -> pathlib.Path | None:
+        """Returns the directory of the run with a key; None if the run was never begun."""
+        # By the key alone: labels are for people and may change.
+        return next(self.directory.glob(f"runs/*{key}"), None)
+
     def run_directory(self, run: Run) -> pathlib.Path:
-        """Returns the directory of a run's files."""
-        return self.directory / "runs" / run.key
+        """Returns the directory of a run's files, which exists if the run was begun."""
+        label = re.sub(r"[^\w.=+-]+", "_", run.label)[:80]
+        return self.begun(run.key) or self.directory / "runs" / f"{label}_{run.key}"
 
     def log(self, run: Run) -> pathlib.Path:
         """Returns the file of what a run prints."""

@@ -14,6 +14,7 @@ class PlotConfig:
     )
     output: str | None = option(
         None,
-        "Folder for the figures and the summary; by default the --store, if it is one.",
+        "Folder for the figures and the summary. The default is the folder of --store, if "
+        "only one is given.",
         group="results",
     )

@@ -11,6 +11,7 @@ import optuna
 
 from fisher_keras.experiments.runs.engine import execute_all
 from fisher_keras.experiments.runs.experiment import absolute, free_gpus
+from fisher_keras.experiments.runs.runner import print_plan
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.search.search_trials import Trials
 from fisher_keras.experiments.search.trial_run import execute, trial_run
@@ -22,7 +23,7 @@ from fisher_keras.models import RegularizerSettings, write_regularizer_settings
 
 
 def tune(config: TuningConfig) -> dict[str, Any]:
-    """Carries out a search; a stopped or killed one goes on, also within a trial.
+    """Carries out a search, or prints its plan; a stopped one goes on, also within a trial.
 
     The objective is the validation error after the last epoch: of the network that one would
     keep, while the best of all epochs would be chosen on the same images that judge it. All trials
@@ -36,9 +37,9 @@ def tune(config: TuningConfig) -> dict[str, Any]:
         config: The search.
 
     Returns:
-        A dict for JSON: `settings`, `preset`, `versions`, `git_revision`, `device`; `trials`, the
-        finished ones from best to worst; `best`, the first of them, or None if all have
-        diverged.
+        A dict for JSON, empty for a plan: `settings`, `preset`, `versions`, `git_revision`,
+        `device`; `trials`, the finished ones from best to worst; `best`, the first of them, or
+        None if all have diverged.
 
     Raises:
         ValueError: If a setting or the data cannot be used, the output directory holds another
@@ -53,6 +54,10 @@ def tune(config: TuningConfig) -> dict[str, Any]:
     gpus = free_gpus()
     # With the data: machines that have others under the same name do not share a search.
     fingerprint = load_training_data(resolve(training)).describe()["fingerprint"]
+    if config.dry_run:
+        runs = [trial_run(training, fingerprint) for training in config.trainings()]
+        print_plan(runs[: config.num_trials], store, config.engine, gpus)
+        return {}
     with store.locked(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -22,7 +23,9 @@ _LEFT_OUT = (
     "target_loss",  # Trials are compared after the same epochs.
 )
 # Where a network is trained, but not how.
-_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "settings_file"}
+_NOT_DECISIVE = {
+    *("data_dir", "download", "output_dir", "resume", "schedule_epochs", "settings_file")
+}
 
 _search, _output = (functools.partial(option, group=group) for group in ("search", "output"))
 
@@ -38,33 +41,40 @@ class TuningConfig:
 
     preset: str = _search(
         "laptop",
-        "laptop, the default: 6 trainings of a ResNet-8 or a narrow CNN, 5 to 10 minutes each on "
-        "one core; paper: its 96 full trainings; smoke: seconds. A value given by its own flag "
-        "goes before the preset's.",
+        "Size of the search. laptop: 6 trainings of a ResNet-8 or a narrow CNN, 5 to 10 "
+        "minutes each on one core. paper: its 96 full trainings. smoke: seconds. A value "
+        "that is given by its own flag replaces that of the preset.",
         choices=PRESETS,
     )
     beta: tuple[str, ...] = _search(
-        (), "Strengths of the regularizer to try; by default the preset's, as below."
+        (), "Values of beta to try, with commas between them. The default is those of the preset."
     )
-    num_sub_batches: tuple[str, ...] = _search((), "Numbers of sub-batches to try, M.")
+    num_sub_batches: tuple[str, ...] = _search((), "Numbers of sub-batches (M) to try.")
     clip_norm: tuple[str, ...] = _search(
-        (), "Largest norms of a gradient to try, tau; 0 for no clipping."
+        (), "Norms that gradients are clipped to (tau) to try; 0 means no clipping."
     )
     sampler: str = _search(
         "grid",
-        "grid: all combinations; tpe: chosen by Optuna's TPE, --num_trials of them.",
+        "Choice of combinations. grid: all of them. tpe: --num_trials of them, which the "
+        "TPE of Optuna chooses.",
         choices=("grid", "tpe"),
     )
     num_trials: int | None = _search(
-        None, "How many trials --sampler=tpe makes; by default the preset's."
+        None, "Number of trials of --sampler=tpe. The default is that of the preset."
+    )
+    dry_run: bool = _search(
+        False,
+        "Only list the trainings (the first --num_trials of them), and estimate their times.",
     )
     engine: EngineOptions = nested(EngineOptions)
     training: TrainingConfig = nested(TrainingConfig, _LEFT_OUT)
     output_dir: str | None = _output(
-        None, "Folder of the search; by default runs/tune_<dataset>_<arch>_<preset>."
+        None, "Folder of the search. The default is runs/tune_<dataset>_<arch>_<preset>."
     )
     settings_file: str | None = _output(
-        None, "Table that gets the best values, for train_cifar --regularize --settings_file."
+        None,
+        "Table that the best values are written into. train_cifar --regularize "
+        "--settings_file reads it.",
     )
 
     def __post_init__(self) -> None:
@@ -110,6 +120,13 @@ class TuningConfig:
                     f"--{name} must be numbers with commas between: {error}"
                 ) from error
         return candidates
+
+    def trainings(self) -> list[TrainingConfig]:
+        """Returns the training of each combination, in the order of a grid."""
+        return [
+            dataclasses.replace(self.training, **dict(zip(SEARCHED, values, strict=True)))
+            for values in itertools.product(*self.candidates.values())
+        ]
 
     @classmethod
     def usual(cls, values: flags.FlagValues) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def _regularized(
     options = {name: value for name, value in options.items() if value is not None}
     options["clip_norm"] = config.clip_norm or None
     if config.beta_phases is not None:
-        falls = learning_rate_falls(recipe_of(config.arch), config.epochs)
+        epochs = config.schedule_epochs or config.epochs
+        falls = learning_rate_falls(recipe_of(config.arch), epochs)
         weight = "beta" if config.strength is None else "strength"
         options[weight] = keras.optimizers.schedules.PiecewiseConstantDecay(
             [epoch * steps_per_epoch - 1 for epoch in falls],  # The last step of each phase.

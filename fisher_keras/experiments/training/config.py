@@ -48,6 +48,8 @@ class TrainingConfig:
 
     None stands for a value that the recipe, the architecture or the data decide, see `resolve`.
     `method` is always one of `METHODS`, and `regularize` tells whether it is "fisher".
+    `schedule_epochs` has no flag: if a finished run is trained further, it is the number of epochs
+    that the learning rates were planned for. The last of them stays.
     """
 
     arch: str = _model(
@@ -59,39 +61,41 @@ class TrainingConfig:
     )
     depth: int | None = _model(
         None,
-        "Number of layers; by default 20 for resnet, 28 for wide_resnet, 100 for densenet. Not "
-        "for cnn.",
+        "Number of layers. The default is 20 for resnet, 28 for wide_resnet and 100 for "
+        "densenet. cnn does not take it.",
         least=1,
     )
     width: float | None = _model(
         None,
-        "For cnn a factor on the filters, by default 1; for resnet the filters of the first "
-        "stage, 16; for wide_resnet the widening factor k, 2; for densenet the growth rate k, 12.",
+        "Width of the layers. For cnn, it is a factor on the numbers of filters (default "
+        "1). For resnet, it is the filters of the first stage (16). For wide_resnet, it "
+        "is the widening factor k (2). For densenet, it is the growth rate k (12).",
         above=0,
     )
 
     l2_penalty: float | None = _model(
         None,
-        "Coefficient of the sum of squares of the weights; by default the network's recipe's.",
+        "Coefficient of the sum of squares of the weights. The default is that of the "
+        "network's recipe.",
         least=0,
     )
 
     dataset: str = _data("cifar10", "Images to train on.", choices=DATASETS)
     data_dir: str | None = _data(
         None,
-        "Where the data are: for CIFAR and tfds:NAME a TensorFlow Datasets (TFDS) folder, by "
-        "default TFDS's own; for --dataset=folder the folder with train/<class>/ and "
-        "test/<class>/.",
+        "Folder of the data. For CIFAR and tfds:NAME, it is a folder of TensorFlow Datasets "
+        "(TFDS), by default the one that TFDS uses. For --dataset=folder, it contains "
+        "train/<class>/ and test/<class>/.",
     )
     download: bool = _data(True, "Download data of TFDS if they are not in --data_dir.")
     image_size: int | None = _data(
         None,
-        "Height and width that the images of --dataset=folder and tfds:NAME are resized to; by "
-        "default they have to be of one size.",
+        "Height and width that the images of --dataset=folder and tfds:NAME are resized to. "
+        "Without it, all images must have the same size.",
         least=1,
     )
     train_size: int | None = _data(
-        None, "Number of training images, drawn at random; all by default.", least=1
+        None, "Number of training images, drawn at random. The default is all.", least=1
     )
     confusion_size: int = _data(
         0,
@@ -101,30 +105,31 @@ class TrainingConfig:
     )
     validation_size: int = _data(
         0,
-        "Number of training images held out for the learning curves and for best.keras, the best "
-        "epoch's network. With 0 the curves are of the test images, and best.keras has the lowest "
-        "training loss.",
+        "Number of training images that are held out. The learning curves and the choice "
+        "of best.keras use them. With 0, the curves are of the test images, and "
+        "best.keras is the network with the lowest training loss.",
         least=0,
     )
     augmentation: str | None = _data(
         None,
-        "Random changes of training images: none, flips, or flips and crops of images padded by 1 "
-        "or 4 pixels; by default as the network's recipe says.",
+        "Random changes of the training images: none, flips, or flips and crops of images "
+        "that are padded by 1 or 4 pixels. The default is that of the network's recipe.",
         choices=AUGMENTATIONS,
     )
 
     method: str | None = _method(
         None,
-        "How to train. plain, the default; clipped: plainly, the gradient clipped as the "
-        "regularizer's is; ghost: clipped, with batch normalization over sub-batches, as "
-        "--share_gradients has it (Hoffer et al., 2017); fisher: with the regularizer (Section 6, "
-        "Algorithm 1); sam: by sharpness-aware minimization (Foret et al., 2021).",
+        "Method of training. plain is the default. clipped: plain, with the gradient "
+        "clipped as the regularizer's. ghost: clipped, with batch normalization over "
+        "sub-batches, as with --share_gradients (Hoffer et al., 2017). fisher: with the "
+        "regularizer (Section 6, Algorithm 1). sam: sharpness-aware minimization (Foret "
+        "et al., 2021).",
         choices=METHODS,
     )
     rho: float | None = _method(
         None,
-        "For --method=sam: how far from the weights the gradient is taken; by default 0.05, with "
-        "--adaptive 0.5.",
+        "For --method=sam: distance from the weights at which the gradient is taken. The "
+        "default is 0.05, or 0.5 with --adaptive.",
         above=0,
     )
     adaptive: bool = _method(
@@ -132,136 +137,155 @@ class TrainingConfig:
     )
     sub_batches: int | None = _method(
         None,
-        "For --method=sam: how many sub-batches ascend each by itself (m-SAM); by default 1.",
+        "For --method=sam: number of sub-batches, each of which ascends by itself "
+        "(m-SAM). The default is 1.",
         least=1,
     )
     regularize: bool = _method(False, "The same as --method=fisher.")
     alpha: float | None = _method(
         None,
-        "Length of the step along a sub-batch's gradient; by default as --settings_file says, "
-        "0.0001 without one.",
+        "Length of the step along the gradient of a sub-batch. The default is that of "
+        "--settings_file, or 0.0001.",
         above=0,
     )
     beta: float | None = _method(
         None,
-        "Weight of the regularizer; by default as --settings_file says, 10 without one.",
+        "Weight of the regularizer. The default is that of --settings_file, or 10.",
         least=0,
     )
     strength: float | None = _method(
         None,
-        "Instead of --beta: how many times as strong as SGD's own regularization it is, at any "
-        "learning rate.",
+        "Strength of the regularizer relative to SGD's own regularization, at any "
+        "learning rate. It replaces --beta.",
         least=0,
     )
     beta_phases: str | None = _method(
         None,
-        "A factor of beta, or of strength, for each learning rate of the recipe, with commas "
-        "between: 0,1,1 is off until the learning rate falls.",
+        "Factors of --beta or --strength, one for each learning rate of the recipe, with "
+        "commas between them. With 0,1,1, the regularizer is off until the learning rate "
+        "falls.",
     )
     num_sub_batches: int | None = _method(
         None,
-        "M, how many sub-batches a batch is split into; by default as --settings_file says, 8 "
-        "without one.",
+        "Number of sub-batches that a batch is split into (M). The default is that of "
+        "--settings_file, or 8.",
         least=1,
     )
     clip_norm: float | None = _method(
         None,
-        "tau, the norm that a gradient is clipped to; 0 for no clipping. By default as "
-        "--settings_file says, 10 without one. Also without --regularize: plain training with the "
-        "same clipping, to tell apart what the regularizer does.",
+        "Norm that a gradient is clipped to (tau); 0 means no clipping. The default is "
+        "that of --settings_file, or 10. Without --regularize, plain training is clipped "
+        "in the same way, which shows what the regularizer itself does.",
         least=0,
     )
     gradient: str | None = _method(
         None,
-        "How the regularizer's gradient is computed: as in the paper, the default, or its limit "
-        "for small alpha. --mixed_precision needs that or --step_length.",
+        "Computation of the regularizer's gradient: as in the paper, which is the "
+        "default, or its limit for a small alpha. --mixed_precision needs the limit, or "
+        "--step_length.",
         choices=GRADIENTS,
     )
     step_length: float | None = _method(
         None,
-        "Distance at which the finite difference takes its second gradient; by default alpha "
-        "times the length of the gradient, as in the paper.",
+        "Distance at which the finite difference takes its second gradient. The default "
+        "is that of the paper: alpha times the length of the gradient.",
         above=0,
     )
     direction: str | None = _method(
         None,
-        "Side on which it takes it: descent, as in the paper, the default; ascent; or central, "
-        "the mean of both.",
+        "Side on which the finite difference takes its second gradient. descent is that "
+        "of the paper and the default. ascent is the other side. central is the mean of "
+        "both.",
         choices=DIRECTIONS,
     )
     interval: int | None = _method(
         None,
-        "Every so many steps have the regularizer, with a beta that is larger by that; by "
-        "default 1.",
+        "Number of steps from one step with the regularizer to the next. beta is "
+        "multiplied by it. The default is 1.",
         least=1,
     )
     settings_file: str | None = _method(
         None,
-        "JSON table of alpha, beta, M and tau by data set and network, as tune_regularizer writes "
-        "it; what is not in it comes from the package's own table, which is not tuned.",
+        "JSON table of alpha, beta, M and tau for each data set and network, as "
+        "tune_regularizer writes it. Values that it does not have come from the table of "
+        "the package, which is not tuned.",
     )
     share_gradients: bool | None = _method(
         None,
-        "Compute the loss by sub-batches, too: two gradients a step instead of three, but batch "
-        "normalization then sees sub-batches alone. By default where that is the same step, as "
-        "for cnn.",
+        "Compute the loss from sub-batches, too. A step then takes two gradients instead of "
+        "three, but batch normalization uses the moments of the sub-batches. The default is to do "
+        "so where the step is the same, as for cnn.",
     )
 
     epochs: int | None = _training(
-        None, "Passes over the training images; by default the recipe's.", least=1
+        None,
+        "Number of passes over the training images. The default is that of the recipe.",
+        least=1,
     )
-    batch_size: int | None = _training(None, "Images a step; by default the recipe's.", least=1)
+    batch_size: int | None = _training(
+        None, "Number of images in a batch. The default is that of the recipe.", least=1
+    )
     learning_rate: float | None = _training(
-        None, "Learning rate at the start; by default the recipe's.", above=0
+        None, "Learning rate at the start. The default is that of the recipe.", above=0
     )
     schedule: str = _training(
         SCHEDULES[0],
-        "When the learning rate falls: as in the recipe, or by a factor of 10 where the training "
-        "loss stops falling (Section 7.1).",
+        "Schedule of the learning rate: it falls as in the recipe, or by a factor of 10 "
+        "when the training loss stops falling (Section 7.1).",
         choices=SCHEDULES,
     )
     label_smoothing: float = _training(
         0.0,
-        "Part of a label that is spread over all classes, from 0 to below 1: above 0 the loss has "
-        "a minimum, and the metrics of several networks can be compared.",
+        "Part of each label that is spread over all classes, from 0 to below 1. If it is "
+        "above 0, the loss has a minimum, and the metrics of several networks can be "
+        "compared.",
         least=0,
         below=1,
     )
     target_loss: float | None = _training(
         None,
-        "End when the mean loss of the training images, not augmented, is at most this many nats "
-        "above the least that their labels allow; after --epochs at latest.",
+        "End the training when the mean loss of the training images without augmentation "
+        "is at most this many nats above the smallest loss that their labels allow. It "
+        "ends after --epochs in any case.",
         above=0,
     )
     target_error: float | None = _training(
         None,
-        "End when at most this percentage of the training images, not augmented, is wrongly "
-        "classified; after --epochs at latest.",
+        "End the training when at most this percentage of the training images without "
+        "augmentation is wrongly classified. It ends after --epochs in any case.",
         above=0,
         below=100,
     )
     mixed_precision: str = _training(
-        "none", "Compute in half precision, by this Keras policy.", choices=MIXED_PRECISIONS
+        "none", "Policy of Keras for computing in half precision.", choices=MIXED_PRECISIONS
     )
     jit_compile: bool = _training(
-        False, "Compile steps with XLA: a slower start, and faster steps on a GPU."
+        False, "Compile the steps with XLA. The start is slower, and steps are faster on a GPU."
     )
     strategy: str = _training(
         STRATEGIES[0],
-        "none; mirrored: on all GPUs of the machine; multi_worker: in the processes that the "
-        "environment variable TF_CONFIG names. --batch_size is that of all together, and each "
-        "replica splits its share into --num_sub_batches.",
+        "Devices. none: one device. mirrored: all GPUs of the machine. multi_worker: the "
+        "processes that the environment variable TF_CONFIG names. --batch_size counts the "
+        "images of all devices together. Each replica splits its share into "
+        "--num_sub_batches.",
         choices=STRATEGIES,
     )
     seed: int = _training(0, "Seed of everything that is random.", least=0)
 
     output_dir: str | None = _output(
-        None, "Folder of the run; by default runs/<dataset>_<arch>_<method>_seed<seed>."
+        None, "Folder of the run. The default is runs/<dataset>_<arch>_<method>_seed<seed>."
     )
-    resume: bool = _output(False, "Go on with the run in --output_dir, if there is one.")
+    resume: bool = _output(
+        False,
+        "Go on with the run in --output_dir, if there is one. A finished run is trained further "
+        "if --epochs is larger, with its last learning rate.",
+    )
     dry_run: bool = _output(
-        False, "Only tell what would be trained: read one batch, build the network, write nothing."
+        False,
+        "Only print what would be trained. One batch is read, the network is built, and nothing "
+        "is written.",
     )
+    schedule_epochs: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the values that do not depend on the recipe.

@@ -13,7 +13,7 @@ from fisher_keras.experiments.training.config import TrainingConfig
 from fisher_keras.files import differences, make_folder, remove_empty, write_text
 
 # Flags that may change on the way: the data are known by their fingerprint.
-_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "dry_run"}
+_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "dry_run", "schedule_epochs"}
 
 
 class RunFiles:
@@ -66,7 +66,12 @@ class RunFiles:
                     "with it by --resume"
                 )
             record = self.read()
+            finished = record["status"] == "finished"
+            if further := finished and flags["epochs"] > record["flags"]["epochs"]:
+                record = _extended(record, flags["epochs"])
             _check_same_flags(record["flags"], flags, self.directory)
+            if further:
+                self.write_record(record)
             return record
         # Hidden files do not count, as systems put such files into any folder.
         foreign = [path.name for path in self.directory.iterdir() if path.name[0] != "."]
@@ -135,6 +140,14 @@ class RunFiles:
                 f"{self.record} is not the record of a run: give another --output_dir"
             ) from error
         return record
+
+
+def _extended(record: dict, epochs: int) -> dict:
+    """Returns the record of a finished run as one that more epochs are to come of."""
+    flags = record["flags"]
+    planned = flags.get("schedule_epochs") or flags["epochs"]
+    flags = flags | {"epochs": epochs, "schedule_epochs": planned}
+    return record | {"status": "running", "flags": flags}
 
 
 def _check_same_flags(stored: dict, given: dict, directory: pathlib.Path) -> None:

@@ -109,8 +109,14 @@ def train(
     # Before the data are loaded: of a finished run nothing but the record is needed.
     if first_epoch == _NOTHING_LEFT:
         if not quiet:
-            print(f"{files.directory} holds the finished run: nothing is left to do.")
+            print(
+                f"{files.directory} holds the finished run: nothing is left to do. "
+                "Give a larger --epochs to train it further."
+            )
         return record
+    if first_epoch > 0:
+        planned = files.read()["flags"].get("schedule_epochs")
+        config = dataclasses.replace(config, schedule_epochs=planned)
     try:
         data = load_training_data(config) if data is None else data
         with _dtype_policy(config):
@@ -332,9 +338,9 @@ class _Training:
 def _schedule(config: TrainingConfig, past_losses: list[float]) -> keras.callbacks.Callback:
     if config.schedule == "plateau":
         return PlateauSchedule(config.learning_rate, past_losses)
-    recipe = recipe_of(config.arch)
+    recipe, epochs = recipe_of(config.arch), config.schedule_epochs or config.epochs
     return keras.callbacks.LearningRateScheduler(
-        lambda epoch, _: learning_rate_at(recipe, epoch, config.epochs, config.learning_rate)
+        lambda epoch, _: learning_rate_at(recipe, epoch, epochs, config.learning_rate)
     )
 
 

@@ -122,7 +122,19 @@ def test_the_definition_names_the_function_and_where_the_run_is_carried_out(tmp_
     assert definition.pop("function") == f"{__name__}:execute"
     assert definition.pop("options") == {"data_dir": "/data"}
     assert Run(**definition) == run
-    assert Run(**definition).key == directory.name
+    assert directory.name == f"seed_0_{Run(**definition).key}"
+
+
+def test_a_run_is_found_by_its_key_alone(tmp_path):
+    run, store = make_run(), ExperimentStore(tmp_path)
+    old = tmp_path / "runs" / run.key  # As older versions named it.
+    assert store.begun(run.key) is None
+    old.mkdir(parents=True)
+    assert store.run_directory(run) == old
+    old.rename(tmp_path / "runs" / f"another_label_{run.key}")
+    finish(store, run)
+    assert [path.name for path in tmp_path.glob("runs/*")] == [f"another_label_{run.key}"]
+    assert store.record(run).key == run.key
 
 
 def test_one_command_at_a_time_works_on_a_store(tmp_path):

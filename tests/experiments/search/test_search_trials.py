@@ -126,7 +126,7 @@ def test_a_killed_tpe_goes_on_with_the_training_that_was_begun(store):
     search(store, num_trials=5, most=3, kill=True)
     runs = {run_of(dict(zip(CANDIDATES, values, strict=True))).key: values for values in GRID}
     (begun,) = [
-        runs[path.name]
+        runs[path.name[-16:]]
         for path in store.directory.glob("runs/*")
         if not (path / "record.json").exists()
     ]

@@ -325,6 +325,26 @@ def test_a_finished_run_is_not_trained_again(plain_run, monkeypatch):
     assert record == json.loads((plain_run / "run.json").read_text())
 
 
+def test_a_finished_run_is_trained_further_with_its_last_learning_rate(tmp_path, plain_run):
+    shutil.copytree(plain_run, tmp_path / "further")
+    before = json.loads((plain_run / "run.json").read_text())
+    epochs = before["flags"]["epochs"]
+    record = train(tiny_config(tmp_path / "further", resume=True, epochs=epochs + 1))
+    assert (record["status"], record["flags"]["epochs"]) == ("finished", epochs + 1)
+    assert record["flags"]["schedule_epochs"] == epochs
+    assert record["resumed"][-1]["after_epochs"] == epochs
+    assert record["history"]["loss"][:-1] == before["history"]["loss"]
+    rates = record["history"]["learning_rate"]
+    assert rates[-1] == rates[-2]
+    # With the same flags, it is finished. With fewer epochs, it is another run.
+    assert train(tiny_config(tmp_path / "further", resume=True, epochs=epochs + 1)) == record
+    with pytest.raises(ValueError, match=r"cannot resume .* with other flags: --epochs"):
+        train(tiny_config(tmp_path / "further", resume=True))
+    twice = train(tiny_config(tmp_path / "further", resume=True, epochs=epochs + 2))
+    assert twice["flags"]["schedule_epochs"] == epochs
+    assert twice["history"]["learning_rate"][-1] == rates[-1]
+
+
 # -------------------------------------------------------------------------------------- errors
 
 
@@ -343,8 +363,8 @@ def test_a_directory_of_other_files_is_left_alone(tmp_path):
 
 
 def test_resuming_with_other_flags_names_them(plain_run):
-    with pytest.raises(ValueError, match=r"--epochs was 4, is 5; --seed was 0, is 1\. Give"):
-        train(tiny_config(plain_run, epochs=5, seed=1, resume=True))
+    with pytest.raises(ValueError, match=r"--epochs was 4, is 3; --seed was 0, is 1\. Give"):
+        train(tiny_config(plain_run, epochs=3, seed=1, resume=True))
 
 
 def test_resuming_with_other_data_is_an_error(tmp_path, monkeypatch):

@@ -6,31 +6,23 @@ python execute.py SCRIPT: SCRIPT's stem is the page's name, and its folder of fi
 import contextlib
 import io
 import pathlib
-import re
 import sys
 
+import cells
 import matplotlib
 
 matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
 
-_CELL = re.compile(r"^# %%(?P<kind> \[markdown\])?\n", re.MULTILINE)
-_OUTPUT = '``` {{ .text .output title="Output" }}\n{}\n```'
-
 
 def main() -> None:
     """Executes the cells one after the other."""
     script = pathlib.Path(sys.argv[1])
-    # What is before the first cell, the docstring, is for those who read the file alone.
-    _, *cells = _CELL.split(script.read_text(encoding="utf-8"))
     names = {"__name__": "__main__"}
     blocks = []
-    for kind, text in zip(cells[::2], cells[1::2], strict=True):
-        if kind:
-            blocks.append(re.sub(r"^# ?", "", text.strip(), flags=re.MULTILINE))
-        else:
-            blocks += _run(text.strip("\n"), names, script)
+    for is_markdown, text in cells.split(script):
+        blocks += [text] if is_markdown else _run(text, names, script)
     pathlib.Path(f"{script.stem}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
@@ -41,7 +33,7 @@ def _run(code: str, names: dict, script: pathlib.Path) -> list[str]:
         exec(compile(code, script.name, "exec"), names)
     blocks = [f"```python\n{code}\n```"]
     if text := printed.getvalue().rstrip():
-        blocks.append(_OUTPUT.format(text))
+        blocks.append(f"Output:\n\n```text\n{text}\n```")
     for number in plt.get_fignums():
         figure = f"figure-{len(list(pathlib.Path().glob('figure-*.png'))) + 1}.png"
         plt.figure(number).savefig(figure, dpi=150)
