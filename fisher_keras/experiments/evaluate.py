@@ -13,7 +13,7 @@ from fisher_keras.experiments.saved_models import load_models
 from fisher_keras.experiments.statistics.text_tables import markdown_table
 from fisher_keras.files import replacing
 from fisher_keras.metrics import LocalMinimumReport, evaluate_local_minimum
-from fisher_keras.metrics.report import MetricSummary, summarize
+from fisher_keras.metrics.report import MetricSummary
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
@@ -51,9 +51,12 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
             config.normalize_logits,
             test_data=test,
             label_smoothing=config.label_smoothing,
+            layers=config.layers,
             trials_path=None if output is None else output / f"{name}.trials.jsonl",
         )
         print(f"\n{name}\n{report}", flush=True)
+        if config.layers:
+            print(f"\n{report.layers}", flush=True)
         if output is not None:
             _write_report(report, output, name)
     if "log_determinant" in config.metrics:
@@ -96,9 +99,7 @@ def differences(reports: dict[str, LocalMinimumReport]) -> str:
     (first, base), *others = reports.items()
     rows = [[f"less {first}", *base.metrics]]
     for name, report in others:
-        pairs = list(zip(report.trials, base.trials, strict=True))
-        found = [summarize([a.metrics[m] - b.metrics[m] for a, b in pairs]) for m in base.metrics]
-        rows.append([name, *map(_difference_cell, found)])
+        rows.append([name, *map(_difference_cell, report.difference(base).values())])
     return markdown_table(rows)
 
 
@@ -152,6 +153,13 @@ def _write_report(report: LocalMinimumReport, output: pathlib.Path, name: str) -
 
 def _write_comparison(reports: dict[str, LocalMinimumReport], output: pathlib.Path | None) -> None:
     print(f"\n{comparison(reports)}\n\n{differences(reports)}")
+    (first, base), *others = reports.items()
+    for name, report in others if base.layer_weights else ():
+        try:
+            beside = base.layers.beside(report.layers)
+        except ValueError as error:  # Of networks with other layers, all else can be compared.
+            beside = error
+        print(f"\nThe layers of {first} and of {name} (that):\n{beside}")
     if output is not None and "log_determinant" in next(iter(reports.values())).metrics:
         with replacing(output / "comparison.png") as path:
             chart(reports).savefig(path, dpi=150)

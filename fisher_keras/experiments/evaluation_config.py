@@ -52,6 +52,11 @@ class EvaluationConfig(DataOptions):
         "its Table 2.",
         above=0,
     )
+    layers: bool = _metrics(
+        False,
+        "Also evaluate each layer: trace, log-determinant and norm of the weights. Of several "
+        "models with the same layers, it prints them side by side.",
+    )
     output: str | None = _output(
         None, "Folder for the reports, trials and figures. Without it, nothing is written."
     )

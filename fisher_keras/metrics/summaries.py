@@ -10,7 +10,7 @@ import numpy as np
 from fisher_keras.files import differences
 
 # What decides which examples a trial samples, and of which logits its metrics are.
-_OF_THE_SAMPLES = ("num_samples", "seed", "stratified", "data", "normalize_logits")
+_OF_THE_SAMPLES = ("num_samples", "seed", "stratified", "unit", "data", "normalize_logits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def check_same_samples(evaluation: Mapping[str, Any], other: Mapping[str, Any]) 
         evaluation: All that the trials of one depend on.
         other: Of the other one.
     """
-    mine, others = ({name: e[name] for name in _OF_THE_SAMPLES} for e in (evaluation, other))
+    mine, others = ({name: e.get(name) for name in _OF_THE_SAMPLES} for e in (evaluation, other))
     changed = differences(others, mine)
     if changed:
         raise ValueError(
