@@ -263,7 +263,7 @@ def test_a_classifier_with_a_preprocessor_takes_a_users_own_data(
     status, _, errors = run_command(
         "evaluate", *flags, "--dataset=texts_of_a_user:load_data", "--train_size=5"
     )
-    assert status == 2
+    assert status == 1
     assert "--train_size is not for --dataset=texts_of_a_user:load_data" in errors
 
 
