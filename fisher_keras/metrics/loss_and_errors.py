@@ -87,8 +87,8 @@ class RunningDataLoss:
                 f"examples of {self._name} that it was given at once; the first is "
                 f"{rows[np.argmax(bad)]}. Check the inputs, and whether training has diverged."
             )
-        likelihood.check(data.y, data.weights, f"The labels of {self._name}")
-        classes = likelihood.hard_labels(data.y, data.weights)
+        what = f"The labels of {self._name}"
+        classes = likelihood.hard_labels(data.y, data.weights, what)
 
         def sums(values: np.ndarray) -> np.ndarray:
             return np.sum(np.where(counted, values, 0.0), axis=likelihood.axes)
