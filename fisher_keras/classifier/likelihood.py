@@ -37,22 +37,13 @@ class Likelihood:
         """The axes of the positions in arrays of N examples."""
         return tuple(range(1, 1 + len(self.positions)))
 
-    def check(self, y: Any, weights: Any = None, what: str = "Labels") -> None:
-        """Raises a ValueError unless labels and weights fit.
-
-        Args:
-            y: Labels, see `hard_labels`.
-            weights: See `counted`.
-            what: Name of the labels, for errors.
-        """
-        self._checked(y, weights, what)
-
-    def hard_labels(self, y: Any, weights: Any = None) -> np.ndarray:
+    def hard_labels(self, y: Any, weights: Any = None, what: str = "Labels") -> np.ndarray:
         """Returns the most probable class of each label (the paper's y-bar).
 
         Args:
             y: Classes, shape (N, *P) or (N, *P, 1), or distributions, shape (N, *P, C).
             weights: See `counted`; where a position does not count, neither does its label.
+            what: Name of the labels, for errors.
 
         Returns:
             Shape (N, *P), int32.
@@ -60,7 +51,7 @@ class Likelihood:
         Raises:
             ValueError: If y does not fit.
         """
-        y = self._checked(y, weights)
+        y = self._checked(y, weights, what)
         classes = y if y.ndim == 1 + len(self.positions) else np.argmax(y, axis=-1)
         return classes.astype(np.int32)
 
@@ -153,6 +144,11 @@ class Likelihood:
         ).replace("(N, )", "(N,)")
 
     def _hint(self, y: np.ndarray) -> str:
+        if not self.positions and y.ndim == 2 and np.isin(y, (0, 1)).all():
+            return (
+                " If these are labels that are yes or no each, give "
+                "Classifier(model, likelihood='bernoulli')."
+            )
         if not self.bernoulli or y.ndim > len(self.positions):
             return ""
         count = self.positions[-1]

@@ -65,7 +65,7 @@ def example_gradient_norms(
     inputs = classifier.inputs(first_x)
     # This also finds the likelihood, which the check of the labels needs.
     classifier.predictions(inputs)
-    classifier.likelihood(inputs).check(data.labels, data.weights, "The labels of data")
+    classifier.likelihood(inputs).hard_labels(data.labels, data.weights, "The labels of data")
     function = classifier.cached(_NormFunction, False)
     log_norms = np.empty(len(data))
     for first in range(0, len(data), size):

@@ -125,7 +125,8 @@ class EvaluationOptions:
             check_trainable(classifier.model)
         inputs = classifier.inputs(x)
         classifier.predictions(inputs)
-        classifier.likelihood(inputs).check(data.labels, data.weights, "The labels of data")
+        # Of all examples, before the first trial.
+        classifier.likelihood(inputs).hard_labels(data.labels, data.weights, "The labels of data")
         if "jacobian_norms" in self.needs:
             check_single(classifier, inputs, "The metric 'robustness'")
         if self.stratified and self.unit == "example":

@@ -98,8 +98,8 @@ class RunningDataLoss:
                 f"examples of {self._name} that it was given at once; the first is "
                 f"{rows[np.argmax(bad)]}. Check the inputs, and whether training has diverged."
             )
-        likelihood.check(y, weights, f"The labels of {self._name}")
-        classes = likelihood.hard_labels(y, weights)
+        what = f"The labels of {self._name}"
+        classes = likelihood.hard_labels(y, weights, what)
         rows = np.searchsorted(self.rows, rows)
 
         def sums(values: np.ndarray) -> np.ndarray:

@@ -116,7 +116,9 @@ class FisherRegularizedModel(RelativeStrength):
 
         Args:
             model: A Keras classifier with one output of shape (B, K): logits or probabilities,
-                as the loss given to `compile` says. Or (B, 1) with a binary cross-entropy.
+                as the loss given to `compile` says. Or (B, 1) with a binary cross-entropy. Several
+                predictions an example, (B, ..., K), or labels that are yes or no, (B, K), have
+                Keras' mean over them as their loss (docs/more_than_one_prediction.md).
             alpha: Length of the step along $g_i$ ($\alpha$, 0.0001 in all experiments of the
                 paper); > 0.
             beta: Weight of the regularizer ($\beta$, 10 to 125 in the paper), >= 0; by default 10,

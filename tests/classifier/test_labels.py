@@ -97,6 +97,25 @@ def test_all_forms_of_the_same_data():
     assert labelled_data((x + 1, y)).fingerprint != expected.fingerprint
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_weights_of_positions_go_with_their_examples(shuffled):
+    x, _ = arrays()
+    random = np.random.default_rng(1)
+    y, weights = random.integers(0, 4, (7, 5)), random.integers(0, 2, (7, 5))
+    y[weights == 0] = -1  # Which no classifier has.
+    given = tf.data.Dataset.from_tensor_slices((x, y, weights))
+    data = labelled_data((given.shuffle(7) if shuffled else given).batch(3))
+    order = [int(np.flatnonzero((x == row).all(axis=1))[0]) for row in data.x]
+    np.testing.assert_array_equal(data.weights, weights[order])
+    np.testing.assert_array_equal(data.take(np.array([2])).weights, weights[order][2:3])
+    arrays_alone = labelled_data((x, y, weights))
+    assert shuffled or data.fingerprint == arrays_alone.fingerprint
+    other = labelled_data((x, y, weights * (np.arange(5) > 0)))
+    assert other.fingerprint != arrays_alone.fingerprint
+    with pytest.raises(ValueError, match="label -1 for example"):
+        labelled_data((x, y))
+
+
 def test_structures_and_distributions():
     x, y = arrays()
     one_hot = np.eye(4)[y]

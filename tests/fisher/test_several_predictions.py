@@ -98,6 +98,12 @@ def test_labels_are_told_from_classes(head, loss, options, bernoulli):
         assert classifier.logits(x).shape == ((2, 3, 2) if bernoulli else (2, 3))
 
 
+def test_several_labels_of_outputs_that_are_taken_for_classes():
+    model = several.sequential((4,), layers.Dense(3))
+    with pytest.raises(ValueError, match=r"label \[1 1 0\] .* likelihood='bernoulli'"):
+        loss_gradient_gram(model, np.ones((2, 4)), np.array([[1, 1, 0], [0, 0, 1]]))
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

@@ -8,6 +8,8 @@ import tensorflow as tf
 from keras import layers
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
+from fisher_keras.regularizer.batches import Batch
+from fisher_keras.regularizer.replicas import ReplicaWeights
 from fisher_keras.regularizer.sub_batches import split_batch
 
 ALPHA, BETA, SEED = 1e-2, 3.0, 5
@@ -165,6 +167,15 @@ def test_what_would_be_another_mean_is_refused(make, name, weights, message):
     method.compile("sgd", loss_of(model))
     with pytest.raises(ValueError, match=message):
         method.fit(x, y, sample_weight=weights, verbose=0)
+
+
+def test_masks_on_several_replicas_are_refused():
+    model, x, y, _ = several.case("tagger", count=6)
+    losses = fisher(model, 3).losses_of(Batch(tf.constant(x), tf.constant(y)))
+    one = tf.constant(1.0, tf.float64)
+    losses.replica_weights = ReplicaWeights(one, one)
+    with pytest.raises(ValueError, match=r"several replicas .* Use one device"):
+        losses.part_at(losses.weights)
 
 
 @pytest.mark.parametrize(
