@@ -27,7 +27,7 @@ BELOW = {
         *("callbacks", "bound", "models", "datasets"),
     },
 }
-LEAVES = {"_backend", "_version", "arguments", "devices", "extras", "files"}
+LEAVES = {"_backend", "_version", "arguments", "devices", "extras", "files", "tables"}
 CORE = set(BELOW) - {"experiments", "models", "datasets"} | LEAVES
 MODULE_OF = {"scikit-learn": "sklearn", "dask[distributed]": "distributed"}
 

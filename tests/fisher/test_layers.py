@@ -234,3 +234,21 @@ def test_two_networks_side_by_side(tmp_path):
         table.beside(evaluate(model, x, y, seed=1).layers)
     with pytest.raises(ValueError, match="same numbers of parameters"):
         table.plot(evaluate(*network_and_data("nested")).layers)
+
+
+def test_low_rank_adapters_beside_frozen_layers():
+    """Keras' adapters are float32, whatever the model is."""
+    random = np.random.default_rng(0)
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, "tanh", name="adapted"), layers.Dense(CLASSES)]
+    )
+    model.layers[0].enable_lora(2)
+    model.layers[1].trainable = False
+    for variable in model.trainable_variables:
+        variable.assign(random.normal(size=variable.shape))
+    x, y = random.normal(size=(9, 6)).astype("float32"), random.integers(0, CLASSES, 9)
+    J = jacobian(model, x, y)
+    assert J.shape == (9, 8 + 6 * 2 + 2 * 8)
+    gram = loss_gradient_gram(model, x, y, by_layer=True)
+    np.testing.assert_allclose(xi(gram), J @ J.T, atol=1e-5 * np.abs(J @ J.T).max())
+    assert list(gram.layers) == ["adapted"]

@@ -1,6 +1,7 @@
 """evaluate_local_minimum against explicit Jacobians, and what its report says."""
 
 import doctest
+import importlib.util
 import json
 import math
 
@@ -459,6 +460,23 @@ def test_the_report(traced):
     assert record["train"]["error"] == report.train.error
     assert [trial["metrics"] for trial in record["trials"]] == [t.metrics for t in report.trials]
     assert record["evaluation"]["num_samples"] == 6
+
+
+def test_the_report_as_markdown_and_as_a_frame(traced, monkeypatch):
+    report = evaluate(traced, examples(), test_data=examples(10))
+    text = report.to_markdown()
+    for name, summary in report.metrics.items():
+        cells = f"{summary.mean:.6g} | {summary.standard_error:.2g}"
+        assert f"| {name} | {cells} |" in text
+    assert f"| test | {report.test.loss:.4g} | {100 * report.test.error:.2f} |" in text
+    assert all(f"- {note}" in text for note in report.notes)
+    if importlib.util.find_spec("pandas"):
+        frame = report.to_frame()
+        assert list(frame.index) == list(report.metrics)
+        assert frame.loc["trace"].to_dict() == vars(report.metrics["trace"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="no package pandas: run pip install 'pandas'"):
+        report.to_frame()
 
 
 def test_the_spectrum_plot(traced, tmp_path):
