@@ -13,7 +13,7 @@ from fisher_keras.experiments.saved_models import load_models
 from fisher_keras.experiments.statistics.text_tables import markdown_table
 from fisher_keras.files import replacing
 from fisher_keras.metrics import LocalMinimumReport, evaluate_local_minimum
-from fisher_keras.metrics.report import MetricSummary
+from fisher_keras.metrics.summaries import MetricSummary
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:

@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.labels import LabelledData, fingerprint
+from fisher_keras.experiments.comparisons.arms import CLIP_NORM
 from fisher_keras.experiments.comparisons.compare import Method
-from fisher_keras.experiments.comparisons.methods import CLIP_NORM
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.experiments.training.training_callbacks import (
