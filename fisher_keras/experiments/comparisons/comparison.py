@@ -16,8 +16,9 @@ from fisher_keras.experiments.comparisons.common import Group, difference_cell, 
 from fisher_keras.experiments.runs.store import Record
 from fisher_keras.experiments.runs.trained_network import PartResult
 from fisher_keras.experiments.statistics.paired import PairedDifference, paired_difference
-from fisher_keras.experiments.statistics.text_tables import Rows, aligned_table, publish_table
+from fisher_keras.experiments.statistics.text_tables import publish_table
 from fisher_keras.files import replacing
+from fisher_keras.tables import Rows, aligned_table
 
 _BASELINE = "plain"
 
