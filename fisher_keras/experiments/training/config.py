@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 
 from fisher_keras.experiments.command_line.flags import check_options, option
 from fisher_keras.experiments.names import (
@@ -13,28 +12,11 @@ from fisher_keras.experiments.names import (
     GRADIENTS,
     STRATEGIES,
 )
+from fisher_keras.experiments.training.option_checks import check_together
 
 MIXED_PRECISIONS = ("none", "mixed_float16", "mixed_bfloat16")
 SCHEDULES = ("recipe", "plateau")
-NETWORK_OPTIONS = ("depth", "width", "l2_penalty")  # Of the package's own networks.
 METHODS = ("plain", "clipped", "ghost", "fisher", "sam")
-
-REGULARIZER_OPTIONS = (
-    "alpha",
-    "beta",
-    "num_sub_batches",
-    "clip_norm",
-    "gradient",
-    "share_gradients",
-    "strength",
-    "step_length",
-    "direction",
-    "interval",
-)
-_OF_METHOD = {
-    "clipped": {"settings_file"},
-    "ghost": {"settings_file", "num_sub_batches"},
-}  # Beside `clip_norm`, which is for all.
 
 _model, _data, _method, _training, _output = (
     functools.partial(option, group=group)
@@ -294,41 +276,13 @@ class TrainingConfig:
             ValueError: If a value cannot be used.
         """
         check_options(self)
-        self._check_arch()
         if self.width is not None and self.width.is_integer():
             object.__setattr__(self, "width", int(self.width))  # Filters are counted.
         if self.jit_compile and self.strategy != STRATEGIES[0]:
             raise ValueError(f"--jit_compile is not for --strategy={self.strategy}: leave it out")
         # Before the checks below, which read `regularize`: it is set here.
         self._check_method()
-        if not self.regularize:
-            # A plain training can be clipped, too.
-            names = {*REGULARIZER_OPTIONS, "beta_phases", "settings_file"} - {"clip_norm"}
-            names -= _OF_METHOD.get(self.method, set())
-            given = sorted(name for name in names if getattr(self, name) is not None)
-            if given:
-                raise ValueError(f"--{given[0]} has no effect without --regularize: add it")
-        if self.target_loss is not None and self.target_error is not None:
-            raise ValueError("--target_loss and --target_error both end a training: give one")
-        if self.beta is not None and self.strength is not None:
-            raise ValueError("--beta and --strength say the same: give one of them")
-        if self.gradient == "hessian_vector_product" and (self.step_length or self.direction):
-            raise ValueError(
-                "--step_length and --direction are not for --gradient=hessian_vector_product, "
-                "which takes no difference: leave them out"
-            )
-        if self.beta_phases is not None:
-            self._check_beta_phases()
-
-    def _check_arch(self) -> None:
-        if ":" not in self.arch and self.arch not in ARCHITECTURES:
-            raise ValueError(
-                f"--arch must be one of {', '.join(ARCHITECTURES)}, keras.applications:NAME or "
-                f"package.module:function, got {self.arch!r}"
-            )
-        given = [name for name in NETWORK_OPTIONS if getattr(self, name) is not None]
-        if ":" in self.arch and given:
-            raise ValueError(f"--{given[0]} is not for --arch={self.arch}: leave it out")
+        check_together(self)
 
     def _check_method(self) -> None:
         """Rejects conflicting options, and finds the method that they ask for."""
@@ -348,36 +302,10 @@ class TrainingConfig:
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "regularize", method == "fisher")
 
-    def _check_beta_phases(self) -> None:
-        if self.schedule != "recipe":
-            raise ValueError(
-                "--beta_phases needs --schedule=recipe, whose learning rate falls at known epochs"
-            )
-        from fisher_keras.experiments.training.arch import recipe_of  # As --help comes first.
-
-        falls = len(recipe_of(self.arch).schedule)
-        factors = phase_factors(self.beta_phases)
-        if len(factors) != falls + 1 or not all(0 <= factor < math.inf for factor in factors):
-            raise ValueError(
-                f"--beta_phases must be {falls + 1} numbers, 0 or greater: the learning rate of "
-                f"{self.arch} falls {falls} times. Given: {self.beta_phases}"
-            )
-
 
 def file_name(arch: str) -> str:
     """Returns the name of a network in the names of folders."""
     return arch.rpartition(":")[2]
-
-
-def phase_factors(beta_phases: str) -> list[float]:
-    """Returns the factors of `beta_phases`; NaN for non-numbers."""
-    factors = []
-    for part in beta_phases.split(","):
-        try:
-            factors.append(float(part))
-        except ValueError:
-            factors.append(math.nan)
-    return factors
 
 
 def resolve_run(config: TrainingConfig) -> TrainingConfig:
