@@ -104,10 +104,12 @@ def _measured_rounding(*switches: object) -> float:
             ]
             return [tf.reshape(product, [size, size]) for product in matrices + convolved]
 
+        # A graph, also where functions run eagerly: metrics are computed in graphs.
+        in_graph = products.get_concrete_function(tf.TensorSpec([size, size]))
         # One times a number is the number itself, unless a factor was rounded: 9 binary digits are
         # too many for bfloat16, and 12 for TensorFloat-32.
         for rounding, tell_tale in ((2.0**-7, 1 + 2.0**-9), (2.0**-10, 1 + 2.0**-12)):
-            found = np.stack(products(tf.fill([size, size], tell_tale)))
+            found = np.stack(in_graph(tf.fill([size, size], tell_tale)))
             if np.any(found != np.float32(tell_tale)):
                 return rounding
     return _ROUNDING["float32"]
