@@ -54,6 +54,9 @@ class Levels(keras.layers.Embedding):
         rows = keras.ops.floor(keras.ops.abs(images[..., 0]) * 4)
         return super().call(keras.ops.cast(rows, "int32"))
 
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.output_dim)
+
 
 def network(batch_norm=None, dropout=0.0, table=False):
     """A small network; batch_norm is None, "own" (of each replica) or "synchronized"."""
