@@ -18,7 +18,7 @@ from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.positions import Positions, Unit, check_unit
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gram_function import GramFunction
-from fisher_keras.fisher.layers import weights_by_layer
+from fisher_keras.fisher.layer_weights import weights_by_layer
 
 # Where the cosines' smallest eigenvalue is less, the last digits of their products matter.
 _WELL_CONDITIONED = 1e-3

@@ -13,7 +13,7 @@ from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gradients import Explicit, Gradients, for_new_graph
 from fisher_keras.fisher.gram_product import products_of_groups
-from fisher_keras.fisher.layers import weights_by_layer
+from fisher_keras.fisher.layer_weights import weights_by_layer
 from fisher_keras.fisher.per_example import TracedBatch
 from fisher_keras.fisher.verification import (
     no_errors,

@@ -17,7 +17,7 @@ from fisher_keras.metrics.gram_metrics import (
     trace,
 )
 from fisher_keras.metrics.hessian import hessian, hessian_log_determinant
-from fisher_keras.metrics.layers import LayerSummary, LayerTable
+from fisher_keras.metrics.layer_table import LayerSummary, LayerTable
 from fisher_keras.metrics.loss_and_errors import DataLoss
 from fisher_keras.metrics.margins import log_determinant_margins, log_residuals
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS

@@ -19,7 +19,7 @@ from fisher_keras.classifier.positions import Positions, Unit
 from fisher_keras.devices import Processes, over_replicas, replica_devices, replica_strategy
 from fisher_keras.metrics import gram_metrics
 from fisher_keras.metrics.evaluation_options import EvaluationOptions
-from fisher_keras.metrics.layers import layer_metrics, layer_weights
+from fisher_keras.metrics.layer_table import layer_metrics, layer_weights
 from fisher_keras.metrics.loss_and_errors import DataLoss, RunningDataLoss, evaluate_data_loss
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, Sample, count_parameters
 from fisher_keras.metrics.report import LocalMinimumReport

@@ -17,7 +17,7 @@ from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.classifier.likelihood import Likelihood
 from fisher_keras.fisher.gram import FisherGram, loss_gradient_gram
 from fisher_keras.metrics import gram_metrics, margins
-from fisher_keras.metrics.layers import log_norm
+from fisher_keras.metrics.layer_table import log_norm
 from fisher_keras.metrics.robustness import squared_jacobian_norms
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fisher_keras.extras import require
-from fisher_keras.metrics.layers import LayerTable
+from fisher_keras.metrics.layer_table import LayerTable
 from fisher_keras.metrics.loss_and_errors import DataLoss
 from fisher_keras.metrics.summaries import (
     MetricSummary,

@@ -10,7 +10,7 @@ from keras import layers
 from slow_jacobian import jacobian, shake, xi
 
 from fisher_keras import evaluate_local_minimum, loss_gradient_gram
-from fisher_keras.fisher.layers import weights_by_layer
+from fisher_keras.fisher.layer_weights import weights_by_layer
 from fisher_keras.metrics import SingularGramWarning
 from fisher_keras.metrics.trials import draw_sample
 

@@ -10,7 +10,7 @@ import numpy as np
 from fisher_keras.classifier import stateless
 from fisher_keras.extras import require
 from fisher_keras.fisher.gram import FisherGram
-from fisher_keras.fisher.layers import weights_by_layer
+from fisher_keras.fisher.layer_weights import weights_by_layer
 from fisher_keras.metrics import gram_metrics
 from fisher_keras.metrics.singular import is_singular
 from fisher_keras.metrics.summaries import (
