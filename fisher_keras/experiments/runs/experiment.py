@@ -15,8 +15,9 @@ from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.runs.trained_run import execute
 from fisher_keras.experiments.training.arch import build_network
-from fisher_keras.experiments.training.config import NETWORK_OPTIONS, TrainingConfig
+from fisher_keras.experiments.training.config import TrainingConfig
 from fisher_keras.experiments.training.data import split_dataset
+from fisher_keras.experiments.training.option_checks import NETWORK_OPTIONS
 from fisher_keras.experiments.training.provenance import git_revision
 
 # Options that are those of all trainings, too.

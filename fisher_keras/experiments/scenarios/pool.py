@@ -14,7 +14,8 @@ from fisher_keras.experiments.runs.presets import Preset
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import trained_run
 from fisher_keras.experiments.scenarios.runs import SCENARIOS
-from fisher_keras.experiments.training.config import NETWORK_OPTIONS, TrainingConfig
+from fisher_keras.experiments.training.config import TrainingConfig
+from fisher_keras.experiments.training.option_checks import NETWORK_OPTIONS
 
 EXPERIMENT = "pool"
 VARIED = ("batch_size", "augmentation", "confusion_size", "width", "l2_penalty", "learning_rate")

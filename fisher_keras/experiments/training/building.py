@@ -5,11 +5,10 @@ import keras
 from fisher_keras.experiments.names import STRATEGIES
 from fisher_keras.experiments.training.arch import build_network, recipe_of
 from fisher_keras.experiments.training.config import (
-    REGULARIZER_OPTIONS,
     TrainingConfig,
 )
 from fisher_keras.experiments.training.data import TrainingData
-from fisher_keras.experiments.training.option_checks import phase_factors
+from fisher_keras.experiments.training.option_checks import REGULARIZER_OPTIONS, phase_factors
 from fisher_keras.models import build_optimizer, learning_rate_falls
 from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 
