@@ -21,7 +21,7 @@ BELOW = {
     "classifier_check": {"graph", "classifier", "fisher", "metrics", "regularizer"},
     "bound": set(),
     "models": set(),
-    "datasets": set(),
+    "datasets": {"classifier"},
     "experiments": {
         *("graph", "classifier", "fisher", "metrics", "regularizer"),
         *("callbacks", "bound", "models", "datasets"),
