@@ -125,7 +125,9 @@ class BatchLosses:
         """Returns this replica's part of `at(weights)`."""
         found = self._evaluate(self._part_of_loss, self.batch, weights, self.state)
         preconditions.check_evaluation(found.operations, self.model.model)
-        return LossAndGradient(found.losses[0], self._dense(found.gradients[0], weights))
+        return LossAndGradient(
+            found.losses[0], _dense(self._unscaled(found.gradients[0]), weights)
+        )
 
     def whole_batch(self, weights: list[tf.Tensor] | None = None) -> BatchLoss:
         """Returns this replica's part of L(B, w), as the operations of Keras' own step.
@@ -213,7 +215,7 @@ class BatchLosses:
         with self.replica.local_batch_norm(self.model.model):
             found = self._evaluate(loss, sub_batch.batch, weights, sub_batch.state)
         preconditions.check_evaluation(found.operations, self.model.model)
-        gradient = self._dense(found.gradients[0], weights)
+        gradient = _dense(self._unscaled(found.gradients[0]), weights)
         return _loss_of_sub_batch(self, found, sub_batch, found.losses[0], gradient)
 
     def ordinary_gradient(self) -> tuple[list, list]:
@@ -288,10 +290,6 @@ class BatchLosses:
         """Returns `parts` that are not scaled."""
         return map_parts(self.scale().remove, self.parts(gradient))
 
-    def _dense(self, gradient: list, weights: list) -> list[tf.Tensor]:
-        """Returns a dense gradient that is not scaled, with zeros instead of None."""
-        return map_parts(tf.convert_to_tensor, with_zeros(self._unscaled(gradient), weights))
-
     def _check_traced(self, found: Evaluation, weights: list[tf.Tensor]) -> None:
         """Checks L~ and its gradient, which have just been traced."""
         if not found.operations:
@@ -345,6 +343,11 @@ def check_no_mask(outputs: tf.Tensor, what: str, remedy: str) -> None:
             "it, which it is not where a mask leaves examples or positions out: parts then have "
             f"different numbers of them. Use {remedy}. Given: outputs with a mask."
         )
+
+
+def _dense(gradient: list, weights: list) -> list[tf.Tensor]:
+    """Returns a dense gradient with zeros instead of None."""
+    return map_parts(tf.convert_to_tensor, with_zeros(gradient, weights))
 
 
 def _loss_of_sub_batch(
