@@ -351,7 +351,7 @@ class NoImages(Shapes):
     [
         (Shapes, "shapes", None, "images of tfds:shapes are of several sizes: give --image_size"),
         (OnlyTrain, "only_train", 5, r"needs labelled splits train and test .*it has train"),
-        (NoImages, "no_images", 5, r"not a data set of images .*\['kind', 'picture'\]"),
+        (NoImages, "no_images", 5, "not a data set of images"),
         (Shapes, "no_such_name", 5, "TensorFlow Datasets has no data set 'no_such_name'"),
     ],
 )

@@ -53,10 +53,10 @@ class _Flag:
         """True if some choice stands for any text."""
         return any(choice != choice.lower() for choice in self.choices)
 
-    def allows(self, value: str) -> bool:
+    def allows(self, value: object) -> bool:
         """Returns whether a value is one of the choices."""
         patterns = (re.sub("[A-Z]+", ".+", re.escape(choice)) for choice in self.choices)
-        return any(re.fullmatch(pattern, value) for pattern in patterns)
+        return any(re.fullmatch(pattern, str(value)) for pattern in patterns)
 
     @property
     def expected(self) -> str:

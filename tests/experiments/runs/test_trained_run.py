@@ -38,9 +38,9 @@ def test_images_of_a_report_do_not_pass_again(tmp_path, monkeypatch):
     passed = []
     original = module.evaluate_data_loss
 
-    def counted(classifier, labelled, name):
+    def counted(classifier, labelled, name, *options):
         passed.append((name, len(labelled)))
-        return original(classifier, labelled, name)
+        return original(classifier, labelled, name, *options)
 
     monkeypatch.setattr(module, "evaluate_data_loss", counted)
     run = trained_run("test", training(confusion_size=30, epochs=1), METRICS, "label")
