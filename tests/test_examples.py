@@ -29,7 +29,7 @@ def test_own_model_and_data(tmp_path, monkeypatch):
     error = np.mean(predicted != ran["y_test"].argmax(axis=1))
     assert report.test.error == pytest.approx(error)
     assert error < 0.1
-    assert sum(np.isfinite(ran["history"]["log_determinant"])) == 13
+    assert sum(np.isfinite(ran["history"]["log_determinant"])) == 17
 
     # Theorem 1, with Equation 5 in it: W in the height cancels but for the volume's powers.
     L0, N = report.train.loss, 500

@@ -134,7 +134,7 @@ def test_all_flags_are_on_the_pages_of_the_commands():
 
 
 def test_every_page_is_in_the_navigation():
-    navigation = (ROOT / "mkdocs.yml").read_text()
+    navigation = re.sub(r"#.*", "", (ROOT / "mkdocs.yml").read_text())
     import commands
 
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}

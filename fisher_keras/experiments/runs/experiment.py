@@ -86,6 +86,7 @@ def execute_runs(
         options,
         gpus=gpus,
         dry_run=options.dry_run,
+        measure=options.preset != "smoke",
     )
     return store
 

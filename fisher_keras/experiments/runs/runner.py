@@ -18,6 +18,7 @@ def run_experiment(
     *,
     gpus: Sequence[str] = (),
     dry_run: bool = False,
+    measure: bool = True,
 ) -> None:
     """Executes those of an experiment's runs that are not in its store yet.
 
@@ -35,6 +36,7 @@ def run_experiment(
             this process, where the function may have arguments of any kind.
         gpus: This machine's, as `CUDA_VISIBLE_DEVICES` names them.
         dry_run: Only print the plan, and how long it takes.
+        measure: Whether a plan measures steps, which takes as long as the smallest experiments.
 
     Raises:
         ValueError: If an argument cannot be used, or another command works on the store.
@@ -47,7 +49,7 @@ def run_experiment(
     if len({run.key for run in runs}) < len(runs):
         raise ValueError("the runs must differ in their settings or seeds, but one is there twice")
     if dry_run:
-        print_plan(runs, store, options, gpus)
+        print_plan(runs, store, options, gpus, measure)
     else:
         with store.locked():
             store.write_plan(runs)
@@ -58,20 +60,23 @@ def print_plan(
     runs: Sequence[Run],
     store: ExperimentStore,
     options: EngineOptions | None,
-    gpus: Sequence[str] = (),
+    gpus: Sequence[str],
+    measure: bool,
 ) -> None:
     """Prints the runs that are not finished, and the time that they take on this machine.
 
     The arguments are those of `run_experiment`.
     """
-    # Here, as executing runs needs no TensorFlow in this process.
-    from fisher_keras.experiments.runs.step_times import measured_seconds
-
     # Without the lock: one may ask for the plan while the experiment is at work.
     progress = RunProgress(runs, store.records())
     alone = options is None or options.scheduler
     environments = [{}] if alone else run_environments(options, gpus)
-    measured = measured_seconds(progress.without_time(), environments[0])
+    measured = {}
+    if measure:
+        # Here, as executing runs needs no TensorFlow in this process.
+        from fisher_keras.experiments.runs.step_times import measured_seconds
+
+        measured = measured_seconds(progress.without_time(), environments[0])
     progress.print_plan(len(environments), measured)
     if measured:
         print("These times are of training alone, from steps measured here.", flush=True)

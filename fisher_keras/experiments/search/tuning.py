@@ -56,7 +56,8 @@ def tune(config: TuningConfig) -> dict[str, Any]:
     fingerprint = load_training_data(resolve(training)).describe()["fingerprint"]
     if config.dry_run:
         runs = [trial_run(training, fingerprint) for training in config.trainings()]
-        print_plan(runs[: config.num_trials], store, config.engine, gpus)
+        measure = config.preset != "smoke"
+        print_plan(runs[: config.num_trials], store, config.engine, gpus, measure)
         return {}
     with store.locked(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
