@@ -18,13 +18,14 @@ SEARCHED = {"beta": float, "num_sub_batches": int, "clip_norm": float}
 # Of train_cifar; the search decides them, or has flags of its own under the same names.
 _LEFT_OUT = (
     *SEARCHED,
-    *("adaptive", "confusion_size", "method", "output_dir", "regularize", "resume", "rho"),
-    *("settings_file", "strength", "sub_batches"),
-    "target_loss",  # Trials are compared after the same epochs.
+    *("adaptive", "confusion_size", "dry_run", "method", "output_dir", "regularize", "resume"),
+    *("rho", "settings_file", "strength", "sub_batches"),
+    *("target_error", "target_loss"),  # Trials are compared after the same epochs.
 )
 # Where a network is trained, but not how.
 _NOT_DECISIVE = {
-    *("data_dir", "download", "output_dir", "resume", "schedule_epochs", "settings_file")
+    *("data_dir", "download", "dry_run", "output_dir", "resume", "schedule_epochs"),
+    "settings_file",
 }
 
 _search, _output = (functools.partial(option, group=group) for group in ("search", "output"))

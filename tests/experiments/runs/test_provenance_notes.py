@@ -50,7 +50,7 @@ def start(tmp_path, monkeypatch):
     monkeypatch.setattr(
         experiment, "run_experiment", lambda *_, **options: started.append(options)
     )
-    monkeypatch.setattr(experiment, "load_dataset", lambda *_: None)
+    monkeypatch.setattr(experiment, "_check_datasets", lambda *_: None)
 
     def start(preset, **options):
         given = ExperimentOptions(preset=preset, output_dir=str(tmp_path), **options)
