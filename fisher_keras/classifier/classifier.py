@@ -56,6 +56,7 @@ class Classifier:
         model: The Keras model; of a `FisherRegularizedModel`, the one that it trains.
         from_logits: Whether it gives logits: True, False or "auto".
         normalize_logits: c, where the metrics are those of the logits z / (c ||z||); else None.
+        labels: The form of labels that the compiled loss takes, see `labels_of`; None without one.
         likelihood_name: Its `likelihood`: "categorical", "bernoulli" or "auto".
         num_classes: K, 2 for a single sigmoid unit; None before the first trace.
     """
@@ -93,7 +94,7 @@ class Classifier:
         self.model = unwrap(model)
         self.likelihood_name = likelihood
         # The model inside a wrapper may not be compiled itself.
-        self._labels = labels_of(model) or labels_of(self.model)
+        self.labels = labels_of(model) or labels_of(self.model)
         self.from_logits = from_logits if from_logits == "auto" else bool(from_logits)
         self.normalize_logits = None
         if normalize_logits is not None:
@@ -136,7 +137,7 @@ class Classifier:
         """Returns a classifier of the same model, for which nothing was traced yet."""
         options = self.from_logits, self.normalize_logits
         copied = Classifier(self.model, *options, likelihood=self.likelihood_name)
-        copied._labels = self._labels
+        copied.labels = self.labels
         copied.pipeline_is_checked = self.pipeline_is_checked
         return copied
 
@@ -187,7 +188,7 @@ class Classifier:
         """
         with self._dropping_changes(x, training), self._calling():
             outputs = stateless.call(self.model, x, training)
-        options = self.from_logits, self.normalize_logits, self.likelihood_name, self._labels
+        options = self.from_logits, self.normalize_logits, self.likelihood_name, self.labels
         found = find_logits(outputs, *options)
         self._likelihoods[_signature(x)] = found.likelihood
         self.num_classes = found.likelihood.num_classes

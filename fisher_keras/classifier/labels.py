@@ -158,9 +158,9 @@ def labelled_data(data: Any, name: str = "data") -> Examples:
 
 def _checked_examples(examples: Examples, name: str) -> Examples:
     labels = examples.labels
-    checked = _checked_labels(labels, name)
+    is_array = isinstance(labels, np.ndarray) and labels.ndim > 0 and len(labels) > 0
     # They are used as they are: a column of classes would be taken for distributions.
-    if not isinstance(labels, np.ndarray) or not len(labels) or checked.shape != labels.shape:
+    if not is_array or _checked_labels(labels, name).shape != labels.shape:
         raise ValueError(
             f"The labels of {name} must be an array of classes, shape (N,), or of distributions, "
             f"shape (N, K), of at least one example. Given: shape {np.shape(labels)}."

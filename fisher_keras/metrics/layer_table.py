@@ -48,7 +48,12 @@ class LayerSummary:
 
 
 class LayerTable(Sequence[LayerSummary]):
-    """The layers that have trainable weights, a `LayerSummary` each; `print` shows them all."""
+    """The layers that have trainable weights, a `LayerSummary` each; `print` shows them all.
+
+    Attributes:
+        evaluation: All that the trials depend on, see `LocalMinimumReport`.
+        values: By layer, its traces and its log-determinants of all trials, shape (2, T).
+    """
 
     def __init__(
         self,
@@ -63,9 +68,8 @@ class LayerTable(Sequence[LayerSummary]):
             trials: With the traces and log-determinants of the layers.
             evaluation: See `LocalMinimumReport`.
         """
-        self._weights, self._evaluation = dict(weights), evaluation
-        # By layer, the traces of all trials, and the log-determinants.
-        self._values = {name: np.array([t.layers[name] for t in trials]).T for name in weights}
+        self._weights, self.evaluation = dict(weights), evaluation
+        self.values = {name: np.array([t.layers[name] for t in trials]).T for name in weights}
 
     def __len__(self) -> int:
         """Returns the number of layers."""
@@ -78,7 +82,7 @@ class LayerTable(Sequence[LayerSummary]):
 
     def _row(self, name: str) -> LayerSummary:
         num_parameters, log_norm = self._weights[name]
-        return LayerSummary(name, num_parameters, *map(summarize, self._values[name]), log_norm)
+        return LayerSummary(name, num_parameters, *map(summarize, self.values[name]), log_norm)
 
     def __str__(self) -> str:
         """Returns the table: means over the trials ± standard errors."""
@@ -113,7 +117,7 @@ class LayerTable(Sequence[LayerSummary]):
         header = ["layer", "trace", "that", "ln det", "that", "difference", "ln norm", "that"]
         rows = []
         for a, b in zip(self, other, strict=True):
-            pairs = [table._values[row.name][1] for table, row in ((other, b), (self, a))]
+            pairs = [table.values[row.name][1] for table, row in ((other, b), (self, a))]
             rows.append(
                 [
                     a.name,
@@ -173,7 +177,7 @@ class LayerTable(Sequence[LayerSummary]):
                 "Networks can be compared by layer if their layers have the same numbers of "
                 f"parameters in the same order. Given: {sizes} and {others}."
             )
-        check_same_samples(self._evaluation, other._evaluation)
+        check_same_samples(self.evaluation, other.evaluation)
 
 
 def layer_metrics(gram: FisherGram) -> dict[str, tuple[float, float]]:

@@ -99,6 +99,12 @@ class SubBatch(Structure):
 
     def in_mini_batch(self, outputs: tf.Tensor, batch_size: tf.Tensor) -> tf.Tensor:
         """Returns outputs in the rows of their examples in the mini-batch, 0 in the others."""
+        if None in outputs.shape[1:]:
+            raise ValueError(
+                "The outputs of sub-batches are put together in one tensor, for which the number "
+                "of positions must be known: set it in the data pipeline, or use share_gradients="
+                f"False (sub_batches=1 for SAM). Given: outputs of shape {outputs.shape}."
+            )
         shape = [batch_size, *outputs.shape[1:]]
         return tf.scatter_nd(self.rows[:, tf.newaxis], outputs, shape)
 

@@ -108,12 +108,6 @@ class SubBatches:
             values = tf.zeros([0, *of_row], term.dtype)
             return tf.IndexedSlices(values, tf.zeros([0], tf.int64), shape)
         shape = term.shape.as_list()
-        if None in shape[1:]:
-            raise ValueError(
-                "The outputs of sub-batches are put together in one tensor, for which the number "
-                "of positions must be known: set it in the data pipeline, or use share_gradients="
-                f"False (sub_batches=1 for SAM). Given: outputs of shape {term.shape}."
-            )
         if None in shape:  # Outputs have a row for each example of B.
             shape = tf.stack([tf.size(self.permutation), *shape[1:]])
         return tf.fill(shape, tf.zeros([], term.dtype))

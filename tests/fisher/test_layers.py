@@ -221,7 +221,7 @@ def test_two_networks_side_by_side(tmp_path):
     text = table.beside(other_report.layers)
     row, other = table[0], other_report.layers[0]
     pairs = np.subtract(
-        *(table._values[r.name][1] for table, r in ((other_report.layers, other), (table, row)))
+        *(table.values[r.name][1] for table, r in ((other_report.layers, other), (table, row)))
     )
     error = np.std(pairs, ddof=1) / np.sqrt(2)
     assert f"{pairs.mean():.5g} ± {error:.2g}" in text.splitlines()[1]

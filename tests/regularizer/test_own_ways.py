@@ -321,10 +321,6 @@ def test_outputs_of_shape_b(shared):
     assert_same_weights(*results)
 
 
-def tokens(units=NUM_CLASSES):
-    return keras.Sequential([keras.Input((5, 4)), keras.layers.Dense(units)])
-
-
 def single():
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
 
@@ -332,10 +328,7 @@ def single():
 @pytest.mark.parametrize(
     ("make", "loss", "labels", "shape"),
     [
-        (tokens, sparse_loss(), (12, 5), r"\(B, K\), K > 1.*\(None, 5, 3\)"),
-        (tokens, BINARY, (12, 5, 3), r"\(B, 1\).*\(B, K\).*\(None, 5, 3\)"),
-        (network, BINARY, (12, 3), r"\(B, 1\).*\(B, K\).*\(None, 3\)"),
-        (single, sparse_loss(), (12,), r"\(B, K\), K > 1.*\(None, 1\)"),
+        (single, sparse_loss(), (12,), r"\(B, K\) or .*, K > 1.*\(None, 1\)"),
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"share_gradients": True}, {"beta": 0}])

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fisher_keras.experiments.comparisons.common import Group, difference_cell, grouped, mean_cell
-from fisher_keras.experiments.runs.store import Record
+from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run
 from fisher_keras.experiments.runs.trained_network import PartResult
 from fisher_keras.experiments.statistics.paired import PairedDifference, paired_difference
 from fisher_keras.experiments.statistics.text_tables import publish_table
@@ -35,7 +35,7 @@ class ComparedNetwork:
         metrics: The mean over the trials of each metric, by name; may be infinite or NaN.
         seconds_per_step: The median time of a training step.
         notes: Assumptions of the metrics that do not hold, see `LocalMinimumReport`.
-        path: Of its files, below the folder of the comparison.
+        path: Of its files, below the folder of the comparison; "" if they are gone.
     """
 
     method: str
@@ -48,8 +48,9 @@ class ComparedNetwork:
     path: str
 
     @classmethod
-    def of(cls, record: Record) -> "ComparedNetwork":
+    def of(cls, store: ExperimentStore, record: Record) -> "ComparedNetwork":
         """Returns the network of a finished run, see `own_training.train_network`."""
+        files = store.begun(record.key)
         result = record.result
         return cls(
             record.config["method"],
@@ -59,7 +60,7 @@ class ComparedNetwork:
             {name: float(summary["mean"]) for name, summary in result["metrics"].items()},
             result["seconds_per_step"],
             tuple(result["notes"]),
-            f"runs/{record.key}",
+            "" if files is None else str(files.relative_to(store.directory)),
         )
 
 
@@ -102,14 +103,18 @@ class Comparison:
     networks: Mapping[str, Group]
 
     @classmethod
-    def of(cls, records: Sequence[Record], methods: Sequence[str]) -> "Comparison":
+    def of(
+        cls, store: ExperimentStore, runs: Sequence[Run], methods: Sequence[str]
+    ) -> "Comparison":
         """Returns the comparison of finished runs.
 
         Args:
-            records: Of the runs.
+            store: Where they are.
+            runs: The runs.
             methods: Their methods, in the order of the table.
         """
-        groups = grouped(list(map(ComparedNetwork.of, records)), lambda network: network.method)
+        networks = [ComparedNetwork.of(store, record) for record in store.records_of(runs)]
+        groups = grouped(networks, lambda network: network.method)
         return cls({method: groups[method] for method in methods})
 
     @property

@@ -143,7 +143,7 @@ class OwnModel:
             path = [os.path.abspath(entry) for entry in (*sys.path, "")]
             function = functools.partial(train_in_a_process, search_path=path)
         run_experiment(runs, function, store, None if alone else engine, gpus=gpus)
-        comparison = Comparison.of(store.records_of(runs), tuple(self.inputs.methods))
+        comparison = Comparison.of(store, runs, tuple(self.inputs.methods))
         comparison.publish(store.directory)
         return comparison
 

@@ -399,7 +399,11 @@ def test_more_images_than_there_are(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arch": "vgg"}, "--arch must be one of cnn, resnet, wide_resnet, densenet, got 'vgg'"),
+        (
+            {"arch": "vgg"},
+            "--arch must be one of cnn, resnet, wide_resnet, densenet, keras.applications:NAME or "
+            "package.module:function, got 'vgg'",
+        ),
         ({"dataset": "mnist"}, "--dataset must be one of"),
         ({"augmentation": "cutout"}, "--augmentation must be one of no-aug"),
         ({"mixed_precision": "float16"}, "--mixed_precision must be one of none"),

@@ -154,12 +154,12 @@ def test_a_finished_run_is_told_to_all_others(undisturbed, monkeypatch, capsys):
     output_dir, _ = undisturbed
     record = json.loads((output_dir / "run.json").read_text())
     assert train_in_turn(output_dir, monkeypatch) == [record, record]
-    printed = f"{output_dir} holds the finished run: nothing is left to do.\n"
-    assert capsys.readouterr().out == printed
+    printed = f"{output_dir} holds the finished run: nothing is left to do. Give a larger"
+    assert capsys.readouterr().out.startswith(printed)
 
 
 def test_what_the_chief_refuses_is_told_to_all_others(undisturbed, monkeypatch):
-    refused, told = train_in_turn(undisturbed[0], monkeypatch, epochs=5)
+    refused, told = train_in_turn(undisturbed[0], monkeypatch, learning_rate=0.5)
     assert "cannot resume" in refused
     assert "the chief could not start" in told
 
@@ -173,7 +173,9 @@ def test_a_finished_run_is_told_to_all(undisturbed):
 
 @pytest.mark.nightly
 def test_what_the_chief_refuses_ends_the_others(undisturbed):
-    results = [finish(w) for w in start_workers(undisturbed[0], "--regularize", "--epochs=5")]
+    results = [
+        finish(w) for w in start_workers(undisturbed[0], "--regularize", "--learning_rate=0.5")
+    ]
     assert [status for status, _, _ in results] == [1, 1]
     assert "cannot resume" in results[0][2]
     assert "the chief could not start" in results[1][2]
