@@ -61,9 +61,9 @@ class FisherMetrics(keras.callbacks.Callback):
         """Prepares the evaluations.
 
         Args:
-            data: Training data without augmentation, as `evaluate_local_minimum` takes it; read
-                into memory once. Each evaluation also computes its loss and error, for which a
-                part of the data will do.
+            data: Training data without augmentation, as `evaluate_local_minimum` takes it; what
+                does not stay in files is read into memory once. Each evaluation also computes its
+                loss and error, for which a part of the data will do.
             every: Epochs from one evaluation to the next. The first epoch of a `fit` is evaluated,
                 too: callbacks take the value of the first epoch for the best until then.
             metrics: Names out of `fisher_keras.metrics.METRICS`.

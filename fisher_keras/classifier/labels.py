@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import math
 import mmap
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -160,11 +159,13 @@ def _checked_examples(examples: Examples, name: str) -> Examples:
     labels = examples.labels
     is_array = isinstance(labels, np.ndarray) and labels.ndim > 0 and len(labels) > 0
     # They are used as they are: a column of classes would be taken for distributions.
-    if not is_array or _checked_labels(labels, name).shape != labels.shape:
+    weights = () if examples.weights is None else (examples.weights,)
+    if not is_array or _checked_labels(labels, name, *weights).shape != labels.shape:
         raise ValueError(
             f"The labels of {name} must be an array of classes, shape (N,), or of distributions, "
             f"shape (N, K), of at least one example. Given: shape {np.shape(labels)}."
         )
+    count_examples(labels, *weights)
     if labels.ndim == 1 and labels.dtype.kind not in "iu":
         raise ValueError(f"The classes of {name} must be integers. Given: dtype {labels.dtype}.")
     return examples
@@ -292,7 +293,7 @@ def _arrays(batch: Any, name: str) -> tuple:
     x = keras.tree.map_structure(lambda leaf: leaf if _is_mapped(leaf) else np.asarray(leaf), x)
     weights = [np.asarray(leaf) for leaf in keras.tree.flatten(others) if leaf is not None]
     # Those of whole examples are ignored.
-    weights = [array for array in weights if math.prod(array.shape[1:]) > 1]
+    weights = [array for array in weights if array.ndim > 1]
     return x, np.asarray(y), *weights
 
 
@@ -302,8 +303,10 @@ def _checked_labels(y: np.ndarray, name: str, weights: np.ndarray | None = None)
         y = y[:, 0]
 
     def problem(shape: tuple[int, ...]) -> str | None:
-        same = weights is not None and weights.shape == shape
-        return label_problem(y, shape, None, weights != 0 if same else np.ones(shape, bool))
+        counted = np.ones(shape, bool)
+        if weights is not None and weights.shape == shape[: weights.ndim]:
+            counted &= (weights != 0).reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
+        return label_problem(y, shape, None, counted)
 
     found = problem(y.shape[:1] if y.ndim == 2 else y.shape)
     # One number of classes is as good as another here; whether labels are the model's, and of a

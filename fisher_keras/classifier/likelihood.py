@@ -123,11 +123,10 @@ class Likelihood:
         rank = 1 + len(self.positions)
         if y.ndim == rank + 1 and y.shape[-1] == 1:
             y = y[..., 0]
-        elif y.ndim == rank - 1 and self.positions[-1] == 1:
+        elif self.positions and y.ndim == rank - 1 and self.positions[-1] == 1:
             y = y[..., np.newaxis]
-        counted = self.counted(len(y), weights) if y.ndim else np.ones([])
-        shape = (len(y), *self.positions) if y.ndim else ()
-        problem = label_problem(y, shape, self.num_classes, counted)
+        counted = self.counted(len(y), weights)
+        problem = label_problem(y, (len(y), *self.positions), self.num_classes, counted)
         if problem:
             raise ValueError(f"{what} must be {self._form()}. Given: {problem}.{self._hint(y)}")
         if y.ndim > rank:

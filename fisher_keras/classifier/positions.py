@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from fisher_keras.classifier.classifier import Classifier
-from fisher_keras.classifier.labels import LabelledData
+from fisher_keras.classifier.labels import Examples, LabelledData
 from fisher_keras.classifier.likelihood import Likelihood
 
 Unit = Literal["example", "position"]
@@ -23,7 +23,7 @@ class Positions:
         rows: The positions that count among all N |P| of the data, ascending, integers.
     """
 
-    def __init__(self, classifier: Classifier, data: LabelledData) -> None:
+    def __init__(self, classifier: Classifier, data: Examples) -> None:
         """Finds the positions that count.
 
         Args:
@@ -39,7 +39,7 @@ class Positions:
             inputs = classifier.inputs(x)
             masks.append(classifier.predictions(inputs)[1].numpy())
         likelihood = classifier.likelihood(inputs)
-        labels = likelihood.hard_labels(data.y, data.weights)
+        labels = likelihood.hard_labels(data.labels, data.weights)
         counted = likelihood.counted(len(data), data.weights, np.concatenate(masks))
         if not counted.any():
             raise ValueError(

@@ -78,6 +78,10 @@ class DataOptions:
         from fisher_keras.experiments.user_code import load_function
 
         if self.by_function:
+            if validation_size:
+                raise ValueError(
+                    f"--validation_size is not for --dataset={self.dataset}: leave it out"
+                )
             found = load_function(self.dataset, "--dataset")()
             if not isinstance(found, tuple) or len(found) != 2:
                 raise ValueError(

@@ -138,6 +138,11 @@ def loss_gradient_gram(
     classifier = as_classifier(model, from_logits, normalize_logits)
     data = LabelledData(x, y, sample_weight)
     if check_unit(unit) == "position":
+        if training:
+            raise ValueError(
+                "unit='position' is for inference mode, as a batch of positions has its examples "
+                "several times. Given: training=True."
+            )
         data = Positions(classifier, labelled_data((x, y, sample_weight))).take(slice(None))
     count = count_examples(data.x, data.y)
     data = dataclasses.replace(data, x=classifier.inputs(data.x))

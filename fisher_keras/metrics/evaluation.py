@@ -194,10 +194,10 @@ def evaluate(
     is_chief = processes.is_chief
     # What cannot be evaluated is refused here, before the first trial costs its time.
     options.check(classifier, data)
-    test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
     units = options.units(classifier, data)
     identity = options.identity(classifier, data)
     rule = StoppingRule.of(options, reference, identity, processes)
+    test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
     # The other processes evaluate the same trials and keep them in memory: one alone may write.
     file = TrialFile(trials_path if is_chief else None, identity)
     rows = None if data.in_memory else _sampled(data, options, range(rule.num_trials))
@@ -205,6 +205,10 @@ def evaluate(
     start = time.monotonic()
     bar = tqdm.auto.trange(rule.num_trials, desc="trials", disable=not (progress and is_chief))
     trials = _evaluate_missing(classifier, data, units, options, file, train, bar, rule)
+    if rule.standard_error is not None and not data.in_memory:
+        rows = _sampled(data, options, range(len(trials)))
+        train = RunningDataLoss(data, label_smoothing=options.label_smoothing, rows=rows)
+        train.evaluate(classifier, rows)
     train_loss, num_parameters = train.result(), count_parameters(classifier.model)
     has_one = train_loss.num_examples == len(train.rows)
     singular = _singular_note(trials, options, num_parameters)
@@ -249,7 +253,8 @@ def _evaluate_missing(
     gives_logits = "gram" in options.needs and units is data and rule.standard_error is None
     # So only those examples need a pass of their own that none of the missing trials samples.
     sampled = _sampled(data, options, missing if gives_logits else [])
-    train.evaluate(classifier, np.setdiff1d(train.rows, sampled, assume_unique=True))
+    if data.in_memory or rule.standard_error is None:
+        train.evaluate(classifier, np.setdiff1d(train.rows, sampled, assume_unique=True))
     strategy = replica_strategy(classifier.model)
     devices = replica_devices(strategy, classifier.model.variables)
     samples = _samples(classifier, units, options, missing, strategy, devices)

@@ -35,7 +35,8 @@ class LocalMinimumReport:
         notes: Warnings to read before trusting the metrics, such as assumptions that do not hold.
         evaluation: All that the trials depend on: num_samples (N'), seed, metrics,
             normalize_logits, stratified, fingerprints of the model's weights, of the trainable
-            ones among them and of the data, dtypes, and sums over a few logits.
+            ones among them and of the data, dtypes, and sums over a few logits; unit and layers
+            where they are not the usual ones.
         num_parameters: W, the number of trainable parameters.
         seconds: The time that the trials of this call took, together with the training loss; those
             found in a file do not count.

@@ -55,6 +55,11 @@ class StoppingRule:
             raise ValueError("standard_error is not for several processes: give num_trials alone.")
         if reference is None:
             return cls(most, limit, np.zeros(most))
+        if not isinstance(reference, LocalMinimumReport):
+            raise ValueError(
+                "reference must be a report of evaluate_local_minimum. Given: "
+                f"{type(reference).__name__}."
+            )
         if limit is None or GAMMA_HAT not in reference.metrics:
             raise ValueError(
                 f"reference is for standard_error, and must have the metric {GAMMA_HAT!r}. Given: "

@@ -116,6 +116,7 @@ def test_several_labels_of_outputs_that_are_taken_for_classes():
         ("dense", {"sample_weight": np.full((4, 5), 0.5)}, "Given: a weight of 0.5"),
         ("dense", {"unit": "word"}, "unit must be one of .*position"),
         ("dense", {"unit": "position", "sample_weight": np.zeros((4, 5))}, "No position counts"),
+        ("dense", {"unit": "position", "training": True}, "for inference mode"),
     ],
 )
 def test_what_does_not_fit_is_refused(name, arguments, message):

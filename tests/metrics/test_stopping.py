@@ -118,3 +118,19 @@ def test_the_time_is_said_after_the_first_trial_without_tracing(models, capfd, m
     monkeypatch.setattr("fisher_keras.metrics.evaluation._WORTH_SAYING", 0)
     evaluate(models[0], num_trials=5, progress=True)
     assert "s: 3 more take 00:0" in capfd.readouterr().err
+
+
+def test_of_data_in_files_the_trials_that_ran_count(models, tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r"), Y
+    options = {"num_samples": 3, "num_trials": MOST, "progress": False}
+    few = evaluate_local_minimum(models[0], mapped, standard_error=1e3, **options)
+    same = evaluate_local_minimum(models[0], mapped, **options | {"num_trials": 10})
+    assert len(few.trials) == 10
+    assert few.train.num_examples == same.train.num_examples < len(X)
+    assert few.train.loss == pytest.approx(same.train.loss, rel=1e-6)
+
+
+def test_a_reference_that_is_no_report(models):
+    with pytest.raises(ValueError, match=r"must be a report .* Given: dict"):
+        evaluate(models[0], standard_error=1.0, reference={})

@@ -100,7 +100,7 @@ def _trainings(
     shared = {**preset.training, "batch_size": batch_size, "seed": seed}
     names = [name for name, arm in ARMS.items() if arm.usual or arms == "all"]
     trainings = [(name, _training(ARMS[name], shared)) for name in names]
-    if arms == "all":
+    if arms == "all" and shared["arch"] != "cnn":
         # Its own batch size is for other experiments.
         of_cnn = {**shared, **_CNN, **preset.networks.get("cnn", {}), "batch_size": batch_size}
         trainings += [(name, _training(ARMS[name], of_cnn)) for name in CNN_ARMS]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
-from fisher_keras.classifier.labels import labelled_data
+from fisher_keras.classifier.labels import LabelledData, labelled_data
 from fisher_keras.experiments.comparisons.compare import Method
 from fisher_keras.experiments.comparisons.compare_options import CompareOptions
 from fisher_keras.experiments.comparisons.comparison import Comparison
@@ -79,7 +79,7 @@ class OwnModel:
                 f"each training needs its own. Given: {make_model!r}."
             )
         parts = {"train": train, "test": test}
-        found = {name: labelled_data(data, name) for name, data in parts.items()}
+        found = {name: _in_memory(data, name) for name, data in parts.items()}
         usual = {name: _batch_size(data, name) for name, data in parts.items()}
         sizes["batch_size"] = usual["train"] if batch_size is None else batch_size
         settings = {
@@ -119,12 +119,15 @@ class OwnModel:
             for name, definition in defined.items()
         ]
 
-    def carry_out(self, output_dir: str | os.PathLike, engine: EngineOptions) -> Comparison:
+    def carry_out(
+        self, output_dir: str | os.PathLike, engine: EngineOptions, modules: Sequence[str] = ()
+    ) -> Comparison:
         """Trains what is missing, prints the table, and writes it and the figure.
 
         Args:
             output_dir: The folder.
             engine: Where the runs are executed; in this process if it does not say.
+            modules: Modules that other processes import first.
 
         Raises:
             ValueError: If the models or the methods cannot be compared.
@@ -132,16 +135,19 @@ class OwnModel:
             FailedRunsError: If runs failed in processes of their own.
         """
         store = ExperimentStore(output_dir)
-        alone = engine.num_workers is None and engine.scheduler is None
+        usual = vars(EngineOptions()).items()
+        alone = all(getattr(engine, name) == value for name, value in usual)
         # Before the first model is made, which would take the memory of all GPUs.
         gpus = [] if alone else free_gpus()
         runs = self.runs()
         function = functools.partial(train_network, inputs=self.inputs)
         if not alone:
-            self.inputs.write(store.directory)
+            inputs = self.inputs.write(store.directory)
             # The working directory is not on the path of a command's script.
             path = [os.path.abspath(entry) for entry in (*sys.path, "")]
-            function = functools.partial(train_in_a_process, search_path=path)
+            function = functools.partial(
+                train_in_a_process, inputs=inputs, search_path=path, modules=list(modules)
+            )
         run_experiment(runs, function, store, None if alone else engine, gpus=gpus)
         comparison = Comparison.of(store, runs, tuple(self.inputs.methods))
         comparison.publish(store.directory)
@@ -156,7 +162,11 @@ class OwnModel:
         function = f"{float(tf.reduce_sum(tf.abs(logits))):.3g}"
         identity = _plain([_serialized(model), weights_fingerprint(model), function])
         trainer = self.inputs.trained_by(name, model)
-        options = {} if trainer is model else _options(name, trainer)
+        if trainer is model:  # The method may have changed it.
+            changed = _plain([_serialized(model), weights_fingerprint(model)])
+            options = {} if changed == identity[:2] else {"classifier": changed}
+        else:
+            options = _options(name, trainer)
         return json_ready(
             {
                 **self.settings,
@@ -182,7 +192,7 @@ def run_comparison(options: CompareOptions) -> None:
     comparison = OwnModel.of(
         make_model, train, test, methods, options.seeds, options.batch_size, **sizes
     )
-    comparison.carry_out(options.output_dir, options)
+    comparison.carry_out(options.output_dir, options, options.imports)
 
 
 def _methods(methods: Any) -> dict[str, Method]:
@@ -209,16 +219,29 @@ def _methods(methods: Any) -> dict[str, Method]:
     return found
 
 
+def _in_memory(data: Any, name: str) -> LabelledData:
+    """Returns labelled data that all trainings can take as a whole."""
+    found = labelled_data(data, name)
+    if not (isinstance(found, LabelledData) and found.in_memory):
+        raise ValueError(
+            f"compare takes data in memory, and {name} stays in files: give a part of it as "
+            f"arrays. Given: {type(found).__name__} of {len(found)} examples."
+        )
+    return found
+
+
 def _batch_size(data: Any, name: str) -> int:
     """Returns the batch size of data that are batches; refuses sample weights."""
     batch, size = data, _BATCH_SIZE
-    if not isinstance(data, (tuple, list)):
+    if isinstance(data, LabelledData):
+        batch = data.x, data.y, data.weights
+    elif not isinstance(data, (tuple, list)):
         batch = next(iter(data)) if isinstance(data, tf.data.Dataset) else data[0]
         size = len(np.asarray(batch[1]))
     if keras.utils.unpack_x_y_sample_weight(tuple(batch))[2] is not None:
         raise ValueError(
-            f"{name} has sample weights, which the metrics do not know: leave them out, or weigh "
-            "the examples in the loss"
+            f"{name} has sample weights, which compare does not hand to the trainings: leave them "
+            "out, or weigh the examples in the loss"
         )
     return size
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import importlib
 import json
 import math
 import pathlib
@@ -37,7 +39,6 @@ from fisher_keras.metrics.trials import json_ready
 from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 
 METRICS = ("log_determinant", "log_determinant_margins")
-INPUTS = "inputs.pkl"  # In the folder of the comparison.
 _BACKUP = "backup"
 _BACKUP_S = 10.0  # From one backup to the next, which may take longer than an epoch.
 
@@ -121,8 +122,10 @@ class Inputs:
             )
         return trainer
 
-    def write(self, directory: pathlib.Path) -> None:
-        """Writes all of it for processes that train.
+    def write(self, directory: pathlib.Path) -> str:
+        """Writes all of it for processes that train, and returns the name of the file.
+
+        That is another one for other inputs: another comparison in the folder keeps its own.
 
         Raises:
             ValueError: If something cannot be pickled.
@@ -138,25 +141,35 @@ class Inputs:
                 "that it needs inside of it, or leave out num_workers and scheduler"
             ) from error
         directory.mkdir(parents=True, exist_ok=True)
-        with replacing(directory / INPUTS) as part:
+        name = f"inputs_{hashlib.sha256(content).hexdigest()[:16]}.pkl"
+        with replacing(directory / name) as part:
             part.write_bytes(content)
+        return name
 
 
 def train_in_a_process(
-    run: Run, directory: pathlib.Path, search_path: Sequence[str]
+    run: Run,
+    directory: pathlib.Path,
+    inputs: str,
+    search_path: Sequence[str],
+    modules: Sequence[str],
 ) -> dict[str, Any]:
     """Trains and evaluates a network in a process that has nothing but the folder.
 
     Args:
         run: See `train_network`.
         directory: Likewise.
+        inputs: Name of the file that `Inputs.write` has made in the folder of the comparison.
         search_path: Where modules are that make the model.
+        modules: Those to import first.
 
     Returns:
         See `train_network`.
     """
     sys.path.extend(path for path in search_path if path not in sys.path)
-    with (directory.parents[1] / INPUTS).open("rb") as file:
+    for module in modules:
+        importlib.import_module(module)
+    with (directory.parents[1] / inputs).open("rb") as file:
         return train_network(run, directory, inputs=pickle.load(file))
 
 

@@ -136,7 +136,7 @@ def make_table_2(options: Table2Options) -> None:
     preset = _preset(options)
     # Only fewer values, with all settings left as they are: so the runs keep their keys, and those
     # of Table 1 are not trained again.
-    values = tuple(value for value in preset.values if value[1] != "cifar100")
+    values = tuple(v for v in preset.values if options.dataset or v[1] != "cifar100")
     preset = dataclasses.replace(preset, values=values)
     table = functools.partial(table_2, normalize_logits=options.normalize_logits)
     name = "table2_normalized" if options.normalize_logits else "table2"

@@ -12,7 +12,7 @@ from fisher_keras.datasets import ImageDataset, load_dataset
 from fisher_keras.experiments.runs.presets import Preset
 from fisher_keras.experiments.runs.run_options import ExperimentOptions
 from fisher_keras.experiments.runs.runner import run_experiment
-from fisher_keras.experiments.runs.store import ExperimentStore, Run
+from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run
 from fisher_keras.experiments.runs.trained_run import execute
 from fisher_keras.experiments.training.arch import build_network
 from fisher_keras.experiments.training.config import TrainingConfig
@@ -73,9 +73,10 @@ def execute_runs(
     store = ExperimentStore(options.output_dir or f"results/{name}_{options.protocol}")
     gpus = free_gpus()
     if not options.dry_run:
-        finished = {record.key for record in store.records()}
+        finished = {record.key: record for record in store.records()}
         missing = [run for run in runs if run.key not in finished]
         _check_datasets(missing, options)
+        _check_same_images([finished[r.key] for r in runs if r.key in finished], options, store)
         # A table of finished runs may be made from any tree: it says what they are of.
         if missing and options.preset != "smoke":
             _check_commit(options.preset)
@@ -87,6 +88,7 @@ def execute_runs(
         gpus=gpus,
         dry_run=options.dry_run,
         measure=options.preset != "smoke",
+        data_dir=absolute(options.data_dir),
     )
     return store
 
@@ -115,6 +117,23 @@ def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Pres
         # The gradients do not vanish with the loss then: their trace is worth a look.
         names = tuple(dict.fromkeys((*names, "trace")))
     return preset.replaced(shared, {"names": names})
+
+
+def _check_same_images(
+    records: Sequence[Record], options: ExperimentOptions, store: ExperimentStore
+) -> None:
+    """Checks that finished runs are of the images in the folder that was given.
+
+    Their keys name the data set alone, so that CIFAR's may come from another machine.
+    """
+    if options.dataset != "folder" or not records:
+        return
+    given = load_dataset("folder", options.data_dir, False, options.image_size).fingerprint
+    if any(record.result["data"] != given for record in records):
+        raise ValueError(
+            f"{store.directory} has runs of other images than those in --data_dir="
+            f"{options.data_dir}: give another --output_dir"
+        )
 
 
 def _check_datasets(runs: Sequence[Run], options: ExperimentOptions) -> None:

@@ -91,7 +91,7 @@ class ExperimentOptions(EngineOptions):
         "(TFDS), by default the one that TFDS uses. For --dataset=folder, it contains "
         "train/<class>/ and test/<class>/.",
     )
-    download: bool = _option(True, "Download CIFAR if it is not in --data_dir.")
+    download: bool = _option(True, "Download data of TFDS if they are not in --data_dir.")
     dry_run: bool = _option(
         False,
         "Only list the runs, and estimate their times. A few steps of each kind of "
@@ -104,5 +104,7 @@ class ExperimentOptions(EngineOptions):
         smoothed = "_smoothed" if self.label_smoothing else ""
         target = "" if self.target_loss is None else f"_to_{self.target_loss:g}"
         names = [self.dataset, self.arch and self.arch.rpartition(":")[2]]
-        names += [f"{size}_images" for size in (self.train_size,) if size]
+        sizes = (self.train_size, "images"), (self.image_size, "pixels")
+        names += [f"{size}_{unit}" for size, unit in sizes if size]
+        names += [] if self.validation_size is None else [f"{self.validation_size}_held_out"]
         return "_".join([f"{self.preset}{smoothed}{target}", *filter(None, names)])

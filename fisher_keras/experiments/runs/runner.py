@@ -19,6 +19,7 @@ def run_experiment(
     gpus: Sequence[str] = (),
     dry_run: bool = False,
     measure: bool = True,
+    data_dir: str | None = None,
 ) -> None:
     """Executes those of an experiment's runs that are not in its store yet.
 
@@ -37,6 +38,7 @@ def run_experiment(
         gpus: This machine's, as `CUDA_VISIBLE_DEVICES` names them.
         dry_run: Only print the plan, and how long it takes.
         measure: Whether a plan measures steps, which takes as long as the smallest experiments.
+        data_dir: Where the data of these steps are, see `load_dataset`.
 
     Raises:
         ValueError: If an argument cannot be used, or another command works on the store.
@@ -49,7 +51,7 @@ def run_experiment(
     if len({run.key for run in runs}) < len(runs):
         raise ValueError("the runs must differ in their settings or seeds, but one is there twice")
     if dry_run:
-        print_plan(runs, store, options, gpus, measure)
+        print_plan(runs, store, options, gpus, measure, data_dir)
     else:
         with store.locked():
             store.write_plan(runs)
@@ -62,6 +64,7 @@ def print_plan(
     options: EngineOptions | None,
     gpus: Sequence[str],
     measure: bool,
+    data_dir: str | None,
 ) -> None:
     """Prints the runs that are not finished, and the time that they take on this machine.
 
@@ -76,7 +79,7 @@ def print_plan(
         # Here, as executing runs needs no TensorFlow in this process.
         from fisher_keras.experiments.runs.step_times import measured_seconds
 
-        measured = measured_seconds(progress.without_time(), environments[0])
+        measured = measured_seconds(progress.without_time(), environments[0], data_dir)
     progress.print_plan(len(environments), measured)
     if measured:
         print("These times are of training alone, from steps measured here.", flush=True)

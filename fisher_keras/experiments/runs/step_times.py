@@ -29,21 +29,29 @@ _CIFAR_SIZE, _CIFAR_CLASSES = 50_000, {"cifar10": 10, "cifar100": 100}
 # What does not change the time of a step.
 _SAME_STEP = (
     *("alpha", "augmentation", "beta", "beta_phases", "clip_norm", "confusion_size", "epochs"),
-    *("l2_penalty", "learning_rate", "rho", "schedule", "strength", "target_loss", "train_size"),
+    *("l2_penalty", "learning_rate", "rho", "schedule", "strength", "target_error", "target_loss"),
+    "train_size",
 )
 
 
-def measured_seconds(runs: Sequence[Run], environment: Mapping[str, str]) -> dict[str, float]:
+def measured_seconds(
+    runs: Sequence[Run], environment: Mapping[str, str], data_dir: str | None
+) -> dict[str, float]:
     """Estimates how long the trainings of runs take, without their evaluation.
 
     Args:
         runs: The runs. Those that train no network of `TrainingConfig` are left out.
         environment: Environment variables of a run: its threads, and its GPU.
+        data_dir: Where the data are, see `load_dataset`.
 
     Returns:
         The seconds by the runs' keys; none if a measurement failed, which is then said.
     """
-    trainings = {run.key: run.config["training"] for run in runs if "training" in run.config}
+    trainings = {
+        run.key: run.config["training"] | {"data_dir": data_dir}
+        for run in runs
+        if "training" in run.config
+    }
     if not trainings:
         return {}
     print("Measuring a few steps of each kind of network ...", flush=True)
@@ -55,7 +63,8 @@ def measured_seconds(runs: Sequence[Run], environment: Mapping[str, str]) -> dic
         env=os.environ | environment,
     )
     if done.returncode:
-        print(f"The measurement failed: {done.stderr.strip().splitlines()[-1]}", flush=True)
+        reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        print(f"The measurement failed: {reason}", flush=True)
         return {}
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -57,7 +57,8 @@ def tune(config: TuningConfig) -> dict[str, Any]:
     if config.dry_run:
         runs = [trial_run(training, fingerprint) for training in config.trainings()]
         measure = config.preset != "smoke"
-        print_plan(runs[: config.num_trials], store, config.engine, gpus, measure)
+        data_dir = config.training.data_dir
+        print_plan(runs[: config.num_trials], store, config.engine, gpus, measure, data_dir)
         return {}
     with store.locked(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -67,11 +67,9 @@ class RunFiles:
                 )
             record = self.read()
             finished = record["status"] == "finished"
-            if further := finished and flags["epochs"] > record["flags"]["epochs"]:
+            if finished and flags["epochs"] > record["flags"]["epochs"]:
                 record = _extended(record, flags["epochs"])
             _check_same_flags(record["flags"], flags, self.directory)
-            if further:
-                self.write_record(record)
             return record
         # Hidden files do not count, as systems put such files into any folder.
         foreign = [path.name for path in self.directory.iterdir() if path.name[0] != "."]

@@ -115,7 +115,8 @@ def train(
             )
         return record
     if first_epoch > 0:
-        planned = files.read()["flags"].get("schedule_epochs")
+        flags = files.read()["flags"]
+        planned = flags.get("schedule_epochs") or flags["epochs"]
         config = dataclasses.replace(config, schedule_epochs=planned)
     try:
         data = load_training_data(config) if data is None else data
@@ -148,7 +149,7 @@ def _dry_run(config: TrainingConfig) -> dict:
     """Prints what would be trained; returns what is known of the record."""
     given = {name: value for name, value in dataclasses.asdict(config).items() if value}
     print("\n".join(f"{name}: {value}" for name, value in given.items()), flush=True)
-    data = load_training_data(config)
+    data = load_training_data(dataclasses.replace(config, download=False))
     images, _ = next(iter(data.training_batches(config.augmentation, 0)))
     with _dtype_policy(config):
         plain_model, _ = build_models(config, data)
@@ -165,6 +166,11 @@ def _open(config: TrainingConfig, files: RunFiles, workers: Workers) -> tuple[di
             record = files.open(dataclasses.asdict(config), config.resume)
             finished = record is not None and record["status"] == "finished"
             backup = finished_epochs(files.backup) if record else 0
+            if record and not backup and record["flags"].get("schedule_epochs"):
+                raise ValueError(
+                    f"{files.backup} is gone, without which a finished run cannot be trained "
+                    "further: give another --output_dir"
+                )
             first_epoch = _NOTHING_LEFT if finished else backup
     finally:
         # Also when the chief has an error to raise: the others wait for its number.

@@ -11,6 +11,7 @@ import scipy.stats
 import tensorflow as tf
 
 import fisher_keras
+from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.experiments.comparisons import own_training
 from fisher_keras.experiments.comparisons.comparison import QUANTITIES, Comparison
 from fisher_keras.experiments.comparisons.own_model import OwnModel
@@ -50,6 +51,30 @@ def definition(make=make_model, train=TRAIN, methods=("plain", "sam"), **changes
 
 def keys(*arguments, **changes):
     return {run.key for run in definition(*arguments, **changes).runs()}
+
+
+def test_examples_are_taken_if_they_are_in_memory(tmp_path):
+    settings = definition().settings
+    # As the package's own data sets come, from the shell.
+    assert definition(train=LabelledData(*TRAIN)).settings == settings
+    np.save(tmp_path / "x.npy", X[:50])
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r"), Y[:50]
+    with pytest.raises(ValueError, match="compare takes data in memory, and train stays in files"):
+        definition(train=mapped)
+
+
+def test_a_method_that_changes_the_classifier_is_known_by_the_change():
+    def frozen(number):
+        def method(classifier):
+            for layer in classifier.layers[:number]:
+                layer.trainable = False
+            return classifier
+
+        return method
+
+    found = [keys(methods={"plain": "plain", "frozen": frozen(number)}) for number in (0, 1, 3)]
+    assert [len(found[0] & others) for others in found] == [4, 2, 2]
+    assert len(found[1] & found[2]) == 2
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Uncommitted changes and the data's origin: said below tables, and refused by presets."""
 
 import dataclasses
+import types
 
 import pytest
 
@@ -78,3 +79,13 @@ def test_presets_for_results_refuse_a_tree_with_uncommitted_changes(start, tmp_p
 def test_a_commit_and_an_installed_package_start(start, monkeypatch, revision):
     monkeypatch.setattr(experiment, "git_revision", lambda: revision)
     assert start("paper") == 1
+
+
+def test_runs_of_other_images_are_not_gone_on_with(tmp_path, monkeypatch):
+    images = types.SimpleNamespace(fingerprint="b")
+    monkeypatch.setattr(experiment, "load_dataset", lambda *_: images)
+    options = ExperimentOptions(dataset="folder", data_dir="photos")
+    check = experiment._check_same_images
+    check([record("abc", "folder", "b")], options, ExperimentStore(tmp_path))
+    with pytest.raises(ValueError, match="runs of other images than those in --data_dir=photos"):
+        check([record("abc", "folder", "a")], options, ExperimentStore(tmp_path))

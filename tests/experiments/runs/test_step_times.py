@@ -36,7 +36,7 @@ def test_a_training_takes_its_steps(training, steps):
 
 def test_a_step_of_each_kind_is_measured_once():
     runs = [run_of(), run_of(epochs=8), run_of(method="fisher", beta=160.0, num_sub_batches=2)]
-    seconds = measured_seconds([*runs, *fake_runs(1)], {})
+    seconds = measured_seconds([*runs, *fake_runs(1)], {}, None)
     assert seconds.keys() == {run.key for run in runs}
     plain, longer, regularized = (seconds[run.key] for run in runs)
     assert plain > 0
@@ -45,13 +45,13 @@ def test_a_step_of_each_kind_is_measured_once():
 
 
 def test_a_measurement_that_fails_is_said(capsys):
-    assert measured_seconds([run_of(dataset="folder", data_dir="/no")], {}) == {}
+    assert measured_seconds([run_of(dataset="folder")], {}, "/no") == {}
     assert "The measurement failed: " in capsys.readouterr().out
 
 
 def test_runs_without_networks_are_not_measured(monkeypatch, capsys):
     monkeypatch.setattr(step_times.subprocess, "run", None)
-    assert measured_seconds(fake_runs(2), {}) == {}
+    assert measured_seconds(fake_runs(2), {}, None) == {}
     assert capsys.readouterr().out == ""
 
 

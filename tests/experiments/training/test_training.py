@@ -345,6 +345,20 @@ def test_a_finished_run_is_trained_further_with_its_last_learning_rate(tmp_path,
     assert twice["history"]["learning_rate"][-1] == rates[-1]
 
 
+def test_a_finished_run_that_cannot_be_trained_further_stays_finished(tmp_path, plain_run):
+    shutil.copytree(plain_run, tmp_path / "further")
+    before = (plain_run / "run.json").read_bytes()
+    epochs = json.loads(before)["flags"]["epochs"]
+    config = tiny_config(tmp_path / "further", resume=True, epochs=epochs + 1)
+    other = training_data.load_training_data(resolve(dataclasses.replace(config, train_size=30)))
+    with pytest.raises(ValueError, match="other data"):
+        train(config, data=other)
+    shutil.rmtree(tmp_path / "further" / "backup")
+    with pytest.raises(ValueError, match="backup is gone"):
+        train(config)
+    assert (tmp_path / "further" / "run.json").read_bytes() == before
+
+
 # -------------------------------------------------------------------------------------- errors
 
 
