@@ -3,13 +3,13 @@
 # %% [markdown]
 # # Fine-tuning a frozen backbone
 #
-# A backbone is trained on one task and used for another, for which there are few examples: frozen,
-# with a new head, then thawed. The metrics are about the weights that are trainable when they are
-# computed: this example shows what that means for $\hat\gamma$, and how two ways of fine-tuning
-# can be compared all the same.
+# A backbone is trained on one task. Then it is used for another task, for which there are few
+# examples: first frozen, with a new head, and then thawed. The metrics are computed for the
+# weights that are trainable at that moment. This example shows what this means for
+# $\hat\gamma$, and how you can still compare two ways of fine-tuning.
 #
-# Run it with `python examples/fine_tuning.py`: half a minute on two cores, and nothing to
-# download.
+# Run it with `python examples/fine_tuning.py`. It takes half a minute on two cores, and downloads
+# nothing.
 
 # %%
 import keras
@@ -41,9 +41,9 @@ print(f"{first.sum()} images for the backbone; {len(x_train)} to fine-tune, {len
 # %% [markdown]
 # ## The backbone
 #
-# It has batch normalization, as most have. Where that is frozen it normalizes with the statistics
-# that it has, in training, too. It stays frozen below when the rest is thawed: 100 images are too
-# few for statistics of their own.
+# Like most backbones, it has batch normalization. A frozen layer of that kind normalizes with the
+# statistics that it already has, also in training. It stays frozen when the rest is thawed below,
+# because 100 images are too few for statistics of their own.
 
 # %%
 keras.utils.set_random_seed(SEED)
@@ -87,10 +87,10 @@ def thaw(model: keras.Model) -> None:
 # %% [markdown]
 # ## The head alone
 #
-# The labels are smoothed, so that there is a minimum to come to.
+# The labels are smoothed. Without that, the training loss has no minimum.
 
 # %%
-smoothed = 0.9 * keras.utils.to_categorical(y_train, 5) + 0.1 / 5
+one_hot = keras.utils.to_categorical(y_train, 5)
 
 
 def fine_tune(model: keras.Model, learning_rate: float, epochs: int) -> None:
@@ -98,21 +98,22 @@ def fine_tune(model: keras.Model, learning_rate: float, epochs: int) -> None:
     keras.utils.set_random_seed(SEED)
     model.compile(
         keras.optimizers.Adam(learning_rate),
-        keras.losses.CategoricalCrossentropy(from_logits=True),
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
     )
-    model.fit(x_train, smoothed, batch_size=25, epochs=epochs, verbose=0)
+    model.fit(x_train, one_hot, batch_size=25, epochs=epochs, verbose=0)
 
 
 def evaluate(model: keras.Model):  # noqa: ANN201
     """Evaluates the minimum with respect to what is trainable."""
     return evaluate_local_minimum(
         model,
-        (x_train, smoothed),
+        (x_train, y_train),
         num_samples=80,
         num_trials=20,
         seed=SEED,
         metrics=("log_determinant", "log_determinant_cosines", "trace"),
         test_data=(x_test, y_test),
+        label_smoothing=0.1,
         progress=False,
     )
 
@@ -123,13 +124,13 @@ for model in models.values():
 print(evaluate(models["frozen"]))
 
 # %% [markdown]
-# $\hat\gamma$ is of $W$ = 2,565 weights, those of the head. Adding the backbone's would add a
-# matrix without negative eigenvalues to $\xi$, so that $\ln|\xi|$ is larger with them: a number
-# for the head is not to be compared with one for the whole.
+# This $\hat\gamma$ belongs to $W$ = 2,565 weights, those of the head. The weights of the backbone
+# would add a matrix without negative eigenvalues to $\xi$, and $\ln|\xi|$ would be larger.
+# Therefore, do not compare a value for the head with a value for the whole network.
 #
 # ## Thawed
 #
-# The second model goes on from there with all of its weights, at a small learning rate.
+# The second model is now trained further, with all of its weights and a small learning rate.
 
 # %%
 thaw(models["thawed"])
@@ -138,9 +139,8 @@ fine_tune(models["thawed"], learning_rate=0.001, epochs=60)
 # %% [markdown]
 # ## Comparing the two
 #
-# Both are minima of the same function, so ask of both with respect to the same weights. Whether a
-# layer is trainable may be changed after training: what counts is what holds when
-# `evaluate_local_minimum` is called.
+# To compare the two, evaluate both for the same weights. You may change after the training whether
+# a layer is trainable: `evaluate_local_minimum` uses what is set when it is called.
 
 # %%
 reports = {}
@@ -164,7 +164,7 @@ for report in reports.values():
 axes.legend(axes.get_lines(), [", ".join(key) for key in reports])
 
 # %% [markdown]
-# A frozen model has come to a minimum of its head, and of nothing else: with respect to all
-# weights it stands on a slope. The training loss tells how far apart two minima are before
-# $\hat\gamma$ is asked:
-# see [Which of my networks generalizes best?](../docs/comparing_minima.md).
+# The frozen model has reached a minimum for the weights of its head alone. For all weights
+# together, it is not at a minimum. So look at the training losses first: two networks can be
+# compared by $\hat\gamma$ if their losses are close to each other, see
+# [Which of my networks generalizes best?](../docs/comparing_minima.md).

@@ -7,9 +7,9 @@
 # adds them to the logs. With `log_dir` it also writes them for TensorBoard, and a histogram of the
 # spectrum of $\xi$ for every evaluation.
 #
-# Run it with `python examples/watch_training.py`: half a minute on two cores; the logs are in
-# `watch_training/`, in the directory where it is run. It needs the package `tensorboard`, which
-# `pip install 'fisher_keras[experiments]'` brings.
+# Run it with `python examples/watch_training.py`. It takes half a minute on two cores, and writes
+# its logs into the folder `watch_training/` of the working directory. It needs the package
+# `tensorboard`, which is part of `pip install 'fisher_keras[experiments]'`.
 
 # %%
 import pathlib
@@ -35,8 +35,9 @@ images = (digits.images[..., np.newaxis] / 16).astype("float32")
 rows = np.random.default_rng(SEED).permutation(len(images))
 train, validation = rows[:500], rows[500:1000]
 labels = keras.utils.to_categorical(digits.target, 10)
-smoothed = 0.9 * labels + 0.1 / 10
-least_loss = -np.sum(smoothed[0] * np.log(smoothed[0]))  # Their entropy.
+# With label smoothing, a label is 0.91 for its class and 0.01 for the others. The least value of
+# the loss is the entropy of that.
+least_loss = -(0.91 * np.log(0.91) + 9 * 0.01 * np.log(0.01))
 
 keras.utils.set_random_seed(SEED)
 classifier = keras.Sequential(
@@ -54,22 +55,22 @@ classifier = keras.Sequential(
 # %% [markdown]
 # ## Training
 #
-# `every=4` evaluates after the epochs 1, 4, 8, 12 and so on. Every evaluation has the same two
-# samples (`num_trials`) of 100 images, so that what the curves show is of the network and not of
-# the samples.
+# `every=4` evaluates after the epochs 1, 4, 8, 12 and so on. All evaluations use the same two
+# samples (`num_trials`) of 100 images. So the curves show changes of the network, and not of the
+# samples.
 #
-# In the epochs between, the metrics are NaN in the logs. Keras' own callback for TensorBoard
-# writes those as well, and TensorBoard draws no line through them; in `log_dir` there are only the
-# epochs with an evaluation.
+# In the epochs between, the metrics in the logs are NaN. Keras' own callback for TensorBoard
+# writes these values, too, and TensorBoard draws no line through them. The folder `log_dir`
+# contains only the epochs with an evaluation.
 
 # %%
 classifier.compile(
     keras.optimizers.SGD(0.05, momentum=0.9),
-    keras.losses.CategoricalCrossentropy(from_logits=True),
+    keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
     metrics=["accuracy"],
 )
 fisher = FisherMetrics(
-    (images[train], smoothed[train]),
+    (images[train], labels[train]),
     every=4,
     metrics=("log_determinant", "log_squared_norms", "log_determinant_cosines"),
     num_trials=2,
@@ -77,7 +78,7 @@ fisher = FisherMetrics(
 )
 history = classifier.fit(
     images[train],
-    smoothed[train],
+    labels[train],
     validation_data=(images[validation], labels[validation]),
     batch_size=50,
     epochs=60,
@@ -89,14 +90,14 @@ print(f"training loss {history['loss'][-1]:.3f}, accuracy {history['accuracy'][-
 # %% [markdown]
 # ## Watching
 #
-# While it runs, or later, in a second shell:
+# Start TensorBoard in a second shell, during the training or later:
 #
 # ```bash
 # tensorboard --logdir watch_training
 # ```
 #
-# The page "Time series" has `epoch_loss`, `fisher_log_determinant` with its two parts, and the
-# spectrum, `fisher_log10_spectrum`. What TensorBoard shows can also be read by a program.
+# The page "Time series" shows `epoch_loss`, `fisher_log_determinant` with its two parts, and the
+# spectrum, `fisher_log10_spectrum`. A program can read the same values:
 
 # %%
 events = EventAccumulator(str(LOGS / "fisher"), {"tensors": 0}).Reload()
@@ -120,10 +121,10 @@ bottom.set(xlabel="epoch", ylabel="training loss over its least (nats)")
 # %% [markdown]
 # ## Reading the curves
 #
-# $\ln|\xi|$ is the sum of two parts. `log_squared_norms` is how long the gradients are: it follows
-# the training loss, and falls as long as training goes on. `log_determinant_cosines` is how
-# different their directions are, whatever their lengths.
+# $\ln|\xi|$ is the sum of two parts. `log_squared_norms` measures the lengths of the gradients: it
+# follows the training loss, and falls as long as the training goes on. `log_determinant_cosines`
+# measures how different the directions of the gradients are, whatever their lengths.
 #
 # While a network is still learning, the first part says little more than the loss does. The metric
-# compares *minima*: look at where the curve settles, and compare with other networks only there
+# compares *minima*. Wait until the curve has settled, and compare with other networks only then
 # (see [Which of my networks generalizes best?](../docs/comparing_minima.md)).
