@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 from fisher_keras.experiments.command_line.flags import check_options, option
+from fisher_keras.experiments.data_options import data_dir_option, download_option
 from fisher_keras.experiments.names import DATASETS, PRESETS
 
 _engine_option = functools.partial(option, group="runs")
@@ -85,13 +86,8 @@ class ExperimentOptions(EngineOptions):
     validation_size: int | None = _option(
         None, "Number of images held out, instead of the preset's.", least=0
     )
-    data_dir: str | None = _option(
-        None,
-        "Folder of the data. For CIFAR and tfds:NAME, it is a folder of TensorFlow Datasets "
-        "(TFDS), by default the one that TFDS uses. For --dataset=folder, it contains "
-        "train/<class>/ and test/<class>/.",
-    )
-    download: bool = _option(True, "Download data of TFDS if they are not in --data_dir.")
+    data_dir: str | None = data_dir_option("experiment")
+    download: bool = download_option("experiment")
     dry_run: bool = _option(
         False,
         "Only list the runs, and estimate their times. A few steps of each kind of "

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 from fisher_keras.experiments.command_line.flags import check_options, option
+from fisher_keras.experiments.data_options import data_dir_option, download_option
 from fisher_keras.experiments.names import (
     ARCHITECTURES,
     AUGMENTATIONS,
@@ -63,13 +64,8 @@ class TrainingConfig:
     )
 
     dataset: str = _data("cifar10", "Images to train on.", choices=DATASETS)
-    data_dir: str | None = _data(
-        None,
-        "Folder of the data. For CIFAR and tfds:NAME, it is a folder of TensorFlow Datasets "
-        "(TFDS), by default the one that TFDS uses. For --dataset=folder, it contains "
-        "train/<class>/ and test/<class>/.",
-    )
-    download: bool = _data(True, "Download data of TFDS if they are not in --data_dir.")
+    data_dir: str | None = data_dir_option("data")
+    download: bool = download_option("data")
     image_size: int | None = _data(
         None,
         "Height and width that the images of --dataset=folder and tfds:NAME are resized to. "
