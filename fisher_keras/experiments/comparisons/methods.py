@@ -77,13 +77,13 @@ def methods_runs(preset: Preset, arms: str = "usual") -> list[Run]:
         preset: The size; its values are batch sizes.
         arms: "usual", or "all" for all `ARMS`, and `CNN_ARMS` with the CNN.
     """
-    return [run for _, run in named_runs(preset, arms).values()]
+    return [run for _, run in named_runs(preset, arms)]
 
 
-def named_runs(preset: Preset, arms: str = "usual") -> dict[str, tuple[str, Run]]:
-    """Returns the runs with the names of their arms, by the runs' keys; see `methods_runs`."""
+def named_runs(preset: Preset, arms: str = "usual") -> list[tuple[str, Run]]:
+    """Returns the runs of `methods_runs`, each with the name of its arm."""
     named = {}
-    for seed in range(preset.num_seeds):
+    for seed in preset.seeds:
         for batch_size in preset.values:
             for name, training in _trainings(preset, arms, batch_size, seed):
                 network = "cnn " if training.arch != preset.training["arch"] else ""
@@ -91,7 +91,28 @@ def named_runs(preset: Preset, arms: str = "usual") -> dict[str, tuple[str, Run]
                 run = trained_run(EXPERIMENT, training, preset.metrics, label)
                 # Arms with a batch size of their own are the same at each of the preset's.
                 named.setdefault(run.key, (name, run))
-    return named
+    return list(named.values())
+
+
+def options_runs(options: MethodsOptions) -> list[tuple[str, Run]]:
+    """Returns the runs that were asked for, each with the name of its arm.
+
+    Raises:
+        ValueError: If the preset has no such batch size, or no such arm.
+    """
+    preset = preset_of(PRESETS, options)
+    if options.batch_size is not None:
+        if options.batch_size not in preset.values:
+            raise ValueError(
+                f"--batch_size must be one of the preset's, {', '.join(map(str, preset.values))}, "
+                f"got {options.batch_size}"
+            )
+        preset = preset.replaced(values=(options.batch_size,))
+    named = named_runs(preset, options.arms)
+    for arm in options.only:
+        if all(name != arm for name, _ in named):
+            raise ValueError(f"--arms={options.arms} has no arm {arm!r}: add --arms=all")
+    return [(name, run) for name, run in named if name in (options.only or ARMS)]
 
 
 def _trainings(
@@ -136,13 +157,12 @@ def make_methods_table(options: MethodsOptions) -> None:
         OSError: If the data or the store cannot be read or written.
         FailedRunsError: If runs failed; all others are finished.
     """
-    preset = preset_of(PRESETS, options)
-    named = named_runs(preset, options.arms)
+    named = options_runs(options)
     make_table(
-        [run for _, run in named.values()],
-        functools.partial(methods_table, arms={key: name for key, (name, _) in named.items()}),
+        [run for _, run in named],
+        functools.partial(methods_table, arms={run.key: name for name, run in named}),
         "methods",
-        preset,
+        preset_of(PRESETS, options),
         options,
         "compare_methods",
         3,

@@ -100,7 +100,7 @@ def regularization_runs(preset: Preset, settings_file: str | None = None) -> lis
             preset.metrics,
             label=f"{arch} {dataset} {method}",
         )
-        for seed in range(preset.num_seeds)
+        for seed in preset.seeds
         for arch, dataset in preset.values
         for method in ("plain", "fisher")
     ]

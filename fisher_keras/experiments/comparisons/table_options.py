@@ -3,6 +3,7 @@
 import dataclasses
 
 from fisher_keras.experiments.command_line.flags import option
+from fisher_keras.experiments.comparisons.arms import ARMS
 from fisher_keras.experiments.runs.run_options import ExperimentOptions
 
 
@@ -17,6 +18,16 @@ class MethodsOptions(ExperimentOptions):
         "lists them.",
         group="experiment",
         choices=("usual", "all"),
+    )
+    only: tuple[str, ...] = option(
+        (),
+        "Train only this arm of those that --arms stands for. It can be given several times.",
+        group="experiment",
+        choices=tuple(ARMS),
+        repeated="arm",
+    )
+    batch_size: int | None = option(
+        None, "Train only at this one of the preset's batch sizes.", group="experiment", least=1
     )
 
 

@@ -116,7 +116,8 @@ def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Pres
     if options.label_smoothing:
         # The gradients do not vanish with the loss then: their trace is worth a look.
         names = tuple(dict.fromkeys((*names, "trace")))
-    return preset.replaced(shared, {"names": names})
+    seeds = {"first_seed": options.first_seed, "num_seeds": options.num_seeds or preset.num_seeds}
+    return preset.replaced(shared, {"names": names}, **seeds)
 
 
 def _check_same_images(

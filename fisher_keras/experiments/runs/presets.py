@@ -43,6 +43,7 @@ class Preset:
             architecture decides what is not here.
         metrics: How the trained networks are evaluated.
         networks: Fields of `TrainingConfig` for single architectures; they go before `training`.
+        first_seed: Of the networks of a value.
     """
 
     about: str
@@ -51,6 +52,12 @@ class Preset:
     training: Mapping[str, Any]
     metrics: MetricSettings
     networks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    first_seed: int = 0
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the networks of each value."""
+        return range(self.first_seed, self.first_seed + self.num_seeds)
 
     def replaced(
         self, training: Mapping[str, Any] = {}, metrics: Mapping[str, Any] = {}, **changes: Any
@@ -82,5 +89,5 @@ class Preset:
         """Returns all of it, a line each."""
         settings = dict(self.training) | dict(self.networks) | dataclasses.asdict(self.metrics)
         lines = [self.about, f"values: {', '.join(map(str, self.values))}"]
-        lines += [f"seeds: 0 to {self.num_seeds - 1}"]
+        lines += [f"seeds: {self.seeds[0]} to {self.seeds[-1]}"]
         return "\n  ".join(lines + [f"{name}: {value}" for name, value in settings.items()])

@@ -86,6 +86,10 @@ class ExperimentOptions(EngineOptions):
     validation_size: int | None = _option(
         None, "Number of images held out, instead of the preset's.", least=0
     )
+    first_seed: int = _option(0, "The first seed of the networks of each kind.", least=0)
+    num_seeds: int | None = _option(
+        None, "Number of networks of each kind, instead of the preset's.", least=1
+    )
     data_dir: str | None = data_dir_option("experiment")
     download: bool = download_option("experiment")
     dry_run: bool = _option(

@@ -18,6 +18,7 @@ from fisher_keras.experiments.comparisons.common import (
     metric,
     result_of,
 )
+from fisher_keras.experiments.names import METRICS
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
 from fisher_keras.experiments.runs.presets import Preset
 from fisher_keras.experiments.runs.store import Run
@@ -33,20 +34,7 @@ from fisher_keras.experiments.training.config import TrainingConfig
 
 EXPERIMENT = "crossed"
 VARIED = ("confusion_size", "batch_size")
-# All metrics of Section 7.1, and what costs nothing more.
-_METRICS = {
-    "names": (
-        "log_determinant",
-        "log_squared_norms",
-        "log_determinant_cosines",
-        "spectral_radius",
-        "frobenius_norm",
-        "sample_frobenius_norm",
-        "trace",
-        "effective_rank",
-        "robustness",
-    )
-}
+_METRICS = {"names": METRICS}
 _SCENARIO_I = SCENARIOS["scenario_confusion"]
 PRESETS = {
     "paper": _SCENARIO_I["paper"].replaced(
@@ -79,7 +67,7 @@ def crossed_runs(preset: Preset) -> list[Run]:
             preset.metrics,
             label=f"confusion {confusion} batch {batch}",
         )
-        for seed in range(preset.num_seeds)
+        for seed in preset.seeds
         for confusion, batch in itertools.product(*preset.values)
     ]
 

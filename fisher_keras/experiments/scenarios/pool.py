@@ -71,7 +71,7 @@ def pool_runs(preset: Preset) -> list[Run]:
         preset: The size; its values are pairs of a setting and what it is drawn from.
 
     Returns:
-        `preset.num_seeds` runs; the first ones are those of a smaller pool.
+        A run for each of `preset.seeds`; a smaller pool has the first of them.
     """
     return [
         trained_run(
@@ -80,7 +80,7 @@ def pool_runs(preset: Preset) -> list[Run]:
             preset.metrics,
             label="network",
         )
-        for seed in range(preset.num_seeds)
+        for seed in preset.seeds
     ]
 
 

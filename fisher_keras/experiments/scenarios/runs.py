@@ -93,7 +93,7 @@ def scenario_runs(experiment: str, preset: Preset) -> list[Run]:
             preset.metrics,
             label=f"{variable} {value}",
         )
-        for seed in range(preset.num_seeds)
+        for seed in preset.seeds
         for value in preset.values
     ]
 

@@ -12,6 +12,7 @@ from fisher_keras.experiments.comparisons.methods import (
     methods_runs,
     methods_table,
     named_runs,
+    options_runs,
 )
 from fisher_keras.experiments.comparisons.table_options import MethodsOptions
 from fisher_keras.experiments.runs.experiment import preset_of
@@ -26,7 +27,7 @@ def runs_of(preset, arms="usual", **options):
 
 def table_of(networks, preset, arms="usual"):
     named = named_runs(preset_of(PRESETS, MethodsOptions(preset=preset)), arms)
-    return methods_table(networks, {key: name for key, (name, _) in named.items()})
+    return methods_table(networks, {run.key: name for name, run in named})
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -73,6 +74,28 @@ def test_methods_of_a_seed_differ_in_the_method_alone():
 def test_all_arms_can_be_trained_as_they_say():
     for run in runs_of("smoke", "all"):
         resolve(TrainingConfig(**run.config["training"], seed=run.seed))
+
+
+def test_arms_batch_sizes_and_seeds_can_be_chosen():
+    chosen = {"only": ("plain", "ghost"), "batch_size": 256, "first_seed": 5, "num_seeds": 2}
+    named = options_runs(MethodsOptions(preset="laptop", **chosen))
+    names = [(name, run.seed, run.config["training"]["batch_size"]) for name, run in named]
+    assert names == [(arm, seed, 256) for seed in (5, 6) for arm in ("plain", "ghost")]
+    usual = {run.key for run in runs_of("laptop", num_seeds=7)}
+    assert {run.key for _, run in named} <= usual
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 128}, "--batch_size must be one of the preset's, 64, 256, got 128"),
+        ({"only": ("m-sam",)}, "--arms=usual has no arm 'm-sam': add --arms=all"),
+        ({"only": ("adam",)}, "--arm must be one of plain, clipped, .*, got 'adam'"),
+    ],
+)
+def test_a_choice_that_is_not_there_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        options_runs(MethodsOptions(preset="laptop", **options))
 
 
 def network(run, test_error, trace=np.e, **parts):
