@@ -1,6 +1,7 @@
 import gc
 import os
 import pathlib
+import sys
 
 import keras
 import numpy as np
@@ -143,6 +144,16 @@ def replace_function(monkeypatch):
         monkeypatch.setattr(Command, "load_function", lambda self: called)
 
     return replace
+
+
+@pytest.fixture
+def generator(monkeypatch):
+    """The modules of docs/generate can be imported."""
+    folder = pathlib.Path(__file__).parents[1] / "docs" / "generate"
+    monkeypatch.syspath_prepend(folder)
+    yield
+    for path in folder.glob("[a-z]*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture(scope="session")
