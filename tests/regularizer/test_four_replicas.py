@@ -7,8 +7,8 @@ from replicas import run_cases
 
 # What more than two replicas may change: their shares, and means over them.
 GRADIENTS = "gradients and float64 and finite and shared"
-TRAININGS = "empty and product or uneven and not shared or float64-31 or own_moments"
-OTHERS = "gradients and synchronized and float64 or uneven or empty"
+TRAININGS = "empty and product or uneven and not shared or own_moments"
+OTHERS = "gradients and synchronized and float64 or uneven or empty or float64-31"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_two_replicas_train_as_one_device_in_all_other_cases():
 @pytest.mark.parametrize(
     "kept",
     [
-        "gradients_are and synchronized and (shared or float32)",
+        "gradients_are and synchronized and (product and shared or float32)",
         pytest.param("gradients_are and synchronized and float64", marks=pytest.mark.nightly),
     ],
 )
