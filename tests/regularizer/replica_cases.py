@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from gradient_norm_penalty import GradientNormPenalty
+from marks import nightly
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.regularizer import algorithm
@@ -173,10 +174,6 @@ def gradients_alone(wrapped, size, weighted=False):
     with split_as_on(size):
         results = wrapped.regularized_gradients(*data)
     return [v.numpy() for v in tf.nest.flatten(results)]
-
-
-def nightly(*values):
-    return pytest.param(*values, marks=pytest.mark.nightly)
 
 
 # Every variant with each batch normalization; weights and dtypes with some of them.

@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import nightly
 from processes import ROOT, cluster_of, finish, start, wait_for
 from test_training import assert_same_weights, weights
 
@@ -102,9 +103,7 @@ def test_two_processes_do_what_two_devices_do(undisturbed, tmp_path):
 
 
 # The chief, or after an other process the chief.
-@pytest.mark.parametrize(
-    "kills", [[(0, 1)], pytest.param([(1, 1), (0, 2)], marks=pytest.mark.nightly)]
-)
+@pytest.mark.parametrize("kills", [[(0, 1)], nightly([(1, 1), (0, 2)])])
 def test_killed_and_started_again_they_end_with_the_same_weights(undisturbed, tmp_path, kills):
     run = tmp_path / "run"
     for victim, epoch in kills:
@@ -185,9 +184,7 @@ def test_what_the_chief_refuses_ends_the_others(undisturbed):
     assert "the chief could not start" in results[1][2]
 
 
-@pytest.mark.parametrize(
-    "method", ["clipped", "sam", pytest.param("plain", marks=pytest.mark.nightly)]
-)
+@pytest.mark.parametrize("method", ["clipped", "sam", nightly("plain")])
 def test_one_mirrored_device_trains_as_no_strategy_does(tmp_path, method):
     folders = {strategy: tmp_path / strategy for strategy in ("none", "mirrored")}
     for strategy, folder in folders.items():
