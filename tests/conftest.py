@@ -15,7 +15,7 @@ _SLOW = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
-settings.register_profile("suite", max_examples=12, derandomize=True, database=None, **_SLOW)
+settings.register_profile("suite", max_examples=6, derandomize=True, database=None, **_SLOW)
 settings.register_profile("weekly", max_examples=100, **_SLOW)
 settings.register_profile("long", max_examples=1000, **_SLOW)
 settings.load_profile("suite")
