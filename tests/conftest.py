@@ -1,6 +1,7 @@
 import gc
 import os
 import pathlib
+import sys
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ _SLOW = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
-settings.register_profile("suite", max_examples=12, derandomize=True, database=None, **_SLOW)
+settings.register_profile("suite", max_examples=6, derandomize=True, database=None, **_SLOW)
 settings.register_profile("weekly", max_examples=100, **_SLOW)
 settings.register_profile("long", max_examples=1000, **_SLOW)
 settings.load_profile("suite")
@@ -143,6 +144,16 @@ def replace_function(monkeypatch):
         monkeypatch.setattr(Command, "load_function", lambda self: called)
 
     return replace
+
+
+@pytest.fixture
+def generator(monkeypatch):
+    """The modules of docs/generate can be imported."""
+    folder = pathlib.Path(__file__).parents[1] / "docs" / "generate"
+    monkeypatch.syspath_prepend(folder)
+    yield
+    for path in folder.glob("[a-z]*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,35 @@
-"""The examples run, and what they compute is what they say it is."""
+"""The examples run, and what they compute is what they say it is.
+
+Their pages are left where `docs/generate` finds them, which need not execute them again.
+"""
 
 import json
 import math
 import pathlib
-import runpy
 
-import matplotlib
 import numpy as np
 import pytest
 
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+ROOT = pathlib.Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 
 
-def run_example(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    matplotlib.use("agg")
-    ran = runpy.run_path(str(EXAMPLES / f"{name}.py"))
-    ran["plt"].close("all")
-    return ran
+@pytest.fixture
+def run_example(monkeypatch, generator):
+    import execute
+    import gallery
+
+    def run(name):
+        script = EXAMPLES / f"{name}.py"
+        with gallery.new_folder(ROOT, script) as folder:
+            monkeypatch.chdir(folder)
+            return execute.execute(script)
+
+    return run
 
 
-def test_own_model_and_data(tmp_path, monkeypatch):
-    ran = run_example("own_model_and_data", tmp_path, monkeypatch)
+def test_own_model_and_data(run_example):
+    ran = run_example("own_model_and_data")
     report = ran["report"]
     assert report.notes == ()
     assert report.train.num_errors == 0
@@ -39,14 +47,14 @@ def test_own_model_and_data(tmp_path, monkeypatch):
     root = math.sqrt((2 * L0 + 2 * height + math.log(2 * N / 0.05)) / (N - 1))
     assert ran["bound"] == pytest.approx(L0 + height + 2 * root)
 
-    written = json.loads((tmp_path / "own_model_and_data/report.json").read_text())
+    written = json.loads(pathlib.Path("own_model_and_data/report.json").read_text())
     assert written["metrics"]["trace"]["mean"] == report.metrics["trace"].mean
     for figure in ("training", "spectrum"):
-        assert (tmp_path / f"own_model_and_data/{figure}.png").stat().st_size > 5000
+        assert pathlib.Path(f"own_model_and_data/{figure}.png").stat().st_size > 5000
 
 
-def test_transformer(tmp_path, monkeypatch):
-    ran = run_example("transformer", tmp_path, monkeypatch)
+def test_transformer(run_example):
+    ran = run_example("transformer")
     for sequence, label in zip(ran["x_test"], ran["y_test"], strict=True):
         assert next(token for token in sequence if token < 4) == label
     assert ran["report"].notes == ()
@@ -56,8 +64,8 @@ def test_transformer(tmp_path, monkeypatch):
     assert traces[-1] < 0.1 * traces[0]
 
 
-def test_wrong_labels(tmp_path, monkeypatch):
-    ran = run_example("wrong_labels", tmp_path, monkeypatch)
+def test_wrong_labels(run_example):
+    ran = run_example("wrong_labels")
     (_, labels), _ = ran["draw"](0)
     rows = np.random.default_rng(0).permutation(len(ran["images"]))[:200]
     wrong = labels != ran["digits"].target[rows]
@@ -70,15 +78,15 @@ def test_wrong_labels(tmp_path, monkeypatch):
     assert ran["plain"].mean(axis=0).argmin() < 4
 
 
-def test_small_batches(tmp_path, monkeypatch):
-    ran = run_example("small_batches", tmp_path, monkeypatch)
+def test_small_batches(run_example):
+    ran = run_example("small_batches")
     assert ran["low"] < 0 < ran["high"]
     assert ran["high"] - ran["low"] < 1
     assert (ran["plain"] != ran["regularized"]).any()
 
 
-def test_fine_tuning(tmp_path, monkeypatch):
-    ran = run_example("fine_tuning", tmp_path, monkeypatch)
+def test_fine_tuning(run_example):
+    ran = run_example("fine_tuning")
     reports = ran["reports"]
     head, convolutions = 512 * 5 + 5, 9 * 16 + 9 * 16 * 32
     for (_, weights), report in reports.items():
@@ -96,8 +104,8 @@ def test_fine_tuning(tmp_path, monkeypatch):
         assert gamma_hats[0] < gamma_hats[1]
 
 
-def test_watch_training(tmp_path, monkeypatch):
-    ran = run_example("watch_training", tmp_path, monkeypatch)
+def test_watch_training(run_example):
+    ran = run_example("watch_training")
     history = ran["history"]
     evaluated = np.isfinite(history["log_determinant"])
     assert list(np.flatnonzero(evaluated) + 1) == list(ran["written"]) == [1, *range(4, 61, 4)]

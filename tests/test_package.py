@@ -7,6 +7,7 @@ import sys
 
 import keras
 import pytest
+from marks import nightly
 
 import fisher_keras
 
@@ -42,17 +43,17 @@ def test_import_alone_loads_neither_tensorflow_nor_keras():
     assert run_python(code) == (0, "set()\n", "")
 
 
-def test_a_saved_model_is_found_by_the_import_alone(tmp_path):
+@pytest.mark.parametrize("imports", ["keras, fisher_keras", nightly("fisher_keras, keras")])
+def test_a_saved_model_is_found_by_the_import_alone(tmp_path, imports):
     """The class must not have been used before: Keras looks for it by its name."""
     path = str(tmp_path / "model.keras")
     classifier = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model = fisher_keras.FisherRegularizedModel(classifier, beta=3.0)
     model.build((None, 4))
     model.save(path)
-    for imports in ("keras, fisher_keras", "fisher_keras, keras"):
-        code = f"import {imports}; print(keras.saving.load_model({path!r}).beta)"
-        status, output, errors = run_python(code)
-        assert (status, output) == (0, "3.0\n"), errors
+    code = f"import {imports}; print(keras.saving.load_model({path!r}).beta)"
+    status, output, errors = run_python(code)
+    assert (status, output) == (0, "3.0\n"), errors
 
 
 def refusal(code="import fisher_keras", **environment):

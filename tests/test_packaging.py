@@ -285,9 +285,12 @@ def test_ci_lints_and_tests_in_a_new_environment(checkout):
         ["ruff", "check", "--no-cache"],
         ["ruff", "format", "--check"],
     ]
-    assert calls.count("python docs/generate") == 1
-    assert calls.count("python -m zensical build --clean --strict") == 1
-    assert calls[-1] == f"{TESTS} -n 2 --dist loadfile"
+    # The site has the pages of the examples, which the tests have executed.
+    assert [call for call in calls if call.startswith("python")][-3:] == [
+        f"{TESTS} -n 2 --dist loadfile",
+        "python docs/generate",
+        "python -m zensical build --clean --strict",
+    ]
     assert not list(checkout.parents[1].glob("tmp.*")), "its folder is still there"
 
 
@@ -304,4 +307,4 @@ def test_ci_lints_and_tests_in_a_new_environment(checkout):
 def test_ci_fails_if_any_part_fails(checkout, failure):
     code, calls = run_script(checkout, ".ci/run", FAKE_FAILURE=failure)
     assert code != 0
-    assert calls[-1].startswith(TESTS)
+    assert any(call.startswith(TESTS) for call in calls)

@@ -3,19 +3,11 @@
 import json
 import pathlib
 import re
-import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def generator(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs" / "generate")
-    yield
-    for name in ("cells", "commands", "formulas", "gallery", "links"):
-        sys.modules.pop(name, None)
+pytestmark = pytest.mark.usefixtures("generator")
 
 
 def draw(markdown):

@@ -16,14 +16,14 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 
-def main() -> None:
-    """Executes the cells one after the other."""
-    script = pathlib.Path(sys.argv[1])
+def execute(script: pathlib.Path) -> dict:
+    """Executes the cells one after the other: the names that they define."""
     names = {"__name__": "__main__"}
     blocks = []
     for is_markdown, text in cells.split(script):
         blocks += [text] if is_markdown else _run(text, names, script)
     pathlib.Path(f"{script.stem}.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    return names
 
 
 def _run(code: str, names: dict, script: pathlib.Path) -> list[str]:
@@ -43,4 +43,4 @@ def _run(code: str, names: dict, script: pathlib.Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    execute(pathlib.Path(sys.argv[1]))

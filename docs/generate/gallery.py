@@ -1,10 +1,11 @@
 """The scripts of examples/ as pages: their text, code, what it printed, and its figures.
 
 Each is executed in a process of its own, unless neither it nor the package has changed since the
-last time. One that fails is an error.
+last time, also that of the tests, which execute them here. One that fails is an error.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import pathlib
@@ -12,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 _HERE = pathlib.Path(__file__).parent
 _AT_ONCE = 2
@@ -60,20 +62,33 @@ def _with_badge(page: pathlib.Path, root: pathlib.Path, repository: str) -> path
 
 
 def _execute(root: pathlib.Path, script: pathlib.Path) -> pathlib.Path:
-    """Executes a script: the folder with its page."""
-    folder = root / "build" / "examples" / script.stem
-    stamp, wanted = folder / "stamp", _fingerprint(root, script)
-    if stamp.exists() and stamp.read_text() == wanted:
+    """Executes a script unless its page is there: the folder with its page."""
+    folder = _folder(root, script)
+    stamp = folder / "stamp"
+    if stamp.exists() and stamp.read_text() == _fingerprint(root, script):
         return folder
+    with new_folder(root, script):
+        done = subprocess.run(
+            [sys.executable, _HERE / "execute.py", script],
+            **{"cwd": folder, "capture_output": True, "text": True},
+        )
+        if done.returncode:
+            sys.exit(f"{script.relative_to(root)} failed:\n{done.stderr}")
+    return folder
+
+
+@contextlib.contextmanager
+def new_folder(root: pathlib.Path, script: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Empties the folder of a script's page, and stamps it if what executes it raises nothing."""
+    folder, stamp = _folder(root, script), _fingerprint(root, script)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    done = subprocess.run(
-        [sys.executable, _HERE / "execute.py", script], cwd=folder, capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(f"{script.relative_to(root)} failed:\n{done.stderr}")
-    stamp.write_text(wanted)
-    return folder
+    yield folder
+    (folder / "stamp").write_text(stamp)
+
+
+def _folder(root: pathlib.Path, script: pathlib.Path) -> pathlib.Path:
+    return root / "build" / "examples" / script.stem
 
 
 def _fingerprint(root: pathlib.Path, script: pathlib.Path) -> str:

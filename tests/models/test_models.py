@@ -5,6 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
+from marks import nightly
 
 from fisher_keras.models import ARCHITECTURES, build_model
 from fisher_keras.models.resnet import halving_shortcut
@@ -44,7 +45,7 @@ def count(arch, **options):
         ("densenet", {}, 0.8e6, 1e5),
         # The same of networks that take long to build.
         *(
-            pytest.param(*network, marks=pytest.mark.nightly)
+            nightly(*network)
             for network in (
                 ("resnet", {"depth": 56}, 0.85e6, 1e4),
                 ("resnet", {"depth": 110}, 1.7e6, 1e5),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from gradient_norm_penalty import GradientNormPenalty
+from marks import nightly
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.regularizer import algorithm
@@ -175,10 +176,6 @@ def gradients_alone(wrapped, size, weighted=False):
     return [v.numpy() for v in tf.nest.flatten(results)]
 
 
-def nightly(*values):
-    return pytest.param(*values, marks=pytest.mark.nightly)
-
-
 # Every variant with each batch normalization; weights and dtypes with some of them.
 GRADIENTS = [
     *(("float64", variant, "synchronized", True) for variant in VARIANTS),
@@ -309,8 +306,10 @@ TRAININGS = {
         {"count": 64},
     ),
 }
-NIGHTLY = ("synchronized", "schedule, shared", "beta = 0", "accumulation", "means", "Nadam")
-NIGHTLY += ("loss scaling",)
+# Others have what these have, beside more.
+NIGHTLY = ("synchronized", "schedule", "schedule, shared", "beta = 0", "accumulation", "means")
+NIGHTLY += ("loss scaling", "Nadam", "AdamW", "dropout", "strength", "step length", "a table")
+NIGHTLY += ("an empty share",)
 # What differs in these is the network: an evaluation knows nothing of the rest.
 EVALUATED = ["plain", "synchronized", "own statistics", "dropout", "overwriting means"]
 
@@ -456,7 +455,7 @@ def test_a_training_goes_on_from_a_file(tmp_path, float64):
 @pytest.mark.parametrize(
     ("floatx", "count", "adaptive"),
     [
-        ("float64", 32, False),
+        nightly("float64", 32, False),
         ("float64", 31, True),
         nightly("float64", 16 + R - 1, False),
         nightly("float32", 32, True),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from closed_forms import algorithm_1, softmax_regression, softmax_regression_hessian_product
+from marks import nightly
 
 from fisher_keras.regularizer.algorithm import (
     EQUATION_6,
@@ -187,17 +188,27 @@ class SoftmaxRegression:
         return hard, BatchLoss(2 * hard.loss, [2 * g for g in hard.gradient], outputs, changes)
 
 
+# Examples and sub-batches: of one size, of two, and fewer examples than sub-batches.
+SIZES = [(12, 4), (11, 4), (3, 8)]
+
+
 def parts_of(batch_size, num_sub_batches, seed):
     split = split_batch(tf.constant(batch_size), num_sub_batches, seed)
     sizes = [int(split.size) + (i < int(split.remainder)) for i in range(int(split.count))]
     return np.split(split.permutation.numpy(), np.cumsum(sizes)[:-1])
 
 
-@pytest.mark.parametrize("run", [eager, graph])
 @pytest.mark.parametrize("name", EQUATION_6)
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize(("batch_size", "num_sub_batches"), [(12, 4), (11, 4), (3, 8)])
-def test_a_step_equals_the_closed_form(batch_size, num_sub_batches, shared, name, run):
+@pytest.mark.parametrize(
+    ("run", "batch_size", "num_sub_batches"),
+    [
+        *((eager, *sizes) for sizes in SIZES),
+        (graph, *SIZES[1]),
+        *(nightly(graph, *SIZES[i]) for i in (0, 2)),
+    ],
+)
+def test_a_step_equals_the_closed_form(run, batch_size, num_sub_batches, shared, name):
     x, labels = examples(batch_size)
     weights, state = weights_at(1), [tf.constant(0.5), tf.constant(7)]
     alpha, beta, seed = 0.3, 2.0, tf.constant([5, 0], tf.int64)

@@ -3,17 +3,18 @@
 import pathlib
 
 import pytest
+from marks import nightly
 from replicas import run_cases
 
 # What more than two replicas may change: their shares, and means over them.
 GRADIENTS = "gradients and float64 and finite and shared"
-TRAININGS = "empty and product or uneven and not shared or float64-31 or own_moments"
-OTHERS = "gradients and synchronized and float64 or uneven or empty"
+TRAININGS = "empty and product or uneven and not shared or own_moments"
+OTHERS = "gradients and synchronized and float64 or uneven or empty or float64-31"
 
 
 @pytest.mark.parametrize(
     "kept",
-    [f"{GRADIENTS} or {TRAININGS}", pytest.param(OTHERS, marks=pytest.mark.nightly)],
+    [f"{GRADIENTS} or {TRAININGS}", nightly(OTHERS)],
 )
 def test_four_replicas_train_as_one_device(kept):
     run_cases(pathlib.Path(__file__).with_name("replica_cases.py"), 4, "-k", kept)

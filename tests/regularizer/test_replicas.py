@@ -4,6 +4,7 @@ import concurrent.futures
 import pathlib
 
 import pytest
+from marks import nightly
 from processes import cluster_of
 from replicas import run_cases
 
@@ -22,8 +23,8 @@ def test_two_replicas_train_as_one_device_in_all_other_cases():
 @pytest.mark.parametrize(
     "kept",
     [
-        "gradients_are and synchronized and (shared or float32)",
-        pytest.param("gradients_are and synchronized and float64", marks=pytest.mark.nightly),
+        "gradients_are and synchronized and (product and shared or float32)",
+        nightly("gradients_are and synchronized and float64"),
     ],
 )
 def test_gradients_of_two_processes_are_those_of_one_device(kept):

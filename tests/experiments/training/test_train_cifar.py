@@ -25,7 +25,7 @@ def history_without_times(output_dir):
     return rows
 
 
-def test_killed_or_stopped_and_resumed_it_ends_with_the_same_weights(tmp_path):
+def test_killed_or_stopped_and_resumed_it_ends_with_the_same_weights(tmp_path, run_command):
     settings = {"dataset": "digits", "width": 0.125, "epochs": 5, "batch_size": 50, "seed": 5}
     straight, resumed = tmp_path / "straight", tmp_path / "my run"
     flags = [f"--{name}={value}" for name, value in settings.items()]
@@ -46,7 +46,7 @@ def test_killed_or_stopped_and_resumed_it_ends_with_the_same_weights(tmp_path):
     script, *words = shlex.split(command)
     assert script.endswith("train_cifar")
     assert words == flags
-    status, stdout, stderr = finish(start(*flags))
+    status, stdout, stderr = run_command("train_cifar", *flags)
 
     assert (status, stderr) == (0, "")
     assert re.search(r"epoch 5/5 .* loss .* left", stdout)
