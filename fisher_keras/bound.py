@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fisher_keras.arguments import whole_number
+from fisher_keras.arguments import one_of, whole_number
 
 # Scalars in, a scalar out; arrays in, an array out.
 Floats = np.float64 | np.ndarray
@@ -72,17 +72,12 @@ def neighborhood_height(
     gamma = _log_determinant(log_determinant)
     W = whole_number("num_parameters", num_parameters, 1)
     log_V = _log_volume(volume, log_volume)
-    if gamma_function == "stirling":
+    if one_of("gamma_function", gamma_function, ("stirling", "exact")) == "stirling":
         # The 1 is the logarithm of e in 4 pi e.
         log_height = math.log(W / (4 * math.pi)) - 1 + (2 * log_V + math.log(math.pi) + gamma) / W
-    elif gamma_function == "exact":
+    else:
         # The gamma function itself is beyond float64 from W = 342 on.
         log_height = (2 * (log_V + math.lgamma(W / 2 + 1)) + gamma) / W - math.log(2 * math.pi)
-    else:
-        raise ValueError(
-            'gamma_function must be "stirling" or "exact". '
-            f"Given: gamma_function={gamma_function!r}."
-        )
     with np.errstate(over="ignore", under="ignore"):
         return np.exp(log_height)
 
