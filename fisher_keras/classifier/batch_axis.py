@@ -186,12 +186,10 @@ class _Trace:
             if not normalizes and (_number_of_axes(tensor, count) == 1 or not _is_float(tensor)):
                 continue
             if normalizes or self._depend_on(tensor):
-                raise ValueError(
-                    f"Examples of a batch interact in the model {model.name!r}, in inference "
-                    f"mode, too: {op.name!r} takes them together, as a normalization by the "
-                    "moments of the batch does, so that no loss is of one example. Change that "
-                    "layer, or use loss_gradient_gram(training=True), whose gradients take the "
-                    "effect on the others into account."
+                raise interaction(
+                    model,
+                    f"{op.name!r} takes them together, as a normalization by the moments of the "
+                    "batch does, so that no loss is of one example",
                 )
 
     def between(self) -> list[tf.Tensor]:
@@ -247,6 +245,15 @@ class _Trace:
             for output, tensor in enumerate(op.outputs)
             if tensor.ref() in apart
         )
+
+
+def interaction(model: keras.Model, reason: str) -> ValueError:
+    """Returns the error about a model in which the examples of a batch interact."""
+    return ValueError(
+        f"Examples of a batch interact in the model {model.name!r}, in inference mode, too: "
+        f"{reason}. Change the layer that does it, or use loss_gradient_gram(training=True), "
+        "whose gradients take the effect on the others into account."
+    )
 
 
 def _trace(model: keras.Model, specs: Any, training: bool) -> _Trace | None:

@@ -211,8 +211,8 @@ def _split(data: tuple, fraction: float) -> tuple[tuple, tuple]:
     """Returns all but the last examples of arrays, and the last."""
     leaves = [len(leaf) for leaf in keras.tree.flatten(data) if leaf is not None]
     at = int(np.floor(leaves[0] * (1 - fraction)))
-    part = keras.tree.map_structure
-    return (
-        part(lambda leaf: None if leaf is None else leaf[:at], data),
-        part(lambda leaf: None if leaf is None else leaf[at:], data),
-    )
+
+    def rows(part: slice) -> tuple:
+        return keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[part], data)
+
+    return rows(slice(at)), rows(slice(at, None))

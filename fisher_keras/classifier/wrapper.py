@@ -53,22 +53,18 @@ class ClassifierWrapper(PreprocessedData):
         Raises:
             ValueError: If it is not a Keras model, has several outputs, or overrides a step.
         """
-        if not isinstance(model, keras.Model):
-            raise ValueError(
-                f"{type(self).__name__} wraps a keras.Model (functional, Sequential or "
-                f"subclassed). Given: {model!r} of type {type(model).__name__}."
-            )
+        classifier = unwrap(model)
         outputs = getattr(model, "outputs", None)
         if outputs is not None and len(outputs) != 1:
             raise ValueError(
                 f"{type(self).__name__} wraps a classifier with one output; {model.name!r} has "
                 f"{len(outputs)}. Wrap a model with the output to be classified."
             )
-        preprocess = preprocess_samples(unwrap(model))
+        preprocess = preprocess_samples(classifier)
         # Own methods that take data are allowed where they are known: the same is done here.
         must_not = _STEPS if preprocess else (*_STEPS, *OF_DATA, *OF_BATCHES)
         # Of the classifier inside: a wrapper around it has steps of its own by right.
-        overridden = own_methods(unwrap(model), (*must_not, *_PROPERTIES))
+        overridden = own_methods(classifier, (*must_not, *_PROPERTIES))
         if overridden:
             remedy = "Override call, compute_loss or compute_metrics instead."
             if overridden[0] in _PROPERTIES:
@@ -174,10 +170,6 @@ class ClassifierWrapper(PreprocessedData):
         """Resets all metrics, the classifier's own too."""
         super().reset_metrics()
         self.model.reset_metrics()
-
-    def get_compile_config(self) -> dict[str, Any]:
-        """Returns the arguments of `compile`."""
-        return super().get_compile_config()
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as the saved model was, and makes room for its optimizer's state."""

@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier, stateless
+from fisher_keras.classifier.batch_axis import interaction
+from fisher_keras.classifier.inputs import ExamplesError
 from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gradients import Explicit, Gradients, for_new_graph
@@ -21,7 +23,7 @@ from fisher_keras.fisher.verification import (
     same_logits,
     wrong_weights,
 )
-from fisher_keras.graph.tracing import concrete_function, specs
+from fisher_keras.graph.tracing import concrete_function, signature, specs
 
 
 class GramFunction:
@@ -110,7 +112,7 @@ class GramFunction:
     ) -> tuple[tf.Tensor, tf.Tensor, np.ndarray, np.ndarray]:
         x = data.x
         # What a trace depends on. Each kind has a graph of its own, which is verified by itself.
-        kind = repr([(len(rows), *_shapes(x)) for rows in batches])
+        kind = repr((list(map(len, batches)), signature(x)))
         # In training mode gradients come from reverse mode itself: there is nothing to verify.
         verify = not (self._training or kind in self._verified)
         found = self._run(data, batches, float64, verify)
@@ -123,7 +125,11 @@ class GramFunction:
             # The fallback evaluates each example alone. If it is wrong within the batch, others
             # have a part in the example's gradient.
             if wrong & self.fallback_weights or not same:
-                raise ValueError(_interaction(self._classifier.model))
+                raise interaction(
+                    self._classifier.model,
+                    "among fewer others, an example gives something else, unless the model is "
+                    "random there",
+                )
             if wrong:  # Of an operation that is not used as its rule takes for granted.
                 self.take_fallback(wrong)
                 # A weight falls back once at most, so that this comes to an end.
@@ -232,17 +238,20 @@ class GramFunction:
         return gradients
 
 
-def _interaction(model: keras.Model) -> str:
-    return (
-        f"Examples of a batch interact in the model {model.name!r}, in inference mode, too, or it "
-        "is random there: among fewer others, an example gives something else. "
-        "Change the layer that does it, or use loss_gradient_gram(training=True), whose gradients "
-        "take the effect on the others into account."
-    )
+def check_finite(finite: np.ndarray, rows: np.ndarray) -> None:
+    """Raises an ExamplesError unless the gradients of examples are finite.
 
-
-def _shapes(x: Any) -> list:
-    return [(leaf.shape[1:], leaf.dtype) for leaf in keras.tree.flatten(x)]
+    Args:
+        finite: Whether the gradient of each is, booleans, shape (n,).
+        rows: The rows of the examples, shape (n,).
+    """
+    if not finite.all():
+        raise ExamplesError(
+            f"The losses of {np.sum(~finite)} of {len(rows)} examples have no finite gradient, "
+            "the first at {rows}. Look for NaN in those inputs, in the weights (a diverged "
+            "training), and for labels of probability 0.",
+            rows[~finite],
+        )
 
 
 def _rows(x: Any, rows: np.ndarray) -> Any:

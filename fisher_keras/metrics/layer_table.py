@@ -68,35 +68,28 @@ class LayerTable(Sequence[LayerSummary]):
             trials: With the traces and log-determinants of the layers.
             evaluation: See `LocalMinimumReport`.
         """
-        self._weights, self.evaluation = dict(weights), evaluation
+        self.evaluation = evaluation
         self.values = {name: np.array([t.layers[name] for t in trials]).T for name in weights}
+        self._rows = [
+            LayerSummary(name, count, *map(summarize, self.values[name]), log_norm)
+            for name, (count, log_norm) in weights.items()
+        ]
 
     def __len__(self) -> int:
         """Returns the number of layers."""
-        return len(self._weights)
+        return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
         """Returns a layer by its position, or several by a slice."""
-        names = list(self._weights)[index]
-        return self._row(names) if isinstance(names, str) else [self._row(n) for n in names]
-
-    def _row(self, name: str) -> LayerSummary:
-        num_parameters, log_norm = self._weights[name]
-        return LayerSummary(name, num_parameters, *map(summarize, self.values[name]), log_norm)
+        return self._rows[index]
 
     def __str__(self) -> str:
         """Returns the table: means over the trials ± standard errors."""
         header = ["layer", "parameters", "trace", "ln det", "ln norm of the weights"]
-        rows = [
-            [
-                row.name,
-                str(row.num_parameters),
-                _cell(row.trace),
-                _cell(row.log_determinant),
-                f"{row.log_weight_norm:.4g}",
-            ]
-            for row in self
-        ]
+        rows = []
+        for row in self:
+            cells = [_cell(row.trace), _cell(row.log_determinant), f"{row.log_weight_norm:.4g}"]
+            rows.append([row.name, str(row.num_parameters), *cells])
         return aligned_table([header, *rows])
 
     def beside(self, other: "LayerTable") -> str:
@@ -197,15 +190,11 @@ def layer_metrics(gram: FisherGram) -> dict[str, tuple[float, float]]:
 
 def layer_weights(model: keras.Model) -> dict[str, tuple[int, float]]:
     """Returns of each layer the number of its parameters, and ln of their norm, by path."""
-    weights = stateless.weights(model)
-    layers = {
-        name: [weights[index] for index in indices]
-        for name, indices in weights_by_layer(model).items()
-    }
-    return {
-        name: (sum(int(np.prod(v.shape)) for v in own), log_norm(own))
-        for name, own in layers.items()
-    }
+    weights, found = stateless.weights(model), {}
+    for name, indices in weights_by_layer(model).items():
+        own = [weights[index] for index in indices]
+        found[name] = stateless.count_parameters(own), log_norm(own)
+    return found
 
 
 def log_norm(variables: Sequence[keras.Variable]) -> float:
