@@ -7,12 +7,7 @@ import keras
 import tensorflow as tf
 from keras import losses, ops
 
-from fisher_keras.classifier.logits import (
-    are_probabilities,
-    check_head,
-    gives_probabilities,
-    rounding,
-)
+from fisher_keras.classifier import logits
 
 # Classes, functions and kinds. Keras resolves a loss given by name to one of these functions, all
 # of which take probabilities.
@@ -110,12 +105,12 @@ class HardLabelCrossEntropy:
             ValueError: If the graph tells that they are no distribution of such labels.
         """
         if not tf.executing_eagerly():
-            check_head(outputs, self.kind)
+            logits.check_head(outputs, self.kind)
         if self.kind == "binary":
             return []
         # Logits of few examples may be positive and add up to nearly 1, but not to rounding.
-        tolerance = rounding(outputs.dtype if self.from_logits else tf.float16)
-        probabilities = are_probabilities(outputs, tolerance)
+        tolerance = logits.rounding(outputs.dtype if self.from_logits else tf.float16)
+        probabilities = logits.are_probabilities(outputs, tolerance)
         # NaN is another error. TensorFlow would make "not less" into "greater", also for NaN.
         if self.from_logits:
             holds = tf.where(probabilities, False, True)
@@ -149,7 +144,7 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
             f"Given: loss={loss!r}. Pass one of these to compile()."
         )
     from_logits = bool(config.get("from_logits", False))
-    probabilities = gives_probabilities(model, kind)
+    probabilities = logits.gives_probabilities(model, kind)
     if probabilities is not None and probabilities == from_logits:
         raise ValueError(_mismatch(from_logits))
     return HardLabelCrossEntropy(kind, from_logits, _is_plain_sparse_loss(given, config))
@@ -209,7 +204,7 @@ def _only_loss(loss: Any) -> Any:
 
 def needs_check(model: keras.Model, labels: str) -> bool:
     """Returns whether only the outputs' values can tell logits from probabilities."""
-    return gives_probabilities(model, labels) is None
+    return logits.gives_probabilities(model, labels) is None
 
 
 def _mismatch(from_logits: bool) -> str:

@@ -18,7 +18,7 @@ from fisher_keras.classifier.precision import rounding_of
 
 OF_DATA = ("fit", "evaluate", "predict")
 _COMPARED_EXAMPLES = 4
-OF_BATCHES = ("train_on_batch", "test_on_batch", "predict_on_batch")
+TAKING_DATA = (*OF_DATA, "train_on_batch", "test_on_batch", "predict_on_batch")
 _PREDICTING = ("predict", "predict_step", "make_predict_function")
 
 
@@ -41,7 +41,7 @@ def preprocess_samples(model: keras.Model) -> Callable[..., Any] | None:
     # The classes that define the overridden methods: all in one is KerasHub's way.
     owners = {
         next(c for c in type(model).__mro__ if name in vars(c))
-        for name in own_methods(model, (*OF_DATA, *OF_BATCHES))
+        for name in own_methods(model, TAKING_DATA)
     }
     if len(owners) != 1:  # A class further down does something else, too.
         return None
@@ -91,7 +91,7 @@ def check_own_methods(model: keras.Model, x: Any) -> None:
             Keras, so that nothing can be compared, or predicts something else than its call
             returns for the prepared inputs.
     """
-    overridden = own_methods(model, (*_PREDICTING, *OF_DATA, *OF_BATCHES))
+    overridden = own_methods(model, (*_PREDICTING, *TAKING_DATA))
     if not overridden:
         return
     few = keras.tree.map_structure(lambda leaf: leaf[:_COMPARED_EXAMPLES], x)

@@ -13,16 +13,11 @@ from fisher_keras.classifier.batch_axis import interaction
 from fisher_keras.classifier.inputs import ExamplesError
 from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.classifier.precision import rounding_of
+from fisher_keras.fisher import verification
 from fisher_keras.fisher.gradients import Explicit, Gradients, for_new_graph
 from fisher_keras.fisher.gram_product import products_of_groups
 from fisher_keras.fisher.layer_weights import weights_by_layer
 from fisher_keras.fisher.per_example import TracedBatch
-from fisher_keras.fisher.verification import (
-    no_errors,
-    relative_errors,
-    same_logits,
-    wrong_weights,
-)
 from fisher_keras.graph.tracing import concrete_function, signature, specs
 
 
@@ -119,7 +114,7 @@ class GramFunction:
         xi, log_scale, logits, counted, are_logits, distance, established, *errors = found
         self._classifier.check_values(are_logits, distance)
         if verify:
-            wrong = set(wrong_weights(errors[0].numpy()))
+            wrong = set(verification.wrong_weights(errors[0].numpy()))
             independent = established and self._classifier.call_graph(x).independent
             same = independent or self._same_among_others(x, batches[0])
             # The fallback evaluates each example alone. If it is wrong within the batch, others
@@ -153,7 +148,7 @@ class GramFunction:
         together = logits(rows)[order]
         halves = np.array_split(rows[order], min(2, len(rows)))
         apart = np.concatenate([logits(half) for half in halves])
-        return same_logits(apart, together, rounding_of(self._classifier.model))
+        return verification.same_logits(apart, together, rounding_of(self._classifier.model))
 
     def _run(self, data: LabelledData, batches: Sequence[np.ndarray], *options: Any) -> Any:
         chunks = [_rows(data.x, rows) for rows in batches]
@@ -206,8 +201,10 @@ class GramFunction:
             rounding = rounding_of(self._classifier.model)
             results += tf.cond(
                 verify,
-                lambda: relative_errors(batches[0], for_new_graph(gradients), rounding),
-                lambda: no_errors(len(gradients)),
+                lambda: verification.relative_errors(
+                    batches[0], for_new_graph(gradients), rounding
+                ),
+                lambda: verification.no_errors(len(gradients)),
             )
         return results
 

@@ -11,14 +11,8 @@ from fisher_keras.classifier import stateless
 from fisher_keras.extras import require
 from fisher_keras.fisher.gram import FisherGram
 from fisher_keras.fisher.layer_weights import weights_by_layer
-from fisher_keras.metrics import gram_metrics
+from fisher_keras.metrics import gram_metrics, summaries
 from fisher_keras.metrics.singular import is_singular
-from fisher_keras.metrics.summaries import (
-    MetricSummary,
-    check_same_samples,
-    summarize,
-    summarize_differences,
-)
 from fisher_keras.metrics.trials import Trial
 from fisher_keras.tables import aligned_table
 
@@ -42,8 +36,8 @@ class LayerSummary:
 
     name: str
     num_parameters: int
-    trace: MetricSummary
-    log_determinant: MetricSummary
+    trace: summaries.MetricSummary
+    log_determinant: summaries.MetricSummary
     log_weight_norm: float
 
 
@@ -71,7 +65,7 @@ class LayerTable(Sequence[LayerSummary]):
         self.evaluation = evaluation
         self.values = {name: np.array([t.layers[name] for t in trials]).T for name in weights}
         self._rows = [
-            LayerSummary(name, count, *map(summarize, self.values[name]), log_norm)
+            LayerSummary(name, count, *map(summaries.summarize, self.values[name]), log_norm)
             for name, (count, log_norm) in weights.items()
         ]
 
@@ -116,7 +110,7 @@ class LayerTable(Sequence[LayerSummary]):
                     a.name,
                     *(f"{row.trace.mean:.4g}" for row in (a, b)),
                     *(f"{row.log_determinant.mean:.5g}" for row in (a, b)),
-                    _cell(summarize_differences(*pairs)),
+                    _cell(summaries.summarize_differences(*pairs)),
                     *(f"{row.log_weight_norm:.4g}" for row in (a, b)),
                 ]
             )
@@ -170,7 +164,7 @@ class LayerTable(Sequence[LayerSummary]):
                 "Networks can be compared by layer if their layers have the same numbers of "
                 f"parameters in the same order. Given: {sizes} and {others}."
             )
-        check_same_samples(self.evaluation, other.evaluation)
+        summaries.check_same_samples(self.evaluation, other.evaluation)
 
 
 def layer_metrics(gram: FisherGram) -> dict[str, tuple[float, float]]:
@@ -204,7 +198,7 @@ def log_norm(variables: Sequence[keras.Variable]) -> float:
         return float(np.log(np.linalg.norm(norms)))
 
 
-def _cell(summary: MetricSummary) -> str:
+def _cell(summary: summaries.MetricSummary) -> str:
     if not np.isfinite(summary.mean):
         return f"{summary.mean:g}".replace("nan", "-")
     return f"{summary.mean:.5g} ± {summary.standard_error:.2g}"

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fisher_keras.extras import require
+from fisher_keras.metrics import summaries
 from fisher_keras.metrics.layer_table import LayerTable
 from fisher_keras.metrics.loss_and_errors import DataLoss
-from fisher_keras.metrics.summaries import (
-    MetricSummary,
-    check_same_samples,
-    summarize_differences,
-)
+from fisher_keras.metrics.summaries import MetricSummary
 from fisher_keras.metrics.trials import Trial, json_ready
 from fisher_keras.tables import markdown_table
 
@@ -84,9 +81,9 @@ class LocalMinimumReport:
         Raises:
             ValueError: If the samples differ.
         """
-        check_same_samples(self.evaluation, other.evaluation)
+        summaries.check_same_samples(self.evaluation, other.evaluation)
         return {
-            name: summarize_differences(
+            name: summaries.summarize_differences(
                 *([trial.metrics[name] for trial in report.trials] for report in (self, other))
             )
             for name in self.metrics
