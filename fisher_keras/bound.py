@@ -137,7 +137,7 @@ def generalization_bound(
         >>> print(f"{flat:.4f} {sharp:.4f}")
         0.0569 0.0710
     """
-    L0 = _training_loss(training_loss)
+    L0 = _not_negative("training_loss", training_loss)
     N = whole_number("num_samples", num_samples, 2)
     delta = _number("delta", delta, "in (0, 1]", lambda d: (d > 0) & (d <= 1))
     height = L0 + neighborhood_height(
@@ -231,7 +231,7 @@ def fisher_information_approximation(
         >>> print(f"{fia:.3f}")
         6908.452
     """
-    L0 = _training_loss(training_loss)
+    L0 = _not_negative("training_loss", training_loss)
     gamma = _log_determinant(log_determinant)
     W = whole_number("num_parameters", num_parameters, 1)
     N = whole_number("num_samples", num_samples, 1)
@@ -265,21 +265,14 @@ def trace_upper_bound(trace: ArrayLike, num_parameters: int) -> Floats:
         >>> print(f"{trace_upper_bound(4.0, 2):.4f}")
         1.3863
     """
-    trace = _number(
-        "trace", trace, "a finite number, 0 or greater", lambda t: (t >= 0) & (t < np.inf)
-    )
+    trace = _not_negative("trace", trace)
     W = whole_number("num_parameters", num_parameters, 1)
     with np.errstate(divide="ignore"):
         return W * (np.log(trace) - math.log(W))
 
 
-def _training_loss(value: ArrayLike) -> np.ndarray:
-    return _number(
-        "training_loss",
-        value,
-        "a finite number, 0 or greater, as a cross-entropy is",
-        lambda loss: (loss >= 0) & (loss < np.inf),
-    )
+def _not_negative(name: str, value: ArrayLike) -> np.ndarray:
+    return _number(name, value, "a finite number, 0 or greater", lambda v: (v >= 0) & (v < np.inf))
 
 
 def _log_determinant(value: ArrayLike) -> np.ndarray:

@@ -173,7 +173,8 @@ class _Trace:
             normalizes = op.type.startswith("FusedBatchNorm") and op.get_attr("is_training")
             # No axis of the examples means that all were reduced to one, two that each meets each
             # other. Integers, such as shapes, have no gradient.
-            if not normalizes and (_number_of_axes(tensor, count) == 1 or not _is_float(tensor)):
+            differentiable = tensor.dtype.is_floating or tensor.dtype.is_complex
+            if not normalizes and (_number_of_axes(tensor, count) == 1 or not differentiable):
                 continue
             if normalizes or self._depend_on(tensor):
                 raise interaction(
@@ -282,10 +283,6 @@ def _number_of_axes(tensor: tf.Tensor, count: int) -> int:
         while size and size % count == 0:
             size, number = size // count, number + 1
     return number
-
-
-def _is_float(tensor: tf.Tensor) -> bool:
-    return tensor.dtype.is_floating or tensor.dtype.is_complex
 
 
 def _prime(sizes: set[int]) -> int:

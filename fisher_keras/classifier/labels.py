@@ -273,15 +273,12 @@ def _arrays(batch: Any, name: str) -> tuple:
     x, y, *others = batch
     if y is None:
         raise ValueError(f"{name} has no labels; give (x, y), or batches (x, y).")
-    if isinstance(y, dict):
+    if isinstance(y, dict) or (isinstance(y, tuple) and any(map(np.ndim, y))):
+        is_dict = isinstance(y, dict)
+        parts, first = (list(y), next(iter(y), None)) if is_dict else (f"{len(y)} arrays", 0)
         raise ValueError(
-            f"The labels of {name} are a dict of {list(y)}: give those of the one output, as in "
-            f"y[{next(iter(y), None)!r}]."
-        )
-    if isinstance(y, tuple) and any(np.ndim(labels) for labels in y):
-        raise ValueError(
-            f"The labels of {name} are a tuple of {len(y)} arrays: give those of the one output, "
-            "as in y[0]."
+            f"The labels of {name} are a {type(y).__name__} of {parts}: give those of the one "
+            f"output, as in y[{first!r}]."
         )
     for leaf in keras.tree.flatten(x):
         dense = _DENSE.get(type(leaf).__name__, "x.toarray()" if hasattr(leaf, "toarray") else "")

@@ -52,13 +52,14 @@ def preprocess_samples(model: keras.Model) -> Callable[..., Any] | None:
         return None
     call = getattr(preprocessor, "call", preprocessor)
     # Some preprocessors make the labels, too; others are for the inputs alone.
-    if "y" in inspect.signature(call).parameters:
-        return lambda x, y=None, sample_weight=None: preprocessor(
-            x, y=y, sample_weight=sample_weight
-        )
-    return lambda x, y=None, sample_weight=None: keras.utils.pack_x_y_sample_weight(
-        preprocessor(x), y, sample_weight
-    )
+    makes_labels = "y" in inspect.signature(call).parameters
+
+    def preprocess(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        if makes_labels:
+            return preprocessor(x, y=y, sample_weight=sample_weight)
+        return keras.utils.pack_x_y_sample_weight(preprocessor(x), y, sample_weight)
+
+    return preprocess
 
 
 def prepare(model: keras.Model, x: Any) -> Any:
