@@ -109,7 +109,6 @@ def training_pipeline(
     batch_size = whole_number("batch_size", batch_size, 1)
     first_epoch = whole_number("first_epoch", first_epoch, 0)
     scheme = _SCHEMES[one_of("augmentation", augmentation, AUGMENTATIONS)]
-    fetched = _batch_fetcher(images, labels, batch_size, mean, std, num_classes)
 
     def epoch_plan(epoch: tf.Tensor) -> tf.data.Dataset:
         shuffle_seed, augmentation_seed = tf.unstack(tf.random.split([seed, epoch]))
@@ -123,7 +122,8 @@ def training_pipeline(
     plans = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(epoch_plan)
     # In the ResNet paper's order: normalized first, so that the zeros of the padding are mean
     # pixels and not black ones.
-    return fetched(plans, functools.partial(_crop_and_flip, scheme))
+    augment = functools.partial(_crop_and_flip, scheme)
+    return _fetched(plans, images, labels, batch_size, mean, std, num_classes, augment)
 
 
 def evaluation_pipeline(
@@ -153,22 +153,24 @@ def evaluation_pipeline(
     """
     check_images_and_labels(images, labels, num_classes)
     batch_size = whole_number("batch_size", batch_size, 1)
-    fetched = _batch_fetcher(images, labels, batch_size, mean, std, num_classes)
-    return fetched(tf.data.Dataset.zip((tf.data.Dataset.range(len(images)).batch(batch_size),)))
+    plans = tf.data.Dataset.zip((tf.data.Dataset.range(len(images)).batch(batch_size),))
+    return _fetched(plans, images, labels, batch_size, mean, std, num_classes)
 
 
-def _batch_fetcher(
+def _fetched(
+    plans: tf.data.Dataset,
     images: np.ndarray | StoredImages,
     labels: np.ndarray,
     batch_size: int,
     mean: np.ndarray,
     std: np.ndarray,
     num_classes: int | None,
-) -> Callable[..., tf.data.Dataset]:
-    """Returns a function of plans, which gives normalized images and (one-hot) labels.
+    augment: Callable[..., tf.Tensor] | None = None,
+) -> tf.data.Dataset:
+    """Returns normalized images and (one-hot) labels of plans.
 
-    A plan is a tuple of the indices of a batch, shape `(B,)`, and of what the second argument of
-    the function, if there is one, gets after the images, to augment them.
+    A plan is a tuple of the indices of a batch, shape `(B,)`, and of what `augment`, if there is
+    one, gets after the images.
     """
     channels = images.shape[-1:]
     if np.shape(mean) != channels or np.shape(std) != channels:
@@ -185,29 +187,24 @@ def _batch_fetcher(
             images = tf.convert_to_tensor(images)
         labels = tf.convert_to_tensor(labels, tf.int32)
 
-    def fetched(
-        plans: tf.data.Dataset, augment: Callable[..., tf.Tensor] | None = None
-    ) -> tf.data.Dataset:
-        def prepare(plan: tuple[tf.Tensor, ...], *pixels: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            indices, *changes = plan
-            (batch,) = pixels or (tf.gather(images, indices),)
-            batch = (tf.cast(batch, tf.float32) - mean) / std
-            batch = augment(batch, *changes) if augment else batch
-            classes = tf.gather(labels, indices)
-            # Of a batch alone: those of all images could take more memory than the images.
-            return batch, classes if num_classes is None else tf.one_hot(classes, num_classes)
+    def prepare(plan: tuple[tf.Tensor, ...], *pixels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        indices, *changes = plan
+        (batch,) = pixels or (tf.gather(images, indices),)
+        batch = (tf.cast(batch, tf.float32) - mean) / std
+        batch = augment(batch, *changes) if augment else batch
+        classes = tf.gather(labels, indices)
+        # Of a batch alone: those of all images could take more memory than the images.
+        return batch, classes if num_classes is None else tf.one_hot(classes, num_classes)
 
-        parts = (plans,)
-        if stored:
-            rows = plans.map(lambda indices, *_: tf.cast(indices, tf.int64))
-            parts = plans, images.dataset(rows, batch_size)
-        return (
-            tf.data.Dataset.zip(parts)
-            .map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .prefetch(tf.data.AUTOTUNE)
-        )
-
-    return fetched
+    parts = (plans,)
+    if stored:
+        rows = plans.map(lambda indices, *_: tf.cast(indices, tf.int64))
+        parts = plans, images.dataset(rows, batch_size)
+    return (
+        tf.data.Dataset.zip(parts)
+        .map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
 
 
 def _draw(scheme: _Scheme, count: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
