@@ -194,12 +194,11 @@ def _float64_where_needed(
     tried = function.needed_float64
     groups = evaluate(tried)
     # In float64, the other one might suffice; else, it is needed.
-    unsettled = np.array(
-        [
-            group.suffices_in_float32(slack=2.0) if done else not group.suffices_in_float32()
-            for group, done in zip(groups, tried, strict=True)
-        ]
-    )
+    suffices = [
+        group.suffices_in_float32(slack=2.0 if done else 1.0)
+        for group, done in zip(groups, tried, strict=True)
+    ]
+    unsettled = np.equal(suffices, tried)
     needed = tried | unsettled
     if unsettled.any():
         others = evaluate(tried ^ unsettled)

@@ -89,12 +89,8 @@ def structured_gradients(
     # Weights that meet in one tensor have its uses in common. The order stays the same each time.
     used = list(dict.fromkeys(itertools.chain.from_iterable(known.values())))
     # One backward pass for all operations. What does not reach the outputs has a gradient of zero.
-    deltas = tf.gradients(
-        outputs,
-        [use.op.outputs[0] for use in used],
-        cotangents,
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
+    results = [use.op.outputs[0] for use in used]
+    deltas = tf.gradients(outputs, results, cotangents, unconnected_gradients="zero")
     # By tensor rather than by weight: several weights may meet in one tensor, and one weight may
     # reach the examples by several.
     gradients: dict[object, list] = {}

@@ -28,11 +28,7 @@ from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, Sample
 from fisher_keras.metrics.notes import singular_notes, training_notes
 from fisher_keras.metrics.report import LocalMinimumReport
 from fisher_keras.metrics.robustness import squared_jacobian_norms
-from fisher_keras.metrics.singular import (
-    LinearDependence,
-    SingularGramWarning,
-    find_dependence,
-)
+from fisher_keras.metrics.singular import LinearDependence, SingularGramWarning, find_dependence
 from fisher_keras.metrics.stopping import StoppingRule
 from fisher_keras.metrics.summaries import summarize
 from fisher_keras.metrics.trials import Trial, TrialFile
@@ -144,18 +140,8 @@ def evaluate_local_minimum(
         >>> gamma_hat = report.metrics["log_determinant"].mean
         >>> figure = report.plot_spectrum().figure
     """
-    options = EvaluationOptions(
-        num_samples,
-        num_trials,
-        seed,
-        metrics,
-        stratified,
-        chunk_size,
-        label_smoothing,
-        unit,
-        layers,
-        standard_error,
-    )
+    sampling = num_samples, num_trials, seed, metrics, stratified, chunk_size
+    options = EvaluationOptions(*sampling, label_smoothing, unit, layers, standard_error)
     return evaluate(
         as_classifier(model, from_logits, normalize_logits),
         labelled_data(data),
