@@ -97,7 +97,7 @@ def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
         trace = _trace(model, specs, training)
     if trace is None:  # Nothing is taken for granted.
         return CallGraph()
-    changes_variables = trace.writes()
+    changes_variables = any(walker.assigns(node) for _, node in walker.nodes(trace.operations))
     if changes_variables:
         trace.check_functions(model)
         # What it would change is dropped, in this and in all traces.
@@ -130,9 +130,6 @@ class _Trace:
     inputs: list[tf.Tensor]
     outputs: list[tf.Tensor]
     operations: list[tf.Operation]
-
-    def writes(self) -> bool:
-        return any(walker.assigns(node) for _, node in walker.nodes(self.operations))
 
     def check_functions(self, model: keras.Model) -> None:
         """Refuses a `tf.function` that writes: it keeps its trace, with or without the writing."""

@@ -7,13 +7,13 @@ with the same number of rows one after another, and each row is computed of its 
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from fisher_keras.graph.operations import upstream
 
+_static = tf.get_static_value
 # Sizes come as single numbers, or in shapes.
 _FEW = 16
 
@@ -242,10 +242,6 @@ def _avoid_leading(axes: tf.Tensor, rank: int | None) -> bool:
     value = _static(axes)
     # Modulo the rank, for axes may be counted from the end.
     return value is not None and bool(rank) and not np.any(np.asarray(value) % rank == 0)
-
-
-def _static(tensor: tf.Tensor) -> Any:
-    return tf.get_static_value(tensor)
 
 
 _ELEMENTWISE = (

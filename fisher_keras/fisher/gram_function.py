@@ -186,7 +186,10 @@ class GramFunction:
 
         One trace serves for all: to trace a large network takes seconds.
         """
-        batches = self._batches(chunks, labels, weights)
+        batches = [
+            TracedBatch(self._classifier, self._training, *part, self._sequential)
+            for part in zip(chunks, labels, weights, strict=True)
+        ]
         gradients = self._gradients(batches)
         results = [
             self._reduced(gradients, float64),
@@ -211,12 +214,6 @@ class GramFunction:
     def _reduced(self, gradients: list[Gradients], float64: tf.Tensor) -> tf.Tensor:
         groups = [[gradients[index] for index in group] for group in self._groups]
         return products_of_groups(groups, float64)
-
-    def _batches(self, *parts: list) -> list[TracedBatch]:
-        return [
-            TracedBatch(self._classifier, self._training, *part, self._sequential)
-            for part in zip(*parts, strict=True)
-        ]
 
     def _gradients(self, batches: list[TracedBatch]) -> list[Gradients]:
         if self._training:
