@@ -209,9 +209,8 @@ def _select(op: tf.Operation, batch: BatchAxis) -> bool:
 
 def _same_rows(a: tf.Tensor, b: tf.Tensor) -> bool:
     """Returns whether two tensors have leading axes of one size, and of the same meaning."""
-    if None in (a.shape.rank, b.shape.rank) or 0 in (a.shape.rank, b.shape.rank):
-        return False
-    return a.shape[0] is not None and a.shape[0] == b.shape[0]
+    have_axes = bool(a.shape.rank and b.shape.rank)
+    return have_axes and a.shape[0] is not None and a.shape[0] == b.shape[0]
 
 
 def _rows_are_equal(tensor: tf.Tensor) -> bool:

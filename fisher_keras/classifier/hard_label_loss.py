@@ -83,9 +83,8 @@ class HardLabelCrossEntropy:
         # The size of the batch at hand says nothing about the model.
         shape = (None, *outputs.shape[1:]) if is_tensor else type(outputs).__name__
         binary = self.kind == "binary"
-        if not isinstance(shape, tuple) or not (
-            binary or (len(shape) >= 2 and shape[-1] not in (None, 1))
-        ):
+        classes = is_tensor and len(shape) >= 2 and shape[-1] not in (None, 1)
+        if not (is_tensor and (binary or classes)):
             expected = "(B,) or (B, ..., K)" if binary else "(B, K) or (B, ..., K), K > 1"
             raise ValueError(
                 f"Algorithm 1 is for one classifier; with this loss the outputs must be of shape "
