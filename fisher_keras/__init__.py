@@ -55,22 +55,16 @@ __all__ = [
     "loss_gradient_gram",
 ]
 
-_MODULES = {
-    "ARCHITECTURES": "models",
-    "Classifier": "classifier",
-    "FisherGram": "fisher",
-    "FisherMetrics": "callbacks",
-    "FisherRegularizedModel": "regularizer",
-    "LocalMinimumReport": "metrics",
-    "SharpnessAwareModel": "regularizer",
-    "build_model": "models",
-    "check_classifier": "classifier_check",
-    "compare": "experiments.comparisons.compare",
-    "evaluate_local_minimum": "metrics",
-    "example_gradient_norms": "fisher",
-    "extrapolate_log_determinant": "bound",
-    "generalization_bound": "bound",
-    "loss_gradient_gram": "fisher",
+_NAMES = {
+    "bound": ("extrapolate_log_determinant", "generalization_bound"),
+    "callbacks": ("FisherMetrics",),
+    "classifier": ("Classifier",),
+    "classifier_check": ("check_classifier",),
+    "experiments.comparisons.compare": ("compare",),
+    "fisher": ("FisherGram", "example_gradient_norms", "loss_gradient_gram"),
+    "metrics": ("LocalMinimumReport", "evaluate_local_minimum"),
+    "models": ("ARCHITECTURES", "build_model"),
+    "regularizer": ("FisherRegularizedModel", "SharpnessAwareModel"),
 }
 
 check_backend()
@@ -82,9 +76,10 @@ wrapt.register_post_import_hook(
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,8 @@
-"""Checks of numbers that a user gives; NumPy's numbers are as good as Python's."""
+"""Checks of what a user gives; NumPy's numbers are as good as Python's."""
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -59,6 +60,18 @@ def real_number(
         bounds += [f", less than {below}"] if below is not None else []
         raise ValueError(f"{name} must be a number{''.join(bounds)}. Given: {value!r}.")
     return float(value)
+
+
+def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
+    """Returns a value that is one of the choices.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} must be one of {listed}. Given: {value!r}.")
+    return value
 
 
 def _is_number(value: Any) -> bool:

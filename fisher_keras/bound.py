@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fisher_keras.arguments import whole_number
+from fisher_keras.arguments import one_of, whole_number
 
 # Scalars in, a scalar out; arrays in, an array out.
 Floats = np.float64 | np.ndarray
@@ -72,17 +72,12 @@ def neighborhood_height(
     gamma = _log_determinant(log_determinant)
     W = whole_number("num_parameters", num_parameters, 1)
     log_V = _log_volume(volume, log_volume)
-    if gamma_function == "stirling":
+    if one_of("gamma_function", gamma_function, ("stirling", "exact")) == "stirling":
         # The 1 is the logarithm of e in 4 pi e.
         log_height = math.log(W / (4 * math.pi)) - 1 + (2 * log_V + math.log(math.pi) + gamma) / W
-    elif gamma_function == "exact":
+    else:
         # The gamma function itself is beyond float64 from W = 342 on.
         log_height = (2 * (log_V + math.lgamma(W / 2 + 1)) + gamma) / W - math.log(2 * math.pi)
-    else:
-        raise ValueError(
-            'gamma_function must be "stirling" or "exact". '
-            f"Given: gamma_function={gamma_function!r}."
-        )
     with np.errstate(over="ignore", under="ignore"):
         return np.exp(log_height)
 
@@ -142,7 +137,7 @@ def generalization_bound(
         >>> print(f"{flat:.4f} {sharp:.4f}")
         0.0569 0.0710
     """
-    L0 = _training_loss(training_loss)
+    L0 = _not_negative("training_loss", training_loss)
     N = whole_number("num_samples", num_samples, 2)
     delta = _number("delta", delta, "in (0, 1]", lambda d: (d > 0) & (d <= 1))
     height = L0 + neighborhood_height(
@@ -236,7 +231,7 @@ def fisher_information_approximation(
         >>> print(f"{fia:.3f}")
         6908.452
     """
-    L0 = _training_loss(training_loss)
+    L0 = _not_negative("training_loss", training_loss)
     gamma = _log_determinant(log_determinant)
     W = whole_number("num_parameters", num_parameters, 1)
     N = whole_number("num_samples", num_samples, 1)
@@ -270,21 +265,14 @@ def trace_upper_bound(trace: ArrayLike, num_parameters: int) -> Floats:
         >>> print(f"{trace_upper_bound(4.0, 2):.4f}")
         1.3863
     """
-    trace = _number(
-        "trace", trace, "a finite number, 0 or greater", lambda t: (t >= 0) & (t < np.inf)
-    )
+    trace = _not_negative("trace", trace)
     W = whole_number("num_parameters", num_parameters, 1)
     with np.errstate(divide="ignore"):
         return W * (np.log(trace) - math.log(W))
 
 
-def _training_loss(value: ArrayLike) -> np.ndarray:
-    return _number(
-        "training_loss",
-        value,
-        "a finite number, 0 or greater, as a cross-entropy is",
-        lambda loss: (loss >= 0) & (loss < np.inf),
-    )
+def _not_negative(name: str, value: ArrayLike) -> np.ndarray:
+    return _number(name, value, "a finite number, 0 or greater", lambda v: (v >= 0) & (v < np.inf))
 
 
 def _log_determinant(value: ArrayLike) -> np.ndarray:

@@ -10,12 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier import Classifier
+from fisher_keras.classifier import Classifier, stateless
 from fisher_keras.classifier.labels import labelled_data
-from fisher_keras.classifier.logits import FromLogits
+from fisher_keras.classifier.logits import FromLogits, are_probabilities, rounding
 from fisher_keras.fisher import loss_gradient_gram
 from fisher_keras.metrics import hessian, robustness
-from fisher_keras.metrics.metric import count_parameters
 from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.regularizer.batches import Batch
 from fisher_keras.regularizer.fisher import GRADIENTS
@@ -103,7 +102,7 @@ def check_classifier(
     classifier = Classifier(model, from_logits)
     # What fails here fails everywhere: that is an error, and no line of the table.
     classifier.logits(data.x)
-    num_parameters = count_parameters(classifier.model)
+    num_parameters = stateless.count_parameters(stateless.weights(classifier.model))
     inputs, labels = classifier.inputs(data.x), tf.convert_to_tensor(y[:_NUM_EXAMPLES])
     batch = Batch(inputs, labels, None)
     loss = _loss(classifier, data.y, inputs)
@@ -119,7 +118,7 @@ def check_classifier(
             name = f"regularizer, {gradient}" + (", shared gradients" if shares else "")
             step = functools.partial(_step, model, loss, (given, labels), gradient, shares)
             features.append(_tried(name, step))
-    features.append(_sharing(model, loss, batch))
+    features.append(_tried('sharing by "auto"', lambda: _share(model, loss, batch)))
     features.append(_tried("SAM", lambda: _losses(SharpnessAwareModel(model), loss, batch)))
     return ClassifierCheck(num_parameters, tuple(features))
 
@@ -164,19 +163,13 @@ def _step(model: keras.Model, loss: Any, data: tuple, gradient: str, shares: boo
         raise ValueError("The gradient of a step is NaN or infinite.")
 
 
-def _sharing(model: keras.Model, loss: Any, batch: Batch) -> FeatureCheck:
-    """Tries whether `share_gradients="auto"` shares gradients."""
-    name, shares = 'sharing by "auto"', []
-
-    def find_out() -> None:
-        method = FisherRegularizedModel(model, gradient=GRADIENTS[-1])
-        shares.append(decomposes_over_examples(_losses(method, loss, batch)))
-
-    found = _tried(name, find_out)
-    if not found.works or shares[0]:
-        return found
-    note = "a step takes three gradients: L is not a mean over examples, or that is not known"
-    return dataclasses.replace(found, works=False, note=note)
+def _share(model: keras.Model, loss: Any, batch: Batch) -> None:
+    """Raises a ValueError where `share_gradients="auto"` shares no gradients."""
+    method = FisherRegularizedModel(model, gradient=GRADIENTS[-1])
+    if not decomposes_over_examples(_losses(method, loss, batch)):
+        raise ValueError(
+            "a step takes three gradients: L is not a mean over examples, or that is not known"
+        )
 
 
 def _loss(classifier: Classifier, y: np.ndarray, inputs: Any) -> Any:
@@ -184,15 +177,14 @@ def _loss(classifier: Classifier, y: np.ndarray, inputs: Any) -> Any:
     model = classifier.model
     if model.compiled and model.loss is not None:
         return model.loss
-    outputs = keras.ops.convert_to_numpy(model(inputs, training=False)).astype(np.float64)
+    outputs = model(inputs, training=False)
     binary = outputs.shape[-1] == 1 or classifier.likelihood(inputs).bernoulli
     logits = classifier.from_logits
     if logits == "auto":
-        sums = np.ones(1) if binary else outputs.sum(axis=-1)
-        bounded = outputs.min() >= 0 and outputs.max() <= 1
-        logits = not (bounded and np.allclose(sums, 1, atol=1e-2))
+        units = outputs[..., tf.newaxis] if binary else outputs
+        logits = not are_probabilities(units, rounding(tf.float16))
     if binary:
         return keras.losses.BinaryCrossentropy(from_logits=logits)
-    if y.ndim < outputs.ndim:
+    if y.ndim < outputs.shape.rank:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
     return keras.losses.CategoricalCrossentropy(from_logits=logits)

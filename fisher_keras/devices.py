@@ -135,22 +135,26 @@ def replica_devices(
 def over_replicas(
     strategy: tf.distribute.Strategy,
     devices: Sequence[str],
-    function: Callable[[str, Any], Any],
+    function: Callable[[str | None, Any], Any],
     arguments: Iterable[Any],
 ) -> Iterator[Any]:
     """Calls a function for each argument, one call at a time on each device.
 
     Args:
         strategy: The strategy of the replicas.
-        devices: Their devices.
+        devices: Their devices; none where there is no choice.
         function: Takes a device, on which it runs, and an argument. Calls run in several threads
-            at once.
+            at once. Without devices, it is given None and is called here.
         arguments: Its arguments.
 
     Yields:
         The results, in the order of the arguments. No more calls run than there are devices; those
         whose results nobody asks for any more end in the background.
     """
+    if not devices:
+        # Each result is taken before the next call begins.
+        yield from (function(None, argument) for argument in arguments)
+        return
 
     def call(device: str, argument: Any) -> Any:
         with strategy.scope(), tf.device(device):

@@ -1,4 +1,4 @@
-"""Tests of the checks of numbers."""
+"""Tests of the checks of arguments."""
 
 import math
 from fractions import Fraction
@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fisher_keras.arguments import real_number, whole_number
+from fisher_keras.arguments import one_of, real_number, whole_number
 
 
 @pytest.mark.parametrize("value", [3, np.int8(3), np.uint64(3), 3.0, np.float32(3), Fraction(3)])
@@ -46,3 +46,9 @@ def test_bounds_of_real_numbers():
     assert real_number("shift", -5) == -5
     with pytest.raises(ValueError, match=r"^shift must be a number. Given: nan"):
         real_number("shift", math.nan)
+
+
+def test_choices():
+    assert one_of("unit", "position", ("example", "position")) == "position"
+    with pytest.raises(ValueError, match=r"^unit must be one of 'a', True. Given: 'b'\.$"):
+        one_of("unit", "b", ("a", True))

@@ -15,17 +15,7 @@ import tensorflow as tf
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.batch_rules import RULES, BatchAxis
 from fisher_keras.graph import keras_private
-from fisher_keras.graph.operations import (
-    assigns,
-    calls_function,
-    downstream,
-    draws_by_seed,
-    is_random,
-    layer_of,
-    nodes,
-    traced_operations,
-    upstream,
-)
+from fisher_keras.graph import operations as walker
 from fisher_keras.graph.tracing import concrete_function
 
 # Larger than most sizes in a model, and small enough for loops over examples in Python.
@@ -107,7 +97,7 @@ def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
         trace = _trace(model, specs, training)
     if trace is None:  # Nothing is taken for granted.
         return CallGraph()
-    changes_variables = trace.writes()
+    changes_variables = any(walker.assigns(node) for _, node in walker.nodes(trace.operations))
     if changes_variables:
         trace.check_functions(model)
         # What it would change is dropped, in this and in all traces.
@@ -141,13 +131,10 @@ class _Trace:
     outputs: list[tf.Tensor]
     operations: list[tf.Operation]
 
-    def writes(self) -> bool:
-        return any(assigns(node) for _, node in nodes(self.operations))
-
     def check_functions(self, model: keras.Model) -> None:
         """Refuses a `tf.function` that writes: it keeps its trace, with or without the writing."""
         for op in self.operations:
-            if calls_function(op) and any(t.dtype == tf.resource for t in op.inputs):
+            if walker.calls_function(op) and any(t.dtype == tf.resource for t in op.inputs):
                 raise ValueError(
                     f"A tf.function inside of the model {model.name!r} ({op.name!r}) may change "
                     "variables, which an evaluation must not. Remove tf.function there: Keras "
@@ -156,24 +143,24 @@ class _Trace:
 
     def check_state(self, model: keras.Model) -> None:
         """Refuses what is assigned in spite of `stateless.dropping_changes`."""
-        for op, node in nodes(self.operations):
-            if assigns(node):
+        for op, node in walker.nodes(self.operations):
+            if walker.assigns(node):
                 raise ValueError(
                     f"The model {model.name!r} would assign to something that Keras does not know "
                     f"({node.op}), and an evaluation must not change a model. Make the variable "
-                    f"with add_weight or keras.Variable. Given: {layer_of(op, model)}."
+                    f"with add_weight or keras.Variable. Given: {walker.layer_of(op, model)}."
                 )
 
     def check_randomness(self, model: keras.Model, moves_seeds: bool) -> None:
         """Raises a ValueError if outputs depend on random numbers, which metrics would freeze."""
-        used = upstream(self.outputs)
+        used = walker.upstream(self.outputs)
         operations = [op for op in self.operations if any(t.ref() in used for t in op.outputs)]
-        for op, node in nodes(operations):
-            if is_random(node) or (moves_seeds and draws_by_seed(node)):
+        for op, node in walker.nodes(operations):
+            if walker.is_random(node) or (moves_seeds and walker.draws_by_seed(node)):
                 raise ValueError(
                     f"The model {model.name!r} draws random numbers in inference mode, too "
                     f"({node.op}): its losses differ each time. Call that layer with "
-                    f"training=False, or leave it out. Given: {layer_of(op, model)}."
+                    f"training=False, or leave it out. Given: {walker.layer_of(op, model)}."
                 )
 
     def check_interaction(self, model: keras.Model, count: int) -> None:
@@ -183,21 +170,20 @@ class _Trace:
             normalizes = op.type.startswith("FusedBatchNorm") and op.get_attr("is_training")
             # No axis of the examples means that all were reduced to one, two that each meets each
             # other. Integers, such as shapes, have no gradient.
-            if not normalizes and (_number_of_axes(tensor, count) == 1 or not _is_float(tensor)):
+            differentiable = tensor.dtype.is_floating or tensor.dtype.is_complex
+            if not normalizes and (_number_of_axes(tensor, count) == 1 or not differentiable):
                 continue
             if normalizes or self._depend_on(tensor):
-                raise ValueError(
-                    f"Examples of a batch interact in the model {model.name!r}, in inference "
-                    f"mode, too: {op.name!r} takes them together, as a normalization by the "
-                    "moments of the batch does, so that no loss is of one example. Change that "
-                    "layer, or use loss_gradient_gram(training=True), whose gradients take the "
-                    "effect on the others into account."
+                raise interaction(
+                    model,
+                    f"{op.name!r} takes them together, as a normalization by the moments of the "
+                    "batch does, so that no loss is of one example",
                 )
 
     def between(self) -> list[tf.Tensor]:
         """Returns all that is computed from the inputs, and outputs from it."""
-        outputs_use = upstream(self.outputs)
-        return [ref.deref() for ref in downstream(self.inputs) if ref in outputs_use]
+        outputs_use = walker.upstream(self.outputs)
+        return [ref.deref() for ref in walker.downstream(self.inputs) if ref in outputs_use]
 
     def has_hidden_interaction(self) -> bool:
         """Returns whether gradients or random numbers may let examples interact."""
@@ -221,7 +207,7 @@ class _Trace:
         """
         found = BatchAxis(
             count,
-            varying=downstream(self.inputs).keys(),
+            varying=walker.downstream(self.inputs).keys(),
             apart=dict.fromkeys((tensor.ref() for tensor in self.inputs), True),
         )
         for op in self.operations:
@@ -249,13 +235,22 @@ class _Trace:
         )
 
 
+def interaction(model: keras.Model, reason: str) -> ValueError:
+    """Returns the error about a model in which the examples of a batch interact."""
+    return ValueError(
+        f"Examples of a batch interact in the model {model.name!r}, in inference mode, too: "
+        f"{reason}. Change the layer that does it, or use loss_gradient_gram(training=True), "
+        "whose gradients take the effect on the others into account."
+    )
+
+
 def _trace(model: keras.Model, specs: Any, training: bool) -> _Trace | None:
     """Returns the trace, or None where there is none for this number of examples."""
     traces = []
 
     def call(x: Any) -> None:
         graph = tf.compat.v1.get_default_graph()
-        with traced_operations() as operations:
+        with walker.traced_operations() as operations:
             outputs = keras.tree.flatten(stateless.call(model, x, training))
         traces.append(_Trace(graph, keras.tree.flatten(x), outputs, operations))
 
@@ -285,10 +280,6 @@ def _number_of_axes(tensor: tf.Tensor, count: int) -> int:
         while size and size % count == 0:
             size, number = size // count, number + 1
     return number
-
-
-def _is_float(tensor: tf.Tensor) -> bool:
-    return tensor.dtype.is_floating or tensor.dtype.is_complex
 
 
 def _prime(sizes: set[int]) -> int:

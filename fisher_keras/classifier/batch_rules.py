@@ -6,15 +6,14 @@ with the same number of rows one after another, and each row is computed of its 
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from fisher_keras.graph.operations import upstream
 
+_static = tf.get_static_value
 # Sizes come as single numbers, or in shapes.
 _FEW = 16
 
@@ -93,43 +92,34 @@ def _every_input(op: tf.Operation, batch: BatchAxis) -> bool:
     return True  # Rules are asked only where all varying inputs keep examples apart.
 
 
-def _first_input(op: tf.Operation, batch: BatchAxis) -> bool:
-    """The first input has the examples, all others are the same for all of them."""
-    return _only_input(op, batch, 0)
+def _of_input(index: int, condition: Callable[[tf.Operation], bool] = lambda op: True) -> Rule:
+    """Makes a rule: one input has the examples, the others are the same for all, and a condition.
+
+    Args:
+        index: Of the input.
+        condition: Returns whether each row of the output is then of one example.
+    """
+
+    def rule(op: tf.Operation, batch: BatchAxis) -> bool:
+        others = [tensor for i, tensor in enumerate(op.inputs) if i != index]
+        alone = batch.is_apart(op.inputs[index]) and not any(map(batch.varies, others))
+        return alone and condition(op)
+
+    return rule
 
 
-def _only_input(op: tf.Operation, batch: BatchAxis, index: int) -> bool:
-    others = [t for i, t in enumerate(op.inputs) if i != index]
-    return batch.is_apart(op.inputs[index]) and not any(map(batch.varies, others))
+# The rule without a condition, of operations that take one array.
+_first_input = _of_input(0)
 
 
-def _last_axis(op: tf.Operation, batch: BatchAxis) -> bool:
-    """Entries along the last axis, which is not the examples', are taken together."""
-    return _first_input(op, batch) and op.inputs[0].shape.rank >= 2
-
-
-def _window(op: tf.Operation, batch: BatchAxis) -> bool:
+def _takes_one_example(op: tf.Operation) -> bool:
     # Along the axis of the examples, a window may only take one, and must not skip any.
-    sizes = [op.get_attr(name)[0] for name in ("ksize", "strides")]
-    return _first_input(op, batch) and sizes == [1, 1]
+    return [op.get_attr(name)[0] for name in ("ksize", "strides")] == [1, 1]
 
 
-def _inference_normalization(op: tf.Operation, batch: BatchAxis) -> bool:
-    return _first_input(op, batch) and not op.get_attr("is_training")
-
-
-def _along_axes(op: tf.Operation, batch: BatchAxis, axes: int = 1) -> bool:
-    """An input has the axes along which entries are reduced, added up, reversed or rolled."""
-    return _first_input(op, batch) and _avoids_examples(op.inputs[axes], op.inputs[0].shape.rank)
-
-
-def _transpose(op: tf.Operation, batch: BatchAxis) -> bool:
+def _begins_with_examples(op: tf.Operation) -> bool:
     permutation = _static(op.inputs[1])
-    return _first_input(op, batch) and permutation is not None and permutation[0] == 0
-
-
-def _expand(op: tf.Operation, batch: BatchAxis) -> bool:
-    return _first_input(op, batch) and _avoids_examples(op.inputs[1], op.outputs[0].shape.rank)
+    return permutation is not None and permutation[0] == 0
 
 
 def _product(op: tf.Operation, batch: BatchAxis) -> bool:
@@ -171,47 +161,26 @@ def _gather(op: tf.Operation, batch: BatchAxis) -> bool:
     return batch.is_apart(params) and batch.is_apart(indices) and batch_dims > 0
 
 
-def _table(op: tf.Operation, batch: BatchAxis) -> bool:
-    return _only_input(op, batch, 1) and op.get_attr("batch_dims") == 0
-
-
-def _gather_nd(op: tf.Operation, batch: BatchAxis) -> bool:
-    # Of rank 1 the indices would be a single place, and not one for each example.
-    return _only_input(op, batch, 1) and op.inputs[1].shape.rank >= 2
-
-
-def _one_hot(op: tf.Operation, batch: BatchAxis) -> bool:
-    return _first_input(op, batch) and op.get_attr("axis") != 0
-
-
 def _concatenation(op: tf.Operation, batch: BatchAxis) -> bool:
     *parts, axis = op.inputs
-    return _avoids_examples(axis, op.outputs[0].shape.rank) and batch.same_rows_in_all(parts)
+    return _avoid_leading(axis, op.outputs[0].shape.rank) and batch.same_rows_in_all(parts)
 
 
 def _stack(op: tf.Operation, batch: BatchAxis) -> bool:
     return op.get_attr("axis") % op.outputs[0].shape.rank > 0 and batch.same_rows_in_all(op.inputs)
 
 
-def _unstack(op: tf.Operation, batch: BatchAxis) -> bool:
-    return _first_input(op, batch) and op.get_attr("axis") % op.inputs[0].shape.rank > 0
-
-
-def _split(op: tf.Operation, batch: BatchAxis) -> bool:
-    index, axis = (1, op.inputs[0]) if op.type == "Split" else (0, op.inputs[2])
-    return _only_input(op, batch, index) and _avoids_examples(axis, op.inputs[index].shape.rank)
-
-
-def _padding(op: tf.Operation, batch: BatchAxis) -> bool:
+def _pads_no_example(op: tf.Operation) -> bool:
     paddings = _static(op.inputs[1])
-    return _first_input(op, batch) and paddings is not None and not paddings[0].any()
+    return paddings is not None and not paddings[0].any()
 
 
-def _slice(op: tf.Operation, batch: BatchAxis) -> bool:
-    return _first_input(op, batch) and _same_rows(op.inputs[0], op.outputs[0])
+def _takes_all_examples(op: tf.Operation) -> bool:
+    return _same_rows(op.inputs[0], op.outputs[0])
 
 
-def _strided_slice(op: tf.Operation, batch: BatchAxis) -> bool:
+def _slices_other_axes(op: tf.Operation) -> bool:
+    """Returns whether a `StridedSlice` leaves the leading axis as it is."""
     new, shrunk, ellipsis = (
         op.get_attr(f"{name}_mask") for name in ("new_axis", "shrink_axis", "ellipsis")
     )
@@ -219,7 +188,7 @@ def _strided_slice(op: tf.Operation, batch: BatchAxis) -> bool:
     if (new | shrunk) & 1 and not ellipsis & 1:
         return False
     strides = _static(op.inputs[3])
-    if strides is None or not _slice(op, batch):
+    if strides is None or not _takes_all_examples(op):
         return False
     if ellipsis & 1:  # It stands for the leading axis unless the others take all.
         taken = sum(not (new | ellipsis) >> i & 1 for i in range(len(strides)))
@@ -228,13 +197,8 @@ def _strided_slice(op: tf.Operation, batch: BatchAxis) -> bool:
     return strides[0] > 0
 
 
-def _repetition(op: tf.Operation, batch: BatchAxis) -> bool:
-    """`Tile` and `BroadcastTo`."""
-    return (
-        _first_input(op, batch)
-        and op.inputs[0].shape.rank == op.outputs[0].shape.rank
-        and _same_rows(op.inputs[0], op.outputs[0])
-    )
+def _repeats_other_axes(op: tf.Operation) -> bool:
+    return op.inputs[0].shape.rank == op.outputs[0].shape.rank and _takes_all_examples(op)
 
 
 def _select(op: tf.Operation, batch: BatchAxis) -> bool:
@@ -245,9 +209,8 @@ def _select(op: tf.Operation, batch: BatchAxis) -> bool:
 
 def _same_rows(a: tf.Tensor, b: tf.Tensor) -> bool:
     """Returns whether two tensors have leading axes of one size, and of the same meaning."""
-    if None in (a.shape.rank, b.shape.rank) or 0 in (a.shape.rank, b.shape.rank):
-        return False
-    return a.shape[0] is not None and a.shape[0] == b.shape[0]
+    have_axes = bool(a.shape.rank and b.shape.rank)
+    return have_axes and a.shape[0] is not None and a.shape[0] == b.shape[0]
 
 
 def _rows_are_equal(tensor: tf.Tensor) -> bool:
@@ -263,15 +226,21 @@ def _rows_are_equal(tensor: tf.Tensor) -> bool:
     return value is not None and value.ndim > 0 and bool(np.all(value == value[:1]))
 
 
-def _avoids_examples(axes: tf.Tensor, rank: int | None) -> bool:
+def _avoids_examples(axes: int, array: int) -> Callable[[tf.Operation], bool]:
+    """Makes the condition that none of some axes, an input, is the leading one of another input.
+
+    Args:
+        axes: Index of the input that holds the axes.
+        array: Index of the other one.
+    """
+    return lambda op: _avoid_leading(op.inputs[axes], op.inputs[array].shape.rank)
+
+
+def _avoid_leading(axes: tf.Tensor, rank: int | None) -> bool:
     """Returns whether none of some axes is the leading one."""
     value = _static(axes)
     # Modulo the rank, for axes may be counted from the end.
     return value is not None and bool(rank) and not np.any(np.asarray(value) % rank == 0)
-
-
-def _static(tensor: tf.Tensor) -> Any:
-    return tf.get_static_value(tensor)
 
 
 _ELEMENTWISE = (
@@ -292,41 +261,45 @@ _REDUCTIONS = ("All", "Any", "ArgMax", "ArgMin", "EuclideanNorm", "Max", "Mean",
 _SCANS = ("Cumprod", "Cumsum", "CumulativeLogsumexp", "ReverseV2", "Sum")
 _CONVOLUTIONS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative", "Dilation2D")
 _TRANSPOSED = ("Conv2DBackpropInput", "Conv3DBackpropInputV2")
+_LAST_AXIS = ("BiasAdd", "LogSoftmax", "Softmax", "TopKV2")
 _NORMALIZATIONS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 _POOLS = ("AvgPool", "AvgPool3D", "MaxPool", "MaxPool3D")
 _RESIZING = ("ResizeArea", "ResizeBicubic", "ResizeBilinear", "ResizeNearestNeighbor")
 # Where an operation has no rule here, nothing is known of what it does to the examples.
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys((*_REDUCTIONS, *_SCANS), _along_axes),
+    # An input has the axes along which entries are reduced, added up, reversed or rolled.
+    **dict.fromkeys((*_REDUCTIONS, *_SCANS), _of_input(0, _avoids_examples(axes=1, array=0))),
     **dict.fromkeys((*_CONVOLUTIONS, *_RESIZING, "ScaleAndTranslate"), _first_input),
-    **dict.fromkeys(_POOLS, _window),
-    **dict.fromkeys(_TRANSPOSED, functools.partial(_only_input, index=2)),
-    **dict.fromkeys(_NORMALIZATIONS, _inference_normalization),
-    **dict.fromkeys(("LogSoftmax", "Softmax", "TopKV2"), _last_axis),
+    **dict.fromkeys(_POOLS, _of_input(0, _takes_one_example)),
+    **dict.fromkeys(_TRANSPOSED, _of_input(2)),
+    **dict.fromkeys(_NORMALIZATIONS, _of_input(0, lambda op: not op.get_attr("is_training"))),
+    # Entries along the last axis, which is not the examples', are taken together.
+    **dict.fromkeys(_LAST_AXIS, _of_input(0, lambda op: op.inputs[0].shape.rank >= 2)),
     **dict.fromkeys(("BatchMatMulV2", "BatchMatMulV3", "MatMul"), _product),
-    **dict.fromkeys(("MirrorPad", "Pad", "PadV2"), _padding),
-    **dict.fromkeys(("Split", "SplitV"), _split),
-    **dict.fromkeys(("BroadcastTo", "Tile"), _repetition),
-    "BiasAdd": _last_axis,
+    **dict.fromkeys(("MirrorPad", "Pad", "PadV2"), _of_input(0, _pads_no_example)),
+    **dict.fromkeys(("BroadcastTo", "Tile"), _of_input(0, _repeats_other_axes)),
     "ConcatV2": _concatenation,
     "DepthToSpace": _first_input,
     "Einsum": _einsum,
-    "ExpandDims": _expand,
-    "GatherNd": _gather_nd,
+    "ExpandDims": _of_input(0, lambda op: _avoid_leading(op.inputs[1], op.outputs[0].shape.rank)),
+    # Of rank 1 the indices would be a single place, and not one for each example.
+    "GatherNd": _of_input(1, lambda op: op.inputs[1].shape.rank >= 2),
     "GatherV2": _gather,
     "IdentityN": _every_input,
     "LRN": _first_input,
-    "OneHot": _one_hot,
+    "OneHot": _of_input(0, lambda op: op.get_attr("axis") != 0),
     "Pack": _stack,
     "Reshape": _first_input,  # It keeps the order of all entries, whatever it is.
-    "ResourceGather": _table,
-    "Roll": functools.partial(_along_axes, axes=2),
+    "ResourceGather": _of_input(1, lambda op: op.get_attr("batch_dims") == 0),
+    "Roll": _of_input(0, _avoids_examples(axes=2, array=0)),
     "Select": _select,
-    "Slice": _slice,
+    "Slice": _of_input(0, _takes_all_examples),
     "SpaceToDepth": _first_input,
+    "Split": _of_input(1, _avoids_examples(axes=0, array=1)),
+    "SplitV": _of_input(0, _avoids_examples(axes=2, array=0)),
     "Squeeze": _first_input,  # The examples are more than one.
-    "StridedSlice": _strided_slice,
-    "Transpose": _transpose,
-    "Unpack": _unstack,
+    "StridedSlice": _of_input(0, _slices_other_axes),
+    "Transpose": _of_input(0, _begins_with_examples),
+    "Unpack": _of_input(0, lambda op: op.get_attr("axis") % op.inputs[0].shape.rank > 0),
 }

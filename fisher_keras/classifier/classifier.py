@@ -9,22 +9,16 @@ from typing import Any, get_args
 import keras
 import tensorflow as tf
 
-from fisher_keras.arguments import real_number
+from fisher_keras.arguments import one_of, real_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.batch_axis import CallGraph, call_graph
 from fisher_keras.classifier.hard_label_loss import labels_of
 from fisher_keras.classifier.likelihood import Likelihood
-from fisher_keras.classifier.logits import (
-    FromLogits,
-    LikelihoodName,
-    Logits,
-    check_values,
-    find_logits,
-)
+from fisher_keras.classifier.logits import FromLogits, LikelihoodName, Logits, find_logits
 from fisher_keras.classifier.preprocessing import check_own_methods, prepare
 from fisher_keras.classifier.wrapper import unwrap
 from fisher_keras.graph import keras_private
-from fisher_keras.graph.tracing import specs, trace_for_any_batch_size
+from fisher_keras.graph.tracing import signature, specs, trace_for_any_batch_size
 
 # Attributes of a model that Keras sets while it trains; none has a part in a call.
 _OF_TRAINING = {
@@ -85,14 +79,9 @@ class Classifier:
         Raises:
             ValueError: If an argument is out of range.
         """
-        if likelihood not in get_args(LikelihoodName):
-            raise ValueError(
-                f"likelihood must be one of {get_args(LikelihoodName)}. Given: {likelihood!r}."
-            )
-        if from_logits not in (True, False, "auto"):
-            raise ValueError(f"from_logits must be True, False or 'auto'. Given: {from_logits!r}.")
         self.model = unwrap(model)
-        self.likelihood_name = likelihood
+        self.likelihood_name = one_of("likelihood", likelihood, get_args(LikelihoodName))
+        one_of("from_logits", from_logits, (True, False, "auto"))
         # The model inside a wrapper may not be compiled itself.
         self.labels = labels_of(model) or labels_of(self.model)
         self.from_logits = from_logits if from_logits == "auto" else bool(from_logits)
@@ -167,12 +156,12 @@ class Classifier:
 
     def likelihood(self, inputs: Any) -> Likelihood:
         """Returns the likelihood of the labels of what `inputs` returned; its number is free."""
-        known = self._likelihoods.get(_signature(inputs))
+        known = self._likelihoods.get(signature(inputs))
         if known is None or None in known.positions:
             first = keras.tree.map_structure(lambda leaf: leaf[:1], inputs)
             logits, _ = self.predictions(first)
             known = dataclasses.replace(
-                self._likelihoods[_signature(inputs)], positions=tuple(logits.shape[1:-1])
+                self._likelihoods[signature(inputs)], positions=tuple(logits.shape[1:-1])
             )
         return known
 
@@ -186,11 +175,13 @@ class Classifier:
         Returns:
             The tensor to differentiate at, see `fisher_keras.classifier.logits.find_logits`.
         """
-        with self._dropping_changes(x, training), self._calling():
+        changes = self.call_graph(x, training).changes_variables
+        scope = stateless.dropping_changes() if changes else contextlib.nullcontext()
+        with scope, self._calling():
             outputs = stateless.call(self.model, x, training)
         options = self.from_logits, self.normalize_logits, self.likelihood_name, self.labels
         found = find_logits(outputs, *options)
-        self._likelihoods[_signature(x)] = found.likelihood
+        self._likelihoods[signature(x)] = found.likelihood
         self.num_classes = found.likelihood.num_classes
         return found
 
@@ -205,16 +196,12 @@ class Classifier:
             ValueError: If examples interact in inference mode, or if what the call changes cannot
                 be kept from changing.
         """
-        key = training, _signature(x)
+        key = training, signature(x)
         graphs = self.cached(_call_graphs)
         if key not in graphs:
             with self._calling():
                 graphs[key] = call_graph(self.model, specs(x), training)
         return graphs[key]
-
-    def _dropping_changes(self, x: Any, training: bool) -> contextlib.AbstractContextManager:
-        changes = self.call_graph(x, training).changes_variables
-        return stateless.dropping_changes() if changes else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _calling(self) -> Iterator[None]:
@@ -230,7 +217,21 @@ class Classifier:
             are_logits: The value of `Logits.are_logits`.
             distance: The value of `Logits.distance_from_probabilities`.
         """
-        check_values(bool(are_logits), float(distance), self.normalize_logits)
+        if are_logits:
+            return
+        if distance > 0:
+            raise ValueError(
+                "The model's outputs are no probabilities of classes, as from_logits=False (or "
+                "'auto', where all are in 0..1) takes them: they are negative, or their sum over "
+                f"the classes is not 1, by up to {float(distance):.3g}. If they are logits, pass "
+                "from_logits=True; for a sigmoid for each of several labels, which is no "
+                "classifier of K classes, give Classifier(model, False, likelihood='bernoulli')."
+            )
+        if self.normalize_logits is not None:
+            raise ValueError(
+                f"normalize_logits={self.normalize_logits} needs logits, and the model gives only "
+                "probabilities. Evaluate a model that ends in its logits, or in softmax."
+            )
 
     def cached(self, factory: Callable[..., Callable], *options: Any) -> Any:
         """Returns `factory(self, *options)`, cached until layers or variables change.
@@ -287,12 +288,6 @@ def as_classifier(
 
 def _call_graphs(classifier: Classifier) -> dict[tuple[bool, str], CallGraph]:
     return {}
-
-
-def _signature(x: Any) -> str:
-    """Returns shapes and dtypes of inputs but for the number of examples."""
-    leaves = keras.tree.flatten(specs(x))
-    return repr([(leaf.shape[1:].as_list(), leaf.dtype) for leaf in leaves])
 
 
 def logits_function(classifier: Classifier) -> Any:

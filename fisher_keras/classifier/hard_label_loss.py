@@ -5,28 +5,18 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
+from keras import losses, ops
 
-from fisher_keras.classifier.logits import (
-    are_probabilities,
-    check_head,
-    gives_probabilities,
-    rounding,
+from fisher_keras.classifier import logits
+
+# Classes, functions and kinds. Keras resolves a loss given by name to one of these functions, all
+# of which take probabilities.
+_LOSSES = (
+    (losses.SparseCategoricalCrossentropy, losses.sparse_categorical_crossentropy, "sparse"),
+    (losses.CategoricalCrossentropy, losses.categorical_crossentropy, "one_hot"),
+    (losses.CategoricalFocalCrossentropy, losses.categorical_focal_crossentropy, "one_hot"),
+    (losses.BinaryCrossentropy, losses.binary_crossentropy, "binary"),
 )
-
-_KINDS = {
-    "SparseCategoricalCrossentropy": "sparse",
-    "CategoricalCrossentropy": "one_hot",
-    "CategoricalFocalCrossentropy": "one_hot",
-    "BinaryCrossentropy": "binary",
-}
-# Keras resolves a loss given by name to one of these functions, all of which take probabilities.
-_FUNCTION_KINDS = {
-    keras.losses.sparse_categorical_crossentropy: "sparse",
-    keras.losses.categorical_crossentropy: "one_hot",
-    keras.losses.categorical_focal_crossentropy: "one_hot",
-    keras.losses.binary_crossentropy: "binary",
-}
 # Arguments of a sparse loss that leave it the cross-entropy of the labels given.
 _NEUTRAL = {"name", "reduction", "from_logits", "axis", "dtype"}
 _MEANS = ("sum_over_batch_size", "mean")
@@ -70,8 +60,8 @@ class HardLabelCrossEntropy:
                 outputs = outputs[:, tf.newaxis]
             y = tf.reshape(tf.cast(y, outputs.dtype), tf.shape(outputs))
             hard = tf.cast(y > 0.5, outputs.dtype)
-            losses = ops.binary_crossentropy(hard, outputs, from_logits=self.from_logits)
-            return tf.reduce_mean(losses, axis=-1)
+            of_each = ops.binary_crossentropy(hard, outputs, from_logits=self.from_logits)
+            return tf.reduce_mean(of_each, axis=-1)
         if self.kind == "one_hot":
             labels = tf.argmax(y, axis=-1)
         else:
@@ -93,9 +83,8 @@ class HardLabelCrossEntropy:
         # The size of the batch at hand says nothing about the model.
         shape = (None, *outputs.shape[1:]) if is_tensor else type(outputs).__name__
         binary = self.kind == "binary"
-        if not isinstance(shape, tuple) or not (
-            binary or (len(shape) >= 2 and shape[-1] not in (None, 1))
-        ):
+        classes = is_tensor and len(shape) >= 2 and shape[-1] not in (None, 1)
+        if not (is_tensor and (binary or classes)):
             expected = "(B,) or (B, ..., K)" if binary else "(B, K) or (B, ..., K), K > 1"
             raise ValueError(
                 f"Algorithm 1 is for one classifier; with this loss the outputs must be of shape "
@@ -115,12 +104,12 @@ class HardLabelCrossEntropy:
             ValueError: If the graph tells that they are no distribution of such labels.
         """
         if not tf.executing_eagerly():
-            check_head(outputs, self.kind)
+            logits.check_head(outputs, self.kind)
         if self.kind == "binary":
             return []
         # Logits of few examples may be positive and add up to nearly 1, but not to rounding.
-        tolerance = rounding(outputs.dtype if self.from_logits else tf.float16)
-        probabilities = are_probabilities(outputs, tolerance)
+        tolerance = logits.rounding(outputs.dtype if self.from_logits else tf.float16)
+        probabilities = logits.are_probabilities(outputs, tolerance)
         # NaN is another error. TensorFlow would make "not less" into "greater", also for NaN.
         if self.from_logits:
             holds = tf.where(probabilities, False, True)
@@ -145,15 +134,16 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
             model gives probabilities, or the other way round.
     """
     given, kind = _only_loss(loss), _kind(loss)
-    config = given.get_config() if isinstance(given, keras.losses.Loss) else {}
+    config = given.get_config() if isinstance(given, losses.Loss) else {}
     if kind is None or config.get("ignore_class") is not None or config.get("axis", -1) != -1:
+        names = ", ".join(known.__name__ for known, *_ in _LOSSES)
         raise ValueError(
             "FisherRegularizedModel needs the cross-entropy of a classifier as its loss: "
-            f"{', '.join(_KINDS)} (without ignore_class, classes on the last axis), by name or "
-            f"as an object. Given: loss={loss!r}. Pass one of these to compile()."
+            f"{names} (without ignore_class, classes on the last axis), by name or as an object. "
+            f"Given: loss={loss!r}. Pass one of these to compile()."
         )
     from_logits = bool(config.get("from_logits", False))
-    probabilities = gives_probabilities(model, kind)
+    probabilities = logits.gives_probabilities(model, kind)
     if probabilities is not None and probabilities == from_logits:
         raise ValueError(_mismatch(from_logits))
     return HardLabelCrossEntropy(kind, from_logits, _is_plain_sparse_loss(given, config))
@@ -161,11 +151,11 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
 
 def _is_plain_sparse_loss(given: Any, config: dict[str, Any]) -> bool:
     """Returns whether a loss is Keras' own sparse cross-entropy, the mean over the examples."""
-    own = keras.losses.sparse_categorical_crossentropy
-    if not isinstance(given, keras.losses.Loss):
+    own = losses.sparse_categorical_crossentropy
+    if not isinstance(given, losses.Loss):
         return given is own
     # A subclass may be anything, and so may an argument that a later Keras adds.
-    replaced = type(given) is not keras.losses.SparseCategoricalCrossentropy
+    replaced = type(given) is not losses.SparseCategoricalCrossentropy
     replaced = replaced or "call" in vars(given) or given.fn is not own
     changed = [name for name, value in config.items() if value and name not in _NEUTRAL]
     return not replaced and not changed and config["reduction"] in _MEANS
@@ -185,11 +175,8 @@ def labels_of(model: keras.Model) -> str | None:
 
 def _kind(loss: Any) -> str | None:
     given = _only_loss(loss)
-    if not isinstance(given, keras.losses.Loss):
-        return _FUNCTION_KINDS.get(given) if callable(given) else None
     # Of a subclass, too: the class tells the form of the labels, though not the function.
-    kinds = (k for c, k in _KINDS.items() if isinstance(given, getattr(keras.losses, c)))
-    return next(kinds, None)
+    return next((k for c, f, k in _LOSSES if given is f or isinstance(given, c)), None)
 
 
 def from_logits_of(loss: Any) -> bool | None:
@@ -202,21 +189,21 @@ def from_logits_of(loss: Any) -> bool | None:
         None if it is no cross-entropy of Keras, and says nothing of logits.
     """
     given = _only_loss(loss)
-    if isinstance(given, keras.losses.Loss):
+    if isinstance(given, losses.Loss):
         return getattr(given, "from_logits", None)
-    return False if callable(given) and given in _FUNCTION_KINDS else None
+    return None if _kind(given) is None else False
 
 
 def _only_loss(loss: Any) -> Any:
     """Returns the one loss of a structure, as an object or a function; else what is given."""
     parts = keras.tree.flatten(loss)
     given = parts[0] if len(parts) == 1 else loss
-    return keras.losses.get(given) if isinstance(given, str) else given
+    return losses.get(given) if isinstance(given, str) else given
 
 
 def needs_check(model: keras.Model, labels: str) -> bool:
     """Returns whether only the outputs' values can tell logits from probabilities."""
-    return gives_probabilities(model, labels) is None
+    return logits.gives_probabilities(model, labels) is None
 
 
 def _mismatch(from_logits: bool) -> str:
@@ -228,6 +215,6 @@ def _mismatch(from_logits: bool) -> str:
     return (
         "The loss takes probabilities (from_logits=False, as every loss given by name does), but "
         "the model's outputs are not probabilities. Give the loss as an object with "
-        "from_logits=True, e.g. keras.losses.SparseCategoricalCrossentropy(from_logits=True), "
+        "from_logits=True, e.g. losses.SparseCategoricalCrossentropy(from_logits=True), "
         "or end the model in a softmax."
     )

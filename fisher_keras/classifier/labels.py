@@ -160,14 +160,14 @@ def _checked_examples(examples: Examples, name: str) -> Examples:
     is_array = isinstance(labels, np.ndarray) and labels.ndim > 0 and len(labels) > 0
     # They are used as they are: a column of classes would be taken for distributions.
     weights = () if examples.weights is None else (examples.weights,)
-    if not is_array or _checked_labels(labels, name, *weights).shape != labels.shape:
+    fits = is_array and _checked_labels(labels, name, *weights).shape == labels.shape
+    if not fits or (labels.ndim == 1 and labels.dtype.kind not in "iu"):
         raise ValueError(
-            f"The labels of {name} must be an array of classes, shape (N,), or of distributions, "
-            f"shape (N, K), of at least one example. Given: shape {np.shape(labels)}."
+            f"The labels of {name} must be an array of classes, integers of shape (N,), or of "
+            "distributions, shape (N, K), of at least one example. Given: shape "
+            f"{np.shape(labels)}, dtype {np.asarray(labels).dtype}."
         )
     count_examples(labels, *weights)
-    if labels.ndim == 1 and labels.dtype.kind not in "iu":
-        raise ValueError(f"The classes of {name} must be integers. Given: dtype {labels.dtype}.")
     return examples
 
 
@@ -273,15 +273,12 @@ def _arrays(batch: Any, name: str) -> tuple:
     x, y, *others = batch
     if y is None:
         raise ValueError(f"{name} has no labels; give (x, y), or batches (x, y).")
-    if isinstance(y, dict):
+    if isinstance(y, dict) or (isinstance(y, tuple) and any(map(np.ndim, y))):
+        is_dict = isinstance(y, dict)
+        parts, first = (list(y), next(iter(y), None)) if is_dict else (f"{len(y)} arrays", 0)
         raise ValueError(
-            f"The labels of {name} are a dict of {list(y)}: give those of the one output, as in "
-            f"y[{next(iter(y), None)!r}]."
-        )
-    if isinstance(y, tuple) and any(np.ndim(labels) for labels in y):
-        raise ValueError(
-            f"The labels of {name} are a tuple of {len(y)} arrays: give those of the one output, "
-            "as in y[0]."
+            f"The labels of {name} are a {type(y).__name__} of {parts}: give those of the one "
+            f"output, as in y[{first!r}]."
         )
     for leaf in keras.tree.flatten(x):
         dense = _DENSE.get(type(leaf).__name__, "x.toarray()" if hasattr(leaf, "toarray") else "")
@@ -301,22 +298,18 @@ def _checked_labels(y: np.ndarray, name: str, weights: np.ndarray | None = None)
     """Returns labels whose form is that of some classifier, classes (N,) as integers."""
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
-
-    def problem(shape: tuple[int, ...]) -> str | None:
+    # Classes at each position, or distributions there. One number of classes is as good as another
+    # here; whether labels are the model's is checked once its outputs are known.
+    problems = []
+    for shape in (y.shape, y.shape[:-1])[: y.ndim]:
         counted = np.ones(shape, bool)
         if weights is not None and weights.shape == shape[: weights.ndim]:
             counted &= (weights != 0).reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
-        return label_problem(y, shape, None, counted)
-
-    found = problem(y.shape[:1] if y.ndim == 2 else y.shape)
-    # One number of classes is as good as another here; whether labels are the model's, and of a
-    # prediction each or at each position, is checked once its outputs are known.
-    if found and y.ndim > 1 and not (problem(y.shape) and problem(y.shape[:-1])):
-        found = None
-    if found:
+        problems.append(label_problem(y, shape, None, counted))
+    if all(problems):
         raise ValueError(
             f"The labels of {name} must be classes 0, 1, ..., shape (N,), or distributions over "
             "them, shape (N, K), or either for each position, shape (N, ...) or (N, ..., K). "
-            f"Given: {found}."
+            f"Given: {problems[-1 if y.dtype.kind == 'f' else 0]}."
         )
     return y.astype(np.int64) if y.ndim == 1 else y

@@ -157,6 +157,20 @@ class Likelihood:
         )
 
 
+def check_some_count(counted: np.ndarray, name: str = "the data") -> None:
+    """Raises a ValueError if no position counts.
+
+    Args:
+        counted: Whether each does.
+        name: Name of the data.
+    """
+    if not counted.any():
+        raise ValueError(
+            f"No position of {name} counts: sample weights or Keras' mask leave out all of them. "
+            f"Give others. Given: {counted.size} positions."
+        )
+
+
 def label_problem(
     y: np.ndarray, shape: tuple[int, ...], num_classes: int | None, counted: np.ndarray
 ) -> str | None:

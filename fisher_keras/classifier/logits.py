@@ -104,7 +104,7 @@ def find_logits(
         labels: The form of the compiled loss's labels, see `labels_of`; None if it is not known.
 
     Returns:
-        The tensor to differentiate at. `check_values` tells if its values are right.
+        The tensor to differentiate at. `Classifier.check_values` tells if its values are right.
 
     Raises:
         ValueError: If outputs are not of that shape, or not what `from_logits` says, or if it
@@ -132,14 +132,15 @@ def find_logits(
             "Keras' mask of the outputs must have an entry for each prediction. Given: a mask of "
             f"shape {tuple(mask.shape)} for outputs of shape {tuple(outputs.shape)}."
         )
-    found = _find(outputs, from_logits, normalize_logits, bernoulli)
-    values = found.values[..., tf.newaxis] if bernoulli else found.values
-    return dataclasses.replace(found, values=values, mask=mask, bernoulli=bernoulli)
+    values, are_logits, tolerance = _find(outputs, from_logits, bernoulli)
+    values = values[..., tf.newaxis] if bernoulli else values
+    return Logits(values, are_logits, normalize_logits, tolerance, mask, bernoulli)
 
 
 def _find(
-    outputs: tf.Tensor, from_logits: FromLogits, normalize_logits: float | None, bernoulli: bool
-) -> Logits:
+    outputs: tf.Tensor, from_logits: FromLogits, bernoulli: bool
+) -> tuple[tf.Tensor, tf.Tensor, float]:
+    """Returns values, `are_logits` and `tolerance` of the `Logits`."""
     last, head = behind(outputs, _TRANSPARENT), _head(outputs)
     activation = last.op.type.lower()
     # A sigmoid is of each entry, so that what only changes their shape does not matter.
@@ -150,27 +151,26 @@ def _find(
                 f"{head}. Pass from_logits='auto' or False."
             )
         if activation in _ACTIVATIONS:
-            return Logits(last.op.inputs[0], tf.constant(True), normalize_logits)
-        return Logits(outputs, tf.constant(False), normalize_logits)
+            return last.op.inputs[0], tf.constant(True), _HALF_ROUNDING
+        return outputs, tf.constant(False), _HALF_ROUNDING
     if from_logits != "auto":
-        return Logits(outputs, tf.constant(from_logits), normalize_logits)
-    if outputs.shape[-1] == 1:
+        return outputs, tf.constant(from_logits), _HALF_ROUNDING
+    # What a layer gives that adds a bias in the end is not bounded, whatever its values are: but a
+    # single output may be meant as a probability all the same.
+    if head == "biasadd" and outputs.shape[-1] > 1:
+        return outputs, tf.constant(True), _HALF_ROUNDING
+    if bernoulli or outputs.shape[-1] == 1:
         raise ValueError(
-            "The model has a single output that does not end in a sigmoid, so that logits and "
-            "probabilities cannot be told apart. Pass from_logits=True or False."
-        )
-    # What a layer gives that adds a bias in the end is not bounded, whatever its values are.
-    if head == "biasadd":
-        return Logits(outputs, tf.constant(True), normalize_logits)
-    if bernoulli:
-        raise ValueError(
-            "The model's labels are yes or no each, and its outputs do not end in a sigmoid, so "
-            "that logits and probabilities cannot be told apart. Pass from_logits=True or False."
+            "Of a single output, and of labels that are yes or no each, logits and probabilities "
+            "cannot be told apart unless the model ends in a sigmoid. Pass from_logits=True or "
+            f"False. Given: outputs of shape {tuple(outputs.shape)}."
         )
     tolerance = rounding(last.dtype)
-    may_be = are_probabilities(outputs, tolerance) | _are_positive_up_to_one(outputs)
+    # Those of sigmoids are all in (0, 1].
+    up_to_one = tf.reduce_all((outputs > 0) & (outputs <= 1))
+    may_be = are_probabilities(outputs, tolerance) | up_to_one
     # TensorFlow would make "not less" into "greater", also for NaN.
-    return Logits(outputs, tf.where(may_be, False, True), normalize_logits, tolerance)
+    return outputs, tf.where(may_be, False, True), tolerance
 
 
 def _is_bernoulli(
@@ -264,31 +264,6 @@ def are_probabilities(outputs: tf.Tensor, tolerance: float) -> tf.Tensor:
     return _distance_from_probabilities(outputs) <= tolerance
 
 
-def check_values(are_logits: bool, distance: float, normalize_logits: float | None = None) -> None:
-    """Raises a ValueError if the values of a model's outputs are not what the metrics need.
-
-    Args:
-        are_logits: Whether they are logits rather than probabilities.
-        distance: What `Logits.distance_from_probabilities` is.
-        normalize_logits: `Logits.normalize`.
-    """
-    if are_logits:
-        return
-    if distance > 0:
-        raise ValueError(
-            "The model's outputs are no probabilities of classes, as from_logits=False (or "
-            "'auto', where all are in 0..1) takes them: they are negative, or their sum over the "
-            f"classes is not 1, by up to {distance:.3g}. If they are logits, pass "
-            "from_logits=True; for a sigmoid for each of several labels, which is no classifier "
-            "of K classes, give Classifier(model, False, likelihood='bernoulli')."
-        )
-    if normalize_logits is not None:
-        raise ValueError(
-            f"normalize_logits={normalize_logits} needs logits, and the model gives only "
-            "probabilities. Evaluate a model that ends in its logits, or in softmax."
-        )
-
-
 def _activation(layer: Any) -> str | None:
     """Returns the name of the activation that a layer or an operation of Keras ends in."""
     if isinstance(layer, (keras.layers.Dense, keras.layers.Activation)):
@@ -323,11 +298,6 @@ def _check_activation(activation: str, units: int | None, labels: str | None = N
             "The model ends in a softmax of one output, which is always 1. End it in a sigmoid, "
             "or in a softmax of two outputs."
         )
-
-
-def _are_positive_up_to_one(outputs: tf.Tensor) -> tf.Tensor:
-    """Returns whether outputs are all in (0, 1], as those of sigmoids are."""
-    return tf.reduce_all((outputs > 0) & (outputs <= 1))
 
 
 def _distance_from_probabilities(outputs: tf.Tensor) -> tf.Tensor:

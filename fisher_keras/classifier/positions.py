@@ -7,9 +7,10 @@ import numpy as np
 
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.labels import Examples, LabelledData
-from fisher_keras.classifier.likelihood import Likelihood
+from fisher_keras.classifier.likelihood import Likelihood, check_some_count
 
 Unit = Literal["example", "position"]
+UNITS = get_args(Unit)
 _BATCH_SIZE = 256  # Of the forward passes that find Keras' mask.
 
 
@@ -41,11 +42,7 @@ class Positions:
         likelihood = classifier.likelihood(inputs)
         labels = likelihood.hard_labels(data.labels, data.weights)
         counted = likelihood.counted(len(data), data.weights, np.concatenate(masks))
-        if not counted.any():
-            raise ValueError(
-                "No position counts: sample weights or Keras' mask leave out all of them. Give "
-                f"others. Given: {counted.size} positions of {len(data)} examples."
-            )
+        check_some_count(counted)
         self._data, self._shape = data, counted.shape
         self.rows = np.flatnonzero(counted)
         self._labels = labels
@@ -66,13 +63,6 @@ class Positions:
         weights = np.zeros([len(rows), *self._shape[1:]])
         weights[(np.arange(len(rows)), *np.unravel_index(rows, self._shape)[1:])] = 1
         return LabelledData(examples.x, examples.y, weights)
-
-
-def check_unit(unit: Any) -> Unit:
-    """Returns a unit, or raises a ValueError."""
-    if unit not in get_args(Unit):
-        raise ValueError(f"unit must be one of {get_args(Unit)}. Given: unit={unit!r}.")
-    return unit
 
 
 def check_single(classifier: Classifier, inputs: Any, what: str) -> Likelihood:

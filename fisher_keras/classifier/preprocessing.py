@@ -18,7 +18,7 @@ from fisher_keras.classifier.precision import rounding_of
 
 OF_DATA = ("fit", "evaluate", "predict")
 _COMPARED_EXAMPLES = 4
-OF_BATCHES = ("train_on_batch", "test_on_batch", "predict_on_batch")
+TAKING_DATA = (*OF_DATA, "train_on_batch", "test_on_batch", "predict_on_batch")
 _PREDICTING = ("predict", "predict_step", "make_predict_function")
 
 
@@ -41,7 +41,7 @@ def preprocess_samples(model: keras.Model) -> Callable[..., Any] | None:
     # The classes that define the overridden methods: all in one is KerasHub's way.
     owners = {
         next(c for c in type(model).__mro__ if name in vars(c))
-        for name in own_methods(model, (*OF_DATA, *OF_BATCHES))
+        for name in own_methods(model, TAKING_DATA)
     }
     if len(owners) != 1:  # A class further down does something else, too.
         return None
@@ -52,13 +52,14 @@ def preprocess_samples(model: keras.Model) -> Callable[..., Any] | None:
         return None
     call = getattr(preprocessor, "call", preprocessor)
     # Some preprocessors make the labels, too; others are for the inputs alone.
-    if "y" in inspect.signature(call).parameters:
-        return lambda x, y=None, sample_weight=None: preprocessor(
-            x, y=y, sample_weight=sample_weight
-        )
-    return lambda x, y=None, sample_weight=None: keras.utils.pack_x_y_sample_weight(
-        preprocessor(x), y, sample_weight
-    )
+    makes_labels = "y" in inspect.signature(call).parameters
+
+    def preprocess(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        if makes_labels:
+            return preprocessor(x, y=y, sample_weight=sample_weight)
+        return keras.utils.pack_x_y_sample_weight(preprocessor(x), y, sample_weight)
+
+    return preprocess
 
 
 def prepare(model: keras.Model, x: Any) -> Any:
@@ -91,7 +92,7 @@ def check_own_methods(model: keras.Model, x: Any) -> None:
             Keras, so that nothing can be compared, or predicts something else than its call
             returns for the prepared inputs.
     """
-    overridden = own_methods(model, (*_PREDICTING, *OF_DATA, *OF_BATCHES))
+    overridden = own_methods(model, (*_PREDICTING, *TAKING_DATA))
     if not overridden:
         return
     few = keras.tree.map_structure(lambda leaf: leaf[:_COMPARED_EXAMPLES], x)
@@ -211,8 +212,8 @@ def _split(data: tuple, fraction: float) -> tuple[tuple, tuple]:
     """Returns all but the last examples of arrays, and the last."""
     leaves = [len(leaf) for leaf in keras.tree.flatten(data) if leaf is not None]
     at = int(np.floor(leaves[0] * (1 - fraction)))
-    part = keras.tree.map_structure
-    return (
-        part(lambda leaf: None if leaf is None else leaf[:at], data),
-        part(lambda leaf: None if leaf is None else leaf[at:], data),
-    )
+
+    def rows(part: slice) -> tuple:
+        return keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[part], data)
+
+    return rows(slice(at)), rows(slice(at, None))

@@ -1,6 +1,7 @@
 """Evaluates a Keras model at given weights, statelessly."""
 
 import inspect
+import math
 from typing import Any
 
 import keras
@@ -42,6 +43,11 @@ def weights(model: keras.Model) -> list[keras.Variable]:
             "along a gradient. Use another dtype policy. Given: dtype policy float8."
         )
     return model.trainable_variables
+
+
+def count_parameters(variables: list[keras.Variable]) -> int:
+    """Returns the number of entries of variables, which is W for all `weights` of a model."""
+    return sum(math.prod(variable.shape) for variable in variables)
 
 
 def handles(variables: list[keras.Variable]) -> list[tf.Tensor]:

@@ -8,15 +8,8 @@ import h5py
 import keras
 import tensorflow as tf
 
-from fisher_keras.classifier import stateless
+from fisher_keras.classifier import preprocessing, stateless
 from fisher_keras.classifier.inputs import check_model
-from fisher_keras.classifier.preprocessing import (
-    OF_BATCHES,
-    OF_DATA,
-    PreprocessedData,
-    own_methods,
-    preprocess_samples,
-)
 from fisher_keras.graph import keras_private
 
 # What a classifier must leave to Keras, for the wrapper has its own.
@@ -30,7 +23,7 @@ _PROPERTIES = ("losses", "trainable_variables", "trainable_weights")
 _SEEDS = "seeds_of_classifier"  # In a file of weights.
 
 
-class ClassifierWrapper(PreprocessedData):
+class ClassifierWrapper(preprocessing.PreprocessedData):
     """A Keras model that trains a classifier; its outputs, loss and metrics are the classifier's.
 
     What is said of a local minimum is said of the classifier inside: `unwrap` finds it.
@@ -53,22 +46,18 @@ class ClassifierWrapper(PreprocessedData):
         Raises:
             ValueError: If it is not a Keras model, has several outputs, or overrides a step.
         """
-        if not isinstance(model, keras.Model):
-            raise ValueError(
-                f"{type(self).__name__} wraps a keras.Model (functional, Sequential or "
-                f"subclassed). Given: {model!r} of type {type(model).__name__}."
-            )
+        classifier = unwrap(model)
         outputs = getattr(model, "outputs", None)
         if outputs is not None and len(outputs) != 1:
             raise ValueError(
                 f"{type(self).__name__} wraps a classifier with one output; {model.name!r} has "
                 f"{len(outputs)}. Wrap a model with the output to be classified."
             )
-        preprocess = preprocess_samples(unwrap(model))
+        preprocess = preprocessing.preprocess_samples(classifier)
         # Own methods that take data are allowed where they are known: the same is done here.
-        must_not = _STEPS if preprocess else (*_STEPS, *OF_DATA, *OF_BATCHES)
+        must_not = _STEPS if preprocess else (*_STEPS, *preprocessing.TAKING_DATA)
         # Of the classifier inside: a wrapper around it has steps of its own by right.
-        overridden = own_methods(unwrap(model), (*must_not, *_PROPERTIES))
+        overridden = preprocessing.own_methods(classifier, (*must_not, *_PROPERTIES))
         if overridden:
             remedy = "Override call, compute_loss or compute_metrics instead."
             if overridden[0] in _PROPERTIES:
@@ -175,10 +164,6 @@ class ClassifierWrapper(PreprocessedData):
         super().reset_metrics()
         self.model.reset_metrics()
 
-    def get_compile_config(self) -> dict[str, Any]:
-        """Returns the arguments of `compile`."""
-        return super().get_compile_config()
-
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as the saved model was, and makes room for its optimizer's state."""
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -264,4 +249,4 @@ def unwrap(model: keras.Model) -> keras.Model:
 
 def overrides(model: keras.Model, method: str) -> bool:
     """Returns whether a classifier overrides a method of `keras.Model`."""
-    return bool(own_methods(unwrap(model), (method,)))
+    return bool(preprocessing.own_methods(unwrap(model), (method,)))

@@ -71,18 +71,10 @@ def load_folder(folder: str | None, image_size: int | None) -> ImageDataset:
     # One reader for both: so the test images have to be of the shape of the training images.
     reader = ImageFiles(folder, np.concatenate([train_paths, test_paths]), image_size)
     train, test = np.split(np.arange(len(train_paths) + len(test_paths)), [len(train_paths)])
-    train_images, test_images = in_memory_if_small(
-        StoredImages(reader, train), StoredImages(reader, test)
-    )
-    return ImageDataset(
-        "folder",
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
-        num_classes=len(class_names),
-        class_names=tuple(class_names),
-    )
+    train, test = in_memory_if_small(StoredImages(reader, train), StoredImages(reader, test))
+    splits = train, train_labels, test, test_labels
+    names = tuple(class_names)
+    return ImageDataset("folder", *splits, num_classes=len(names), class_names=names)
 
 
 def _folders(*parts: str) -> list[str]:

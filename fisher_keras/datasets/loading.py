@@ -88,19 +88,12 @@ def _load_digits() -> ImageDataset:
     # Pixels are counts in 0..16; to 0..255 first, so that interpolation rounds only once.
     images = digits.images[..., np.newaxis] * (255 / 16)
     images = tf.image.resize(images, (_DIGITS_IMAGE_SIZE, _DIGITS_IMAGE_SIZE), method="bilinear")
-    train_images, test_images, train_labels, test_labels = train_test_split(
+    train, test, train_labels, test_labels = train_test_split(
         np.rint(images).astype(np.uint8),
         digits.target.astype(np.int32),
         test_size=_DIGITS_TEST_SIZE,
         stratify=digits.target,
         random_state=0,
     )
-    return ImageDataset(
-        "digits",
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
-        num_classes=10,
-        class_names=tuple(str(digit) for digit in digits.target_names),
-    )
+    splits, names = (train, train_labels, test, test_labels), map(str, digits.target_names)
+    return ImageDataset("digits", *splits, num_classes=10, class_names=tuple(names))

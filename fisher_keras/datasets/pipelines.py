@@ -5,13 +5,14 @@ image's crop and flip, come out of stateless random operations, never out of a g
 remembers how often it was asked; so a run that is killed and resumed sees the same batches.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.arguments import whole_number
+from fisher_keras.arguments import one_of, whole_number
 from fisher_keras.datasets.stored_images import StoredImages
 from fisher_keras.datasets.validation import check_images_and_labels
 
@@ -107,25 +108,22 @@ def training_pipeline(
     check_images_and_labels(images, labels, num_classes)
     batch_size = whole_number("batch_size", batch_size, 1)
     first_epoch = whole_number("first_epoch", first_epoch, 0)
-    _find_scheme(augmentation)
-    fetched = _batch_fetcher(images, labels, batch_size, mean, std, num_classes)
+    scheme = _SCHEMES[one_of("augmentation", augmentation, AUGMENTATIONS)]
 
     def epoch_plan(epoch: tf.Tensor) -> tf.data.Dataset:
         shuffle_seed, augmentation_seed = tf.unstack(tf.random.split([seed, epoch]))
         order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), shuffle_seed)
-        offsets, flips = _draw(augmentation, len(images), augmentation_seed)
+        offsets, flips = _draw(scheme, len(images), augmentation_seed)
         # Batched here, inside the epoch, so that no batch mixes two of them.
         return tf.data.Dataset.from_tensor_slices((order, offsets, flips)).batch(batch_size)
-
-    def augment(batch: tf.Tensor, offsets: tf.Tensor, flips: tf.Tensor) -> tf.Tensor:
-        # In the ResNet paper's order: normalized first, so that the zeros of the padding are mean
-        # pixels and not black ones.
-        return _crop_and_flip(batch, augmentation, offsets, flips)
 
     # The plan of an epoch holds only numbers; the work on images is mapped over the plans of all
     # epochs, so that it runs ahead across the end of an epoch.
     plans = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max).flat_map(epoch_plan)
-    return fetched(plans, augment)
+    # In the ResNet paper's order: normalized first, so that the zeros of the padding are mean
+    # pixels and not black ones.
+    augment = functools.partial(_crop_and_flip, scheme)
+    return _fetched(plans, images, labels, batch_size, mean, std, num_classes, augment)
 
 
 def evaluation_pipeline(
@@ -155,22 +153,24 @@ def evaluation_pipeline(
     """
     check_images_and_labels(images, labels, num_classes)
     batch_size = whole_number("batch_size", batch_size, 1)
-    fetched = _batch_fetcher(images, labels, batch_size, mean, std, num_classes)
-    return fetched(tf.data.Dataset.zip((tf.data.Dataset.range(len(images)).batch(batch_size),)))
+    plans = tf.data.Dataset.zip((tf.data.Dataset.range(len(images)).batch(batch_size),))
+    return _fetched(plans, images, labels, batch_size, mean, std, num_classes)
 
 
-def _batch_fetcher(
+def _fetched(
+    plans: tf.data.Dataset,
     images: np.ndarray | StoredImages,
     labels: np.ndarray,
     batch_size: int,
     mean: np.ndarray,
     std: np.ndarray,
     num_classes: int | None,
-) -> Callable[..., tf.data.Dataset]:
-    """Returns a function of plans, which gives normalized images and (one-hot) labels.
+    augment: Callable[..., tf.Tensor] | None = None,
+) -> tf.data.Dataset:
+    """Returns normalized images and (one-hot) labels of plans.
 
-    A plan is a tuple of the indices of a batch, shape `(B,)`, and of what the second argument of
-    the function, if there is one, gets after the images, to augment them.
+    A plan is a tuple of the indices of a batch, shape `(B,)`, and of what `augment`, if there is
+    one, gets after the images.
     """
     channels = images.shape[-1:]
     if np.shape(mean) != channels or np.shape(std) != channels:
@@ -187,48 +187,42 @@ def _batch_fetcher(
             images = tf.convert_to_tensor(images)
         labels = tf.convert_to_tensor(labels, tf.int32)
 
-    def fetched(
-        plans: tf.data.Dataset, augment: Callable[..., tf.Tensor] | None = None
-    ) -> tf.data.Dataset:
-        def prepare(plan: tuple[tf.Tensor, ...], *pixels: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            indices, *changes = plan
-            (batch,) = pixels or (tf.gather(images, indices),)
-            batch = (tf.cast(batch, tf.float32) - mean) / std
-            batch = augment(batch, *changes) if augment else batch
-            classes = tf.gather(labels, indices)
-            # Of a batch alone: those of all images could take more memory than the images.
-            return batch, classes if num_classes is None else tf.one_hot(classes, num_classes)
+    def prepare(plan: tuple[tf.Tensor, ...], *pixels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        indices, *changes = plan
+        (batch,) = pixels or (tf.gather(images, indices),)
+        batch = (tf.cast(batch, tf.float32) - mean) / std
+        batch = augment(batch, *changes) if augment else batch
+        classes = tf.gather(labels, indices)
+        # Of a batch alone: those of all images could take more memory than the images.
+        return batch, classes if num_classes is None else tf.one_hot(classes, num_classes)
 
-        parts = (plans,)
-        if stored:
-            rows = plans.map(lambda indices, *_: tf.cast(indices, tf.int64))
-            parts = plans, images.dataset(rows, batch_size)
-        return (
-            tf.data.Dataset.zip(parts)
-            .map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .prefetch(tf.data.AUTOTUNE)
-        )
-
-    return fetched
+    parts = (plans,)
+    if stored:
+        rows = plans.map(lambda indices, *_: tf.cast(indices, tf.int64))
+        parts = plans, images.dataset(rows, batch_size)
+    return (
+        tf.data.Dataset.zip(parts)
+        .map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
 
 
-def _draw(scheme: str, count: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _draw(scheme: _Scheme, count: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Draws crop offsets, int32 `(count, 2)` in `0..2 * padding`, and flips, bool `(count,)`."""
-    padding, mirror = _find_scheme(scheme)
     offset_seed, flip_seed = tf.unstack(tf.random.split(seed))
     offsets = tf.random.stateless_uniform(
-        (count, 2), offset_seed, maxval=2 * padding + 1, dtype=tf.int32
+        (count, 2), offset_seed, maxval=2 * scheme.padding + 1, dtype=tf.int32
     )
     flips = tf.random.stateless_uniform((count,), flip_seed, maxval=2, dtype=tf.int32) == 1
-    return offsets, flips if mirror else tf.zeros_like(flips)
+    return offsets, flips if scheme.mirror else tf.zeros_like(flips)
 
 
 def _crop_and_flip(
-    images: tf.Tensor, scheme: str, offsets: tf.Tensor, flips: tf.Tensor
+    scheme: _Scheme, images: tf.Tensor, offsets: tf.Tensor, flips: tf.Tensor
 ) -> tf.Tensor:
     """Cuts each of `(B, H, W, C)` images at its own offset out of its padded self."""
     height, width = images.shape[1:3]
-    sides = 2 * [_find_scheme(scheme).padding]
+    sides = 2 * [scheme.padding]
     padded = tf.pad(images, [[0, 0], sides, sides, [0, 0]])
     rows = offsets[:, :1] + tf.range(height)
     columns = offsets[:, 1:] + tf.range(width)
@@ -236,9 +230,3 @@ def _crop_and_flip(
     columns = tf.where(flips[:, tf.newaxis], columns[:, ::-1], columns)
     cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
     return tf.gather(cropped, columns, axis=2, batch_dims=1)
-
-
-def _find_scheme(name: str) -> _Scheme:
-    if name not in _SCHEMES:
-        raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {name!r}")
-    return _SCHEMES[name]

@@ -171,14 +171,11 @@ def _read_labels(records: "TFRecords | Sequence[bytes]", key: str) -> np.ndarray
         files = [str(file) for file in records.files]
         batches = tf.data.TFRecordDataset(files).batch(_BATCH_SIZE)
     else:
-        starts = range(0, len(records), _BATCH_SIZE)
-        batches = ([*map(records.__getitem__, _rows(records, start))] for start in starts)
+        rows = range(len(records))
+        parts = (rows[begin : begin + _BATCH_SIZE] for begin in rows[::_BATCH_SIZE])
+        batches = ([records[row] for row in part] for part in parts)
     labels = [_parse(batch, key, tf.int64).numpy() for batch in batches]
     return np.concatenate(labels).astype(np.int32)
-
-
-def _rows(records: Sequence[bytes], start: int) -> range:
-    return range(start, min(start + _BATCH_SIZE, len(records)))
 
 
 def _parse(records: tf.Tensor | list[bytes], key: str, dtype: tf.DType) -> tf.Tensor:

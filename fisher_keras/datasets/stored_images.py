@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -145,11 +146,6 @@ class StoredImages:
         """`(N, H, W, C)`."""
         return (len(self), *self.reader.image_shape)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all pixels."""
-        return int(np.prod(self.shape))
-
     def read(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Reads images; see `ImageReader.read`."""
         return self.reader.read(self.rows[rows])
@@ -240,6 +236,6 @@ def concatenate(parts: Sequence[np.ndarray | StoredImages]) -> np.ndarray | Stor
 
 def in_memory_if_small(*parts: StoredImages) -> list[np.ndarray | StoredImages]:
     """Reads the images of a small data set into memory, and leaves others where they are."""
-    if sum(part.num_bytes for part in parts) > IN_MEMORY_BYTES:
+    if sum(math.prod(part.shape) for part in parts) > IN_MEMORY_BYTES:
         return list(parts)
     return [np.concatenate(list(part.batches())) for part in parts]

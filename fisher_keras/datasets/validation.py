@@ -23,51 +23,46 @@ def check_images_and_labels(
     Raises:
         ValueError: At the first thing that is wrong: what was given, and what was expected.
     """
-    _check_images(images, image_shape)
-    _check_labels(labels, num_classes)
-    if len(images) != len(labels):
-        raise ValueError(
+    problem = _image_problem(images, image_shape) or _label_problem(labels, num_classes)
+    if not problem and len(images) != len(labels):
+        problem = (
             f"there are {len(images)} images but {len(labels)} labels; expected one label an image"
         )
+    if problem:
+        raise ValueError(problem)
 
 
-def _check_images(
+def _image_problem(
     images: np.ndarray | StoredImages, image_shape: tuple[int, int, int] | None
-) -> None:
+) -> str | None:
     stored = isinstance(images, StoredImages)
     if not stored and (not isinstance(images, np.ndarray) or images.ndim != 4):
-        raise ValueError(
-            f"images must be a NumPy array of shape (N, H, W, C), got {_describe(images)}"
-        )
+        return f"images must be a NumPy array of shape (N, H, W, C), got {_describe(images)}"
     if not stored and images.dtype.kind not in "uif":
-        raise ValueError(f"images must be integers or floats, got dtype {images.dtype}")
+        return f"images must be integers or floats, got dtype {images.dtype}"
     if 0 in images.shape:
-        raise ValueError(f"expected at least one image and pixel, got images of {images.shape}")
+        return f"expected at least one image and pixel, got images of {images.shape}"
     if image_shape is not None and images.shape[1:] != tuple(image_shape):
-        raise ValueError(
-            f"images are of shape {images.shape[1:]}, expected {tuple(image_shape)} (H, W, C)"
-        )
+        return f"images are of shape {images.shape[1:]}, expected {tuple(image_shape)} (H, W, C)"
     if not stored and images.dtype.kind == "f":
         finite = np.isfinite(images).all(axis=(1, 2, 3))
         if not finite.all():
-            raise ValueError(
+            return (
                 f"{np.sum(~finite)} of {len(images)} images hold NaN or infinite pixels, "
                 f"the first is image {np.argmin(finite)}; remove or repair them"
             )
+    return None
 
 
-def _check_labels(labels: np.ndarray, num_classes: int | None) -> None:
+def _label_problem(labels: np.ndarray, num_classes: int | None) -> str | None:
     if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "ui":
-        raise ValueError(
-            f"labels must be a NumPy array of integers of shape (N,), got {_describe(labels)}"
-        )
-    outside = labels < 0
-    if num_classes is not None:
-        outside |= labels >= num_classes
-    if outside.any():
-        first = np.argmax(outside)
-        expected = "0 or larger" if num_classes is None else f"in 0..{num_classes - 1}"
-        raise ValueError(f"labels must be {expected}, got {labels[first]} for image {first}")
+        return f"labels must be a NumPy array of integers of shape (N,), got {_describe(labels)}"
+    outside = (labels < 0) | (labels >= (np.inf if num_classes is None else num_classes))
+    if not outside.any():
+        return None
+    first = np.argmax(outside)
+    expected = "0 or larger" if num_classes is None else f"in 0..{num_classes - 1}"
+    return f"labels must be {expected}, got {labels[first]} for image {first}"
 
 
 def _describe(value: object) -> str:

@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier.classifier import Classifier, as_classifier
-from fisher_keras.classifier.inputs import ExamplesError, check_trainable
+from fisher_keras.classifier.inputs import check_trainable
 from fisher_keras.classifier.labels import LabelledData, labelled_data
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.fisher.gradients import Gradients
-from fisher_keras.fisher.gram_function import GramFunction
+from fisher_keras.fisher.gram_function import GramFunction, check_finite
 from fisher_keras.fisher.gram_product import squared_norms
 
 
@@ -59,12 +59,8 @@ def example_gradient_norms(
     """
     classifier, data = as_classifier(model, from_logits, normalize_logits), labelled_data(data)
     size = min(whole_number("chunk_size", chunk_size, least=1), len(data))
-    first_x = data.take(slice(1)).x
-    classifier.build(first_x)
+    inputs = classifier.inputs(data.take(slice(1)).x)
     check_trainable(classifier.model)
-    inputs = classifier.inputs(first_x)
-    # This also finds the likelihood, which the check of the labels needs.
-    classifier.predictions(inputs)
     classifier.likelihood(inputs).hard_labels(data.labels, data.weights, "The labels of data")
     function = classifier.cached(_NormFunction, False)
     log_norms = np.empty(len(data))
@@ -76,13 +72,7 @@ def example_gradient_norms(
         squares, log_scale = function(chunk)
         with np.errstate(divide="ignore"):
             values = log_scale + np.log(squares) / 2
-        bad = np.flatnonzero(np.isnan(values) | np.isposinf(values))
-        if bad.size:
-            raise ExamplesError(
-                "The losses of some examples have no finite gradient, the first at {rows}. Look "
-                "for NaN in those inputs, in the weights, and for labels of probability 0.",
-                rows[bad],
-            )
+        check_finite(values < np.inf, rows)
         log_norms[rows] = values
     with np.errstate(over="ignore"):
         return np.exp(log_norms)

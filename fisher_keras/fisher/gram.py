@@ -10,14 +10,14 @@ import numpy as np
 import tensorflow as tf
 from scipy.linalg import lapack
 
-from fisher_keras.arguments import whole_number
+from fisher_keras.arguments import one_of, whole_number
 from fisher_keras.classifier.classifier import Classifier, as_classifier
-from fisher_keras.classifier.inputs import ExamplesError, check_trainable, count_examples
+from fisher_keras.classifier.inputs import check_trainable, count_examples
 from fisher_keras.classifier.labels import LabelledData, labelled_data
 from fisher_keras.classifier.logits import FromLogits
-from fisher_keras.classifier.positions import Positions, Unit, check_unit
+from fisher_keras.classifier.positions import UNITS, Positions, Unit
 from fisher_keras.classifier.precision import rounding_of
-from fisher_keras.fisher.gram_function import GramFunction
+from fisher_keras.fisher.gram_function import GramFunction, check_finite
 from fisher_keras.fisher.layer_weights import weights_by_layer
 
 # Where the cosines' smallest eigenvalue is less, the last digits of their products matter.
@@ -137,7 +137,7 @@ def loss_gradient_gram(
     """
     classifier = as_classifier(model, from_logits, normalize_logits)
     data = LabelledData(x, y, sample_weight)
-    if check_unit(unit) == "position":
+    if one_of("unit", unit, UNITS) == "position":
         if training:
             raise ValueError(
                 "unit='position' is for inference mode, as a batch of positions has its examples "
@@ -194,12 +194,11 @@ def _float64_where_needed(
     tried = function.needed_float64
     groups = evaluate(tried)
     # In float64, the other one might suffice; else, it is needed.
-    unsettled = np.array(
-        [
-            group.suffices_in_float32(slack=2.0) if done else not group.suffices_in_float32()
-            for group, done in zip(groups, tried, strict=True)
-        ]
-    )
+    suffices = [
+        group.suffices_in_float32(slack=2.0 if done else 1.0)
+        for group, done in zip(groups, tried, strict=True)
+    ]
+    unsettled = np.equal(suffices, tried)
     needed = tried | unsettled
     if unsettled.any():
         others = evaluate(tried ^ unsettled)
@@ -216,14 +215,7 @@ def _normalized(
 ) -> FisherGram:
     """Moves the length of the gradients from the products to the scale."""
     squares = np.diagonal(products)
-    bad = np.flatnonzero(~(np.isfinite(log_scale) & np.isfinite(squares)))
-    if bad.size:
-        raise ExamplesError(
-            f"The losses of {bad.size} of {len(log_scale)} examples have no finite gradient, the "
-            "first at {rows}. Look for NaN in those inputs, in the weights (a diverged training), "
-            "and for labels of probability 0.",
-            bad,
-        )
+    check_finite(np.isfinite(log_scale) & np.isfinite(squares), np.arange(len(squares)))
     # A zero gradient has no direction: it is orthogonal to all others, and its logarithm is -inf.
     zero = squares == 0
     lengths = np.sqrt(np.where(zero, 1, squares))

@@ -9,19 +9,16 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier, stateless
+from fisher_keras.classifier.batch_axis import interaction
+from fisher_keras.classifier.inputs import ExamplesError
 from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.classifier.precision import rounding_of
+from fisher_keras.fisher import verification
 from fisher_keras.fisher.gradients import Explicit, Gradients, for_new_graph
 from fisher_keras.fisher.gram_product import products_of_groups
 from fisher_keras.fisher.layer_weights import weights_by_layer
 from fisher_keras.fisher.per_example import TracedBatch
-from fisher_keras.fisher.verification import (
-    no_errors,
-    relative_errors,
-    same_logits,
-    wrong_weights,
-)
-from fisher_keras.graph.tracing import concrete_function, specs
+from fisher_keras.graph.tracing import concrete_function, signature, specs
 
 
 class GramFunction:
@@ -110,20 +107,24 @@ class GramFunction:
     ) -> tuple[tf.Tensor, tf.Tensor, np.ndarray, np.ndarray]:
         x = data.x
         # What a trace depends on. Each kind has a graph of its own, which is verified by itself.
-        kind = repr([(len(rows), *_shapes(x)) for rows in batches])
+        kind = repr((list(map(len, batches)), signature(x)))
         # In training mode gradients come from reverse mode itself: there is nothing to verify.
         verify = not (self._training or kind in self._verified)
         found = self._run(data, batches, float64, verify)
         xi, log_scale, logits, counted, are_logits, distance, established, *errors = found
         self._classifier.check_values(are_logits, distance)
         if verify:
-            wrong = set(wrong_weights(errors[0].numpy()))
+            wrong = set(verification.wrong_weights(errors[0].numpy()))
             independent = established and self._classifier.call_graph(x).independent
             same = independent or self._same_among_others(x, batches[0])
             # The fallback evaluates each example alone. If it is wrong within the batch, others
             # have a part in the example's gradient.
             if wrong & self.fallback_weights or not same:
-                raise ValueError(_interaction(self._classifier.model))
+                raise interaction(
+                    self._classifier.model,
+                    "among fewer others, an example gives something else, unless the model is "
+                    "random there",
+                )
             if wrong:  # Of an operation that is not used as its rule takes for granted.
                 self.take_fallback(wrong)
                 # A weight falls back once at most, so that this comes to an end.
@@ -147,7 +148,7 @@ class GramFunction:
         together = logits(rows)[order]
         halves = np.array_split(rows[order], min(2, len(rows)))
         apart = np.concatenate([logits(half) for half in halves])
-        return same_logits(apart, together, rounding_of(self._classifier.model))
+        return verification.same_logits(apart, together, rounding_of(self._classifier.model))
 
     def _run(self, data: LabelledData, batches: Sequence[np.ndarray], *options: Any) -> Any:
         chunks = [_rows(data.x, rows) for rows in batches]
@@ -185,7 +186,10 @@ class GramFunction:
 
         One trace serves for all: to trace a large network takes seconds.
         """
-        batches = self._batches(chunks, labels, weights)
+        batches = [
+            TracedBatch(self._classifier, self._training, *part, self._sequential)
+            for part in zip(chunks, labels, weights, strict=True)
+        ]
         gradients = self._gradients(batches)
         results = [
             self._reduced(gradients, float64),
@@ -200,20 +204,16 @@ class GramFunction:
             rounding = rounding_of(self._classifier.model)
             results += tf.cond(
                 verify,
-                lambda: relative_errors(batches[0], for_new_graph(gradients), rounding),
-                lambda: no_errors(len(gradients)),
+                lambda: verification.relative_errors(
+                    batches[0], for_new_graph(gradients), rounding
+                ),
+                lambda: verification.no_errors(len(gradients)),
             )
         return results
 
     def _reduced(self, gradients: list[Gradients], float64: tf.Tensor) -> tf.Tensor:
         groups = [[gradients[index] for index in group] for group in self._groups]
         return products_of_groups(groups, float64)
-
-    def _batches(self, *parts: list) -> list[TracedBatch]:
-        return [
-            TracedBatch(self._classifier, self._training, *part, self._sequential)
-            for part in zip(*parts, strict=True)
-        ]
 
     def _gradients(self, batches: list[TracedBatch]) -> list[Gradients]:
         if self._training:
@@ -232,17 +232,20 @@ class GramFunction:
         return gradients
 
 
-def _interaction(model: keras.Model) -> str:
-    return (
-        f"Examples of a batch interact in the model {model.name!r}, in inference mode, too, or it "
-        "is random there: among fewer others, an example gives something else. "
-        "Change the layer that does it, or use loss_gradient_gram(training=True), whose gradients "
-        "take the effect on the others into account."
-    )
+def check_finite(finite: np.ndarray, rows: np.ndarray) -> None:
+    """Raises an ExamplesError unless the gradients of examples are finite.
 
-
-def _shapes(x: Any) -> list:
-    return [(leaf.shape[1:], leaf.dtype) for leaf in keras.tree.flatten(x)]
+    Args:
+        finite: Whether the gradient of each is, booleans, shape (n,).
+        rows: The rows of the examples, shape (n,).
+    """
+    if not finite.all():
+        raise ExamplesError(
+            f"The losses of {np.sum(~finite)} of {len(rows)} examples have no finite gradient, "
+            "the first at {rows}. Look for NaN in those inputs, in the weights (a diverged "
+            "training), and for labels of probability 0.",
+            rows[~finite],
+        )
 
 
 def _rows(x: Any, rows: np.ndarray) -> Any:

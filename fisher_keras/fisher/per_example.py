@@ -98,14 +98,7 @@ class TracedBatch:
             with tf.GradientTape() as tape:
                 tape.watch(chosen)
                 outputs = self._logits_of(x).values
-            return _dense(
-                tape.gradient(
-                    outputs,
-                    chosen,
-                    output_gradients=cotangent,
-                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
-                )
-            )
+            return _dense(tape.gradient(outputs, chosen, cotangent, unconnected_gradients="zero"))
 
         return self._map(one_example, (self._x, self._cotangents))
 
@@ -127,14 +120,14 @@ class TracedBatch:
         ones = [1] * (self._outputs.shape.rank - 1)
         coefficients = tf.reshape(coefficients, [self.size, *ones])
         # Of handles, which all reads share, so that no use of a weight is missed.
-        handles = [weight.handle for weight in self.weights if weight.handle is not None]
-        gradients = iter(tf.gradients(self._outputs, handles, coefficients * self._cotangents))
-        found = [None if weight.handle is None else next(gradients) for weight in self.weights]
+        used = [weight for weight in self.weights if weight.handle is not None]
+        handles = [weight.handle for weight in used]
+        gradients = tf.gradients(self._outputs, handles, coefficients * self._cotangents)
+        found = dict(zip(map(id, used), gradients, strict=True))
+        # What the graph does not use, or the outputs do not depend on, has a gradient of zero.
+        pairs = ((weight.variable, found.get(id(weight))) for weight in self.weights)
         return _dense(
-            [
-                tf.zeros_like(weight.variable) if gradient is None else gradient
-                for weight, gradient in zip(self.weights, found, strict=True)
-            ]
+            [tf.zeros_like(v) if gradient is None else gradient for v, gradient in pairs]
         )
 
 

@@ -115,20 +115,13 @@ def _einsum(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
     return Explicit(tf.einsum(equation, _at_least_float32(use.other), _at_least_float32(delta)))
 
 
-def _broadcast_product(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
-    return _broadcast(use, _at_least_float32(delta) * _at_least_float32(use.other), count)
-
-
-def _broadcast_sum(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
-    return _broadcast(use, _at_least_float32(delta), count)
-
-
-def _broadcast_difference(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
-    return _broadcast(use, _at_least_float32(-delta if use.input_index == 1 else delta), count)
-
-
-def _broadcast(use: WeightUse, products: tf.Tensor, count: int) -> Gradients | None:
-    """Sums over the axes along which the weight was repeated, but for the examples'."""
+def _broadcast(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
+    """A sum, difference or product: sums over the axes along which the weight was repeated."""
+    products = _at_least_float32(delta)
+    if use.op.type == "Mul":
+        products *= _at_least_float32(use.other)
+    elif use.op.type == "Sub" and use.input_index == 1:
+        products = -products
     shape, full = use.tensor.shape, products.shape
     missing = len(full) - len(shape)
     # A weight with as many axes as the output must have size 1 where that has the examples.
@@ -161,8 +154,8 @@ def _at_least_float32(values: tf.Tensor) -> tf.Tensor:
 # Each rule takes a use, the gradient at the operation's output, and N; it returns None if the use
 # is not of the form that it knows.
 RULES: dict[str, Callable[[WeightUse, tf.Tensor, int], Gradients | None]] = {
-    "Add": _broadcast_sum,
-    "AddV2": _broadcast_sum,
+    "Add": _broadcast,
+    "AddV2": _broadcast,
     "BatchMatMulV2": _matrix_product,
     "BiasAdd": _bias,
     "Conv2D": _convolution,
@@ -170,6 +163,6 @@ RULES: dict[str, Callable[[WeightUse, tf.Tensor, int], Gradients | None]] = {
     "Einsum": _einsum,
     "GatherV2": _lookup,
     "MatMul": _matrix_product,
-    "Mul": _broadcast_product,
-    "Sub": _broadcast_difference,
+    "Mul": _broadcast,
+    "Sub": _broadcast,
 }

@@ -7,7 +7,8 @@ broadcast sum or product, a sum. No example needs a pass of its own.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence, Set
+import itertools
+from collections.abc import Iterator, Sequence, Set
 
 import keras
 import tensorflow as tf
@@ -78,21 +79,18 @@ def structured_gradients(
     # Everything downstream of the inputs belongs to the examples. Rules are for the operations at
     # the border: those that take a tensor without examples and return one with examples.
     with_examples = downstream(inputs)
-    reached = [list(_uses(weight, with_examples, leading)) for weight in weights]
-    # All uses or none: a weight's gradient is the sum over its uses, and one that a called
-    # function reads may have uses that are not seen here.
-    known = [
-        weight.read_in_this_graph and all(use.op.type in RULES for use in uses)
-        for weight, uses in zip(weights, reached, strict=True)
-    ]
-    used = _unique(use for uses, ok in zip(reached, known, strict=True) if ok for use in uses)
+    known = {}
+    for index, weight in enumerate(weights):
+        uses = list(_uses(weight, with_examples, leading))
+        # All uses or none: a weight's gradient is the sum over its uses, and one that a called
+        # function reads may have uses that are not seen here.
+        if weight.read_in_this_graph and all(use.op.type in RULES for use in uses):
+            known[index] = uses
+    # Weights that meet in one tensor have its uses in common. The order stays the same each time.
+    used = list(dict.fromkeys(itertools.chain.from_iterable(known.values())))
     # One backward pass for all operations. What does not reach the outputs has a gradient of zero.
-    deltas = tf.gradients(
-        outputs,
-        [use.op.outputs[0] for use in used],
-        cotangents,
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
+    results = [use.op.outputs[0] for use in used]
+    deltas = tf.gradients(outputs, results, cotangents, unconnected_gradients="zero")
     # By tensor rather than by weight: several weights may meet in one tensor, and one weight may
     # reach the examples by several.
     gradients: dict[object, list] = {}
@@ -102,15 +100,15 @@ def structured_gradients(
 
     result: list[Gradients | None] = [None] * len(weights)
     indirect = []
-    for index, (weight, uses, ok) in enumerate(zip(weights, reached, known, strict=True)):
+    for index, uses in known.items():
         tensors = list(dict.fromkeys(use.tensor.ref() for use in uses))
-        if not ok or any(combined[tensor] is None for tensor in tensors):
+        if any(combined[tensor] is None for tensor in tensors):
             continue
         if not tensors:  # The outputs do not depend on it.
-            variable = weight.variable
+            variable = weights[index].variable
             result[index] = Explicit(tf.zeros([count, *variable.shape], variable.dtype))
         # Reads are the weight itself: their gradients are its own, and add up.
-        elif set(tensors) <= {read.ref() for read in weight.reads}:
+        elif set(tensors) <= {read.ref() for read in weights[index].reads}:
             result[index] = _combined([combined[tensor] for tensor in tensors])
         else:
             indirect.append((index, tensors))
@@ -142,22 +140,14 @@ def _uses(weight: Weight, with_examples: dict, leading: Set) -> Iterator[WeightU
                         yield WeightUse(op, input_index, leading)
 
 
-def _unique(uses: Iterator[WeightUse]) -> list[WeightUse]:
-    # Weights that meet in one tensor have its uses in common. The order stays the same each time.
-    return list(dict.fromkeys(uses))
-
-
 def _combined(parts: list[Gradients | None]) -> Gradients | None:
     """Adds the gradients of several uses of the same tensor; None if a rule gave none."""
     if None in parts or len(parts) == 1:
         return parts[0] if len(parts) == 1 else None
-    if all(isinstance(part, Factored) for part in parts) and _equal(p.size[2:] for p in parts):
+    factored = all(isinstance(part, Factored) for part in parts)
+    if factored and len({part.size[2:] for part in parts}) == 1:
         return together(parts)  # The sum of L positions and of L' others is one of L + L'.
     return Explicit(tf.add_n([part.explicit() for part in parts]))
-
-
-def _equal(values: Iterable) -> bool:
-    return len(set(values)) == 1
 
 
 def _pull_back(result: list, indirect: list, combined: dict, weights: Sequence[Weight]) -> None:

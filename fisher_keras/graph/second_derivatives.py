@@ -187,8 +187,9 @@ def _of_resizing(name: str, *attributes: str) -> Any:
         # ScaleAndTranslateGrad has the image, scale and translation; the others image or size.
         further = dict(zip(("scale", "translation"), op.inputs[2:], strict=False))
         size = tf.shape(op.inputs[0])[1:3]
+        options = {attribute: op.get_attr(attribute) for attribute in attributes}
         resize = getattr(tf.raw_ops, name)
-        resized = resize(images=cotangent, size=size, **further, **_options(op, *attributes))
+        resized = resize(images=cotangent, size=size, **further, **options)
         return [resized, *[None] * (len(op.inputs) - 1)]
 
     return gradient
@@ -199,10 +200,6 @@ def _of_softsign_grad(op: tf.Operation, cotangent: tf.Tensor) -> list[tf.Tensor]
     g, x = op.inputs
     along = cotangent / tf.square(1 + tf.abs(x))
     return [along, -2 * g * along * tf.sign(x) / (1 + tf.abs(x))]
-
-
-def _options(op: tf.Operation, *attributes: str) -> dict[str, Any]:
-    return {attribute: op.get_attr(attribute) for attribute in attributes}
 
 
 def _register(op_type: str, gradient: Any) -> None:

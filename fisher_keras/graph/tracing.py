@@ -32,6 +32,12 @@ def specs(structure: Any) -> Any:
     return keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), structure)
 
 
+def signature(structure: Any) -> str:
+    """Returns shapes and dtypes of tensors but for the number of examples, as a text."""
+    leaves = keras.tree.flatten(specs(structure))
+    return repr([(leaf.shape[1:].as_list(), leaf.dtype) for leaf in leaves])
+
+
 def trace_for_any_batch_size(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Traces a function of a batch once for all sizes of the batch.
 

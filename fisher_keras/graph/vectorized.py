@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.graph.operations import nodes
+from fisher_keras.graph.tracing import specs
 
 
 def map_examples(function: Callable[[Any], Any], examples: Any, sequential: bool = False) -> Any:
@@ -35,8 +36,7 @@ def map_examples(function: Callable[[Any], Any], examples: Any, sequential: bool
         return vectorized(examples)
     one = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape[1:], t.dtype), examples)
     outputs = tf.function(function, autograph=False).get_concrete_function(one).structured_outputs
-    signature = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
-    return map_sequentially(function, examples, fn_output_signature=signature)
+    return map_sequentially(function, examples, fn_output_signature=specs(outputs))
 
 
 def map_sequentially(function: Callable[[Any], Any], elements: Any, **options: Any) -> Any:
@@ -70,10 +70,11 @@ def _vectorized(function: Callable[[Any], Any], examples: Any) -> Callable[[Any]
         return tf.vectorized_map(function, examples)
 
     # Traced apart: even unused, what has effects would run if it were in the graph.
-    specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), examples)
     try:
         with _quiet_logger():
-            traced = tf.function(all_at_once, autograph=False).get_concrete_function(specs)
+            traced = tf.function(all_at_once, autograph=False).get_concrete_function(
+                specs(examples)
+            )
     except Exception:  # Of any kind. What is wrong with the function itself, its own trace raises.
         return None
     return None if _has_unsafe_product(traced.graph) else traced

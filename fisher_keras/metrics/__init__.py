@@ -1,6 +1,6 @@
 """The metrics of local minima (Sections 5.3 and 7.1), the names for users of the package."""
 
-from fisher_keras.metrics.evaluation import MAX_TRAIN_LOSS, evaluate_local_minimum
+from fisher_keras.metrics.evaluation import evaluate_local_minimum
 from fisher_keras.metrics.gram_metrics import (
     effective_rank,
     frobenius_norm,
@@ -21,6 +21,7 @@ from fisher_keras.metrics.layer_table import LayerSummary, LayerTable
 from fisher_keras.metrics.loss_and_errors import DataLoss
 from fisher_keras.metrics.margins import log_determinant_margins, log_residuals
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS
+from fisher_keras.metrics.notes import MAX_TRAIN_LOSS
 from fisher_keras.metrics.report import LocalMinimumReport
 from fisher_keras.metrics.robustness import robustness
 from fisher_keras.metrics.singular import LinearDependence, SingularGramWarning, find_dependence

@@ -1,10 +1,11 @@
 """One evaluation of a local minimum: all metrics over T samples of the training set."""
 
+import dataclasses
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -13,28 +14,25 @@ import tensorflow as tf
 import tqdm.auto
 
 from fisher_keras.classifier.classifier import Classifier, as_classifier
+from fisher_keras.classifier.inputs import ExamplesError
 from fisher_keras.classifier.labels import Examples, labelled_data
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.positions import Positions, Unit
 from fisher_keras.devices import Processes, over_replicas, replica_devices, replica_strategy
+from fisher_keras.fisher.gram import loss_gradient_gram
 from fisher_keras.metrics import gram_metrics
 from fisher_keras.metrics.evaluation_options import EvaluationOptions
 from fisher_keras.metrics.layer_table import layer_metrics, layer_weights
-from fisher_keras.metrics.loss_and_errors import DataLoss, RunningDataLoss, evaluate_data_loss
-from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, Sample, count_parameters
+from fisher_keras.metrics.loss_and_errors import RunningDataLoss, evaluate_data_loss
+from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, Sample
+from fisher_keras.metrics.notes import singular_notes, training_notes
 from fisher_keras.metrics.report import LocalMinimumReport
-from fisher_keras.metrics.singular import (
-    LinearDependence,
-    SingularGramWarning,
-    find_dependence,
-)
+from fisher_keras.metrics.robustness import squared_jacobian_norms
+from fisher_keras.metrics.singular import LinearDependence, SingularGramWarning, find_dependence
 from fisher_keras.metrics.stopping import StoppingRule
 from fisher_keras.metrics.summaries import summarize
 from fisher_keras.metrics.trials import Trial, TrialFile
 
-# Above this many nats over its least value, a training loss is not "close to zero": the right
-# classes have a probability of 95 % in the (geometric) mean.
-MAX_TRAIN_LOSS = 0.05
 # Of less than so many seconds to come, the progress bar is told alone.
 _WORTH_SAYING = 10
 
@@ -142,18 +140,8 @@ def evaluate_local_minimum(
         >>> gamma_hat = report.metrics["log_determinant"].mean
         >>> figure = report.plot_spectrum().figure
     """
-    options = EvaluationOptions(
-        num_samples,
-        num_trials,
-        seed,
-        metrics,
-        stratified,
-        chunk_size,
-        label_smoothing,
-        unit,
-        layers,
-        standard_error,
-    )
+    sampling = num_samples, num_trials, seed, metrics, stratified, chunk_size
+    options = EvaluationOptions(*sampling, label_smoothing, unit, layers, standard_error)
     return evaluate(
         as_classifier(model, from_logits, normalize_logits),
         labelled_data(data),
@@ -191,92 +179,130 @@ def evaluate(
     """
     strategy = replica_strategy(classifier.model)
     processes = Processes.of(strategy)
-    is_chief = processes.is_chief
     # What cannot be evaluated is refused here, before the first trial costs its time.
-    options.check(classifier, data)
-    units = options.units(classifier, data)
+    evaluation = _Evaluation(classifier, data, options.units(classifier, data), options, strategy)
     identity = options.identity(classifier, data)
     rule = StoppingRule.of(options, reference, identity, processes)
     test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
     # The other processes evaluate the same trials and keep them in memory: one alone may write.
-    file = TrialFile(trials_path if is_chief else None, identity)
-    rows = None if data.in_memory else _sampled(data, options, range(rule.num_trials))
-    train = RunningDataLoss(data, label_smoothing=options.label_smoothing, rows=rows)
+    file = TrialFile(trials_path if processes.is_chief else None, identity)
+    train = evaluation.training_loss(range(rule.num_trials))
     start = time.monotonic()
-    bar = tqdm.auto.trange(rule.num_trials, desc="trials", disable=not (progress and is_chief))
-    trials = _evaluate_missing(classifier, data, units, options, file, train, bar, rule)
+    progress = progress and processes.is_chief
+    bar = tqdm.auto.trange(rule.num_trials, desc="trials", disable=not progress)
+    trials = evaluation.trials(file, train, bar, rule)
     if rule.standard_error is not None and not data.in_memory:
-        rows = _sampled(data, options, range(len(trials)))
-        train = RunningDataLoss(data, label_smoothing=options.label_smoothing, rows=rows)
-        train.evaluate(classifier, rows)
-    train_loss, num_parameters = train.result(), count_parameters(classifier.model)
-    has_one = train_loss.num_examples == len(train.rows)
-    singular = _singular_note(trials, options, num_parameters)
-    if singular:
-        warnings.warn(singular, SingularGramWarning, stacklevel=3)
+        train = evaluation.training_loss(range(len(trials)))
+        train.evaluate(classifier, train.rows)
+    train_loss = train.result()
+    singular = singular_notes(trials, options, identity["num_parameters"])
+    for note in singular:
+        warnings.warn(note, SingularGramWarning, stacklevel=3)
     return LocalMinimumReport(
         metrics={name: summarize([t.metrics[name] for t in trials]) for name in options.metrics},
         train=train_loss,
         test=test,
-        notes=(
-            *_assumption_notes(train_loss, "examples" if has_one else "predictions"),
-            *_sampled_note(len(train.rows), data),
-            *([singular] if singular else []),
-        ),
+        notes=(*training_notes(train_loss, len(train.rows), data), *singular),
         evaluation=identity,
-        num_parameters=num_parameters,
+        num_parameters=identity["num_parameters"],
         seconds=time.monotonic() - start,
         trials=trials,
         layer_weights=layer_weights(classifier.model) if options.layers else {},
     )
 
 
-def _evaluate_missing(
-    classifier: Classifier,
-    data: Examples,
-    units: Examples | Positions,
-    options: EvaluationOptions,
-    file: TrialFile,
-    train: RunningDataLoss,
-    bar: tqdm.auto.tqdm,
-    rule: StoppingRule,
-) -> tuple[Trial, ...]:
-    """Evaluates the trials that the file lacks, and the loss of all training data.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Evaluation:
+    """The trials of an evaluation, whose options fit the classifier and data.
 
-    Returns:
-        The trials that count. The file may hold more, of an earlier call with a larger T.
+    Attributes:
+        classifier: Of the model.
+        data: The training data.
+        units: What trials sample: the examples, or their positions.
+        options: Options of the evaluation.
+        strategy: The strategy on whose replicas they are evaluated.
     """
-    # The bar's own range: to iterate over the bar itself would move it.
-    missing = [index for index in bar.iterable if index not in file.finished]
-    # The Gram matrix of a trial comes with the logits of its examples. They do not count where it
-    # is open which trials there will be.
-    gives_logits = "gram" in options.needs and units is data and rule.standard_error is None
-    # So only those examples need a pass of their own that none of the missing trials samples.
-    sampled = _sampled(data, options, missing if gives_logits else [])
-    if data.in_memory or rule.standard_error is None:
-        train.evaluate(classifier, np.setdiff1d(train.rows, sampled, assume_unique=True))
-    strategy = replica_strategy(classifier.model)
-    devices = replica_devices(strategy, classifier.model.variables)
-    samples = _samples(classifier, units, options, missing, strategy, devices)
-    if missing:
-        bar.set_postfix_str(f"tracing {classifier.model.name}, for the first trial")
-    trials: list[Trial] = []
-    times: list[float] = []
-    for index in bar:
-        if rule.suffice(trials):
-            bar.set_postfix_str("the standard error is below the given one")
-            break
-        if index not in file.finished:
-            # Samples come in the order of `missing`, in which this loop meets them.
-            sample = next(samples)
-            bar.set_postfix_str("", refresh=False)
-            if gives_logits:
-                train.add(sample.rows, sample.gram.logits, sample.gram.counted)
-            file.add(_trial(index, sample, options.metrics))
-            times.append(time.monotonic())
-            _say_time(bar, times, max(1, len(devices)), len(missing))
-        trials.append(file.finished[index])
-    return tuple(trials)
+
+    classifier: Classifier
+    data: Examples
+    units: Examples | Positions
+    options: EvaluationOptions
+    strategy: tf.distribute.Strategy
+
+    def training_loss(self, trials: Sequence[int]) -> RunningDataLoss:
+        """Starts the loss of the training data; of those not in memory, of what trials sample."""
+        rows = None if self.data.in_memory else self._sampled(trials)
+        return RunningDataLoss(self.data, label_smoothing=self.options.label_smoothing, rows=rows)
+
+    def _sampled(self, trials: Sequence[int]) -> np.ndarray:
+        """Returns the rows of the examples that some of the trials sample, ascending."""
+        sampled = np.zeros(len(self.data), bool)
+        for trial in trials:
+            # A sample is cheap to draw: it is drawn again in its trial, and not kept until then.
+            sampled[self.options.sample(self.data, trial)] = True
+        return np.flatnonzero(sampled)
+
+    def trials(
+        self, file: TrialFile, train: RunningDataLoss, bar: tqdm.auto.tqdm, rule: StoppingRule
+    ) -> tuple[Trial, ...]:
+        """Evaluates the trials that the file lacks, and the loss of all training data.
+
+        Returns:
+            The trials that count. The file may hold more, of an earlier call with a larger T.
+        """
+        # The bar's own range: to iterate over the bar itself would move it.
+        missing = [index for index in bar.iterable if index not in file.finished]
+        # The Gram matrix of a trial comes with the logits of its examples. They do not count where
+        # it is open which trials there will be.
+        of_examples = self.units is self.data and rule.standard_error is None
+        gives_logits = of_examples and "gram" in self.options.needs
+        # So only those examples need a pass of their own that none of the missing trials samples.
+        sampled = self._sampled(missing if gives_logits else [])
+        if self.data.in_memory or rule.standard_error is None:
+            others = np.setdiff1d(train.rows, sampled, assume_unique=True)
+            train.evaluate(self.classifier, others)
+        model = self.classifier.model
+        devices = replica_devices(self.strategy, model.variables)
+        samples = over_replicas(self.strategy, devices, self._sample, missing)
+        if missing:
+            bar.set_postfix_str(f"tracing {model.name}, for the first trial")
+        trials: list[Trial] = []
+        times: list[float] = []
+        for index in bar:
+            if rule.suffice(trials):
+                bar.set_postfix_str("the standard error is below the given one")
+                break
+            if index not in file.finished:
+                # Samples come in the order of `missing`, in which this loop meets them.
+                sample = next(samples)
+                bar.set_postfix_str("", refresh=False)
+                if gives_logits:
+                    train.add(sample.rows, sample.gram.logits, sample.gram.counted)
+                file.add(_trial(index, sample, self.options.metrics))
+                times.append(time.monotonic())
+                _say_time(bar, times, max(1, len(devices)), len(missing))
+            trials.append(file.finished[index])
+        return tuple(trials)
+
+    def _sample(self, device: str | None, trial: int) -> Sample:
+        """Draws the sample of a trial, and computes what its metrics need."""
+        classifier, units, options = self.classifier, self.units, self.options
+        if device is not None:
+            # There, variables are the replica's own copies, and functions are traced for them.
+            classifier = classifier.cached(_on_a_replica, device)
+        rows, needs, size = options.sample(units, trial), options.needs, options.chunk_size
+        data = units.take(rows)
+        rows = units.rows[rows] if isinstance(units, Positions) else rows
+        given = {"chunk_size": size, "sample_weight": data.weights, "by_layer": options.layers}
+        gram = norms = None
+        try:
+            if "gram" in needs:
+                gram = loss_gradient_gram(classifier, data.x, data.y, **given)
+            if "jacobian_norms" in needs:
+                norms = classifier.cached(squared_jacobian_norms)(data.x, size or len(data))
+        except ExamplesError as error:
+            raise error.renamed(rows) from error
+        return Sample(classifier, rows, data, gram, norms)
 
 
 def _say_time(bar: tqdm.auto.tqdm, times: list[float], num_devices: int, count: int) -> None:
@@ -291,45 +317,6 @@ def _say_time(bar: tqdm.auto.tqdm, times: list[float], num_devices: int, count: 
             "(minutes:seconds) at most.",
             file=sys.stderr,
         )
-
-
-def _sampled(data: Examples, options: EvaluationOptions, trials: Sequence[int]) -> np.ndarray:
-    """Returns the rows of the examples that some of the trials sample, ascending."""
-    sampled = np.zeros(len(data), bool)
-    for trial in trials:
-        # A sample is cheap to draw: it is drawn again in its trial, and not kept until then.
-        sampled[options.sample(data, trial)] = True
-    return np.flatnonzero(sampled)
-
-
-def _samples(
-    classifier: Classifier,
-    units: Examples | Positions,
-    options: EvaluationOptions,
-    trials: Sequence[int],
-    strategy: tf.distribute.Strategy,
-    devices: Sequence[str],
-) -> Iterator[Sample]:
-    """Yields the samples of trials, with what their metrics need computed on the replicas."""
-
-    def compute(classifier: Classifier, trial: int) -> Sample:
-        rows = options.sample(units, trial)
-        examples = units.take(rows)
-        rows = units.rows[rows] if isinstance(units, Positions) else rows
-        return Sample.evaluate(
-            classifier, rows, examples, options.needs, options.chunk_size, options.layers
-        )
-
-    if not devices:
-        # A generator: each trial is finished, and written, before the next one begins.
-        return (compute(classifier, trial) for trial in trials)
-    # On the device of a replica, variables are its own copies, and functions are traced for them.
-    return over_replicas(
-        strategy,
-        devices,
-        lambda device, trial: compute(classifier.cached(_on_a_replica, device), trial),
-        trials,
-    )
 
 
 def _on_a_replica(classifier: Classifier, device: str) -> Classifier:
@@ -347,58 +334,3 @@ def _trial(index: int, sample: Sample, names: Sequence[str]) -> Trial:
     log_spectrum = tuple(gram_metrics.log_spectrum(sample.gram).tolist())
     dependence = find_dependence(sample.gram, sample.rows)
     return Trial(index, values, log_spectrum, dependence, layer_metrics(sample.gram))
-
-
-def _assumption_notes(train: DataLoss, what: str) -> list[str]:
-    """Describes the assumptions about a minimum (Section 4) that the data do not bear out."""
-    notes = []
-    # The excess and not the loss itself: soft labels leave a loss that no weights can remove.
-    if train.excess_loss > MAX_TRAIN_LOSS:
-        notes.append(
-            f"the training loss is {train.excess_loss:.3g} above the least that "
-            f"the labels allow (more than {MAX_TRAIN_LOSS}): the metrics assume a minimum at "
-            "which it is near zero, and this is none. Train on, or compare with care."
-        )
-    if train.num_errors:
-        notes.append(
-            f"the training error is not 0 ({train.num_errors} of {train.num_examples} {what} "
-            "are misclassified), as the metrics assume."
-        )
-    if train.label_entropy == 0:
-        notes.append(
-            "the labels are hard: the cross-entropy then has no minimum (Section 4), and the "
-            "metrics also tell how long a network was trained. Train with label smoothing, and "
-            "give label_smoothing here; or compare networks of the same training loss."
-        )
-    return notes
-
-
-def _sampled_note(num_sampled: int, data: Examples) -> list[str]:
-    if data.in_memory:
-        return []
-    return [
-        f"the training loss and error are of the {num_sampled} examples that the trials have "
-        f"sampled, out of {len(data)}: the others were not read."
-    ]
-
-
-def _singular_note(
-    trials: Sequence[Trial], options: EvaluationOptions, num_parameters: int
-) -> str | None:
-    """Describes the examples that make samples singular; None if all are regular."""
-    singular = [trial.dependence for trial in trials if trial.dependence]
-    if not singular:
-        return None
-    num_samples, rows = options.num_samples, "rows of the data, from 0"
-    if options.unit == "position":
-        rows = "positions, numbered through all examples from 0"
-    note = (
-        f"the Fisher information of {len(singular)} of {len(trials)} samples is singular, its "
-        f"log-determinant -inf: {LinearDependence.of_all(singular)} ({rows})."
-    )
-    if num_samples > num_parameters:
-        note += (
-            f" No sample of {num_samples} can be regular, as the model has {num_parameters} "
-            "trainable parameters: lower num_samples."
-        )
-    return note

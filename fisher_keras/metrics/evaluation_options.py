@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from fisher_keras.arguments import real_number, whole_number
+from fisher_keras.arguments import one_of, real_number, whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.inputs import check_trainable
 from fisher_keras.classifier.labels import Examples, fingerprint
-from fisher_keras.classifier.positions import Positions, Unit, check_single, check_unit
+from fisher_keras.classifier.positions import UNITS, Positions, Unit, check_single
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.graph import keras_private
-from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, count_parameters
+from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS
 from fisher_keras.metrics.trials import draw_sample
 
 # The metric whose mean is the paper's gamma-hat.
@@ -53,7 +53,7 @@ class EvaluationOptions:
         self.label_smoothing = real_number(
             "label_smoothing", self.label_smoothing, least=0, below=1
         )
-        check_unit(self.unit)
+        one_of("unit", self.unit, UNITS)
         if self.chunk_size is not None:
             self.chunk_size = whole_number("chunk_size", self.chunk_size, least=1)
         given = self.metrics
@@ -74,8 +74,8 @@ class EvaluationOptions:
     @property
     def needs(self) -> set[str]:
         """The quantities of a `Sample` that the metrics need."""
-        of_layers = {"gram"} if self.layers else set()
-        return of_layers.union(*(METRICS[name].needs for name in self.metrics))
+        of_metrics = {METRICS[name].needs for name in self.metrics} - {None}
+        return of_metrics | ({"gram"} if self.layers else set())
 
     def check_count(self, units: Examples | Positions) -> None:
         """Raises a ValueError if there are too few examples, or positions, for a sample."""
@@ -86,11 +86,12 @@ class EvaluationOptions:
             )
 
     def units(self, classifier: Classifier, data: Examples) -> Examples | Positions:
-        """Returns what trials sample: the examples, or their positions.
+        """Returns what trials sample, the examples or their positions, once all is checked.
 
         Raises:
-            ValueError: If there are too few.
+            ValueError: If there are too few, or `check` finds something wrong.
         """
+        self.check(classifier, data)
         units = data if self.unit == "example" else Positions(classifier, data)
         self.check_count(units)
         return units
@@ -119,11 +120,9 @@ class EvaluationOptions:
                 "unit='position' looks for the positions that count in all examples: give data "
                 f"in memory, or use unit='example'. Given: {len(data)} examples in files."
             )
-        x = data.take(slice(_CHECKED_EXAMPLES)).x
-        classifier.build(x)
+        inputs = classifier.inputs(data.take(slice(_CHECKED_EXAMPLES)).x)
         if "gram" in self.needs:
             check_trainable(classifier.model)
-        inputs = classifier.inputs(x)
         classifier.predictions(inputs)
         # Of all examples, before the first trial.
         classifier.likelihood(inputs).hard_labels(data.labels, data.weights, "The labels of data")
@@ -144,28 +143,28 @@ class EvaluationOptions:
         """
         model = classifier.model
         # To freeze a layer changes the Jacobian, though neither weights nor outputs change.
-        ours = {id(variable) for variable in stateless.weights(model)}
+        weights = stateless.weights(model)
+        ours = {id(variable) for variable in weights}
         trainable = [id(variable) in ours for variable in model.weights]
         # Absent where they are not asked for, as in files of before there were such options.
         unit = {} if self.unit == "example" else {"unit": self.unit}
-        return (
-            unit
-            | ({"layers": True} if self.layers else {})
-            | {
-                "num_samples": self.num_samples,
-                "seed": self.seed,
-                "metrics": list(self.metrics),
-                "normalize_logits": classifier.normalize_logits,
-                "stratified": self.stratified,
-                "model": fingerprint([variable.numpy() for variable in model.weights]),
-                "num_parameters": count_parameters(model),
-                "trainable": fingerprint([np.array(trainable)]),
-                "dtypes": sorted({la.dtype_policy.name for la in keras_private.all_layers(model)}),
-                "rounding": rounding_of(model),
-                "logits": _some_logits(classifier, data),
-                "data": data.fingerprint,
-            }
-        )
+        layers = {"layers": True} if self.layers else {}
+        return {
+            **unit,
+            **layers,
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "metrics": list(self.metrics),
+            "normalize_logits": classifier.normalize_logits,
+            "stratified": self.stratified,
+            "model": fingerprint([variable.numpy() for variable in model.weights]),
+            "num_parameters": stateless.count_parameters(weights),
+            "trainable": fingerprint([np.array(trainable)]),
+            "dtypes": sorted({la.dtype_policy.name for la in keras_private.all_layers(model)}),
+            "rounding": rounding_of(model),
+            "logits": _some_logits(classifier, data),
+            "data": data.fingerprint,
+        }
 
 
 def _some_logits(classifier: Classifier, data: Examples) -> list[list[float]]:

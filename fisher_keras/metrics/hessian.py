@@ -207,18 +207,14 @@ def _check_symmetric(matrix: np.ndarray, rounding: float, model: keras.Model) ->
         # An entry belongs to the first weight that ends behind it.
         i, j = np.unravel_index(np.argmax(excess), excess.shape)
         weights = stateless.weights(model)
-        first, second = (weights[k].path for k in np.searchsorted(_ends(weights), (i, j), "right"))
+        ends = np.cumsum([math.prod(weight.shape) for weight in weights])
+        first, second = (weights[k].path for k in np.searchsorted(ends, (i, j), "right"))
         raise ValueError(
             f"The Hessian of the model {model.name!r} is not symmetric: its second derivative by "
             f"{first!r} and {second!r} is {matrix[i, j]:.3g} in one order and {matrix[j, i]:.3g} "
             "in the other. Some layer has a gradient that is not the derivative of its outputs, "
             f"as by tf.custom_gradient. {_REMEDY}"
         )
-
-
-def _ends(weights: list[keras.Variable]) -> np.ndarray:
-    """Returns where each weight's parameters end among all."""
-    return np.cumsum([math.prod(weight.shape) for weight in weights])
 
 
 def _flat(gradients: list[tf.Tensor]) -> tf.Tensor:

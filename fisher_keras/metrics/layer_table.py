@@ -11,14 +11,8 @@ from fisher_keras.classifier import stateless
 from fisher_keras.extras import require
 from fisher_keras.fisher.gram import FisherGram
 from fisher_keras.fisher.layer_weights import weights_by_layer
-from fisher_keras.metrics import gram_metrics
+from fisher_keras.metrics import gram_metrics, summaries
 from fisher_keras.metrics.singular import is_singular
-from fisher_keras.metrics.summaries import (
-    MetricSummary,
-    check_same_samples,
-    summarize,
-    summarize_differences,
-)
 from fisher_keras.metrics.trials import Trial
 from fisher_keras.tables import aligned_table
 
@@ -42,8 +36,8 @@ class LayerSummary:
 
     name: str
     num_parameters: int
-    trace: MetricSummary
-    log_determinant: MetricSummary
+    trace: summaries.MetricSummary
+    log_determinant: summaries.MetricSummary
     log_weight_norm: float
 
 
@@ -68,35 +62,28 @@ class LayerTable(Sequence[LayerSummary]):
             trials: With the traces and log-determinants of the layers.
             evaluation: See `LocalMinimumReport`.
         """
-        self._weights, self.evaluation = dict(weights), evaluation
+        self.evaluation = evaluation
         self.values = {name: np.array([t.layers[name] for t in trials]).T for name in weights}
+        self._rows = [
+            LayerSummary(name, count, *map(summaries.summarize, self.values[name]), log_norm)
+            for name, (count, log_norm) in weights.items()
+        ]
 
     def __len__(self) -> int:
         """Returns the number of layers."""
-        return len(self._weights)
+        return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
         """Returns a layer by its position, or several by a slice."""
-        names = list(self._weights)[index]
-        return self._row(names) if isinstance(names, str) else [self._row(n) for n in names]
-
-    def _row(self, name: str) -> LayerSummary:
-        num_parameters, log_norm = self._weights[name]
-        return LayerSummary(name, num_parameters, *map(summarize, self.values[name]), log_norm)
+        return self._rows[index]
 
     def __str__(self) -> str:
         """Returns the table: means over the trials ± standard errors."""
         header = ["layer", "parameters", "trace", "ln det", "ln norm of the weights"]
-        rows = [
-            [
-                row.name,
-                str(row.num_parameters),
-                _cell(row.trace),
-                _cell(row.log_determinant),
-                f"{row.log_weight_norm:.4g}",
-            ]
-            for row in self
-        ]
+        rows = []
+        for row in self:
+            cells = [_cell(row.trace), _cell(row.log_determinant), f"{row.log_weight_norm:.4g}"]
+            rows.append([row.name, str(row.num_parameters), *cells])
         return aligned_table([header, *rows])
 
     def beside(self, other: "LayerTable") -> str:
@@ -123,7 +110,7 @@ class LayerTable(Sequence[LayerSummary]):
                     a.name,
                     *(f"{row.trace.mean:.4g}" for row in (a, b)),
                     *(f"{row.log_determinant.mean:.5g}" for row in (a, b)),
-                    _cell(summarize_differences(*pairs)),
+                    _cell(summaries.summarize_differences(*pairs)),
                     *(f"{row.log_weight_norm:.4g}" for row in (a, b)),
                 ]
             )
@@ -177,7 +164,7 @@ class LayerTable(Sequence[LayerSummary]):
                 "Networks can be compared by layer if their layers have the same numbers of "
                 f"parameters in the same order. Given: {sizes} and {others}."
             )
-        check_same_samples(self.evaluation, other.evaluation)
+        summaries.check_same_samples(self.evaluation, other.evaluation)
 
 
 def layer_metrics(gram: FisherGram) -> dict[str, tuple[float, float]]:
@@ -197,15 +184,11 @@ def layer_metrics(gram: FisherGram) -> dict[str, tuple[float, float]]:
 
 def layer_weights(model: keras.Model) -> dict[str, tuple[int, float]]:
     """Returns of each layer the number of its parameters, and ln of their norm, by path."""
-    weights = stateless.weights(model)
-    layers = {
-        name: [weights[index] for index in indices]
-        for name, indices in weights_by_layer(model).items()
-    }
-    return {
-        name: (sum(int(np.prod(v.shape)) for v in own), log_norm(own))
-        for name, own in layers.items()
-    }
+    weights, found = stateless.weights(model), {}
+    for name, indices in weights_by_layer(model).items():
+        own = [weights[index] for index in indices]
+        found[name] = stateless.count_parameters(own), log_norm(own)
+    return found
 
 
 def log_norm(variables: Sequence[keras.Variable]) -> float:
@@ -215,7 +198,7 @@ def log_norm(variables: Sequence[keras.Variable]) -> float:
         return float(np.log(np.linalg.norm(norms)))
 
 
-def _cell(summary: MetricSummary) -> str:
+def _cell(summary: summaries.MetricSummary) -> str:
     if not np.isfinite(summary.mean):
         return f"{summary.mean:g}".replace("nan", "-")
     return f"{summary.mean:.5g} ± {summary.standard_error:.2g}"

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.labels import Examples
-from fisher_keras.classifier.likelihood import Likelihood
+from fisher_keras.classifier.likelihood import Likelihood, check_some_count
 
 _BATCH_SIZE = 256  # Of the forward passes.
 _NUM_BINS = 15  # Of the calibration error, as its authors take.
@@ -142,12 +142,8 @@ class RunningDataLoss:
             ValueError: If no position counts.
         """
         confidence, correct, counted = self._predictions
+        check_some_count(counted, self._name)
         count = int(np.sum(counted))
-        if not count:
-            raise ValueError(
-                f"No position of {self._name} counts: sample weights or Keras' mask leave out all "
-                f"of them. Give others. Given: {counted.size} positions."
-            )
         return DataLoss(
             loss=float(np.sum(self._loss) / count),
             label_entropy=float(np.sum(self._entropy) / count),

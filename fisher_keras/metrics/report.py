@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fisher_keras.extras import require
+from fisher_keras.metrics import summaries
 from fisher_keras.metrics.layer_table import LayerTable
 from fisher_keras.metrics.loss_and_errors import DataLoss
-from fisher_keras.metrics.summaries import (
-    MetricSummary,
-    check_same_samples,
-    summarize_differences,
-)
+from fisher_keras.metrics.summaries import MetricSummary
 from fisher_keras.metrics.trials import Trial, json_ready
 from fisher_keras.tables import markdown_table
 
@@ -84,9 +81,9 @@ class LocalMinimumReport:
         Raises:
             ValueError: If the samples differ.
         """
-        check_same_samples(self.evaluation, other.evaluation)
+        summaries.check_same_samples(self.evaluation, other.evaluation)
         return {
-            name: summarize_differences(
+            name: summaries.summarize_differences(
                 *([trial.metrics[name] for trial in report.trials] for report in (self, other))
             )
             for name in self.metrics
@@ -110,17 +107,11 @@ class LocalMinimumReport:
         rows = [["metric", "mean", "standard error"]]
         rows += [[n, f"{s.mean:.6g}", f"{s.standard_error:.2g}"] for n, s in self.metrics.items()]
         titles = ["data", "loss", "error (%)", "calibration error (%)", "examples"]
-        losses = [titles] + [
-            [
-                name,
-                f"{part.loss:.4g}",
-                f"{100 * part.error:.2f}",
-                f"{100 * part.calibration_error:.2f}",
-                str(part.num_examples),
-            ]
-            for name, part in (("training", self.train), ("test", self.test))
-            if part is not None
-        ]
+        losses = [titles]
+        for name, part in self._losses().items():
+            shares = [f"{100 * share:.2f}" for share in (part.error, part.calibration_error)]
+            name = name.replace("train", "training")
+            losses.append([name, f"{part.loss:.4g}", *shares, str(part.num_examples)])
         notes = "\n".join(f"- {note}" for note in self.notes)
         parts = ("## Local minimum", self._about() + ".", markdown_table(rows))
         return "\n\n".join([*parts, markdown_table(losses), *([notes] if notes else [])]) + "\n"
@@ -128,10 +119,9 @@ class LocalMinimumReport:
     def to_json(self) -> str:
         """Returns everything as JSON, infinite and undefined numbers as "-inf", "inf", "nan"."""
         record = dataclasses.asdict(self)
-        for name, losses in (("train", self.train), ("test", self.test)):
-            if losses is not None:
-                # A property, which `asdict` leaves out.
-                record[name]["error"] = losses.error
+        for name, losses in self._losses().items():
+            # A property, which `asdict` leaves out.
+            record[name]["error"] = losses.error
         return json.dumps(json_ready(record), indent=2, allow_nan=False)
 
     def __str__(self) -> str:
@@ -142,14 +132,17 @@ class LocalMinimumReport:
         for name, summary in self.metrics.items():
             values = (summary.mean, summary.std, summary.standard_error)
             lines.append(f"{name:{width}}  " + "  ".join(f"{value:>12.6g}" for value in values))
-        for name, losses in (("train", self.train), ("test", self.test)):
-            if losses is not None:
-                lines.append(
-                    f"{name}: loss {losses.loss:.4g}, error {100 * losses.error:.2f} % "
-                    f"({losses.num_errors} of {losses.num_examples}), "
-                    f"calibration error {100 * losses.calibration_error:.2f} %"
-                )
+        for name, losses in self._losses().items():
+            lines.append(
+                f"{name}: loss {losses.loss:.4g}, error {100 * losses.error:.2f} % "
+                f"({losses.num_errors} of {losses.num_examples}), "
+                f"calibration error {100 * losses.calibration_error:.2f} %"
+            )
         return "\n".join(lines + [f"Note: {note}" for note in self.notes])
+
+    def _losses(self) -> dict[str, DataLoss]:
+        losses = {"train": self.train, "test": self.test}
+        return {name: part for name, part in losses.items() if part is not None}
 
     def _about(self) -> str:
         about = self.evaluation

@@ -75,7 +75,6 @@ def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any, int], np.nd
 
     def norms(x: Any, batch_size: int) -> np.ndarray:
         first = classifier.inputs(_slice(x, 0, 1))
-        _check_differentiable(first)
         num_classes = check_single(classifier, first, "Robustness").num_classes
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in keras.tree.flatten(first))
         # For one example, J_z has K rows of so many numbers, and J_z J_z^T has K x K.
@@ -147,9 +146,9 @@ def _relative_jacobian(
         gradients = tape.gradient(logits, inputs, cotangents)
         if all(g is None for g in gradients):
             raise ValueError(
-                "Robustness is about derivatives of the outputs by the inputs, and there are "
-                f"none by inputs of {', '.join(g.dtype.name for g in inputs)}, as for an "
-                "Embedding. Leave the metric out for this model."
+                "Robustness is about derivatives by the inputs, of which there are none by "
+                "integers, nor through an Embedding. Give floats, as in x.astype('float32'), or "
+                f"leave the metric out for this model. Given: {len(inputs)} inputs of floats."
             )
         flat = [tf.reshape(g, [size, -1]) for g in gradients if g is not None]
         return tf.concat([tf.cast(g, tf.float64) for g in flat], axis=1)
@@ -166,12 +165,3 @@ def _softmax_derivative(p: tf.Tensor) -> tf.Tensor:
     others = 1.0 - tf.eye(tf.shape(p)[-1], dtype=p.dtype)
     products = p[:, :, None] * p[:, None, :] * others
     return tf.linalg.set_diag(-products, tf.reduce_sum(products, axis=-1))
-
-
-def _check_differentiable(x: Any) -> None:
-    dtypes = [tf.as_dtype(leaf.dtype).name for leaf in keras.tree.flatten(x)]
-    if not any(tf.as_dtype(dtype).is_floating for dtype in dtypes):
-        raise ValueError(
-            f"Robustness is about derivatives by the inputs, which are {', '.join(dtypes)}. Give "
-            "floats, as in x.astype('float32'), or leave the metric out for this model."
-        )

@@ -109,13 +109,12 @@ def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Lin
     # The eigenvector of a zero eigenvalue holds the coefficients of a vanishing sum of gradients.
     coefficients = np.abs(vectors[:, values <= tolerance])
     # `initial` is for a matrix without rows, which is left where all gradients are zero.
-    taking_part = (coefficients > _PARTICIPATION * coefficients.max(axis=0, initial=0.0)).any(
-        axis=1
-    )
+    least = _PARTICIPATION * coefficients.max(axis=0, initial=0.0)
+    taking_part = (coefficients > least).any(axis=1)
     return LinearDependence(
-        _named(names, np.flatnonzero(zero)),
-        tuple(_named(names, group) for group in groups if len(group) > 1),
-        _named(names, first[taking_part]),
+        tuple(names[zero].tolist()),
+        tuple(tuple(names[group].tolist()) for group in groups if len(group) > 1),
+        tuple(names[first[taking_part]].tolist()),
         gram.epsilon,
     )
 
@@ -146,10 +145,6 @@ def _parallel_groups(matrix: np.ndarray, rows: np.ndarray, tolerance: float) -> 
         groups.append([row for row, here in zip(left, parallel, strict=True) if here])
         left = [row for row, here in zip(left, parallel, strict=True) if not here]
     return groups
-
-
-def _named(names: np.ndarray, rows: list[int] | np.ndarray) -> tuple[int, ...]:
-    return tuple(int(names[row]) for row in rows)
 
 
 def _listed(examples: tuple[int, ...]) -> str:

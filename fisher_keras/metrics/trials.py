@@ -174,16 +174,15 @@ def json_ready(value: Any) -> Any:
 
 def _trial(record: dict[str, Any]) -> Trial:
     """Returns the trial of a line."""
-    dependence = record["dependence"]
+    dependence = {name: _tuples(value) for name, value in record["dependence"].items()}
     return Trial(
         record["index"],
         {name: float(value) for name, value in record["metrics"].items()},
-        tuple(float(value) for value in record["log_spectrum"]),
-        LinearDependence(
-            tuple(dependence["zero"]),
-            tuple(tuple(group) for group in dependence["parallel"]),
-            tuple(dependence["dependent"]),
-            dependence["epsilon"],
-        ),
+        tuple(map(float, record["log_spectrum"])),
+        LinearDependence(**dependence),
         {name: tuple(map(float, pair)) for name, pair in record.get("layers", {}).items()},
     )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from fisher_keras.arguments import real_number, whole_number
+from fisher_keras.arguments import one_of, real_number, whole_number
 from fisher_keras.models import cnn, densenet, resnet, wide_resnet
 
 _NETWORKS = {"cnn": cnn, "resnet": resnet, "wide_resnet": wide_resnet, "densenet": densenet}
@@ -60,17 +60,15 @@ def build_model(
 
 def check_architecture(arch: str) -> None:
     """Raises a `ValueError` unless there is such an architecture."""
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"Unknown architecture {arch!r}: use one of {', '.join(ARCHITECTURES)}.")
+    one_of("arch", arch, ARCHITECTURES)
 
 
 def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns the shape as a tuple, if images of it can be halved twice."""
     if not isinstance(shape, Sequence) or len(shape) != 3:
         raise ValueError(f"input_shape must be (height, width, channels), got {shape!r}.")
-    height, width, channels = shape
-    return (
-        whole_number("The height in input_shape", height, _MIN_SIZE),
-        whole_number("The width in input_shape", width, _MIN_SIZE),
-        whole_number("The number of channels in input_shape", channels, 1),
+    names = {"height": _MIN_SIZE, "width": _MIN_SIZE, "number of channels": 1}
+    return tuple(
+        whole_number(f"The {name} in input_shape", size, least)
+        for size, (name, least) in zip(shape, names.items(), strict=True)
     )

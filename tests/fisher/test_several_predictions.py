@@ -115,7 +115,11 @@ def test_several_labels_of_outputs_that_are_taken_for_classes():
         ("dense", {"sample_weight": np.ones((4, 6))}, r"shape \(4, 5\), .* Given: \(4, 6\)"),
         ("dense", {"sample_weight": np.full((4, 5), 0.5)}, "Given: a weight of 0.5"),
         ("dense", {"unit": "word"}, "unit must be one of .*position"),
-        ("dense", {"unit": "position", "sample_weight": np.zeros((4, 5))}, "No position counts"),
+        (
+            "dense",
+            {"unit": "position", "sample_weight": np.zeros((4, 5))},
+            "No position of the data counts",
+        ),
         ("dense", {"unit": "position", "training": True}, "for inference mode"),
     ],
 )

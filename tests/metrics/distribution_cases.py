@@ -11,7 +11,7 @@ import tensorflow as tf
 from fisher_keras.callbacks import FisherMetrics
 from fisher_keras.classifier import Classifier
 from fisher_keras.fisher.gram_function import GramFunction
-from fisher_keras.metrics import METRICS, evaluate_local_minimum, evaluation, metric
+from fisher_keras.metrics import METRICS, evaluate_local_minimum, evaluation
 from fisher_keras.metrics import evaluation_options as options
 
 DEVICES = ("CPU:0", "CPU:1")
@@ -71,14 +71,14 @@ def expected():
 def calls(monkeypatch):
     """Returns the devices on which Gram matrices were computed so far."""
     devices = []
-    original = metric.loss_gradient_gram
+    original = evaluation.loss_gradient_gram
 
     def recording(*args, **kwargs):
         gram = original(*args, **kwargs)
         devices.append(gram.matrix.device[-5:])
         return gram
 
-    monkeypatch.setattr(metric, "loss_gradient_gram", recording)
+    monkeypatch.setattr(evaluation, "loss_gradient_gram", recording)
     return devices
 
 
@@ -136,13 +136,13 @@ def test_replicas_use_their_own_copies_of_the_weights(mirrored, expected, monkey
 
 def test_trials_run_at_the_same_time(mirrored, monkeypatch):
     both_are_there = threading.Barrier(2, timeout=60)
-    original = metric.loss_gradient_gram
+    original = evaluation.loss_gradient_gram
 
     def waiting(*args, **kwargs):
         both_are_there.wait()
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(metric, "loss_gradient_gram", waiting)
+    monkeypatch.setattr(evaluation, "loss_gradient_gram", waiting)
     assert len(evaluate(mirrored, num_trials=4).trials) == 4
 
 

@@ -15,6 +15,7 @@ from fisher_keras import FisherRegularizedModel, metrics
 from fisher_keras.classifier import Classifier
 from fisher_keras.fisher import loss_gradient_gram
 from fisher_keras.metrics import (
+    MAX_TRAIN_LOSS,
     METRICS,
     LocalMinimumReport,
     MetricSummary,
@@ -22,7 +23,6 @@ from fisher_keras.metrics import (
     evaluate_local_minimum,
     evaluation,
     loss_and_errors,
-    metric,
     robustness,
 )
 from fisher_keras.metrics.trials import draw_sample
@@ -193,8 +193,8 @@ def test_a_stopped_evaluation_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    original = metric.loss_gradient_gram
-    monkeypatch.setattr(metric, "loss_gradient_gram", stopping)
+    original = evaluation.loss_gradient_gram
+    monkeypatch.setattr(evaluation, "loss_gradient_gram", stopping)
     arguments = {"trials_path": path, "num_trials": 5, "metrics": ("trace", "robustness")}
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, data, **arguments)
@@ -419,7 +419,7 @@ def test_the_least_loss_of_smoothed_labels_is_their_entropy():
         np.testing.assert_allclose(getattr(smoothing.train, name), value, err_msg=name)
     np.testing.assert_allclose(smoothing.test.loss, hard, rtol=1e-5)
     assert smoothing.notes == ()
-    assert report.train.loss > evaluation.MAX_TRAIN_LOSS
+    assert report.train.loss > MAX_TRAIN_LOSS
     assert report.notes == ()
 
 

@@ -152,9 +152,11 @@ def test_integer_inputs_are_refused():
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Embedding(5, 4), keras.layers.Flatten()]
     )
-    with pytest.raises(ValueError, match="which are int64"):
+    with pytest.raises(
+        ValueError, match=r"derivatives by the inputs, .* Given: 0 inputs of floats"
+    ):
         robustness(model, np.ones((2, 3), "int64"))
-    with pytest.raises(ValueError, match="Embedding"):
+    with pytest.raises(ValueError, match=r"Embedding.* Given: 1 inputs of floats"):
         robustness(model, np.ones((2, 3), "float32"))
     # What is refused while it is traced leaves nothing behind.
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():

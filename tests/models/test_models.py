@@ -373,7 +373,7 @@ def test_a_few_steps_lower_the_loss(arch):
     [
         (
             {"arch": "vgg"},
-            "Unknown architecture 'vgg': use one of cnn, resnet, wide_resnet, dense",
+            "arch must be one of 'cnn', 'resnet', 'wide_resnet', 'densenet'. Given: 'vgg'",
         ),
         ({"num_classes": 1}, "num_classes must be a whole number, 2 or greater. Given: 1"),
         ({"num_classes": 2.5}, "num_classes must be a whole number, 2 or greater. Given: 2.5"),
