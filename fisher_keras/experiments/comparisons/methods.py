@@ -21,16 +21,16 @@ from fisher_keras.experiments.comparisons.arms import (
     Arm,
 )
 from fisher_keras.experiments.comparisons.common import (
-    TEST_ERROR,
+    CALIBRATION_ERROR,
+    CROSS_ENTROPY,
+    ERROR,
+    TRAIN_ERROR,
+    Column,
     Group,
-    Quantity,
-    difference_cell,
     grouped,
     make_table,
-    mean_cell,
     metric,
     num_flagged,
-    result_of,
 )
 from fisher_keras.experiments.comparisons.table_options import MethodsOptions
 from fisher_keras.experiments.runs.experiment import preset_of
@@ -183,9 +183,9 @@ def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -
     groups = grouped(
         networks, lambda n: (n.training.arch, n.training.batch_size, arms[n.record.key])
     )
-    header = ["network", "batch", "method", "runs", "test error (%)"]
+    header = ["network", "batch", "method", "runs", ERROR.title]
     header += [f"less {one}" for one in CONTROLS]
-    rows = [[*header, *(title for title, _, _ in _QUANTITIES), "flagged"]]
+    rows = [[*header, *(column.title for column in _COLUMNS), "flagged"]]
     order = list(ARMS)
     for arch, batch_size in sorted({key[:2] for key in groups}, key=lambda k: (k[0] == "cnn", k)):
         here = {key[2]: group for key, group in groups.items() if key[:2] == (arch, batch_size)}
@@ -199,17 +199,12 @@ def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -
 
 def _cells(name: str, groups: Mapping[str, Group]) -> list[str]:
     group = groups[name]
-    differences = [
-        "-" if name == other else difference_cell(group, groups.get(other, {}), TEST_ERROR, 2)
-        for other in CONTROLS
-    ]
-    cells = [mean_cell(group, quantity, digits) for _, digits, quantity in _QUANTITIES]
     (flagged,) = num_flagged([group])
     return [
         str(len(group)),
-        mean_cell(group, TEST_ERROR, 2),
-        *differences,
-        *cells,
+        ERROR.mean(group),
+        *("-" if name == c else ERROR.difference(group, groups.get(c, {})) for c in CONTROLS),
+        *(column.mean(group) for column in _COLUMNS),
         str(flagged or ""),
     ]
 
@@ -230,12 +225,12 @@ def _log_trace(networks: Sequence[TrainedNetwork]) -> list[float]:
     return np.log(metric("trace")(networks)).tolist()
 
 
-_QUANTITIES: tuple[tuple[str, int, Quantity], ...] = (
-    ("test cross-entropy", 3, result_of("test", "loss")),
-    ("calibration error", 3, result_of("test", "calibration_error")),
-    ("train error (%)", 2, result_of("train", "error_percent")),
-    ("excess train loss", 4, excess_losses),
-    ("ln trace", 2, _log_trace),
-    ("gamma-hat", 1, metric("log_determinant")),
-    ("normalized", 1, metric("log_determinant", normalized=True)),
+_COLUMNS = (
+    CROSS_ENTROPY,
+    CALIBRATION_ERROR,
+    TRAIN_ERROR,
+    Column("excess train loss", 4, excess_losses),
+    Column("ln trace", 2, _log_trace),
+    Column("gamma-hat", 1, metric("log_determinant")),
+    Column("normalized", 1, metric("log_determinant", normalized=True)),
 )
