@@ -267,7 +267,7 @@ def _fit(trainer: keras.Model, run: Run, directory: pathlib.Path, data: Labelled
             # The first one waits for the loss, so that the second one times whole steps.
             StopWhenDiverged(f"{run.label}: {remedy}"),
             _StepTimes(directory / "seconds_per_step.json"),
-            _TimedBackup(backup),
+            AtomicBackup(backup, interval_s=_BACKUP_S),
         ],
         verbose=0,
     )
@@ -324,17 +324,3 @@ class _StepTimes(keras.callbacks.Callback):
         median = statistics.median(self._seconds[1:] or self._seconds)
         with replacing(self._path) as part:
             part.write_text(json.dumps(median))
-
-
-class _TimedBackup(AtomicBackup):
-    """An `AtomicBackup` of the first epoch that ends some seconds after the last one."""
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        super().on_train_begin(logs)
-        self._last = time.monotonic()
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        last_epoch = epoch + 1 == self.params["epochs"]
-        if last_epoch or time.monotonic() > self._last + _BACKUP_S:
-            super().on_epoch_end(epoch, logs)
-            self._last = time.monotonic()

@@ -213,45 +213,6 @@ class Progress(keras.callbacks.Callback):
         self._bar.close()
 
 
-class EveryNEpochs(keras.callbacks.Callback):
-    """Calls another callback at the end of every n-th epoch and of the last one only.
-
-    The last one is also the one in which the training is stopped.
-    """
-
-    def __init__(self, interval: int, callback: keras.callbacks.Callback) -> None:
-        """Makes the callback.
-
-        Args:
-            interval: The number of epochs n.
-            callback: The other callback; it is called at the beginning and the end of the training
-                and at the end of an epoch.
-        """
-        super().__init__()
-        self._interval = interval
-        self._callback = callback
-
-    def set_model(self, model: keras.Model) -> None:
-        """Hands on the model."""
-        super().set_model(model)
-        self._callback.set_model(model)
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        """Hands on the beginning."""
-        self._callback.on_train_begin(logs)
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Hands on the end of an epoch that is due."""
-        done = epoch + 1
-        last = done == self.params["epochs"] or self.model.stop_training
-        if done % self._interval == 0 or last:
-            self._callback.on_epoch_end(epoch, logs)
-
-    def on_train_end(self, logs: dict | None = None) -> None:
-        """Hands on the end."""
-        self._callback.on_train_end(logs)
-
-
 class PlainModelCheckpoint(keras.callbacks.ModelCheckpoint):
     """Keras' `ModelCheckpoint` of the plain classifier inside a `FisherRegularizedModel`.
 
@@ -300,19 +261,25 @@ class AtomicBackup(keras.callbacks.Callback):
     it is whole. Only then is the older one removed.
     """
 
-    def __init__(self, directory: pathlib.Path, read_only: bool = False) -> None:
+    def __init__(
+        self, directory: pathlib.Path, read_only: bool = False, interval_s: float = 0.0
+    ) -> None:
         """Makes the callback.
 
         Args:
             directory: A folder for the backups alone.
             read_only: Whether it only restores, as another process writes.
+            interval_s: Seconds that pass at least from one backup to the next, where a backup may
+                take longer than an epoch. The last epoch is always backed up.
         """
         super().__init__()
         self._directory = directory
         self._read_only = read_only
+        self._interval_s = interval_s
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Restores the last whole backup, if there is one."""
+        self._last = time.monotonic()
         epochs = finished_epochs(self._directory)
         if epochs:
             backup = self._backup(epochs)
@@ -322,8 +289,9 @@ class AtomicBackup(keras.callbacks.Callback):
                     variable.assign(states[str(index)])
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Backs up the state after the epoch."""
-        if self._read_only:
+        """Backs up the state after the epoch, if it is time to."""
+        is_due = time.monotonic() >= self._last + self._interval_s
+        if self._read_only or not (is_due or epoch + 1 == self.params["epochs"]):
             return
         draft = self._directory / "draft"
         # It is what a killed process has left, and nobody knows how much of it is there.
@@ -340,6 +308,7 @@ class AtomicBackup(keras.callbacks.Callback):
         for older in self._directory.glob("epoch_*"):
             if older != whole:
                 shutil.rmtree(older)
+        self._last = time.monotonic()
 
     def _backup(self, epochs: int) -> pathlib.Path:
         return self._directory / f"epoch_{epochs}"
