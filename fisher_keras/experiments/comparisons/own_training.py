@@ -24,6 +24,7 @@ from fisher_keras.classifier.labels import LabelledData, fingerprint
 from fisher_keras.experiments.comparisons.arms import CLIP_NORM
 from fisher_keras.experiments.comparisons.compare import Method
 from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.trained_run import part_result
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.experiments.training.training_callbacks import (
     AtomicBackup,
@@ -34,7 +35,6 @@ from fisher_keras.files import replacing
 from fisher_keras.graph import keras_private
 from fisher_keras.metrics.evaluation import evaluate
 from fisher_keras.metrics.evaluation_options import EvaluationOptions
-from fisher_keras.metrics.loss_and_errors import DataLoss
 from fisher_keras.metrics.trials import json_ready
 from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 
@@ -206,8 +206,8 @@ def train_network(run: Run, directory: pathlib.Path, inputs: Inputs) -> dict[str
     summaries = {name: dataclasses.asdict(summary) for name, summary in report.metrics.items()}
     return json_ready(
         {
-            "train": _part(report.train),
-            "test": _part(report.test),
+            "train": part_result(report.train),
+            "test": part_result(report.test),
             "metrics": summaries,
             "seconds_per_step": json.loads((directory / "seconds_per_step.json").read_text()),
             "initial_weights": initial,
@@ -239,17 +239,6 @@ def evaluation_options(
         METRICS,
         label_smoothing=getattr(model.loss, "label_smoothing", 0.0),
     )
-
-
-def _part(fit: DataLoss) -> dict[str, float]:
-    """Returns a `PartResult` for JSON."""
-    return {
-        "loss": fit.hard_label_loss,
-        "error_percent": 100 * fit.error,
-        "calibration_error": fit.calibration_error,
-        "num_images": fit.num_examples,
-        "excess_loss": fit.excess_loss,
-    }
 
 
 def _fit(trainer: keras.Model, run: Run, directory: pathlib.Path, data: LabelledData) -> None:
