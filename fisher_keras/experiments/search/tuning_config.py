@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 from typing import Any
 
@@ -121,13 +120,6 @@ class TuningConfig:
                     f"--{name} must be numbers with commas between: {error}"
                 ) from error
         return candidates
-
-    def trainings(self) -> list[TrainingConfig]:
-        """Returns the training of each combination, in the order of a grid."""
-        return [
-            dataclasses.replace(self.training, **dict(zip(SEARCHED, values, strict=True)))
-            for values in itertools.product(*self.candidates.values())
-        ]
 
     @classmethod
     def usual(cls, values: flags.FlagValues) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import math
 import os
 import pathlib
 import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fisher_keras.experiments.training.config import TrainingConfig
 from fisher_keras.files import differences, make_folder, remove_empty, write_text
@@ -112,11 +114,7 @@ class RunFiles:
             self.history.unlink(missing_ok=True)
             return
         names, rows = self._read_rows()
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, names)
-        writer.writeheader()
-        writer.writerows(rows[:epochs])
-        write_text(self.history, text.getvalue())
+        write_text(self.history, csv_text(names, rows[:epochs]))
 
     def _read_rows(self) -> tuple[list[str], list[dict[str, str]]]:
         with self.history.open(encoding="utf-8", newline="") as file:
@@ -138,6 +136,15 @@ class RunFiles:
                 f"{self.record} is not the record of a run: give another --output_dir"
             ) from error
         return record
+
+
+def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns rows, each with a value by name, as the text of a CSV file."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _extended(record: dict, epochs: int) -> dict:
