@@ -1,7 +1,6 @@
 """One network of a comparison on a user's own model: trained by a method, and evaluated."""
 
 import dataclasses
-import functools
 import hashlib
 import importlib
 import json
@@ -25,6 +24,7 @@ from fisher_keras.experiments.comparisons.arms import CLIP_NORM
 from fisher_keras.experiments.comparisons.compare import Method
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import part_result
+from fisher_keras.experiments.training.building import WRAPPERS, start_repeatably
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.experiments.training.training_callbacks import (
     AtomicBackup,
@@ -36,7 +36,6 @@ from fisher_keras.graph import keras_private
 from fisher_keras.metrics.evaluation import evaluate
 from fisher_keras.metrics.evaluation_options import EvaluationOptions
 from fisher_keras.metrics.trials import json_ready
-from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 
 METRICS = ("log_determinant", "log_determinant_margins")
 _BACKUP = "backup"
@@ -51,10 +50,7 @@ def _clipped(model: keras.Model) -> keras.Model:
 NAMED_METHODS: Mapping[str, Method] = {
     "plain": lambda model: model,
     "clipped": _clipped,
-    # By beta=0 alone all steps would be plain ones.
-    "ghost": functools.partial(FisherRegularizedModel, beta=0.0, share_gradients=True),
-    "fisher": FisherRegularizedModel,
-    "sam": SharpnessAwareModel,
+    **WRAPPERS,
 }
 
 
@@ -80,14 +76,10 @@ class Inputs:
         Raises:
             ValueError: If it is not a compiled Keras model.
         """
-        # Before the model is compiled: Keras then decides about XLA.
-        tf.config.experimental.enable_op_determinism()
-        # With its 10 bits a GPU's finite difference is noise, and no metric is exact.
-        tf.config.experimental.enable_tensor_float_32_execution(False)
         # Layers get the same names again, which are a part of what identifies a model. To collect
         # garbage, too, takes longer than to train a small network.
         keras.utils.clear_session(free_memory=False)
-        keras.utils.set_random_seed(seed)
+        start_repeatably(seed)
         model = self.make_model()
         if not isinstance(model, keras.Model) or not model.compiled or model.optimizer is None:
             raise ValueError(

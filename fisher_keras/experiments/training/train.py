@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.training.arch import recipe_of
-from fisher_keras.experiments.training.building import build_models
+from fisher_keras.experiments.training.building import build_models, start_repeatably
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.messages import print_end, print_plan, print_start
@@ -193,10 +193,7 @@ class _Training:
 
     def run(self, record: dict | None, callbacks: Sequence[keras.callbacks.Callback]) -> dict:
         """Trains and evaluates the network; returns its record."""
-        tf.config.experimental.enable_op_determinism()
-        # With its 10 bits a GPU's finite difference is noise, and no metric is exact.
-        tf.config.experimental.enable_tensor_float_32_execution(False)
-        keras.utils.set_random_seed(self.config.seed)
+        start_repeatably(self.config.seed)
         _check_same_data(record, self.data.describe(), self.files, self.workers)
         # After the seed, so that the first weights are the same however the data were loaded.
         with self.workers.strategy.scope():
