@@ -70,18 +70,13 @@ PRESETS = {
 }
 
 
-def methods_runs(preset: Preset, arms: str = "usual") -> list[Run]:
-    """Returns the runs, a seed of all arms at all batch sizes before the next seed.
+def named_runs(preset: Preset, arms: str = "usual") -> list[tuple[str, Run]]:
+    """Returns the runs with the names of their arms, a seed of all arms before the next seed.
 
     Args:
         preset: The size; its values are batch sizes.
         arms: "usual", or "all" for all `ARMS`, and `CNN_ARMS` with the CNN.
     """
-    return [run for _, run in named_runs(preset, arms)]
-
-
-def named_runs(preset: Preset, arms: str = "usual") -> list[tuple[str, Run]]:
-    """Returns the runs of `methods_runs`, each with the name of its arm."""
     named = {}
     for seed in preset.seeds:
         for batch_size in preset.values:
@@ -136,14 +131,11 @@ def _training(arm: Arm, shared: Mapping[str, object]) -> TrainingConfig:
     if arm.sub_batches:
         settings[arm.sub_batches] = num_sub_batches
     if arm.parity:
-        parity = plain.learning_rate / (2 * ALPHA * num_sub_batches * (1 - _momentum(plain.arch)))
+        momentum = recipe_of(plain.arch).momentum
+        parity = plain.learning_rate / (2 * ALPHA * num_sub_batches * (1 - momentum))
         # It is a part of the run's key, which the last bits of a division must not change.
         settings["beta"] = float(f"{arm.parity * parity:.3g}")
     return TrainingConfig(**settings)
-
-
-def _momentum(arch: str) -> float:
-    return recipe_of(arch).momentum
 
 
 def make_methods_table(options: MethodsOptions) -> None:
@@ -173,7 +165,7 @@ def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -
     """Returns the table of the arms: test error, differences of pairs, and the minima.
 
     Args:
-        networks: Of the finished runs of `methods_runs`.
+        networks: Of the finished runs of `named_runs`.
         arms: The name of each run's arm, by the run's key.
 
     Returns:

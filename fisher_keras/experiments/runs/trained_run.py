@@ -11,7 +11,7 @@ from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs.presets import MetricSettings
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.training.arch import source_of
-from fisher_keras.experiments.training.config import TrainingConfig, resolve, resolve_run
+from fisher_keras.experiments.training.config import TrainingConfig, decisive, resolve, resolve_run
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import PARTS, train
@@ -26,8 +26,6 @@ RECIPE_VERSION = 1
 _PARTS_OF = {"log_determinant": ("log_squared_norms", "log_determinant_cosines")}
 _FROM_TRAINING = ("versions", "git_revision", "device", "seconds_per_epoch")
 _TRAINING = "training"  # Folder of the network's files in the run's directory.
-# Where a run is executed, but not what defines it.
-_NOT_OF_THE_RUN = {"seed", "data_dir", "download", "output_dir", "resume", "dry_run"}
 
 
 def trained_run(
@@ -64,7 +62,8 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
         are the same in every training unless asked for.
     """
     usual = TrainingConfig()
-    settings = dataclasses.asdict(resolve_run(training))
+    settings = decisive(dataclasses.asdict(resolve_run(training)))
+    del settings["seed"]
     if training.method not in ("sam", "ghost"):  # The other fields tell the other methods apart.
         del settings["method"]
     # What has its default is left out. So a field that is added to `TrainingConfig` later does not
@@ -72,8 +71,7 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
     return {
         name: value
         for name, value in settings.items()
-        if name not in _NOT_OF_THE_RUN
-        and (name in ("arch", "dataset") or value != getattr(usual, name))
+        if name in ("arch", "dataset") or value != getattr(usual, name)
     }
 
 

@@ -11,7 +11,7 @@ from fisher_keras.experiments.command_line.flags import check_options, nested, o
 from fisher_keras.experiments.names import PRESETS
 from fisher_keras.experiments.runs.run_options import EngineOptions
 from fisher_keras.experiments.search.search_presets import TUNING_PRESETS
-from fisher_keras.experiments.training.config import TrainingConfig, resolve, resolve_run
+from fisher_keras.experiments.training.config import TrainingConfig, decisive, resolve, resolve_run
 
 SEARCHED = {"beta": float, "num_sub_batches": int, "clip_norm": float}
 # Of train_cifar; the search decides them, or has flags of its own under the same names.
@@ -21,12 +21,6 @@ _LEFT_OUT = (
     *("rho", "settings_file", "strength", "sub_batches"),
     *("target_error", "target_loss"),  # Trials are compared after the same epochs.
 )
-# Where a network is trained, but not how.
-_NOT_DECISIVE = {
-    *("data_dir", "download", "dry_run", "output_dir", "resume", "schedule_epochs"),
-    "settings_file",
-}
-
 _search, _output = (functools.partial(option, group=group) for group in ("search", "output"))
 
 
@@ -136,9 +130,10 @@ class TuningConfig:
 
         More trials of a TPE, or another place for the files, leave the search the same.
         """
-        training = dataclasses.asdict(resolve_run(self.training))
+        training = decisive(dataclasses.asdict(resolve_run(self.training)))
+        left_out = {*SEARCHED, "settings_file"}
         return {
-            **{key: training[key] for key in training if key not in {*_NOT_DECISIVE, *SEARCHED}},
+            **{key: training[key] for key in training if key not in left_out},
             **self.candidates,
             "sampler": self.sampler,
         }

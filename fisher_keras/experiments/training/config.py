@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 from fisher_keras.experiments.command_line.flags import check_options, option
 from fisher_keras.experiments.data_options import data_dir_option, download_option
@@ -18,6 +20,8 @@ from fisher_keras.experiments.training.option_checks import check_together
 MIXED_PRECISIONS = ("none", "mixed_float16", "mixed_bfloat16")
 SCHEDULES = ("recipe", "plateau")
 METHODS = ("plain", "clipped", "ghost", "fisher", "sam")
+# Where a network is trained, but not how.
+_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "dry_run", "schedule_epochs"}
 
 _model, _data, _method, _training, _output = (
     functools.partial(option, group=group)
@@ -297,6 +301,12 @@ class TrainingConfig:
         method = self.method or ("fisher" if self.regularize else unregularized)
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "regularize", method == "fisher")
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of a training's settings that say how a network is trained, and not where."""
+    # The data are known by their fingerprint.
+    return {name: value for name, value in settings.items() if name not in _NOT_DECISIVE}
 
 
 def file_name(arch: str) -> str:

@@ -11,11 +11,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fisher_keras.experiments.training.config import TrainingConfig
+from fisher_keras.experiments.training.config import TrainingConfig, decisive
 from fisher_keras.files import differences, make_folder, remove_empty, write_text
-
-# Flags that may change on the way: the data are known by their fingerprint.
-_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "dry_run", "schedule_epochs"}
 
 
 class RunFiles:
@@ -164,13 +161,9 @@ def _check_same_flags(stored: dict, given: dict, directory: pathlib.Path) -> Non
             f"cannot resume {directory}, whose run has other flags than there are now ({error}): "
             "give another --output_dir"
         ) from error
-    different = differences(*(_decisive(flags) for flags in (stored, given)), prefix="--")
+    different = differences(*(decisive(flags) for flags in (stored, given)), prefix="--")
     if different:
         raise ValueError(
             f"cannot resume {directory} with other flags: {'; '.join(different)}. Give the flags "
             "it was started with, or another --output_dir"
         )
-
-
-def _decisive(flags: dict) -> dict:
-    return {name: value for name, value in flags.items() if name not in _NOT_DECISIVE}
