@@ -5,8 +5,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from fisher_keras.experiments.command_line.flags import check_options, option
-from fisher_keras.experiments.data_options import data_dir_option, download_option
+from fisher_keras.experiments.command_line.flags import check_options, like, option
+from fisher_keras.experiments.data_options import DataOptions
 from fisher_keras.experiments.names import (
     ARCHITECTURES,
     AUGMENTATIONS,
@@ -68,14 +68,9 @@ class TrainingConfig:
     )
 
     dataset: str = _data("cifar10", "Images to train on.", choices=DATASETS)
-    data_dir: str | None = data_dir_option("data")
-    download: bool = download_option("data")
-    image_size: int | None = _data(
-        None,
-        "Height and width that the images of --dataset=folder and tfds:NAME are resized to. "
-        "Without it, all images must have the same size.",
-        least=1,
-    )
+    data_dir: str | None = like(DataOptions, "data_dir", "data")
+    download: bool = like(DataOptions, "download", "data")
+    image_size: int | None = like(DataOptions, "image_size", "data")
     train_size: int | None = _data(
         None, "Number of training images, drawn at random. The default is all.", least=1
     )
@@ -228,7 +223,7 @@ class TrainingConfig:
         None,
         "End the training when the mean loss of the training images without augmentation "
         "is at most this many nats above the smallest loss that their labels allow. It "
-        "ends after --epochs in any case.",
+        "ends after the last epoch in any case.",
         above=0,
     )
     target_error: float | None = _training(
