@@ -94,8 +94,6 @@ class DataOptions:
             load_dataset(self.dataset, self.data_dir, self.download, self.image_size),
             train_size=self.train_size,
             validation_size=validation_size,
-            batch_size=256,
-            one_hot=False,
             seed=seed,
         )
         return data.examples("train"), data.examples("test"), data.dataset

@@ -148,7 +148,7 @@ def _check_datasets(runs: Sequence[Run], options: ExperimentOptions) -> None:
         different[training.arch, training.dataset, *sizes.values()] = training, sizes
     for training, sizes in different.values():
         dataset = loaded(training.dataset, training.image_size)
-        split_dataset(dataset, **sizes, batch_size=1, one_hot=False, seed=0)
+        split_dataset(dataset, **sizes)
         if ":" in training.arch:
             build_network(training, dataset.num_classes, dataset.image_shape)
 

@@ -93,14 +93,8 @@ def step_seconds(config: TrainingConfig) -> float:
     keras.backend.clear_session()
     if config.mixed_precision != "none":
         keras.config.set_dtype_policy(config.mixed_precision)
-    data = split_dataset(
-        _images(config),
-        train_size=None,
-        validation_size=0,
-        batch_size=config.batch_size,
-        one_hot=config.label_smoothing > 0,
-        seed=0,
-    )
+    one_hot = config.label_smoothing > 0
+    data = split_dataset(_images(config), batch_size=config.batch_size, one_hot=one_hot)
     _, model = build_models(config, data)
     ends = []
     record = keras.callbacks.LambdaCallback(
