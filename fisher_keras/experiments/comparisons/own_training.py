@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier.classifier import Classifier
+from fisher_keras.classifier.hard_label_loss import from_logits_of, only_loss
 from fisher_keras.classifier.labels import LabelledData, fingerprint
 from fisher_keras.experiments.comparisons.arms import CLIP_NORM
 from fisher_keras.experiments.comparisons.compare import Method
@@ -217,7 +218,7 @@ def weights_fingerprint(model: keras.Model) -> str:
 
 def classifier_of(model: keras.Model) -> Classifier:
     """Returns the classifier that is evaluated, its outputs taken as its compiled loss does."""
-    return Classifier(model, getattr(model.loss, "from_logits", False) or "auto")
+    return Classifier(model, from_logits_of(model.loss) or "auto")
 
 
 def evaluation_options(
@@ -229,7 +230,7 @@ def evaluation_options(
         settings["num_trials"],
         seed,
         METRICS,
-        label_smoothing=getattr(model.loss, "label_smoothing", 0.0),
+        label_smoothing=getattr(only_loss(model.loss), "label_smoothing", 0.0),
     )
 
 
