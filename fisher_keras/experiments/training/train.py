@@ -238,7 +238,6 @@ class _Training:
     ) -> None:
         config, data = self.config, self.data
         past = self.files.read_history(self.first_epoch) if self.first_epoch else {}
-        progress = Progress(config.epochs, data.steps_per_epoch, self.first_epoch, self.quiet)
         target = self._target(plain_model, past)
         model.fit(
             self.workers.shared(data.training_batches(config.augmentation, self.first_epoch)),
@@ -252,7 +251,7 @@ class _Training:
                 # The order matters: what adds to an epoch's logs stands before what writes them.
                 StopWhenDiverged(),
                 _schedule(config, past.get("loss", [])),
-                progress,
+                Progress(self.first_epoch, self.quiet),
                 *target,
                 *([] if self.files.read_only else self._writers(plain_model, past)),
                 *callbacks,

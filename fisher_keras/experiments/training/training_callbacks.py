@@ -154,20 +154,14 @@ class Progress(keras.callbacks.Callback):
     callbacks that write them.
     """
 
-    def __init__(
-        self, epochs: int, steps_per_epoch: int, first_epoch: int = 0, quiet: bool = False
-    ) -> None:
+    def __init__(self, first_epoch: int, quiet: bool) -> None:
         """Makes the callback.
 
         Args:
-            epochs: Epochs of the whole run.
-            steps_per_epoch: Training steps an epoch.
             first_epoch: Epochs that were finished before.
             quiet: Whether it prints nothing.
         """
         super().__init__()
-        self._epochs = epochs
-        self._steps_per_epoch = steps_per_epoch
         self._first_epoch = first_epoch
         self._quiet = quiet
 
@@ -175,8 +169,8 @@ class Progress(keras.callbacks.Callback):
         """Starts the bar."""
         self._start = time.monotonic()
         self._bar = tqdm.tqdm(
-            total=self._epochs * self._steps_per_epoch,
-            initial=self._first_epoch * self._steps_per_epoch,
+            total=self.params["epochs"] * self.params["steps"],
+            initial=self._first_epoch * self.params["steps"],
             unit="step",
             smoothing=0,  # The mean speed: validation makes the present one jump.
             leave=False,
@@ -187,7 +181,7 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the epoch's clock."""
         self._epoch_start = time.monotonic()
-        self._bar.set_description(f"epoch {epoch + 1}/{self._epochs}")
+        self._bar.set_description(f"epoch {epoch + 1}/{self.params['epochs']}")
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Moves the bar."""
@@ -199,12 +193,11 @@ class Progress(keras.callbacks.Callback):
         logs["seconds"] = now - self._epoch_start
         if self._quiet:
             return
-        done = epoch + 1 - self._first_epoch
-        left = (now - self._start) / done * (self._epochs - epoch - 1)
+        epochs, done = self.params["epochs"], epoch + 1 - self._first_epoch
+        left = (now - self._start) / done * (epochs - epoch - 1)
         values = "  ".join(f"{name} {logs[name]:.4f}" for name in _PROGRESS_VALUES if name in logs)
-        width = len(str(self._epochs))
         tqdm.tqdm.write(
-            f"epoch {epoch + 1:>{width}}/{self._epochs}  {values}  "
+            f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}  {values}  "
             f"{logs['seconds']:.1f} s, {datetime.timedelta(seconds=round(left))} left"
         )
 
