@@ -133,7 +133,7 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
         ValueError: If the loss is not a cross-entropy over classes, or takes logits where the
             model gives probabilities, or the other way round.
     """
-    given, kind = _only_loss(loss), _kind(loss)
+    given, kind = only_loss(loss), _kind(loss)
     config = given.get_config() if isinstance(given, losses.Loss) else {}
     if kind is None or config.get("ignore_class") is not None or config.get("axis", -1) != -1:
         names = ", ".join(known.__name__ for known, *_ in _LOSSES)
@@ -174,7 +174,7 @@ def labels_of(model: keras.Model) -> str | None:
 
 
 def _kind(loss: Any) -> str | None:
-    given = _only_loss(loss)
+    given = only_loss(loss)
     # Of a subclass, too: the class tells the form of the labels, though not the function.
     return next((k for c, f, k in _LOSSES if given is f or isinstance(given, c)), None)
 
@@ -188,13 +188,13 @@ def from_logits_of(loss: Any) -> bool | None:
     Returns:
         None if it is no cross-entropy of Keras, and says nothing of logits.
     """
-    given = _only_loss(loss)
+    given = only_loss(loss)
     if isinstance(given, losses.Loss):
         return getattr(given, "from_logits", None)
     return None if _kind(given) is None else False
 
 
-def _only_loss(loss: Any) -> Any:
+def only_loss(loss: Any) -> Any:
     """Returns the one loss of a structure, as an object or a function; else what is given."""
     parts = keras.tree.flatten(loss)
     given = parts[0] if len(parts) == 1 else loss

@@ -11,22 +11,6 @@ _data = functools.partial(option, group="data")
 _NOT_OF_FUNCTIONS = ("data_dir", "image_size", "train_size")
 
 
-def data_dir_option(group: str) -> Any:
-    """Returns the field of --data_dir, in a group of flags of any command."""
-    return option(
-        None,
-        "Folder of the data. For CIFAR and tfds:NAME, it is a folder of TensorFlow Datasets "
-        "(TFDS), by default the one that TFDS uses. For --dataset=folder, it contains "
-        "train/<class>/ and test/<class>/.",
-        group=group,
-    )
-
-
-def download_option(group: str) -> Any:
-    """Returns the field of --download, likewise."""
-    return option(True, "Download data of TFDS if they are not in --data_dir.", group=group)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Options of the data, also as flags."""
@@ -36,11 +20,17 @@ class DataOptions:
         f"The data: {', '.join(DATASETS)}; or package.module:function, a function that returns "
         "(train, test), each of them arrays (x, y), a tf.data.Dataset or a keras.utils.PyDataset.",
     )
-    data_dir: str | None = data_dir_option("data")
-    download: bool = download_option("data")
+    data_dir: str | None = _data(
+        None,
+        "Folder of the data. For CIFAR and tfds:NAME, it is a folder of TensorFlow Datasets "
+        "(TFDS), by default the one that TFDS uses. For --dataset=folder, it contains "
+        "train/<class>/ and test/<class>/.",
+    )
+    download: bool = _data(True, "Download data of TFDS if they are not in --data_dir.")
     image_size: int | None = _data(
         None,
-        "Height and width that the images of a folder or of tfds:NAME are resized to.",
+        "Height and width that the images of --dataset=folder and tfds:NAME are resized to. "
+        "Without it, all images must have the same size.",
         least=1,
     )
     train_size: int | None = _data(
@@ -104,8 +94,6 @@ class DataOptions:
             load_dataset(self.dataset, self.data_dir, self.download, self.image_size),
             train_size=self.train_size,
             validation_size=validation_size,
-            batch_size=256,
-            one_hot=False,
             seed=seed,
         )
         return data.examples("train"), data.examples("test"), data.dataset

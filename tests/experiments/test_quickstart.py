@@ -4,7 +4,6 @@ import dataclasses
 import os
 import shlex
 import signal
-import types
 
 import keras
 import numpy as np
@@ -16,6 +15,7 @@ from fisher_keras.experiments.quickstart import report, text, training
 from fisher_keras.experiments.quickstart.figure import quickstart_figure
 from fisher_keras.experiments.quickstart.networks import METHODS, Settings, quickstart_runs
 from fisher_keras.experiments.quickstart.results import Network, arms, differences, ordering
+from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Record
 from fisher_keras.metrics import evaluate_local_minimum
 
@@ -87,7 +87,7 @@ def tiny(tmp_path_factory):
     """The tiny quickstart: its store, its runs and its records."""
     store = ExperimentStore(tmp_path_factory.mktemp("quickstart"))
     runs = quickstart_runs(TINY)
-    report.train_missing(runs, store)
+    run_experiment(runs, training.train_network, store, None)
     return store, runs, [store.record(run) for run in runs]
 
 
@@ -133,11 +133,10 @@ def test_all_methods_clip_to_the_same_norm():
         assert sorted(norm for norm in clip_norms if norm is not None) == [1.0]
 
 
-def test_what_is_finished_is_not_trained_again(tiny, monkeypatch, capsys):
+def test_what_is_finished_is_not_trained_again(tiny, capsys):
     store, runs, records = tiny
-    monkeypatch.setattr(report, "execute", None)
-    report.train_missing(runs, store)
-    assert capsys.readouterr().out == "0 of 7 small networks are to be trained.\n"
+    run_experiment(runs, training.train_network, store, None)
+    assert capsys.readouterr().out == "7 of 7 runs are finished.\n"
     assert [store.record(run) for run in runs] == records
 
 
@@ -146,27 +145,6 @@ def test_more_seeds_train_only_the_new_networks(tiny):
     more = quickstart_runs(dataclasses.replace(TINY, seeds=3))
     assert len({run.key for run in more} - {run.key for run in runs}) == 3
     assert {run.key for run in runs} < {run.key for run in more}
-
-
-def test_time_left_follows_the_costs_of_the_methods(monkeypatch, capsys, tmp_path):
-    now = [0.0]
-
-    def execute(directory):
-        now[0] += 2.0
-
-    class Store(ExperimentStore):
-        def record(self, run):
-            return types.SimpleNamespace(result={"test_error": 12.34})
-
-    monkeypatch.setattr(report, "execute", execute)
-    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(report, "COSTS", {"plain": 1.0, "sam": 2.0, "fisher": 3.0})
-    report.train_missing(quickstart_runs(TINY)[:3], Store(tmp_path))
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        "[1/3] seed 0, 6 wrong labels, plain: test error 12.3 %; about 10 s left",
-        "[2/3] seed 0, 6 wrong labels, sam: test error 12.3 %; about 4 s left",
-        "[3/3] seed 0, 6 wrong labels, fisher: test error 12.3 %; about 0 s left",
-    ]
 
 
 # ----------------------------------------------------------------- statistics and what is said
@@ -336,10 +314,10 @@ main(["quickstart", *sys.argv[1:]])
 """
 
 
-def stopped_after_one_network(flags, missing, kill):
+def stopped_after_network(number, flags, kill):
     """Starts the quickstart and sends it a signal; returns its exit code and last error line."""
     process = start("-c", TINY_QUICKSTART, *flags, TF_CPP_MIN_LOG_LEVEL="3")
-    while not process.stdout.readline().startswith(f"[1/{missing}] seed 0, 6 wrong labels, "):
+    while not process.stdout.readline().startswith(f"run {number}/7  seed 0, 6 wrong labels, "):
         assert process.poll() is None
     process.send_signal(kill)
     status, _, errors = finish(process)
@@ -350,10 +328,10 @@ def stopped_after_one_network(flags, missing, kill):
 def test_a_killed_and_a_stopped_quickstart_go_on(tmp_path):
     flags = ["--seeds=2", f"--output_dir={tmp_path}"]
     store, runs = ExperimentStore(tmp_path), quickstart_runs(TINY)
-    assert stopped_after_one_network(flags, 7, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert stopped_after_network(1, flags, signal.SIGKILL)[0] == -signal.SIGKILL
     kept = store.record(runs[0])
     # Nothing of the killed process stands in the way.
-    status, last_line = stopped_after_one_network(flags, 6, signal.SIGINT)
+    status, last_line = stopped_after_network(2, flags, signal.SIGINT)
     command = f"fisher-keras quickstart {' '.join(flags)}"
     assert (status, last_line) == (130, [f"quickstart: stopped; go on with: {command}"])
     assert store.record(runs[0]) == kept

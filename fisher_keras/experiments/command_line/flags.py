@@ -103,6 +103,19 @@ def option(
     return dataclasses.field(default=default, metadata={"flag": flag})
 
 
+def like(config: type, name: str, group: str) -> Any:
+    """Returns a dataclass field that is the option of another dataclass.
+
+    Args:
+        config: The other dataclass.
+        name: The name of both fields.
+        group: The heading that --help lists the flag under here.
+    """
+    field = config.__dataclass_fields__[name]
+    flag = dataclasses.replace(field.metadata["flag"], group=group)
+    return dataclasses.field(default=field.default, metadata={"flag": flag})
+
+
 def nested(config: type, leave_out: Collection[str] = ()) -> Any:
     """Returns a dataclass field whose options are flags of the dataclass that it is in.
 

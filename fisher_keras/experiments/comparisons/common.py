@@ -1,7 +1,7 @@
 """Shared parts of the tables of Section 7.2: groups of networks, and the cells made of them."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, execute_runs
 from fisher_keras.experiments.runs.presets import Preset
@@ -76,27 +76,43 @@ def metric(name: str, normalized: bool = False) -> Quantity:
     return lambda networks: [getattr(network, field)[name] for network in networks]
 
 
-def mean_cell(group: Group, quantity: Quantity, digits: int) -> str:
-    """Formats mean ± standard deviation of a quantity over a group, see `mean_and_std`."""
-    return mean_and_std(quantity(list(group.values())), digits)
+class Column(NamedTuple):
+    """A quantity of networks in a table.
 
-
-def difference_cell(group: Group, other: Group, quantity: Quantity, digits: int) -> str:
-    """Formats the mean difference of a quantity, over the seeds of both groups.
-
-    Args:
-        group: Networks of one method.
-        other: Networks of the method that is subtracted.
-        quantity: The quantity.
+    Attributes:
+        title: The heading.
         digits: The number of digits after the decimal point.
-
-    Returns:
-        See `paired_cell`.
+        quantity: The quantity.
     """
-    # A seed gives both the same images and first weights: only such pairs are subtracted.
-    seeds = sorted(group.keys() & other.keys())
-    first, second = (quantity([side[seed] for seed in seeds]) for side in (group, other))
-    return paired_cell(first, second, digits)
+
+    title: str
+    digits: int
+    quantity: Quantity
+
+    def mean(self, group: Group) -> str:
+        """Formats mean ± standard deviation over a group, see `mean_and_std`."""
+        return mean_and_std(self.quantity(list(group.values())), self.digits)
+
+    def difference(self, group: Group, other: Group) -> str:
+        """Formats the mean difference, over the seeds that both groups have.
+
+        Args:
+            group: Networks of one method.
+            other: Networks of the method that is subtracted.
+
+        Returns:
+            See `paired_cell`.
+        """
+        # A seed gives both the same images and first weights: only such pairs are subtracted.
+        seeds = sorted(group.keys() & other.keys())
+        first, second = (self.quantity([side[seed] for seed in seeds]) for side in (group, other))
+        return paired_cell(first, second, self.digits)
+
+
+ERROR = Column("test error (%)", 2, TEST_ERROR)
+CROSS_ENTROPY = Column("test cross-entropy", 3, result_of("test", "loss"))
+CALIBRATION_ERROR = Column("calibration error", 3, result_of("test", "calibration_error"))
+TRAIN_ERROR = Column("train error (%)", 2, result_of("train", "error_percent"))
 
 
 def num_flagged(groups: Sequence[Group]) -> list[int]:

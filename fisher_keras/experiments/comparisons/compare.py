@@ -95,7 +95,8 @@ def compare(
     from fisher_keras.experiments.comparisons.own_model import OwnModel
     from fisher_keras.experiments.runs.run_options import EngineOptions
 
-    sizes = {"epochs": epochs, "num_samples": num_samples, "num_trials": num_trials}
-    comparison = OwnModel.of(make_model, train, test, methods, seeds, batch_size, **sizes)
+    sizes = {"epochs": epochs, "batch_size": batch_size}
+    sizes |= {"num_samples": num_samples, "num_trials": num_trials}
+    comparison = OwnModel.of(make_model, train, test, methods, seeds, **sizes)
     engine = EngineOptions(num_workers=num_workers, scheduler=scheduler)
     return comparison.carry_out(output_dir, engine)

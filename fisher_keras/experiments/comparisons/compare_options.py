@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 
-from fisher_keras.experiments.command_line.flags import REQUIRED, option
+from fisher_keras.experiments.command_line.flags import REQUIRED, like, option
 from fisher_keras.experiments.data_options import DataOptions
+from fisher_keras.experiments.evaluation_config import EvaluationConfig
 from fisher_keras.experiments.runs.run_options import EngineOptions
 
 _option = functools.partial(option, group="comparison")
@@ -18,11 +19,7 @@ class CompareOptions(DataOptions, EngineOptions):
         REQUIRED,
         "Required. The function that makes the compiled classifier, as package.module:function.",
     )
-    imports: tuple[str, ...] = _option(
-        (),
-        "A Python module that is imported first, such as one that registers layers.",
-        repeated="import",
-    )
+    imports: tuple[str, ...] = like(EvaluationConfig, "imports", "comparison")
     epochs: int = _option(REQUIRED, "Required. Passes over the training data.", least=1)
     methods: tuple[str, ...] = _option(
         ("plain", "sam", "fisher"),

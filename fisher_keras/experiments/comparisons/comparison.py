@@ -6,13 +6,21 @@ import pathlib
 import re
 import statistics
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from fisher_keras.experiments.comparisons.common import Group, difference_cell, grouped, mean_cell
+from fisher_keras.experiments.comparisons.common import (
+    CROSS_ENTROPY,
+    ERROR,
+    TRAIN_ERROR,
+    Column,
+    Group,
+    grouped,
+    metric,
+    result_of,
+)
 from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run
 from fisher_keras.experiments.runs.trained_network import PartResult
 from fisher_keras.experiments.statistics.paired import PairedDifference, paired_difference
@@ -64,30 +72,16 @@ class ComparedNetwork:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Quantity:
-    """A quantity of a network: its title, its digits in the table, and the function."""
-
-    title: str
-    digits: int
-    of: Callable[[ComparedNetwork], float]
-
-    def __call__(self, networks: Sequence[Any]) -> list[float]:
-        return [self.of(network) for network in networks]
-
-
 QUANTITIES = {
-    "test_error": _Quantity("test error (%)", 2, lambda n: n.test.error_percent),
-    "test_loss": _Quantity("test cross-entropy", 4, lambda n: n.test.loss),
-    "calibration_error": _Quantity(
-        "calibration error (%)", 2, lambda n: 100 * n.test.calibration_error
+    "test_error": ERROR,
+    "test_loss": CROSS_ENTROPY._replace(digits=4),
+    "calibration_error": Column(
+        "calibration error (%)", 2, lambda group: [100 * n.test.calibration_error for n in group]
     ),
-    "gamma_hat": _Quantity("gamma-hat", 1, lambda n: n.metrics["log_determinant"]),
-    "log_determinant_margins": _Quantity(
-        "ln det Xi", 1, lambda n: n.metrics["log_determinant_margins"]
-    ),
-    "train_error": _Quantity("train error (%)", 2, lambda n: n.train.error_percent),
-    "excess_loss": _Quantity("excess train loss", 4, lambda n: n.train.excess_loss),
+    "gamma_hat": Column("gamma-hat", 1, metric("log_determinant")),
+    "log_determinant_margins": Column("ln det Xi", 1, metric("log_determinant_margins")),
+    "train_error": TRAIN_ERROR,
+    "excess_loss": Column("excess train loss", 4, result_of("train", "excess_loss")),
 }
 _DRAWN = ("test_error", "calibration_error", "gamma_hat", "log_determinant_margins")
 
@@ -132,7 +126,7 @@ class Comparison:
                 training data, over the least that the labels allow). Errors and calibration errors
                 are in percent, losses in nats.
         """
-        return QUANTITIES[quantity](list(self.networks[method].values()))
+        return QUANTITIES[quantity].quantity(list(self.networks[method].values()))
 
     def difference(self, method: str, quantity: str) -> PairedDifference:
         """Returns the mean difference of a method to the baseline, of pairs of one seed.
@@ -158,14 +152,13 @@ class Comparison:
         """Returns the table: a column a method, the header first."""
         baseline = self.networks[self.baseline]
         rows = [["", *self.networks]]
-        for quantity in QUANTITIES.values():
-            digits = quantity.digits
-            means = [mean_cell(group, quantity, digits) for group in self.networks.values()]
+        for column in QUANTITIES.values():
             less = [
-                "" if group is baseline else difference_cell(group, baseline, quantity, digits)
+                "" if group is baseline else column.difference(group, baseline)
                 for group in self.networks.values()
             ]
-            rows += [[quantity.title, *means], [f"- less {self.baseline}", *less]]
+            rows += [[column.title, *map(column.mean, self.networks.values())]]
+            rows += [[f"- less {self.baseline}", *less]]
         costs = [f"{self.cost(method):.2f}" for method in self.networks]
         return [*rows, [f"time of a step, {self.baseline} = 1", *costs]]
 

@@ -21,16 +21,16 @@ from fisher_keras.experiments.comparisons.arms import (
     Arm,
 )
 from fisher_keras.experiments.comparisons.common import (
-    TEST_ERROR,
+    CALIBRATION_ERROR,
+    CROSS_ENTROPY,
+    ERROR,
+    TRAIN_ERROR,
+    Column,
     Group,
-    Quantity,
-    difference_cell,
     grouped,
     make_table,
-    mean_cell,
     metric,
     num_flagged,
-    result_of,
 )
 from fisher_keras.experiments.comparisons.table_options import MethodsOptions
 from fisher_keras.experiments.runs.experiment import preset_of
@@ -70,18 +70,13 @@ PRESETS = {
 }
 
 
-def methods_runs(preset: Preset, arms: str = "usual") -> list[Run]:
-    """Returns the runs, a seed of all arms at all batch sizes before the next seed.
+def named_runs(preset: Preset, arms: str = "usual") -> list[tuple[str, Run]]:
+    """Returns the runs with the names of their arms, a seed of all arms before the next seed.
 
     Args:
         preset: The size; its values are batch sizes.
         arms: "usual", or "all" for all `ARMS`, and `CNN_ARMS` with the CNN.
     """
-    return [run for _, run in named_runs(preset, arms)]
-
-
-def named_runs(preset: Preset, arms: str = "usual") -> list[tuple[str, Run]]:
-    """Returns the runs of `methods_runs`, each with the name of its arm."""
     named = {}
     for seed in preset.seeds:
         for batch_size in preset.values:
@@ -136,14 +131,11 @@ def _training(arm: Arm, shared: Mapping[str, object]) -> TrainingConfig:
     if arm.sub_batches:
         settings[arm.sub_batches] = num_sub_batches
     if arm.parity:
-        parity = plain.learning_rate / (2 * ALPHA * num_sub_batches * (1 - _momentum(plain.arch)))
+        momentum = recipe_of(plain.arch).momentum
+        parity = plain.learning_rate / (2 * ALPHA * num_sub_batches * (1 - momentum))
         # It is a part of the run's key, which the last bits of a division must not change.
         settings["beta"] = float(f"{arm.parity * parity:.3g}")
     return TrainingConfig(**settings)
-
-
-def _momentum(arch: str) -> float:
-    return recipe_of(arch).momentum
 
 
 def make_methods_table(options: MethodsOptions) -> None:
@@ -173,7 +165,7 @@ def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -
     """Returns the table of the arms: test error, differences of pairs, and the minima.
 
     Args:
-        networks: Of the finished runs of `methods_runs`.
+        networks: Of the finished runs of `named_runs`.
         arms: The name of each run's arm, by the run's key.
 
     Returns:
@@ -183,9 +175,9 @@ def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -
     groups = grouped(
         networks, lambda n: (n.training.arch, n.training.batch_size, arms[n.record.key])
     )
-    header = ["network", "batch", "method", "runs", "test error (%)"]
+    header = ["network", "batch", "method", "runs", ERROR.title]
     header += [f"less {one}" for one in CONTROLS]
-    rows = [[*header, *(title for title, _, _ in _QUANTITIES), "flagged"]]
+    rows = [[*header, *(column.title for column in _COLUMNS), "flagged"]]
     order = list(ARMS)
     for arch, batch_size in sorted({key[:2] for key in groups}, key=lambda k: (k[0] == "cnn", k)):
         here = {key[2]: group for key, group in groups.items() if key[:2] == (arch, batch_size)}
@@ -199,17 +191,12 @@ def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -
 
 def _cells(name: str, groups: Mapping[str, Group]) -> list[str]:
     group = groups[name]
-    differences = [
-        "-" if name == other else difference_cell(group, groups.get(other, {}), TEST_ERROR, 2)
-        for other in CONTROLS
-    ]
-    cells = [mean_cell(group, quantity, digits) for _, digits, quantity in _QUANTITIES]
     (flagged,) = num_flagged([group])
     return [
         str(len(group)),
-        mean_cell(group, TEST_ERROR, 2),
-        *differences,
-        *cells,
+        ERROR.mean(group),
+        *("-" if name == c else ERROR.difference(group, groups.get(c, {})) for c in CONTROLS),
+        *(column.mean(group) for column in _COLUMNS),
         str(flagged or ""),
     ]
 
@@ -230,12 +217,12 @@ def _log_trace(networks: Sequence[TrainedNetwork]) -> list[float]:
     return np.log(metric("trace")(networks)).tolist()
 
 
-_QUANTITIES: tuple[tuple[str, int, Quantity], ...] = (
-    ("test cross-entropy", 3, result_of("test", "loss")),
-    ("calibration error", 3, result_of("test", "calibration_error")),
-    ("train error (%)", 2, result_of("train", "error_percent")),
-    ("excess train loss", 4, excess_losses),
-    ("ln trace", 2, _log_trace),
-    ("gamma-hat", 1, metric("log_determinant")),
-    ("normalized", 1, metric("log_determinant", normalized=True)),
+_COLUMNS = (
+    CROSS_ENTROPY,
+    CALIBRATION_ERROR,
+    TRAIN_ERROR,
+    Column("excess train loss", 4, excess_losses),
+    Column("ln trace", 2, _log_trace),
+    Column("gamma-hat", 1, metric("log_determinant")),
+    Column("normalized", 1, metric("log_determinant", normalized=True)),
 )

@@ -57,18 +57,11 @@ class OwnModel:
 
     @classmethod
     def of(
-        cls,
-        make_model: Any,
-        train: Any,
-        test: Any,
-        methods: Any,
-        seeds: int,
-        batch_size: int | None,
-        **sizes: int,
+        cls, make_model: Any, train: Any, test: Any, methods: Any, seeds: int, **sizes: int | None
     ) -> "OwnModel":
         """Checks the arguments of `compare`, and reads the data.
 
-        The `sizes` are `epochs`, `num_samples` and `num_trials`.
+        The `sizes` are `epochs`, `batch_size`, `num_samples` and `num_trials`.
 
         Raises:
             ValueError: If an argument cannot be used.
@@ -81,7 +74,8 @@ class OwnModel:
         parts = {"train": train, "test": test}
         found = {name: _in_memory(data, name) for name, data in parts.items()}
         usual = {name: _batch_size(data, name) for name, data in parts.items()}
-        sizes["batch_size"] = usual["train"] if batch_size is None else batch_size
+        if sizes["batch_size"] is None:
+            sizes["batch_size"] = usual["train"]
         settings = {
             **{name: data.fingerprint for name, data in found.items()},
             **{name: whole_number(name, value, least=1) for name, value in sizes.items()},
@@ -188,10 +182,9 @@ def run_comparison(options: CompareOptions) -> None:
         for name in options.methods
     }
     make_model = load_function(options.model, "--model")
-    sizes = {name: getattr(options, name) for name in ("epochs", "num_samples", "num_trials")}
-    comparison = OwnModel.of(
-        make_model, train, test, methods, options.seeds, options.batch_size, **sizes
-    )
+    names = ("epochs", "batch_size", "num_samples", "num_trials")
+    sizes = {name: getattr(options, name) for name in names}
+    comparison = OwnModel.of(make_model, train, test, methods, options.seeds, **sizes)
     comparison.carry_out(options.output_dir, options, options.imports)
 
 

@@ -1,7 +1,6 @@
 """One network of a comparison on a user's own model: trained by a method, and evaluated."""
 
 import dataclasses
-import functools
 import hashlib
 import importlib
 import json
@@ -20,10 +19,13 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier.classifier import Classifier
+from fisher_keras.classifier.hard_label_loss import from_logits_of, only_loss
 from fisher_keras.classifier.labels import LabelledData, fingerprint
 from fisher_keras.experiments.comparisons.arms import CLIP_NORM
 from fisher_keras.experiments.comparisons.compare import Method
 from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.trained_run import part_result
+from fisher_keras.experiments.training.building import WRAPPERS, start_repeatably
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.experiments.training.training_callbacks import (
     AtomicBackup,
@@ -34,9 +36,7 @@ from fisher_keras.files import replacing
 from fisher_keras.graph import keras_private
 from fisher_keras.metrics.evaluation import evaluate
 from fisher_keras.metrics.evaluation_options import EvaluationOptions
-from fisher_keras.metrics.loss_and_errors import DataLoss
 from fisher_keras.metrics.trials import json_ready
-from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 
 METRICS = ("log_determinant", "log_determinant_margins")
 _BACKUP = "backup"
@@ -51,10 +51,7 @@ def _clipped(model: keras.Model) -> keras.Model:
 NAMED_METHODS: Mapping[str, Method] = {
     "plain": lambda model: model,
     "clipped": _clipped,
-    # By beta=0 alone all steps would be plain ones.
-    "ghost": functools.partial(FisherRegularizedModel, beta=0.0, share_gradients=True),
-    "fisher": FisherRegularizedModel,
-    "sam": SharpnessAwareModel,
+    **WRAPPERS,
 }
 
 
@@ -80,14 +77,10 @@ class Inputs:
         Raises:
             ValueError: If it is not a compiled Keras model.
         """
-        # Before the model is compiled: Keras then decides about XLA.
-        tf.config.experimental.enable_op_determinism()
-        # With its 10 bits a GPU's finite difference is noise, and no metric is exact.
-        tf.config.experimental.enable_tensor_float_32_execution(False)
         # Layers get the same names again, which are a part of what identifies a model. To collect
         # garbage, too, takes longer than to train a small network.
         keras.utils.clear_session(free_memory=False)
-        keras.utils.set_random_seed(seed)
+        start_repeatably(seed)
         model = self.make_model()
         if not isinstance(model, keras.Model) or not model.compiled or model.optimizer is None:
             raise ValueError(
@@ -206,8 +199,8 @@ def train_network(run: Run, directory: pathlib.Path, inputs: Inputs) -> dict[str
     summaries = {name: dataclasses.asdict(summary) for name, summary in report.metrics.items()}
     return json_ready(
         {
-            "train": _part(report.train),
-            "test": _part(report.test),
+            "train": part_result(report.train),
+            "test": part_result(report.test),
             "metrics": summaries,
             "seconds_per_step": json.loads((directory / "seconds_per_step.json").read_text()),
             "initial_weights": initial,
@@ -225,7 +218,7 @@ def weights_fingerprint(model: keras.Model) -> str:
 
 def classifier_of(model: keras.Model) -> Classifier:
     """Returns the classifier that is evaluated, its outputs taken as its compiled loss does."""
-    return Classifier(model, getattr(model.loss, "from_logits", False) or "auto")
+    return Classifier(model, from_logits_of(model.loss) or "auto")
 
 
 def evaluation_options(
@@ -237,19 +230,8 @@ def evaluation_options(
         settings["num_trials"],
         seed,
         METRICS,
-        label_smoothing=getattr(model.loss, "label_smoothing", 0.0),
+        label_smoothing=getattr(only_loss(model.loss), "label_smoothing", 0.0),
     )
-
-
-def _part(fit: DataLoss) -> dict[str, float]:
-    """Returns a `PartResult` for JSON."""
-    return {
-        "loss": fit.hard_label_loss,
-        "error_percent": 100 * fit.error,
-        "calibration_error": fit.calibration_error,
-        "num_images": fit.num_examples,
-        "excess_loss": fit.excess_loss,
-    }
 
 
 def _fit(trainer: keras.Model, run: Run, directory: pathlib.Path, data: LabelledData) -> None:
@@ -267,7 +249,7 @@ def _fit(trainer: keras.Model, run: Run, directory: pathlib.Path, data: Labelled
             # The first one waits for the loss, so that the second one times whole steps.
             StopWhenDiverged(f"{run.label}: {remedy}"),
             _StepTimes(directory / "seconds_per_step.json"),
-            _TimedBackup(backup),
+            AtomicBackup(backup, interval_s=_BACKUP_S),
         ],
         verbose=0,
     )
@@ -324,17 +306,3 @@ class _StepTimes(keras.callbacks.Callback):
         median = statistics.median(self._seconds[1:] or self._seconds)
         with replacing(self._path) as part:
             part.write_text(json.dumps(median))
-
-
-class _TimedBackup(AtomicBackup):
-    """An `AtomicBackup` of the first epoch that ends some seconds after the last one."""
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        super().on_train_begin(logs)
-        self._last = time.monotonic()
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        last_epoch = epoch + 1 == self.params["epochs"]
-        if last_epoch or time.monotonic() > self._last + _BACKUP_S:
-            super().on_epoch_end(epoch, logs)
-            self._last = time.monotonic()

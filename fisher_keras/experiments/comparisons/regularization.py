@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from fisher_keras.experiments.comparisons.common import (
-    TEST_ERROR,
+    CALIBRATION_ERROR,
+    CROSS_ENTROPY,
+    ERROR,
+    TRAIN_ERROR,
+    Column,
     Group,
-    Quantity,
-    difference_cell,
     grouped,
     make_table,
-    mean_cell,
     metric,
     num_flagged,
-    result_of,
 )
 from fisher_keras.experiments.comparisons.table_options import Table2Options, TableOptions
 from fisher_keras.experiments.runs.experiment import preset_of
@@ -154,43 +154,6 @@ def _preset(options: TableOptions) -> Preset:
     return dataclasses.replace(preset, training=training, values=tuple(values))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pair:
-    """The networks of a cell of the paper's tables: an architecture and a data set."""
-
-    arch: str
-    dataset: str
-    plain: Group
-    fisher: Group
-
-    def names(self) -> list[str]:
-        return [
-            _ARCHITECTURES.get(self.arch, self.arch),
-            _DATASETS.get(self.dataset, self.dataset),
-        ]
-
-    def compared(self, quantity: Quantity, digits: int, paper: _PaperTable) -> list[str]:
-        """Returns mean ± std of both, the paper's, and the mean difference of pairs."""
-        values = paper.get((self.arch, self.dataset))
-        papers = ["-", "-"]
-        if values is not None:
-            papers = [f"{mean:.{digits}f} ± {std:.{digits}f}" for mean, std in values]
-        difference = difference_cell(self.fisher, self.plain, quantity, digits)
-        return [*self._means(quantity, digits), *papers, difference]
-
-    def both(self, quantity: Quantity, digits: int) -> str:
-        """Returns mean ± std without / with the regularizer."""
-        return " / ".join(self._means(quantity, digits))
-
-    def flagged(self) -> str:
-        """Returns how many networks, without / with it, are at no minimum like the others."""
-        counts = num_flagged([self.plain, self.fisher])
-        return " / ".join(map(str, counts)) if any(counts) else ""
-
-    def _means(self, quantity: Quantity, digits: int) -> list[str]:
-        return [mean_cell(group, quantity, digits) for group in (self.plain, self.fisher)]
-
-
 def table_1(networks: Sequence[TrainedNetwork]) -> list[list[str]]:
     """Returns the test errors in percent, with the paper's beside.
 
@@ -202,13 +165,9 @@ def table_1(networks: Sequence[TrainedNetwork]) -> list[list[str]]:
         without the regularizer, and the 95 % interval of Student's t; the last column counts the
         runs with `convergence_flags`.
     """
-    columns = {
-        "test cross-entropy": (result_of("test", "loss"), 3),
-        "calibration error": (result_of("test", "calibration_error"), 3),
-        "train error (%)": (result_of("train", "error_percent"), 2),
-    }
-    header = ["test error (%)", "with regularizer (%)", "paper (%)", "paper, with regularizer (%)"]
-    return _table(networks, header, (TEST_ERROR, 2, PAPER_TABLE_1), columns)
+    header = [ERROR.title, "with regularizer (%)", "paper (%)", "paper, with regularizer (%)"]
+    columns = (CROSS_ENTROPY, CALIBRATION_ERROR, TRAIN_ERROR)
+    return _table(networks, header, ERROR, PAPER_TABLE_1, columns)
 
 
 def table_2(networks: Sequence[TrainedNetwork], normalize_logits: bool) -> list[list[str]]:
@@ -222,40 +181,44 @@ def table_2(networks: Sequence[TrainedNetwork], normalize_logits: bool) -> list[
         Rows of cells, the header first; the difference as in `table_1`; the last column counts the
         runs with `convergence_flags`.
     """
-    columns = {
-        "test error (%)": (TEST_ERROR, 2),
-        "test cross-entropy": (result_of("test", "loss"), 3),
-        "calibration error": (result_of("test", "calibration_error"), 3),
-        "train loss": (excess_losses, 4),
-    }
-    header = ["gamma-hat", "with regularizer", "paper", "paper, with regularizer"]
-    gamma_hat = metric("log_determinant", normalize_logits)
-    return _table(networks, header, (gamma_hat, 1, PAPER_TABLE_2), columns)
+    gamma_hat = Column("gamma-hat", 1, metric("log_determinant", normalize_logits))
+    header = [gamma_hat.title, "with regularizer", "paper", "paper, with regularizer"]
+    columns = (ERROR, CROSS_ENTROPY, CALIBRATION_ERROR, Column("train loss", 4, excess_losses))
+    return _table(networks, header, gamma_hat, PAPER_TABLE_2, columns)
 
 
 def _table(
     networks: Sequence[TrainedNetwork],
     header: Sequence[str],
-    compared: tuple[Quantity, int, _PaperTable],
-    columns: Mapping[str, tuple[Quantity, int]],
+    compared: Column,
+    paper: _PaperTable,
+    columns: Sequence[Column],
 ) -> list[list[str]]:
-    titles = [f"{title}, without / with" for title in columns]
-    return [
-        ["network", "data", *header, "difference [95 %]", *titles, "flagged"],
-        *(
+    """Returns a line for each network and data set; columns have values without / with."""
+    titles = [f"{column.title}, without / with" for column in columns]
+    rows = [["network", "data", *header, "difference [95 %]", *titles, "flagged"]]
+    for (arch, dataset), (plain, fisher) in _pairs(networks).items():
+        papers = [
+            f"{mean:.{compared.digits}f} ± {std:.{compared.digits}f}"
+            for mean, std in paper.get((arch, dataset), ())
+        ]
+        flagged = num_flagged([plain, fisher])
+        rows.append(
             [
-                *pair.names(),
-                *pair.compared(*compared),
-                *(pair.both(*column) for column in columns.values()),
-                pair.flagged(),
+                _ARCHITECTURES.get(arch, arch),
+                _DATASETS.get(dataset, dataset),
+                *map(compared.mean, (plain, fisher)),
+                *(papers or ["-", "-"]),
+                compared.difference(fisher, plain),
+                *(" / ".join(map(column.mean, (plain, fisher))) for column in columns),
+                " / ".join(map(str, flagged)) if any(flagged) else "",
             ]
-            for pair in _pairs(networks)
-        ),
-    ]
+        )
+    return rows
 
 
-def _pairs(networks: Sequence[TrainedNetwork]) -> list[_Pair]:
-    """Returns the pairs of groups, in the order of the paper's tables."""
+def _pairs(networks: Sequence[TrainedNetwork]) -> dict[tuple[str, str], tuple[Group, Group]]:
+    """Returns the networks without / with the regularizer, in the order of the paper's tables."""
     groups = grouped(networks, lambda n: (n.training.arch, n.training.dataset, n.training.method))
     # Networks that are not in the paper, such as those of the smoke preset, come last.
     order = list(PAPER_TABLE_1)
@@ -263,7 +226,4 @@ def _pairs(networks: Sequence[TrainedNetwork]) -> list[_Pair]:
         dict.fromkeys((n.training.arch, n.training.dataset) for n in networks),
         key=lambda cell: order.index(cell) if cell in order else len(order),
     )
-    return [
-        _Pair(*cell, *(groups.get((*cell, method), {}) for method in ("plain", "fisher")))
-        for cell in cells
-    ]
+    return {cell: tuple(groups.get((*cell, m), {}) for m in ("plain", "fisher")) for cell in cells}

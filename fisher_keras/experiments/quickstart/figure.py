@@ -1,13 +1,13 @@
 """Figure of the quickstart: test errors by method, and gamma-hat against the test error."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fisher_keras.experiments.quickstart.networks import Settings
-from fisher_keras.experiments.quickstart.results import ARMS, Network, arms, ordering
+from fisher_keras.experiments.quickstart.results import ARMS, ERROR, Network, arms, ordering
 
 _LABELS = ("plain", "SAM", "Fisher", "plain,\nstopped\nearly")
 _MARKERS = {"plain": "o", "sam": "s", "fisher": "^"}
@@ -38,9 +38,9 @@ def quickstart_figure(networks: Sequence[Network], settings: Settings) -> Figure
     return figure
 
 
-def _draw_methods(axes: Axes, groups: dict[str, list[Network]]) -> None:
+def _draw_methods(axes: Axes, groups: Mapping[str, Mapping[int, Network]]) -> None:
     """Draws a line for each seed over the methods, and the mean of each method."""
-    errors = np.array([[network.test_error for network in groups[arm]] for arm in ARMS])
+    errors = np.array([ERROR.quantity(groups[arm].values()) for arm in ARMS])
     places = np.arange(len(ARMS))
     axes.plot(places, errors, "-o", color="0.7", linewidth=0.8, markersize=3)
     for place, mean, arm in zip(places, errors.mean(axis=1), ARMS, strict=True):

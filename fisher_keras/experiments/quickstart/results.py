@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from fisher_keras.experiments.comparisons.common import Column, grouped
 from fisher_keras.experiments.quickstart.networks import METHODS
 from fisher_keras.experiments.runs.store import Record
 from fisher_keras.experiments.statistics.paired import PairedDifference, paired_difference
@@ -11,6 +12,7 @@ from fisher_keras.experiments.statistics.rank_correlation import Estimate, kenda
 
 STOPPED = "stopped"  # Plain training, stopped where the validation error is lowest.
 ARMS = (*METHODS, STOPPED)
+ERROR = Column("test error (%)", 1, lambda networks: [one.test_error for one in networks])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,30 +65,27 @@ class Network:
         )
 
 
-def arms(networks: Sequence[Network], wrong_labels: int) -> dict[str, list[Network]]:
-    """Returns the networks that are compared, by method, in the order of their seeds.
+def arms(networks: Sequence[Network], wrong_labels: int) -> dict[str, Mapping[int, Network]]:
+    """Returns the networks that are compared, by method and, in ascending order, by seed.
 
     Args:
         networks: All networks.
         wrong_labels: Number of random labels at which the methods are compared.
 
     Returns:
-        Lists of one length. Those of `STOPPED` are the plain ones, with their error at the stop.
+        Groups of the same seeds. Those of `STOPPED` are the plain ones, with their error at the
+        stop.
     """
-    in_order = sorted(networks, key=lambda network: network.seed)
-    groups = {
-        method: [
-            one for one in in_order if (one.method, one.wrong_labels) == (method, wrong_labels)
-        ]
-        for method in METHODS
+    groups = grouped(networks, lambda one: (one.method, one.wrong_labels))
+    found = {method: groups[method, wrong_labels] for method in METHODS}
+    found[STOPPED] = {
+        seed: dataclasses.replace(one, test_error=one.stopped_error)
+        for seed, one in found["plain"].items()
     }
-    groups[STOPPED] = [
-        dataclasses.replace(one, test_error=one.stopped_error) for one in groups["plain"]
-    ]
-    return groups
+    return found
 
 
-def differences(groups: dict[str, list[Network]]) -> dict[str, PairedDifference]:
+def differences(groups: Mapping[str, Mapping[int, Network]]) -> dict[str, PairedDifference]:
     """Returns the test error of the regularized networks less that of each other arm.
 
     Args:
@@ -96,7 +95,7 @@ def differences(groups: dict[str, list[Network]]) -> dict[str, PairedDifference]
         For each other arm, in percentage points.
     """
     # Of the same seed: the same images, wrong labels and first weights, whose effect cancels.
-    errors = {arm: [network.test_error for network in groups[arm]] for arm in groups}
+    errors = {arm: ERROR.quantity(list(groups[arm].values())) for arm in groups}
     fisher = errors.pop("fisher")
     return {arm: paired_difference(fisher, errors[arm]) for arm in errors}
 

@@ -11,6 +11,7 @@ import numpy as np
 from fisher_keras.experiments.quickstart.networks import STRENGTHS, Settings
 from fisher_keras.experiments.quickstart.results import (
     ARMS,
+    ERROR,
     STOPPED,
     Network,
     arms,
@@ -18,7 +19,7 @@ from fisher_keras.experiments.quickstart.results import (
     ordering,
 )
 from fisher_keras.experiments.quickstart.training import STOPS, VALIDATION_SIZE
-from fisher_keras.experiments.statistics.paired import PairedDifference, paired_cell
+from fisher_keras.experiments.statistics.paired import PairedDifference
 from fisher_keras.experiments.statistics.rank_correlation import LEVEL, Estimate
 from fisher_keras.experiments.statistics.text_tables import mean_and_std
 from fisher_keras.tables import aligned_table
@@ -45,14 +46,14 @@ def results_table(networks: Sequence[Network], settings: Settings) -> str:
         settings: Their settings.
     """
     groups = arms(networks, settings.wrong_labels)
-    errors = {arm: [network.test_error for network in groups[arm]] for arm in groups}
-    rows = [["", "test error (%)", "fisher less this", "random labels fitted (%)", "gamma-hat"]]
+    fisher = groups["fisher"]
+    rows = [["", ERROR.title, "fisher less this", "random labels fitted (%)", "gamma-hat"]]
     for arm in ARMS:
         strength = {"sam": " (rho {:g})", "fisher": " (beta {:g})"}.get(arm, "")
-        cells = [mean_and_std(errors[arm], 1)]
-        cells.append("-" if arm == "fisher" else paired_cell(errors["fisher"], errors[arm], 1))
+        cells = [ERROR.mean(groups[arm])]
+        cells.append("-" if arm == "fisher" else ERROR.difference(fisher, groups[arm]))
         for name in ("wrong_labels_fitted", "gamma_hat"):
-            values = [getattr(network, name) for network in groups[arm]]
+            values = [getattr(network, name) for network in groups[arm].values()]
             cells.append("-" if arm == STOPPED else mean_and_std(values, 0))
         name = "plain, stopped early" if arm == STOPPED else arm
         rows.append([name + strength.format(STRENGTHS.get(arm)), *cells])
@@ -71,7 +72,7 @@ def sentences(networks: Sequence[Network], settings: Settings) -> list[str]:
     """
     groups = arms(networks, settings.wrong_labels)
     found = differences(groups)
-    errors = {arm: np.mean([one.test_error for one in groups[arm]]) for arm in groups}
+    errors = {arm: np.mean(ERROR.quantity(groups[arm].values())) for arm in groups}
     share = 100 * settings.wrong_labels / settings.train_size
     return [
         f"With random labels on {share:.0f} % of the training images, the regularizer ends with a "

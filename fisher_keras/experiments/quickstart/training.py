@@ -12,10 +12,10 @@ import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.training.building import trained_by
 from fisher_keras.extras import require
 from fisher_keras.metrics import SingularGramWarning, evaluate_local_minimum
 from fisher_keras.metrics.trials import json_ready
-from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
 
 STOPS = (8, 15, 30, 60, 300)  # Steps after which plain training might have been stopped.
 VALIDATION_SIZE = 397
@@ -169,25 +169,17 @@ def _judge() -> Classifier:
 
 def _compiled(network: keras.Model, run: Run) -> keras.Model:
     """Returns the model whose `fit` trains the network by the run's method."""
-    method, strength = run.config["method"], run.config["strength"]
-    clipping = {"global_clipnorm": _CLIP_NORM}
-    model = network
-    if method == "sam":
-        model = SharpnessAwareModel(network, rho=strength)
-    elif method == "fisher":
-        model = FisherRegularizedModel(
-            network,
-            beta=strength,
-            num_sub_batches=_NUM_SUB_BATCHES,
-            clip_norm=_CLIP_NORM,
-            seed=run.seed,
-        )
-        clipping = {}  # Algorithm 1 clips itself.
+    strength = run.config["strength"]
+    options = {
+        "plain": {},
+        "sam": {"rho": strength},
+        "fisher": {"beta": strength, "num_sub_batches": _NUM_SUB_BATCHES, "seed": run.seed},
+    }
+    method = run.config["method"]
     schedule = keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, run.config["steps"])
-    model.compile(
-        keras.optimizers.SGD(schedule, momentum=0.9, **clipping),
-        keras.losses.CategoricalCrossentropy(from_logits=True),
-    )
+    optimizer = keras.optimizers.SGD(schedule, momentum=0.9)
+    model = trained_by(method, network, optimizer, _CLIP_NORM, **options[method])
+    model.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True))
     return model
 
 

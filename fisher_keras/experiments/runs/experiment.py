@@ -11,7 +11,7 @@ import tensorflow as tf
 from fisher_keras.datasets import ImageDataset, load_dataset
 from fisher_keras.experiments.runs.presets import Preset
 from fisher_keras.experiments.runs.run_options import ExperimentOptions
-from fisher_keras.experiments.runs.runner import run_experiment
+from fisher_keras.experiments.runs.runner import print_plan, run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run
 from fisher_keras.experiments.runs.trained_run import execute
 from fisher_keras.experiments.training.arch import build_network
@@ -71,25 +71,19 @@ def execute_runs(
     name = runs[0].experiment
     print(f"{title or name}, preset {options.preset}: {preset}", flush=True)
     store = ExperimentStore(options.output_dir or f"results/{name}_{options.protocol}")
-    gpus = free_gpus()
-    if not options.dry_run:
-        finished = {record.key: record for record in store.records()}
-        missing = [run for run in runs if run.key not in finished]
-        _check_datasets(missing, options)
-        _check_same_images([finished[r.key] for r in runs if r.key in finished], options, store)
-        # A table of finished runs may be made from any tree: it says what they are of.
-        if missing and options.preset != "smoke":
-            _check_commit(options.preset)
-    run_experiment(
-        runs,
-        functools.partial(execute, data_dir=absolute(options.data_dir), download=options.download),
-        store,
-        options,
-        gpus=gpus,
-        dry_run=options.dry_run,
-        measure=options.preset != "smoke",
-        data_dir=absolute(options.data_dir),
-    )
+    gpus, data_dir = free_gpus(), absolute(options.data_dir)
+    if options.dry_run:
+        print_plan(runs, store, options, gpus, options.preset != "smoke", data_dir)
+        return store
+    finished = {record.key: record for record in store.records()}
+    missing = [run for run in runs if run.key not in finished]
+    _check_datasets(missing, options)
+    _check_same_images([finished[r.key] for r in runs if r.key in finished], options, store)
+    # A table of finished runs may be made from any tree: it says what they are of.
+    if missing and options.preset != "smoke":
+        _check_commit(options.preset)
+    function = functools.partial(execute, data_dir=data_dir, download=options.download)
+    run_experiment(runs, function, store, options, gpus)
     return store
 
 
@@ -154,7 +148,7 @@ def _check_datasets(runs: Sequence[Run], options: ExperimentOptions) -> None:
         different[training.arch, training.dataset, *sizes.values()] = training, sizes
     for training, sizes in different.values():
         dataset = loaded(training.dataset, training.image_size)
-        split_dataset(dataset, **sizes, batch_size=1, one_hot=False, seed=0)
+        split_dataset(dataset, **sizes)
         if ":" in training.arch:
             build_network(training, dataset.num_classes, dataset.image_shape)
 

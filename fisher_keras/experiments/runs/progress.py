@@ -16,25 +16,60 @@ _TAIL = 4096  # Bytes of a log.
 _WIDTH = 100  # Of a line of a log.
 
 
-def progress_line(total: int, unit: str) -> tqdm.tqdm:
-    """Returns a line over a whole experiment: on a terminal, and nowhere else.
+class ProgressLine:
+    """A line over a whole experiment: on a terminal, and nowhere else.
 
-    Args:
-        total: Number of things to do.
-        unit: Their name.
+    A subclass has two methods: `left(num_at_once)` returns the time that is left in words, and
+    `end(run, record)` takes note of a run that has ended, without a record if it has failed.
+
+    Attributes:
+        num_finished: How many things are done.
     """
-    return tqdm.tqdm(
-        total=total,
-        unit=unit,
-        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {unit}s, {elapsed} so far{postfix}",
-        leave=False,
-        dynamic_ncols=True,
-        disable=None,  # Where there is no terminal.
-    )
+
+    def __init__(self, total: int, unit: str, num_finished: int) -> None:
+        """Makes the line, which is shown in a `with` block.
+
+        Args:
+            total: Number of things to do.
+            unit: Their name.
+            num_finished: How many of them are done already.
+        """
+        self.num_finished = num_finished
+        self._total, self._unit = total, unit
+        self._running = 1
+
+    @property
+    def is_finished(self) -> bool:
+        """True if nothing is left to do."""
+        return self.num_finished == self._total
+
+    def __enter__(self) -> Self:
+        self._line = tqdm.tqdm(
+            total=self._total,
+            unit=self._unit,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {unit}s, {elapsed} so far{postfix}",
+            leave=False,
+            dynamic_ncols=True,
+            disable=None,  # Where there is no terminal.
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.close()
+
+    def show(self, running: int) -> None:
+        """Brings the line up to date while so many things are being done."""
+        self._running = max(1, running)
+        self._line.n = self.num_finished
+        self._line.set_postfix_str(f"{running} running, {self.left(self._running)}")
+
+    def state(self) -> str:
+        """Returns how many are finished, in words."""
+        return f"{self.num_finished} of {self._total} {self._unit}s are finished"
 
 
-class RunProgress:
-    """Prints a line a run with the time left, beside a `progress_line`.
+class RunProgress(ProgressLine):
+    """Prints a line a run with the time left.
 
     The time of a run is the median of its configuration's other seeds. Where there are none, it is
     what was measured for a plan, or the median of all the experiment's runs.
@@ -50,21 +85,8 @@ class RunProgress:
         self._records = list(records)
         finished = {record.key for record in records}
         self._remaining = {run.key: run for run in runs if run.key not in finished}
-        self._total = len(runs)
-        self._finished = self._total - len(self._remaining)
-        self._running = 1
         self._measured: Mapping[str, float] = {}
-
-    def __enter__(self) -> Self:
-        self._line = progress_line(self._total, "run")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._line.close()
-
-    def state(self) -> str:
-        """Returns how many runs are finished, in words."""
-        return f"{self._finished} of {self._total} runs are finished"
+        super().__init__(len(runs), "run", len(runs) - len(self._remaining))
 
     def remaining(self) -> list[Run]:
         """Returns the runs that are neither finished nor have failed."""
@@ -85,13 +107,7 @@ class RunProgress:
         print(f"{self.state()}; to carry out:")
         for run in self.remaining():
             print(f"{duration(self._seconds(run)):>12}  {run.label}")
-        print(f"{self._left(num_at_once)}, {num_at_once} at once.", flush=True)
-
-    def show(self, running: int) -> None:
-        """Brings the line up to date while so many runs are being executed."""
-        self._running = max(1, running)
-        self._line.n = self._finished
-        self._line.set_postfix_str(f"{running} running, {self._left(self._running)}")
+        print(f"{self.left(num_at_once)}, {num_at_once} at once.", flush=True)
 
     def end(self, run: Run, record: Record | None) -> None:
         """Prints the line of a run that has ended, unless it has failed and has no record."""
@@ -99,12 +115,13 @@ class RunProgress:
         if record is None:
             return
         self._records.append(record)
-        self._finished += 1
-        place = f"{self._finished:>{len(str(self._total))}}/{self._total}"
-        seconds, left = duration(record.wall_time_s), self._left(self._running)
+        self.num_finished += 1
+        place = f"{self.num_finished:>{len(str(self._total))}}/{self._total}"
+        seconds, left = duration(record.wall_time_s), self.left(self._running)
         tqdm.tqdm.write(f"run {place}  {run.label}  {seconds}, {left}")
 
-    def _left(self, num_at_once: int) -> str:
+    def left(self, num_at_once: int) -> str:
+        """Returns the time that is left, in words."""
         seconds = [self._seconds(run) for run in self._remaining.values()]
         if None in seconds:
             return "time left unknown"

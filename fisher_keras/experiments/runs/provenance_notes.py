@@ -29,13 +29,11 @@ def provenance_notes(records: Sequence[Record]) -> list[str]:
         for name, fingerprint in data
     ]
     revisions = [record.result.get("git_revision") for record in records]
-    for count, tree in (
-        (
-            sum((revision or "").endswith("-dirty") for revision in revisions),
-            "uncommitted changes",
-        ),
-        (revisions.count(None), "no known commit"),
-    ):
-        if count:
-            notes.append(f"{count} of {len(records)} runs are of a tree with {tree}.")
+    dirty = sum((revision or "").endswith("-dirty") for revision in revisions)
+    trees = {"uncommitted changes": dirty, "no known commit": revisions.count(None)}
+    notes += [
+        f"{count} of {len(records)} runs are of a tree with {tree}."
+        for tree, count in trees.items()
+        if count
+    ]
     return notes

@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 
-from fisher_keras.experiments.command_line.flags import check_options, option
-from fisher_keras.experiments.data_options import data_dir_option, download_option
+from fisher_keras.experiments.command_line.flags import check_options, like, option
 from fisher_keras.experiments.names import DATASETS, PRESETS
+from fisher_keras.experiments.training.config import TrainingConfig
 
 _engine_option = functools.partial(option, group="runs")
 _option = functools.partial(option, group="experiment")
@@ -59,27 +59,15 @@ class ExperimentOptions(EngineOptions):
         "_smoothed with --label_smoothing, in _to_<loss> with --target_loss, and in the names of "
         "other data and of another network.",
     )
-    label_smoothing: float = _option(
-        0.0,
-        "Part of each label that is spread over all classes. If it is above 0, the loss "
-        "has a minimum, and the metrics of the networks can be compared.",
-        least=0,
-    )
-    target_loss: float | None = _option(
-        None,
-        "End each training when the mean loss of its training images is at most this many "
-        "nats above the smallest loss that their labels allow.",
-        above=0,
-    )
+    label_smoothing: float = like(TrainingConfig, "label_smoothing", "experiment")
+    target_loss: float | None = like(TrainingConfig, "target_loss", "experiment")
     arch: str | None = _option(
         None,
         "Another network than that of the preset: a name that train_cifar takes, for the network "
         "in its full size, keras.applications:NAME or package.module:function.",
     )
     dataset: str | None = _option(None, "Other images than those of the preset.", choices=DATASETS)
-    image_size: int | None = _option(
-        None, "Height and width that the images of a folder are resized to.", least=1
-    )
+    image_size: int | None = like(TrainingConfig, "image_size", "experiment")
     train_size: int | None = _option(
         None, "Number of training images, instead of the preset's.", least=1
     )
@@ -90,8 +78,8 @@ class ExperimentOptions(EngineOptions):
     num_seeds: int | None = _option(
         None, "Number of networks of each kind, instead of the preset's.", least=1
     )
-    data_dir: str | None = data_dir_option("experiment")
-    download: bool = download_option("experiment")
+    data_dir: str | None = like(TrainingConfig, "data_dir", "experiment")
+    download: bool = like(TrainingConfig, "download", "experiment")
     dry_run: bool = _option(
         False,
         "Only list the runs, and estimate their times. A few steps of each kind of "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 
 from fisher_keras.experiments.runs.engine import EngineOptions, execute_all, run_environments
 from fisher_keras.experiments.runs.process import execute
-from fisher_keras.experiments.runs.progress import RunProgress
+from fisher_keras.experiments.runs.progress import ProgressLine, RunProgress
 from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run, RunFunction
 
 
@@ -15,11 +15,7 @@ def run_experiment(
     function: RunFunction,
     store: ExperimentStore,
     options: EngineOptions | None,
-    *,
     gpus: Sequence[str] = (),
-    dry_run: bool = False,
-    measure: bool = True,
-    data_dir: str | None = None,
 ) -> None:
     """Executes those of an experiment's runs that are not in its store yet.
 
@@ -36,9 +32,6 @@ def run_experiment(
         options: Where the runs are executed, and how many at once; None for one after the other in
             this process, where the function may have arguments of any kind.
         gpus: This machine's, as `CUDA_VISIBLE_DEVICES` names them.
-        dry_run: Only print the plan, and how long it takes.
-        measure: Whether a plan measures steps, which takes as long as the smallest experiments.
-        data_dir: Where the data of these steps are, see `load_dataset`.
 
     Raises:
         ValueError: If an argument cannot be used, or another command works on the store.
@@ -50,12 +43,12 @@ def run_experiment(
     # One key is one folder: of two runs with the same key, only one would ever be executed.
     if len({run.key for run in runs}) < len(runs):
         raise ValueError("the runs must differ in their settings or seeds, but one is there twice")
-    if dry_run:
-        print_plan(runs, store, options, gpus, measure, data_dir)
-    else:
-        with store.locked():
-            store.write_plan(runs)
-            _execute_missing(runs, function, store, options, gpus)
+    with store.locked():
+        store.write_plan(runs)
+        progress = RunProgress(runs, store.records())
+        print(f"{progress.state()}.", flush=True)
+        next_run = functools.partial(next, iter(progress.remaining()), None)
+        execute_missing(next_run, function, store, options, gpus, progress)
 
 
 def print_plan(
@@ -68,7 +61,13 @@ def print_plan(
 ) -> None:
     """Prints the runs that are not finished, and the time that they take on this machine.
 
-    The arguments are those of `run_experiment`.
+    Args:
+        runs: As for `run_experiment`.
+        store: Likewise.
+        options: Likewise.
+        gpus: Likewise.
+        measure: Whether steps are measured, which takes as long as the smallest experiments.
+        data_dir: Where the data of these steps are, see `load_dataset`.
     """
     # Without the lock: one may ask for the plan while the experiment is at work.
     progress = RunProgress(runs, store.records())
@@ -85,29 +84,37 @@ def print_plan(
         print("These times are of training alone, from steps measured here.", flush=True)
 
 
-def _execute_missing(
-    runs: Sequence[Run],
+def execute_missing(
+    next_run: Callable[[], Run | None],
     function: RunFunction,
     store: ExperimentStore,
     options: EngineOptions | None,
     gpus: Sequence[str],
+    progress: ProgressLine,
 ) -> None:
-    progress = RunProgress(runs, store.records())
-    print(f"{progress.state()}.", flush=True)
-    remaining = iter(progress.remaining())
+    """Executes runs until there are none; the other arguments are those of `run_experiment`.
+
+    Args:
+        next_run: See `execute_all`.
+        function: Executes a run.
+        store: Where the runs are.
+        options: Where they are executed.
+        gpus: This machine's.
+        progress: Its `end` is called with each run that has ended, and its record, None if it has
+            failed.
+    """
     try:
         with progress:
-            where = (functools.partial(next, remaining, None), function, store)
             if options is None:
-                ended = _execute_here(*where)
+                ended = _execute_here(next_run, function, store)
             else:
-                ended = execute_all(*where, options, gpus, progress.show)
+                ended = execute_all(next_run, function, store, options, gpus, progress.show)
             # After Ctrl-C the runs are ended here. Without this they would go on until Python
             # happens to collect the generator.
             with contextlib.closing(ended):
                 # A generator does nothing before its first item: where all is finished, no cluster
                 # is started.
-                for run, record in ended if progress.remaining() else ():
+                for run, record in () if progress.is_finished else ended:
                     progress.end(run, record)
     except KeyboardInterrupt:
         print(f"Stopped, {progress.state()}: the same command goes on.", flush=True)

@@ -15,17 +15,16 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from fisher_keras.datasets import ImageDataset, load_dataset
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.training.building import build_models
+from fisher_keras.experiments.training.building import build_models, start_repeatably
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import split_dataset
 
 _STEPS = 5
 # A dry run downloads nothing. The time of a step does not depend on what the images show.
-_CIFAR_SIZE, _CIFAR_CLASSES = 50_000, {"cifar10": 10, "cifar100": 100}
+_CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 # What does not change the time of a step.
 _SAME_STEP = (
     *("alpha", "augmentation", "beta", "beta_phases", "clip_norm", "confusion_size", "epochs"),
@@ -77,7 +76,7 @@ def training_seconds(training: Mapping[str, Any], step_seconds: float) -> float:
         step_seconds: The time of one of its steps.
     """
     config = resolve(TrainingConfig(**training))
-    size = config.train_size or _dataset_size(config) - config.validation_size
+    size = config.train_size or _dataset_size(config)[0] - config.validation_size
     steps = math.ceil((size + config.confusion_size) / config.batch_size)
     return config.epochs * steps * step_seconds
 
@@ -94,14 +93,8 @@ def step_seconds(config: TrainingConfig) -> float:
     keras.backend.clear_session()
     if config.mixed_precision != "none":
         keras.config.set_dtype_policy(config.mixed_precision)
-    data = split_dataset(
-        _images(config),
-        train_size=None,
-        validation_size=0,
-        batch_size=config.batch_size,
-        one_hot=config.label_smoothing > 0,
-        seed=0,
-    )
+    one_hot = config.label_smoothing > 0
+    data = split_dataset(_images(config), batch_size=config.batch_size, one_hot=one_hot)
     _, model = build_models(config, data)
     ends = []
     record = keras.callbacks.LambdaCallback(
@@ -116,28 +109,23 @@ def step_seconds(config: TrainingConfig) -> float:
 def _images(config: TrainingConfig) -> ImageDataset:
     """Returns one batch of images such as those of the data set."""
     rng, size = np.random.default_rng(0), config.batch_size
-    shape, num_classes = (32, 32, 3), _CIFAR_CLASSES.get(config.dataset)
-    if num_classes is None:
-        there = load_dataset(config.dataset, config.data_dir, False, config.image_size)
-        shape, num_classes = there.image_shape, there.num_classes
+    _, shape, num_classes = _dataset_size(config)
     images = rng.integers(256, size=(size, *shape), dtype=np.uint8)
     labels = (np.arange(size) % num_classes).astype(np.int32)
     names = tuple(map(str, range(num_classes)))
     return ImageDataset(config.dataset, images, labels, images, labels, num_classes, names)
 
 
-def _dataset_size(config: TrainingConfig) -> int:
+def _dataset_size(config: TrainingConfig) -> tuple[int, tuple[int, ...], int]:
+    """Returns the number of training images, their shape, and the number of classes."""
     if config.dataset in _CIFAR_CLASSES:
-        return _CIFAR_SIZE
-    return len(
-        load_dataset(config.dataset, config.data_dir, False, config.image_size).train_images
-    )
+        return 50_000, (32, 32, 3), _CIFAR_CLASSES[config.dataset]
+    there = load_dataset(config.dataset, config.data_dir, False, config.image_size)
+    return len(there.train_images), there.image_shape, there.num_classes
 
 
 def _main() -> None:
-    tf.config.experimental.enable_op_determinism()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    keras.utils.set_random_seed(0)
+    start_repeatably(seed=0)
     steps, seconds = {}, {}
     for key, training in json.load(sys.stdin).items():
         kind = str({name: training[name] for name in training if name not in _SAME_STEP})

@@ -11,12 +11,12 @@ from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs.presets import MetricSettings
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.training.arch import source_of
-from fisher_keras.experiments.training.config import TrainingConfig, resolve, resolve_run
+from fisher_keras.experiments.training.config import TrainingConfig, decisive, resolve, resolve_run
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import PARTS, train
 from fisher_keras.metrics.evaluation import evaluate_local_minimum
-from fisher_keras.metrics.loss_and_errors import evaluate_data_loss
+from fisher_keras.metrics.loss_and_errors import DataLoss, evaluate_data_loss
 from fisher_keras.metrics.report import LocalMinimumReport
 from fisher_keras.metrics.trials import json_ready
 
@@ -26,8 +26,6 @@ RECIPE_VERSION = 1
 _PARTS_OF = {"log_determinant": ("log_squared_norms", "log_determinant_cosines")}
 _FROM_TRAINING = ("versions", "git_revision", "device", "seconds_per_epoch")
 _TRAINING = "training"  # Folder of the network's files in the run's directory.
-# Where a run is executed, but not what defines it.
-_NOT_OF_THE_RUN = {"seed", "data_dir", "download", "output_dir", "resume", "dry_run"}
 
 
 def trained_run(
@@ -64,7 +62,8 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
         are the same in every training unless asked for.
     """
     usual = TrainingConfig()
-    settings = dataclasses.asdict(resolve_run(training))
+    settings = decisive(dataclasses.asdict(resolve_run(training)))
+    del settings["seed"]
     if training.method not in ("sam", "ghost"):  # The other fields tell the other methods apart.
         del settings["method"]
     # What has its default is left out. So a field that is added to `TrainingConfig` later does not
@@ -72,8 +71,7 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
     return {
         name: value
         for name, value in settings.items()
-        if name not in _NOT_OF_THE_RUN
-        and (name in ("arch", "dataset") or value != getattr(usual, name))
+        if name in ("arch", "dataset") or value != getattr(usual, name)
     }
 
 
@@ -102,15 +100,7 @@ def execute(
         OSError: If data or output cannot be read or written.
         TrainingDivergedError: If the training loss becomes infinite or NaN.
     """
-    training = TrainingConfig(
-        **run.config["training"],
-        seed=run.seed,
-        data_dir=data_dir,
-        download=download,
-        output_dir=str(directory / _TRAINING),
-        resume=True,
-    )
-    data = load_training_data(resolve(training))
+    training, data = training_of(run, directory / _TRAINING, data_dir, download)
     record = train(training, data=data)
     start = time.monotonic()
     # From its file, also right after the training: a run that was cut in its evaluation has no
@@ -119,17 +109,19 @@ def execute(
     metrics = MetricSettings(**run.config["metrics"])
     reports = _evaluate(model, directory, data, metrics, training.label_smoothing)
     report = reports["metrics"]
-    fits = {"train": report.train, "test": report.test}
-    others = ["confusion"] if training.confusion_size else []
-    others += ["validation"] if training.validation_size else []
-    # The report of images that are not in memory tells the loss of those alone that were sampled.
-    others += [] if data.in_memory else ["train"]
-    for part in others:
-        smoothing = 0.0 if part == "validation" else training.label_smoothing
-        fits[part] = evaluate_data_loss(Classifier(model), data.examples(part), part, smoothing)
-    parts = [part for part in (*PARTS, "validation") if part in fits]
+    fits = {"test": report.test}
+    if data.in_memory:  # Else the report tells the loss of those images alone that were sampled.
+        fits["train"] = report.train
+    sizes = {"confusion": training.confusion_size, "validation": training.validation_size}
+    parts = [part for part in (*PARTS, "validation") if sizes.get(part, 1)]
+    for part in parts:
+        if part not in fits:
+            smoothing = 0.0 if part == "validation" else training.label_smoothing
+            fits[part] = evaluate_data_loss(
+                Classifier(model), data.examples(part), part, smoothing
+            )
     return {
-        **{part: _part_result(part, fits[part], record) for part in parts},
+        **{part: part_result(fits[part], part in ("train", "confusion")) for part in parts},
         **{key: _summaries(reports[key]) for key in reports},
         "notes": list(report.notes),
         "parameters": report.num_parameters,
@@ -137,6 +129,27 @@ def execute(
         "data": record["data"]["fingerprint"],
         "wall_time_s": record["wall_time_s"] + time.monotonic() - start,
     }
+
+
+def training_of(
+    run: Run, output_dir: pathlib.Path, data_dir: str | None, download: bool
+) -> tuple[TrainingConfig, TrainingData]:
+    """Returns the training of a run, and its data.
+
+    Args:
+        run: Its configuration has the `training_settings`.
+        output_dir: Folder of the training's files, in which it resumes.
+        data_dir: Where the data set is, see `load_dataset`.
+        download: Whether it may be downloaded.
+
+    Raises:
+        ValueError: If the data or a setting cannot be used.
+        OSError: If the data cannot be read.
+    """
+    places = {"data_dir": data_dir, "download": download, "output_dir": str(output_dir)}
+    settings = run.config["training"]
+    training = resolve(TrainingConfig(**settings, seed=run.seed, **places, resume=True))
+    return training, load_training_data(training)
 
 
 def _evaluate(
@@ -171,20 +184,20 @@ def _evaluate(
     }
 
 
-def _part_result(part: str, fit: Any, record: dict[str, Any]) -> dict[str, float]:
-    """Returns a `PartResult` for JSON; of smoothed labels, the training has the loss of hard ones.
+def part_result(fit: DataLoss, with_excess: bool = True) -> dict[str, float]:
+    """Returns a `PartResult` for JSON.
 
-    So all images of a part pass forward once.
+    Args:
+        fit: Of the part.
+        with_excess: Whether it has the `excess_loss`, too.
     """
-    trained_on = part in ("train", "confusion")
-    smoothed = trained_on and record["flags"]["label_smoothing"]
     result = {
-        "loss": record[part]["cross_entropy"] if smoothed else fit.loss,
+        "loss": fit.hard_label_loss,
         "error_percent": 100 * fit.error,
         "calibration_error": fit.calibration_error,
         "num_images": fit.num_examples,
     }
-    return result | {"excess_loss": fit.excess_loss} if trained_on else result
+    return result | {"excess_loss": fit.excess_loss} if with_excess else result
 
 
 def _summaries(report: LocalMinimumReport) -> dict[str, dict[str, float | str]]:

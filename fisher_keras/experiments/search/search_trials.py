@@ -43,10 +43,7 @@ class Trials:
             seed: Of the TPE.
         """
         self._space = {name: CategoricalDistribution(candidates[name]) for name in candidates}
-        self._combinations = [
-            dict(zip(candidates, values, strict=True))
-            for values in itertools.product(*candidates.values())
-        ]
+        self._combinations = combinations(candidates)
         self._run_of = run_of
         self._rows: list[dict[str, Any]] = []
         self._tried: list[dict[str, Any]] = []
@@ -135,6 +132,12 @@ class Trials:
         }
         self._rows.append(row)
         return row
+
+
+def combinations(candidates: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Returns the combinations of the values of parameters, in the order of a grid."""
+    product = itertools.product(*candidates.values())
+    return [dict(zip(candidates, values, strict=True)) for values in product]
 
 
 def _value(row: dict[str, Any]) -> float:

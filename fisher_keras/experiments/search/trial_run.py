@@ -4,9 +4,8 @@ import pathlib
 from typing import Any
 
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.runs.trained_run import training_settings
+from fisher_keras.experiments.runs.trained_run import training_of, training_settings
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
-from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import train
 from fisher_keras.experiments.training.training_callbacks import TrainingDivergedError
@@ -56,17 +55,9 @@ def execute(
         ValueError: If the data or a setting cannot be used.
         OSError: If data or output cannot be read or written.
     """
-    settings = run.config["training"]
-    name = "beta{beta:g}_M{num_sub_batches}_tau{clip_norm:g}".format(**settings)
-    training = TrainingConfig(
-        **settings,
-        seed=run.seed,
-        data_dir=data_dir,
-        download=download,
-        output_dir=str(directory.parents[1] / "trials" / name),
-        resume=True,
-    )
-    data = load_training_data(resolve(training))
+    name = "beta{beta:g}_M{num_sub_batches}_tau{clip_norm:g}".format(**run.config["training"])
+    output_dir = directory.parents[1] / "trials" / name
+    training, data = training_of(run, output_dir, data_dir, download)
     if data.describe()["fingerprint"] != run.config["data"]:
         raise ValueError(f"the data in --data_dir={data_dir} are not those of the search")
     ending = {}
@@ -75,7 +66,7 @@ def execute(
     except TrainingDivergedError as error:
         # A result and no failure: a failed run would be tried again, only to diverge again.
         ending["diverged"] = str(error)
-    history = RunFiles(training.output_dir).read_history()
+    history = RunFiles(output_dir).read_history()
     seconds = sum(history.get("seconds", []))
     return {
         "validation_error_percent": list(map(_error_percent, history.get("val_accuracy", []))),

@@ -1,19 +1,16 @@
 """Choice of beta, M and tau on a validation split (Section 7.2): `bin/tune_regularizer`."""
 
-import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import optuna
 
-from fisher_keras.experiments.runs.engine import execute_all
 from fisher_keras.experiments.runs.experiment import absolute, free_gpus
-from fisher_keras.experiments.runs.runner import print_plan
+from fisher_keras.experiments.runs.runner import execute_missing, print_plan
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
-from fisher_keras.experiments.search.search_trials import Trials
+from fisher_keras.experiments.search.search_trials import Trials, combinations
 from fisher_keras.experiments.search.trial_run import execute, trial_run
 from fisher_keras.experiments.search.tuning_config import SEARCHED, TuningConfig
 from fisher_keras.experiments.search.tuning_report import TuningReport
@@ -54,40 +51,24 @@ def tune(config: TuningConfig) -> dict[str, Any]:
     gpus = free_gpus()
     # With the data: machines that have others under the same name do not share a search.
     fingerprint = load_training_data(resolve(training)).describe()["fingerprint"]
+
+    def run_of(values: dict[str, float]) -> Run:
+        return trial_run(dataclasses.replace(training, **values), fingerprint)
+
+    data_dir = absolute(training.data_dir)
     if config.dry_run:
-        runs = [trial_run(training, fingerprint) for training in config.trainings()]
-        measure = config.preset != "smoke"
-        data_dir = config.training.data_dir
-        print_plan(runs[: config.num_trials], store, config.engine, gpus, measure, data_dir)
+        runs = list(map(run_of, combinations(config.candidates)[: config.num_trials]))
+        print_plan(runs, store, config.engine, gpus, config.preset != "smoke", data_dir)
         return {}
+    function = functools.partial(execute, data_dir=data_dir, download=training.download)
     with store.locked(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        return _tune(config, store, gpus, fingerprint)
-
-
-def _tune(
-    config: TuningConfig, store: ExperimentStore, gpus: Sequence[str], fingerprint: str
-) -> dict[str, Any]:
-
-    def run_of(values: dict[str, float]) -> Run:
-        return trial_run(dataclasses.replace(config.training, **values), fingerprint)
-
-    trials = Trials(config.candidates, config.num_trials, run_of, store, config.training.seed)
-    settings = config.settings() | {"data": fingerprint}
-    report = TuningReport(store.directory, settings, config.preset, trials)
-    function = functools.partial(
-        execute, data_dir=absolute(config.training.data_dir), download=config.training.download
-    )
-    try:
-        ended = execute_all(trials.next_run, function, store, config.engine, gpus, report.show)
-        with report, contextlib.closing(ended):
-            for run, record in ended:
-                if record is not None:
-                    report.end_trial(trials.end(run, record))
-    finally:
-        store.write_lines()
-    content = report.write()
+        trials = Trials(config.candidates, config.num_trials, run_of, store, training.seed)
+        settings = config.settings() | {"data": fingerprint}
+        report = TuningReport(store.directory, settings, config.preset, trials)
+        execute_missing(trials.next_run, function, store, config.engine, gpus, report)
+        content = report.write()
     report.print_table()
     if content["best"] is None:
         raise ArithmeticError(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 from typing import Any
 
@@ -12,7 +11,7 @@ from fisher_keras.experiments.command_line.flags import check_options, nested, o
 from fisher_keras.experiments.names import PRESETS
 from fisher_keras.experiments.runs.run_options import EngineOptions
 from fisher_keras.experiments.search.search_presets import TUNING_PRESETS
-from fisher_keras.experiments.training.config import TrainingConfig, resolve, resolve_run
+from fisher_keras.experiments.training.config import TrainingConfig, decisive, resolve, resolve_run
 
 SEARCHED = {"beta": float, "num_sub_batches": int, "clip_norm": float}
 # Of train_cifar; the search decides them, or has flags of its own under the same names.
@@ -22,12 +21,6 @@ _LEFT_OUT = (
     *("rho", "settings_file", "strength", "sub_batches"),
     *("target_error", "target_loss"),  # Trials are compared after the same epochs.
 )
-# Where a network is trained, but not how.
-_NOT_DECISIVE = {
-    *("data_dir", "download", "dry_run", "output_dir", "resume", "schedule_epochs"),
-    "settings_file",
-}
-
 _search, _output = (functools.partial(option, group=group) for group in ("search", "output"))
 
 
@@ -122,13 +115,6 @@ class TuningConfig:
                 ) from error
         return candidates
 
-    def trainings(self) -> list[TrainingConfig]:
-        """Returns the training of each combination, in the order of a grid."""
-        return [
-            dataclasses.replace(self.training, **dict(zip(SEARCHED, values, strict=True)))
-            for values in itertools.product(*self.candidates.values())
-        ]
-
     @classmethod
     def usual(cls, values: flags.FlagValues) -> dict[str, Any]:
         """Returns the fields that the preset of the flags decides."""
@@ -144,9 +130,10 @@ class TuningConfig:
 
         More trials of a TPE, or another place for the files, leave the search the same.
         """
-        training = dataclasses.asdict(resolve_run(self.training))
+        training = decisive(dataclasses.asdict(resolve_run(self.training)))
+        left_out = {*SEARCHED, "settings_file"}
         return {
-            **{key: training[key] for key in training if key not in {*_NOT_DECISIVE, *SEARCHED}},
+            **{key: training[key] for key in training if key not in left_out},
             **self.candidates,
             "sampler": self.sampler,
         }

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
-from fisher_keras.experiments.command_line.flags import check_options, option
-from fisher_keras.experiments.data_options import data_dir_option, download_option
+from fisher_keras.experiments.command_line.flags import check_options, like, option
+from fisher_keras.experiments.data_options import DataOptions
 from fisher_keras.experiments.names import (
     ARCHITECTURES,
     AUGMENTATIONS,
@@ -18,6 +20,8 @@ from fisher_keras.experiments.training.option_checks import check_together
 MIXED_PRECISIONS = ("none", "mixed_float16", "mixed_bfloat16")
 SCHEDULES = ("recipe", "plateau")
 METHODS = ("plain", "clipped", "ghost", "fisher", "sam")
+# Where a network is trained, but not how.
+_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "dry_run", "schedule_epochs"}
 
 _model, _data, _method, _training, _output = (
     functools.partial(option, group=group)
@@ -64,14 +68,9 @@ class TrainingConfig:
     )
 
     dataset: str = _data("cifar10", "Images to train on.", choices=DATASETS)
-    data_dir: str | None = data_dir_option("data")
-    download: bool = download_option("data")
-    image_size: int | None = _data(
-        None,
-        "Height and width that the images of --dataset=folder and tfds:NAME are resized to. "
-        "Without it, all images must have the same size.",
-        least=1,
-    )
+    data_dir: str | None = like(DataOptions, "data_dir", "data")
+    download: bool = like(DataOptions, "download", "data")
+    image_size: int | None = like(DataOptions, "image_size", "data")
     train_size: int | None = _data(
         None, "Number of training images, drawn at random. The default is all.", least=1
     )
@@ -224,7 +223,7 @@ class TrainingConfig:
         None,
         "End the training when the mean loss of the training images without augmentation "
         "is at most this many nats above the smallest loss that their labels allow. It "
-        "ends after --epochs in any case.",
+        "ends after the last epoch in any case.",
         above=0,
     )
     target_error: float | None = _training(
@@ -297,6 +296,12 @@ class TrainingConfig:
         method = self.method or ("fisher" if self.regularize else unregularized)
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "regularize", method == "fisher")
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of a training's settings that say how a network is trained, and not where."""
+    # The data are known by their fingerprint.
+    return {name: value for name, value in settings.items() if name not in _NOT_DECISIVE}
 
 
 def file_name(arch: str) -> str:

@@ -148,12 +148,12 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
 def split_dataset(
     dataset: ImageDataset,
     *,
-    train_size: int | None,
+    train_size: int | None = None,
     confusion_size: int = 0,
-    validation_size: int,
-    batch_size: int,
-    one_hot: bool,
-    seed: int,
+    validation_size: int = 0,
+    batch_size: int = 256,
+    one_hot: bool = False,
+    seed: int = 0,
 ) -> TrainingData:
     """Draws training, confusion and validation images from a data set's train split.
 

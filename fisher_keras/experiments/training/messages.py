@@ -20,21 +20,16 @@ def print_start(record: dict, directory: pathlib.Path, first_epoch: int) -> None
     )
     print(f"Settings: {values}.")
     images = record["data"]
-    confusion = ""
-    if images["confusion_images"]:
-        confusion = f" and {images['confusion_images']:,} with random labels"
+    confused = images["confusion_images"]
+    confusion = f" and {confused:,} with random labels" if confused else ""
     curves = "validation" if images["validation_images"] else "test"
     print(
         f"Training {record['parameters']:,} parameters on {images['train_images']:,} images"
-        f"{confusion} "
-        f"({record['device']}); val_ below is the {curves} images."
+        f"{confusion} ({record['device']}); val_ below is the {curves} images."
     )
-    num_images = images["train_images"] + images["confusion_images"]
-    if record["flags"]["batch_size"] > num_images:
-        print(
-            f"Each step takes all {num_images:,} images: --batch_size="
-            f"{record['flags']['batch_size']} is more."
-        )
+    num_images, batch_size = images["train_images"] + confused, record["flags"]["batch_size"]
+    if batch_size > num_images:
+        print(f"Each step takes all {num_images:,} images: --batch_size={batch_size} is more.")
     if first_epoch:
         print(f"Resumed after epoch {first_epoch}.")
     print(f"Files go to {directory}.", flush=True)

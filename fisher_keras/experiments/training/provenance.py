@@ -6,12 +6,13 @@ import pathlib
 import platform
 import subprocess
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from fisher_keras._version import __version__
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
-_LIBRARIES = ("keras", "numpy", "tensorflow-datasets")
 
 
 def provenance() -> dict:
@@ -21,11 +22,21 @@ def provenance() -> dict:
             "python": platform.python_version(),
             "fisher_keras": __version__,
             "tensorflow": tf.__version__,
-            **{name.replace("-", "_"): importlib.metadata.version(name) for name in _LIBRARIES},
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+            "tensorflow_datasets": _tfds_version(),
         },
         "git_revision": git_revision(),
         "device": device(),
     }
+
+
+def _tfds_version() -> str | None:
+    """Returns the version of TensorFlow Datasets, which not all that is recorded needs."""
+    try:
+        return importlib.metadata.version("tensorflow-datasets")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_revision(package: pathlib.Path = _PACKAGE) -> str | None:

@@ -8,12 +8,11 @@ import math
 import os
 import pathlib
 import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fisher_keras.experiments.training.config import TrainingConfig
+from fisher_keras.experiments.training.config import TrainingConfig, decisive
 from fisher_keras.files import differences, make_folder, remove_empty, write_text
-
-# Flags that may change on the way: the data are known by their fingerprint.
-_NOT_DECISIVE = {"data_dir", "download", "output_dir", "resume", "dry_run", "schedule_epochs"}
 
 
 class RunFiles:
@@ -112,11 +111,7 @@ class RunFiles:
             self.history.unlink(missing_ok=True)
             return
         names, rows = self._read_rows()
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, names)
-        writer.writeheader()
-        writer.writerows(rows[:epochs])
-        write_text(self.history, text.getvalue())
+        write_text(self.history, csv_text(names, rows[:epochs]))
 
     def _read_rows(self) -> tuple[list[str], list[dict[str, str]]]:
         with self.history.open(encoding="utf-8", newline="") as file:
@@ -140,6 +135,15 @@ class RunFiles:
         return record
 
 
+def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns rows, each with a value by name, as the text of a CSV file."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def _extended(record: dict, epochs: int) -> dict:
     """Returns the record of a finished run as one that more epochs are to come of."""
     flags = record["flags"]
@@ -157,13 +161,9 @@ def _check_same_flags(stored: dict, given: dict, directory: pathlib.Path) -> Non
             f"cannot resume {directory}, whose run has other flags than there are now ({error}): "
             "give another --output_dir"
         ) from error
-    different = differences(*(_decisive(flags) for flags in (stored, given)), prefix="--")
+    different = differences(*(decisive(flags) for flags in (stored, given)), prefix="--")
     if different:
         raise ValueError(
             f"cannot resume {directory} with other flags: {'; '.join(different)}. Give the flags "
             "it was started with, or another --output_dir"
         )
-
-
-def _decisive(flags: dict) -> dict:
-    return {name: value for name, value in flags.items() if name not in _NOT_DECISIVE}

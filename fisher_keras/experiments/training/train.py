@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.training.arch import recipe_of
-from fisher_keras.experiments.training.building import build_models
+from fisher_keras.experiments.training.building import build_models, start_repeatably
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.messages import print_end, print_plan, print_start
@@ -20,7 +20,6 @@ from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.training_callbacks import (
     AtomicBackup,
-    EveryNEpochs,
     PlainModelCheckpoint,
     PlateauSchedule,
     Progress,
@@ -54,7 +53,6 @@ def train(
     data: TrainingData | None = None,
     *,
     quiet: bool = False,
-    save_every: int = 1,
 ) -> dict:
     """Trains one network and keeps everything about it in `config.output_dir`.
 
@@ -78,9 +76,6 @@ def train(
             callbacks have not all returned is trained again after a resume.
         data: What `load_training_data` returns for the configuration, if it was called already.
         quiet: Whether nothing is printed.
-        save_every: Epochs from one backup and saving of models to the next, if to do so at each
-            epoch would take longer than to train. The last epoch's are always saved, and
-            `best.keras` is the best of those that are.
 
     Returns:
         A dict for JSON, of a dry run `data` and `parameters` alone: `status`; `flags`, the
@@ -121,9 +116,8 @@ def train(
     try:
         data = load_training_data(config) if data is None else data
         with _dtype_policy(config):
-            return _Training(config, files, workers, data, first_epoch, quiet, save_every).run(
-                record, callbacks
-            )
+            training = _Training(config, files, workers, data, first_epoch, quiet)
+            return training.run(record, callbacks)
     except tf.errors.UnavailableError as error:
         raise ConnectionError(
             "another process of --strategy=multi_worker has ended or cannot be reached: start all "
@@ -196,14 +190,10 @@ class _Training:
     data: TrainingData
     first_epoch: int
     quiet: bool
-    save_every: int
 
     def run(self, record: dict | None, callbacks: Sequence[keras.callbacks.Callback]) -> dict:
         """Trains and evaluates the network; returns its record."""
-        tf.config.experimental.enable_op_determinism()
-        # With its 10 bits a GPU's finite difference is noise, and no metric is exact.
-        tf.config.experimental.enable_tensor_float_32_execution(False)
-        keras.utils.set_random_seed(self.config.seed)
+        start_repeatably(self.config.seed)
         _check_same_data(record, self.data.describe(), self.files, self.workers)
         # After the seed, so that the first weights are the same however the data were loaded.
         with self.workers.strategy.scope():
@@ -248,7 +238,6 @@ class _Training:
     ) -> None:
         config, data = self.config, self.data
         past = self.files.read_history(self.first_epoch) if self.first_epoch else {}
-        progress = Progress(config.epochs, data.steps_per_epoch, self.first_epoch, self.quiet)
         target = self._target(plain_model, past)
         model.fit(
             self.workers.shared(data.training_batches(config.augmentation, self.first_epoch)),
@@ -262,14 +251,12 @@ class _Training:
                 # The order matters: what adds to an epoch's logs stands before what writes them.
                 StopWhenDiverged(),
                 _schedule(config, past.get("loss", [])),
-                progress,
+                Progress(self.first_epoch, self.quiet),
                 *target,
                 *([] if self.files.read_only else self._writers(plain_model, past)),
                 *callbacks,
                 # Last, when the others have seen the epoch.
-                EveryNEpochs(
-                    self.save_every, AtomicBackup(self.files.backup, self.files.read_only)
-                ),
+                AtomicBackup(self.files.backup, self.files.read_only),
             ],
             verbose=0,
         )
@@ -277,27 +264,18 @@ class _Training:
     def _writers(
         self, plain_model: keras.Model, past: dict[str, list[float | None]]
     ) -> list[keras.callbacks.Callback]:
-        """Returns the callbacks that write files.
-
-        The rows of an epoch without a backup are written again, the same, after a resume.
-        """
-        files, every = self.files, self.save_every
-        monitor, mode = ("val_accuracy", "max") if self.config.validation_size else ("loss", "min")
-        # The epochs in which models were saved: no other can be the one in `best.keras`.
-        saved = past.get(monitor, [])[every - 1 :: every]
-        best = PlainModelCheckpoint(
-            plain_model,
-            files.best,
-            save_best_only=True,
-            monitor=monitor,
-            mode=mode,
-            initial_value_threshold={"max": max, "min": min}[mode](saved, default=None),
+        """Returns the callbacks that write files."""
+        files, by_validation = self.files, self.config.validation_size
+        monitor, mode, best_of = (
+            ("val_accuracy", "max", max) if by_validation else ("loss", "min", min)
         )
+        past_best = best_of(past.get(monitor, []), default=None)
+        options = {"monitor": monitor, "mode": mode, "initial_value_threshold": past_best}
         return [
             keras.callbacks.TensorBoard(str(files.tensorboard), write_graph=False),
             keras.callbacks.CSVLogger(str(files.history), append=True),
-            EveryNEpochs(every, PlainModelCheckpoint(plain_model, files.last)),
-            EveryNEpochs(every, best),
+            PlainModelCheckpoint(plain_model, files.last),
+            PlainModelCheckpoint(plain_model, files.best, save_best_only=True, **options),
         ]
 
     def _target(

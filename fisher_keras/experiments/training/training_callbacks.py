@@ -154,20 +154,14 @@ class Progress(keras.callbacks.Callback):
     callbacks that write them.
     """
 
-    def __init__(
-        self, epochs: int, steps_per_epoch: int, first_epoch: int = 0, quiet: bool = False
-    ) -> None:
+    def __init__(self, first_epoch: int, quiet: bool) -> None:
         """Makes the callback.
 
         Args:
-            epochs: Epochs of the whole run.
-            steps_per_epoch: Training steps an epoch.
             first_epoch: Epochs that were finished before.
             quiet: Whether it prints nothing.
         """
         super().__init__()
-        self._epochs = epochs
-        self._steps_per_epoch = steps_per_epoch
         self._first_epoch = first_epoch
         self._quiet = quiet
 
@@ -175,8 +169,8 @@ class Progress(keras.callbacks.Callback):
         """Starts the bar."""
         self._start = time.monotonic()
         self._bar = tqdm.tqdm(
-            total=self._epochs * self._steps_per_epoch,
-            initial=self._first_epoch * self._steps_per_epoch,
+            total=self.params["epochs"] * self.params["steps"],
+            initial=self._first_epoch * self.params["steps"],
             unit="step",
             smoothing=0,  # The mean speed: validation makes the present one jump.
             leave=False,
@@ -187,7 +181,7 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the epoch's clock."""
         self._epoch_start = time.monotonic()
-        self._bar.set_description(f"epoch {epoch + 1}/{self._epochs}")
+        self._bar.set_description(f"epoch {epoch + 1}/{self.params['epochs']}")
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Moves the bar."""
@@ -199,57 +193,17 @@ class Progress(keras.callbacks.Callback):
         logs["seconds"] = now - self._epoch_start
         if self._quiet:
             return
-        done = epoch + 1 - self._first_epoch
-        left = (now - self._start) / done * (self._epochs - epoch - 1)
+        epochs, done = self.params["epochs"], epoch + 1 - self._first_epoch
+        left = (now - self._start) / done * (epochs - epoch - 1)
         values = "  ".join(f"{name} {logs[name]:.4f}" for name in _PROGRESS_VALUES if name in logs)
-        width = len(str(self._epochs))
         tqdm.tqdm.write(
-            f"epoch {epoch + 1:>{width}}/{self._epochs}  {values}  "
+            f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}  {values}  "
             f"{logs['seconds']:.1f} s, {datetime.timedelta(seconds=round(left))} left"
         )
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Removes the bar."""
         self._bar.close()
-
-
-class EveryNEpochs(keras.callbacks.Callback):
-    """Calls another callback at the end of every n-th epoch and of the last one only.
-
-    The last one is also the one in which the training is stopped.
-    """
-
-    def __init__(self, interval: int, callback: keras.callbacks.Callback) -> None:
-        """Makes the callback.
-
-        Args:
-            interval: The number of epochs n.
-            callback: The other callback; it is called at the beginning and the end of the training
-                and at the end of an epoch.
-        """
-        super().__init__()
-        self._interval = interval
-        self._callback = callback
-
-    def set_model(self, model: keras.Model) -> None:
-        """Hands on the model."""
-        super().set_model(model)
-        self._callback.set_model(model)
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        """Hands on the beginning."""
-        self._callback.on_train_begin(logs)
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Hands on the end of an epoch that is due."""
-        done = epoch + 1
-        last = done == self.params["epochs"] or self.model.stop_training
-        if done % self._interval == 0 or last:
-            self._callback.on_epoch_end(epoch, logs)
-
-    def on_train_end(self, logs: dict | None = None) -> None:
-        """Hands on the end."""
-        self._callback.on_train_end(logs)
 
 
 class PlainModelCheckpoint(keras.callbacks.ModelCheckpoint):
@@ -300,19 +254,25 @@ class AtomicBackup(keras.callbacks.Callback):
     it is whole. Only then is the older one removed.
     """
 
-    def __init__(self, directory: pathlib.Path, read_only: bool = False) -> None:
+    def __init__(
+        self, directory: pathlib.Path, read_only: bool = False, interval_s: float = 0.0
+    ) -> None:
         """Makes the callback.
 
         Args:
             directory: A folder for the backups alone.
             read_only: Whether it only restores, as another process writes.
+            interval_s: Seconds that pass at least from one backup to the next, where a backup may
+                take longer than an epoch. The last epoch is always backed up.
         """
         super().__init__()
         self._directory = directory
         self._read_only = read_only
+        self._interval_s = interval_s
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Restores the last whole backup, if there is one."""
+        self._last = time.monotonic()
         epochs = finished_epochs(self._directory)
         if epochs:
             backup = self._backup(epochs)
@@ -322,8 +282,9 @@ class AtomicBackup(keras.callbacks.Callback):
                     variable.assign(states[str(index)])
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Backs up the state after the epoch."""
-        if self._read_only:
+        """Backs up the state after the epoch, if it is time to."""
+        is_due = time.monotonic() >= self._last + self._interval_s
+        if self._read_only or not (is_due or epoch + 1 == self.params["epochs"]):
             return
         draft = self._directory / "draft"
         # It is what a killed process has left, and nobody knows how much of it is there.
@@ -340,6 +301,7 @@ class AtomicBackup(keras.callbacks.Callback):
         for older in self._directory.glob("epoch_*"):
             if older != whole:
                 shutil.rmtree(older)
+        self._last = time.monotonic()
 
     def _backup(self, epochs: int) -> pathlib.Path:
         return self._directory / f"epoch_{epochs}"

@@ -77,6 +77,14 @@ def test_a_method_that_changes_the_classifier_is_known_by_the_change():
     assert len(found[1] & found[2]) == 2
 
 
+def test_smoothing_and_logits_are_those_of_the_loss_in_a_list():
+    model = make_model()
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    model.compile("sgd", [loss])
+    assert own_training.evaluation_options(model, SIZES, 0).label_smoothing == 0.1
+    assert own_training.classifier_of(model).from_logits is True
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("compared")

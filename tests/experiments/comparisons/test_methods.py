@@ -9,7 +9,6 @@ import scipy.stats
 from fisher_keras.experiments.comparisons.arms import ARMS, CNN_ARMS
 from fisher_keras.experiments.comparisons.methods import (
     PRESETS,
-    methods_runs,
     methods_table,
     named_runs,
     options_runs,
@@ -22,7 +21,8 @@ from fisher_keras.experiments.training.config import TrainingConfig, resolve
 
 
 def runs_of(preset, arms="usual", **options):
-    return methods_runs(preset_of(PRESETS, MethodsOptions(preset=preset, **options)), arms)
+    named = named_runs(preset_of(PRESETS, MethodsOptions(preset=preset, **options)), arms)
+    return [run for _, run in named]
 
 
 def table_of(networks, preset, arms="usual"):

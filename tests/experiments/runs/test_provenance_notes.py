@@ -48,9 +48,8 @@ def test_tables_have_the_notes_below(tmp_path, capsys):
 def start(tmp_path, monkeypatch):
     """Starts an experiment; returns whether its runs would have been executed."""
     started = []
-    monkeypatch.setattr(
-        experiment, "run_experiment", lambda *_, **options: started.append(options)
-    )
+    for name in ("run_experiment", "print_plan"):
+        monkeypatch.setattr(experiment, name, lambda *given: started.append(given))
     monkeypatch.setattr(experiment, "_check_datasets", lambda *_: None)
 
     def start(preset, **options):

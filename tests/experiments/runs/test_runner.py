@@ -17,7 +17,7 @@ from processes import Cluster, Processes, finish, run_processes, wait_until
 
 from fisher_keras.experiments.runs import engine
 from fisher_keras.experiments.runs.engine import EngineOptions, run_environments
-from fisher_keras.experiments.runs.runner import run_experiment
+from fisher_keras.experiments.runs.runner import print_plan, run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 
 TESTS = pathlib.Path(__file__).parents[2]
@@ -301,7 +301,7 @@ def test_each_run_at_once_has_its_gpu_and_its_share_of_the_cores(store, start, m
 def test_the_plan_tells_the_time_from_the_same_settings_then_any(store, capsys):
     def plan(num_workers=1):
         options = EngineOptions(num_workers=num_workers)
-        run_experiment(runs, never, store, options, dry_run=True)
+        print_plan(runs, store, options, (), True, None)
         return capsys.readouterr().out.splitlines()
 
     runs = fake_runs(5)  # Sizes 0, 0, 100, 100, 200.

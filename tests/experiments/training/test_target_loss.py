@@ -45,7 +45,7 @@ def test_training_ends_where_the_loss_is_reached(tmp_path, straight, changes):
     output_dir, record = straight
     if changes:
         output_dir = tmp_path
-        record = train(config(output_dir, **changes), quiet=True, save_every=100)
+        record = train(config(output_dir, **changes), quiet=True)
     settings = config(output_dir, **changes)
     losses, steps = record["history"]["excess_loss"], record["history"]["steps"]
     assert excess_loss(output_dir, settings) == pytest.approx(losses[-1], rel=1e-4)
@@ -57,7 +57,7 @@ def test_training_ends_where_the_loss_is_reached(tmp_path, straight, changes):
 
 def test_training_ends_where_the_error_is_reached(tmp_path):
     settings = config(tmp_path, target_loss=None, target_error=40.0)
-    record = train(settings, quiet=True, save_every=100)
+    record = train(settings, quiet=True)
     errors = record["history"]["error_percent"]
     assert record["train"]["error_percent"] == pytest.approx(errors[-1], abs=1e-3)
     assert errors[-1] <= 40 < min(errors[:-1])

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.metadata
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from fisher_keras.datasets import load_dataset, subset
 from fisher_keras.experiments.training import data as training_data
 from fisher_keras.experiments.training import train as training
 from fisher_keras.experiments.training.config import resolve
-from fisher_keras.experiments.training.provenance import git_revision
+from fisher_keras.experiments.training.provenance import git_revision, provenance
 from fisher_keras.experiments.training.train import TrainingConfig, TrainingDivergedError, train
 from fisher_keras.models import (
     RegularizerSettings,
@@ -464,6 +465,18 @@ def test_git_revision(tmp_path):
     assert git_revision(package) == git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "other.txt").write_text("new")
     assert git_revision(package) == git(tmp_path, "rev-parse", "HEAD") + "-dirty"
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    """As TensorFlow Datasets, which `compare` does not need."""
+
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    versions = provenance()["versions"]
+    assert versions["tensorflow_datasets"] is None
+    assert (versions["keras"], versions["numpy"]) == (keras.__version__, np.__version__)
 
 
 def test_a_training_with_plateaus_that_was_cut_goes_on_in_the_same_way(tmp_path):

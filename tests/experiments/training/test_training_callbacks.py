@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from fisher_keras.experiments.training import training_callbacks
 from fisher_keras.experiments.training.training_callbacks import (
     AtomicBackup,
     PlateauSchedule,
@@ -58,3 +59,23 @@ def test_the_backup_holds_the_states_of_seed_generators(tmp_path):
     second.fit(**fit, epochs=4, callbacks=[AtomicBackup(tmp_path)])
     for value, expected in zip(second.get_weights(), straight.get_weights(), strict=True):
         np.testing.assert_array_equal(value, expected)
+
+
+def test_backups_are_some_seconds_apart_and_the_last_epoch_has_one(tmp_path, monkeypatch):
+    now, backups = [0.0], []
+    monkeypatch.setattr(training_callbacks.time, "monotonic", lambda: now[0])
+
+    def pass_time(epoch, logs):
+        now[0] += 4.0
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    callbacks = [
+        keras.callbacks.LambdaCallback(on_epoch_end=pass_time),
+        AtomicBackup(tmp_path, interval_s=10.0),
+        keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: backups.append(finished_epochs(tmp_path))
+        ),
+    ]
+    model.fit(np.ones((4, 2)), np.ones(4), epochs=7, callbacks=callbacks, verbose=0)
+    assert backups == [0, 0, 3, 3, 3, 6, 7]
