@@ -219,9 +219,9 @@ def _normalized(
     bad = np.flatnonzero(~(np.isfinite(log_scale) & np.isfinite(squares)))
     if bad.size:
         raise ExamplesError(
-            f"The losses of {bad.size} of {len(log_scale)} examples have no finite gradient, the "
-            "first at {rows}. Look for NaN in those inputs, in the weights (a diverged training), "
-            "and for labels of probability 0.",
+            f"The losses of {bad.size} of {len(log_scale)} {{units}} have no finite gradient, "
+            "the first at {rows}. Look for NaN in those inputs, in the weights (a diverged "
+            "training), and for labels of probability 0.",
             bad,
         )
     # A zero gradient has no direction: it is orthogonal to all others, and its logarithm is -inf.

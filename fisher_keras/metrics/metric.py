@@ -49,6 +49,7 @@ class Sample:
         needs: set[str],
         chunk_size: int | None = None,
         by_layer: bool = False,
+        unit: str = "example",
     ) -> "Sample":
         """Computes the quantities of a sample, on the device of the moment.
 
@@ -59,6 +60,7 @@ class Sample:
             needs: Names of the quantities to compute, out of `_QUANTITIES`.
             chunk_size: How many examples to evaluate at a time; None for all N' at once.
             by_layer: Whether the Gram matrix comes with those of the layers.
+            unit: What the rows are of, for errors: "example" or "position".
 
         Returns:
             The sample.
@@ -72,7 +74,7 @@ class Sample:
                 for name in sorted(needs)
             }
         except ExamplesError as error:
-            raise error.renamed(rows) from error
+            raise error.renamed(rows, unit) from error
         return cls(classifier, rows, examples, **quantities)
 
     @property
