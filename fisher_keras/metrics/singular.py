@@ -59,7 +59,9 @@ class LinearDependence:
         if self.zero:
             clauses.append(f"the gradient is zero for {_listed(self.zero, unit)}")
         for group in self.parallel[:_MAX_LISTED]:
-            clauses.append(f"gradients are parallel (a repeated {unit}?) for {_listed(group, unit)}")
+            clauses.append(
+                f"gradients are parallel (a repeated {unit}?) for {_listed(group, unit)}"
+            )
         if len(self.parallel) > _MAX_LISTED:
             clauses.append(f"and for {len(self.parallel) - _MAX_LISTED} more groups")
         if self.dependent:

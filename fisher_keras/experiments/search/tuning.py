@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 
+from fisher_keras.experiments.names import folder_name
 from fisher_keras.experiments.runs.engine import execute_all
 from fisher_keras.experiments.runs.experiment import absolute, free_gpus
 from fisher_keras.experiments.runs.runner import print_plan
@@ -17,7 +18,7 @@ from fisher_keras.experiments.search.search_trials import Trials
 from fisher_keras.experiments.search.trial_run import execute, trial_run
 from fisher_keras.experiments.search.tuning_config import SEARCHED, TuningConfig
 from fisher_keras.experiments.search.tuning_report import TuningReport
-from fisher_keras.experiments.training.config import file_name, resolve
+from fisher_keras.experiments.training.config import resolve
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.models import RegularizerSettings, write_regularizer_settings
 
@@ -49,7 +50,8 @@ def tune(config: TuningConfig) -> dict[str, Any]:
         ArithmeticError: If all trials have diverged.
     """
     training = config.training
-    default = f"runs/tune_{training.dataset}_{file_name(training.arch)}_{config.preset}"
+    names = f"{folder_name(training.dataset)}_{folder_name(training.arch)}"
+    default = f"runs/tune_{names}_{config.preset}"
     store = ExperimentStore(config.output_dir or default)
     gpus = free_gpus()
     # With the data: machines that have others under the same name do not share a search.

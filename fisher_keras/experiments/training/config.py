@@ -12,6 +12,7 @@ from fisher_keras.experiments.names import (
     DIRECTIONS,
     GRADIENTS,
     STRATEGIES,
+    folder_name,
 )
 from fisher_keras.experiments.training.option_checks import check_together
 
@@ -299,11 +300,6 @@ class TrainingConfig:
         object.__setattr__(self, "regularize", method == "fisher")
 
 
-def file_name(arch: str) -> str:
-    """Returns the name of a network in the names of folders."""
-    return arch.rpartition(":")[2]
-
-
 def resolve_run(config: TrainingConfig) -> TrainingConfig:
     """Fills in the defaults of an experiment's run: the paper's three gradients a step."""
     if config.method == "fisher" and config.share_gradients is None:
@@ -339,8 +335,8 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "learning_rate": recipe.learning_rate,
-        "output_dir": f"runs/{config.dataset}_{file_name(config.arch)}_{config.method}"
-        f"_seed{config.seed}",
+        "output_dir": f"runs/{folder_name(config.dataset)}_{folder_name(config.arch)}"
+        f"_{config.method}_seed{config.seed}",
     }
     if config.method == "sam":
         defaults["rho"] = RHO[config.adaptive]
