@@ -163,9 +163,10 @@ COMMANDS = {
     "train_cifar": Command(
         "Trains one of the paper's networks, with or without the regularizer (Section 7.2).",
         "The defaults are the recipe of the network's own paper. For example\n\n"
-        "  train_cifar --arch=resnet --regularize --output_dir=runs/first",
-        "training.config:TrainingConfig",
-        "training.train:train",
+        "  train_cifar --arch=resnet --regularize --output_dir=runs/first\n"
+        "  train_cifar --preset=imagenet --data_dir=/data/tfds --dry_run",
+        "training.training_presets:TrainingOptions",
+        "training.train:run_training",
         resume_flag="--resume",
     ),
     "tune_regularizer": Command(

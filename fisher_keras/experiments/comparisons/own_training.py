@@ -24,6 +24,7 @@ from fisher_keras.classifier.labels import LabelledData, fingerprint
 from fisher_keras.experiments.comparisons.arms import CLIP_NORM
 from fisher_keras.experiments.comparisons.compare import Method
 from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.training.building import make_repeatable
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.experiments.training.training_callbacks import (
     AtomicBackup,
@@ -80,14 +81,11 @@ class Inputs:
         Raises:
             ValueError: If it is not a compiled Keras model.
         """
-        # Before the model is compiled: Keras then decides about XLA.
-        tf.config.experimental.enable_op_determinism()
-        # With its 10 bits a GPU's finite difference is noise, and no metric is exact.
-        tf.config.experimental.enable_tensor_float_32_execution(False)
         # Layers get the same names again, which are a part of what identifies a model. To collect
         # garbage, too, takes longer than to train a small network.
         keras.utils.clear_session(free_memory=False)
-        keras.utils.set_random_seed(seed)
+        # Before the model is compiled: Keras then decides about XLA.
+        make_repeatable(seed)
         model = self.make_model()
         if not isinstance(model, keras.Model) or not model.compiled or model.optimizer is None:
             raise ValueError(

@@ -9,21 +9,19 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from fisher_keras.datasets import ImageDataset, load_dataset
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.training.building import build_models
+from fisher_keras.experiments.training.building import build_models, make_repeatable
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import split_dataset
+from fisher_keras.experiments.training.measured_step import step_seconds
 
-_STEPS = 5
 # A dry run downloads nothing. The time of a step does not depend on what the images show.
 _CIFAR_SIZE, _CIFAR_CLASSES = 50_000, {"cifar10": 10, "cifar100": 100}
 # What does not change the time of a step.
@@ -82,15 +80,8 @@ def training_seconds(training: Mapping[str, Any], step_seconds: float) -> float:
     return config.epochs * steps * step_seconds
 
 
-def step_seconds(config: TrainingConfig) -> float:
-    """Measures the median time of a training step after the first one.
-
-    Args:
-        config: The training, as `resolve` returns it.
-
-    Returns:
-        The time in seconds.
-    """
+def _measured(config: TrainingConfig) -> float:
+    """Returns the time of a step of a training, in seconds."""
     keras.backend.clear_session()
     if config.mixed_precision != "none":
         keras.config.set_dtype_policy(config.mixed_precision)
@@ -103,14 +94,9 @@ def step_seconds(config: TrainingConfig) -> float:
         seed=0,
     )
     _, model = build_models(config, data)
-    ends = []
-    record = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: ends.append(time.monotonic())
-    )
-    batches = data.training_batches("no-aug", 0)
-    model.fit(batches, steps_per_epoch=_STEPS + 1, callbacks=[record], shuffle=False, verbose=0)
+    seconds = step_seconds(model, data.training_batches("no-aug", 0))
     keras.config.set_dtype_policy("float32")
-    return float(np.median(np.diff(ends)))
+    return seconds
 
 
 def _images(config: TrainingConfig) -> ImageDataset:
@@ -135,14 +121,12 @@ def _dataset_size(config: TrainingConfig) -> int:
 
 
 def _main() -> None:
-    tf.config.experimental.enable_op_determinism()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    keras.utils.set_random_seed(0)
+    make_repeatable(seed=0)
     steps, seconds = {}, {}
     for key, training in json.load(sys.stdin).items():
         kind = str({name: training[name] for name in training if name not in _SAME_STEP})
         if kind not in steps:
-            steps[kind] = step_seconds(resolve(TrainingConfig(**training)))
+            steps[kind] = _measured(resolve(TrainingConfig(**training)))
         seconds[key] = training_seconds(training, steps[kind])
     print(json.dumps(seconds))
 

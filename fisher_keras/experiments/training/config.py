@@ -261,8 +261,8 @@ class TrainingConfig:
     )
     dry_run: bool = _output(
         False,
-        "Only print what would be trained. One batch is read, the network is built, and nothing "
-        "is written.",
+        "Only print what would be trained, and estimate its time. A few steps are measured for "
+        "this, on one device. Nothing is written.",
     )
     schedule_epochs: int | None = None
 

@@ -4,6 +4,8 @@ import math
 import pathlib
 from collections.abc import Sequence
 
+from fisher_keras.experiments.runs.progress import duration
+
 _PARTS = ("train", "confusion", "validation", "test")
 
 
@@ -60,7 +62,21 @@ def print_plan(
         f"\n{record['parameters']:,} parameters; images: {', '.join(counts)} (fingerprint "
         f"{images['fingerprint']}).\n{steps_per_epoch:,} steps an epoch, "
         f"{steps_per_epoch * epochs:,} in all, of batches {tuple(batch_shape)}: {megabytes:.0f} "
-        "MiB. This was a dry run: nothing was trained or written.",
+        "MiB.\nMeasuring a few steps ...",
+        flush=True,
+    )
+
+
+def print_estimate(step_seconds: float, num_steps: int) -> None:
+    """Prints how long a training takes, as the end of a dry run.
+
+    Args:
+        step_seconds: Measured time of a step.
+        num_steps: Number of steps of all epochs.
+    """
+    print(
+        f"A step takes {step_seconds:.3g} s on this machine, without evaluation: "
+        f"{duration(step_seconds * num_steps)} in all.\nThis was a dry run: nothing was written.",
         flush=True,
     )
 

@@ -81,7 +81,7 @@ def test_dashes_are_as_good_as_underscores(run_command):
 def test_help_groups_the_flags(run_command):
     _, output, _ = run_command("train_cifar", "--help")
     headings = re.findall(r"^(\w+):$", output, flags=re.MULTILINE)
-    assert headings == ["model", "data", "regularizer", "training", "output"]
+    assert headings == ["preset", "model", "data", "regularizer", "training", "output"]
     for flag in set(TrainingConfig.__dataclass_fields__) - {"schedule_epochs"}:
         assert re.search(rf"^  --(\[no\])?{flag}:", output, flags=re.MULTILINE), flag
     # And in its own group.
