@@ -192,8 +192,8 @@ class TrainingConfig:
     share_gradients: bool | None = _method(
         None,
         "Compute the loss from sub-batches, too. A step then takes two gradients instead of "
-        "three, but batch normalization uses the moments of the sub-batches. The default is to do "
-        "so where the step is the same, as for cnn.",
+        "three, but batch normalization uses the moments of the sub-batches. By default, "
+        "this is done only where it gives the same step, as with cnn.",
     )
 
     epochs: int | None = _training(
