@@ -103,7 +103,10 @@ def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Lin
     matrix, log_scale = np.asarray(gram.matrix), np.asarray(gram.log_scale)
     names = np.arange(len(log_scale)) if examples is None else np.asarray(examples)
     if np.isnan(matrix).any() or np.isnan(log_scale).any():
-        raise ValueError("The Gram matrix holds NaN: so did the model's outputs or gradients.")
+        raise ValueError(
+            "The Gram matrix holds NaN, because the model's outputs or gradients did. Check the "
+            "inputs, and whether training has diverged."
+        )
     if not is_singular(gram):  # The usual case.
         return LinearDependence((), (), ())
     tolerance = rank_tolerance(gram)

@@ -110,7 +110,7 @@ def _execute_missing(
                 for run, record in ended if progress.remaining() else ():
                     progress.end(run, record)
     except KeyboardInterrupt:
-        print(f"Stopped, {progress.state()}: the same command goes on.", flush=True)
+        print(f"Stopped. {progress.state()}. To continue, run the same command.", flush=True)
         raise
     finally:
         store.write_lines()

@@ -104,7 +104,7 @@ def _report_best(config: TuningConfig, content: dict[str, Any]) -> None:
     arch, dataset = config.training.arch, config.training.dataset
     best = {name: content["best"][name] for name in SEARCHED}
     flags = " ".join(f"--{name}={value:g}" for name, value in best.items())
-    print(f"\nThe best: train_cifar --arch={arch} --dataset={dataset} --regularize {flags}")
+    print(f"\nThe best values: train_cifar --arch={arch} --dataset={dataset} --regularize {flags}")
     if config.settings_file is None:
         print(
             "The same command with --settings_file=PATH writes these values into a table, which "
@@ -125,4 +125,4 @@ def _report_best(config: TuningConfig, content: dict[str, Any]) -> None:
         },
     }
     write_regularizer_settings(config.settings_file, arch, dataset, settings, tuning)
-    print(f"Or with --regularize --settings_file={config.settings_file}, which has them now.")
+    print(f"Or --regularize --settings_file={config.settings_file}: the table has them now.")

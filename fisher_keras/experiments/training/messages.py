@@ -29,13 +29,13 @@ def print_start(record: dict, directory: pathlib.Path, first_epoch: int) -> None
     print(
         f"Training {record['parameters']:,} parameters on {images['train_images']:,} images"
         f"{confusion} "
-        f"({record['device']}); val_ below is the {curves} images."
+        f"({record['device']}). Names that begin with val_ are of the {curves} images."
     )
     num_images = images["train_images"] + images["confusion_images"]
     if record["flags"]["batch_size"] > num_images:
         print(
-            f"Each step takes all {num_images:,} images: --batch_size="
-            f"{record['flags']['batch_size']} is more."
+            f"--batch_size={record['flags']['batch_size']} is larger than the number of images: "
+            f"each step takes all {num_images:,}."
         )
     if first_epoch:
         print(f"Resumed after epoch {first_epoch}.")
