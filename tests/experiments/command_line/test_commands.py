@@ -280,7 +280,8 @@ def test_sizes_that_do_not_go_together_are_said(run_command, tmp_path):
     )
     status, output, _ = run_command("train_cifar", *flags)
     assert status == 0
-    assert "\n--batch_size=32 is larger than the number of images: each step takes all 20.\n" in output
+    said = "\n--batch_size=32 is larger than the number of images: each step takes all 20.\n"
+    assert said in output
 
 
 def test_a_bug_keeps_its_traceback():
