@@ -186,4 +186,4 @@ print(f"bound {bound:.4f}, test loss {report.test.loss:.4f}")
 # - [Train for better minima](../docs/better_minima.md) explains how to choose `strength`,
 #   `num_sub_batches` and `clip_norm`. [Training with wrong labels](wrong_labels.md) and [small
 #   batches](small_batches.md) compare plain and regularized training with several seeds.
-# - `fisher-keras evaluate_metrics` compares saved models from the shell.
+# - `fisher-keras evaluate` compares saved models from the shell.

@@ -91,17 +91,19 @@ class ExamplesError(ValueError):
         rows: The rows.
     """
 
-    def __init__(self, message: str, rows: np.ndarray) -> None:
+    def __init__(self, message: str, rows: np.ndarray, unit: str = "example") -> None:
         """Fills in the first rows.
 
         Args:
-            message: What is wrong; {rows} stands for the first rows.
+            message: What is wrong; {rows} stands for the first rows, and {units} for the examples.
             rows: The rows, shape (n,), integers.
+            unit: What has the rows: "example", or "position".
         """
-        super().__init__(message.replace("{rows}", str(np.asarray(rows[:5]).tolist())))
+        text = message.replace("{rows}", str(np.asarray(rows[:5]).tolist()))
+        super().__init__(text.replace("{units}", f"{unit}s"))
         self._message = message
         self.rows = rows
 
-    def renamed(self, names: np.ndarray) -> "ExamplesError":
-        """Returns the error for examples that have other names than their rows."""
-        return ExamplesError(self._message, names[self.rows])
+    def renamed(self, names: np.ndarray, unit: str) -> "ExamplesError":
+        """Returns the error for units, see above, that have other names than their rows."""
+        return ExamplesError(self._message, names[self.rows], unit)

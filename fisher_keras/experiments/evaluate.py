@@ -159,7 +159,7 @@ def _write_comparison(reports: dict[str, LocalMinimumReport], output: pathlib.Pa
             beside = base.layers.beside(report.layers)
         except ValueError as error:  # Of networks with other layers, all else can be compared.
             beside = error
-        print(f"\nThe layers of {first} and of {name} (that):\n{beside}")
+        print(f"\nThe layers of {first}, and those of {name} (columns that):\n{beside}")
     if output is not None and "log_determinant" in next(iter(reports.values())).metrics:
         with replacing(output / "comparison.png") as path:
             chart(reports).savefig(path, dpi=150)

@@ -1,8 +1,10 @@
-"""Names that flags accept.
+"""Names that flags accept, and how they are written in the names of folders.
 
 They repeat what the core defines, and a test compares the two: importing the core takes seconds,
 for which --help and a typo in a flag should not have to wait.
 """
+
+import re
 
 ARCHITECTURES = ("cnn", "resnet", "wide_resnet", "densenet")
 AUGMENTATIONS = ("no-aug", "flip-only", "1-crop-f", "4-crop-f")
@@ -20,3 +22,10 @@ METRICS = (
 # The experiments' own.
 PRESETS = ("paper", "laptop", "smoke")
 STRATEGIES = ("none", "mirrored", "multi_worker")
+
+
+def folder_name(name: str) -> str:
+    """Returns the name of a network or a data set as a part of the name of a folder."""
+    # Of a function its name alone. A colon or a slash cannot stand in names of all systems.
+    name = name if name.startswith("tfds:") else name.rpartition(":")[2]
+    return re.sub(r"[^\w.-]", "_", name)

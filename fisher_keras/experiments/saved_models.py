@@ -27,6 +27,7 @@ def load_models(paths: Sequence[str], modules: Sequence[str] = ()) -> dict[str, 
     Raises:
         ValueError: If a file or a module is not there or cannot be used, or two models would have
             the same name.
+        OSError: If a model cannot be read from Hugging Face.
     """
     known = {name: value for m in modules for name, value in vars(import_module(m)).items()}
     return {name: _load(path, known) for name, path in _names(paths).items()}
@@ -59,6 +60,13 @@ def _load(path: str, known: dict[str, Any]) -> keras.Model:
         return keras.models.load_model(path, custom_objects=known, compile=False)
     except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
         raise damaged from error
+    except OSError as error:
+        if not path.startswith(_HF):
+            raise
+        raise OSError(
+            f"--model={path} cannot be read from Hugging Face: check its name and the network, or "
+            f"give a .keras file ({' '.join(str(error).split())})"
+        ) from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"--model={path} cannot be loaded: {_reason(str(error))}") from error
 

@@ -241,7 +241,7 @@ def check_finite(finite: np.ndarray, rows: np.ndarray) -> None:
     """
     if not finite.all():
         raise ExamplesError(
-            f"The losses of {np.sum(~finite)} of {len(rows)} examples have no finite gradient, "
+            f"The losses of {np.sum(~finite)} of {len(rows)} {{units}} have no finite gradient, "
             "the first at {rows}. Look for NaN in those inputs, in the weights (a diverged "
             "training), and for labels of probability 0.",
             rows[~finite],

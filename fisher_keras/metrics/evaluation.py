@@ -301,7 +301,7 @@ class _Evaluation:
             if "jacobian_norms" in needs:
                 norms = classifier.cached(squared_jacobian_norms)(data.x, size or len(data))
         except ExamplesError as error:
-            raise error.renamed(rows) from error
+            raise error.renamed(rows, options.unit) from error
         return Sample(classifier, rows, data, gram, norms)
 
 

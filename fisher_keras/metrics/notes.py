@@ -63,10 +63,11 @@ def singular_notes(
         return []
     num_samples, rows = options.num_samples, "rows of the data, from 0"
     if options.unit == "position":
-        rows = "positions, numbered through all examples from 0"
+        rows = "numbered through all examples, from 0"
+    dependence = LinearDependence.of_all(singular).describe(options.unit)
     note = (
         f"the Fisher information of {len(singular)} of {len(trials)} samples is singular, its "
-        f"log-determinant -inf: {LinearDependence.of_all(singular)} ({rows})."
+        f"log-determinant -inf: {dependence} ({rows})."
     )
     if num_samples > num_parameters:
         note += (

@@ -144,12 +144,17 @@ class LocalMinimumReport:
         losses = {"train": self.train, "test": self.test}
         return {name: part for name, part in losses.items() if part is not None}
 
+    @property
+    def _units(self) -> str:
+        """Units of the samples, in the plural."""
+        return f"{self.evaluation.get('unit', 'example')}s"
+
     def _about(self) -> str:
         about = self.evaluation
         text = (
             f"Local minimum of {self.num_parameters} parameters: {len(self.trials)} trials of "
             f"{about['num_samples']} {'stratified ' if about['stratified'] else ''}"
-            f"{about.get('unit', 'example')}s, seed {about['seed']}"
+            f"{self._units}, seed {about['seed']}"
         )
         if about["normalize_logits"] is None:
             return text
@@ -191,5 +196,5 @@ class LocalMinimumReport:
         axes.fill_between(rank, mean - spread, mean + spread, alpha=0.3, linewidth=0)
         axes.set_xlabel("rank")
         axes.set_ylabel(r"$\log_{10}$ eigenvalue of $\xi$")
-        axes.set_title(f"{len(self.trials)} trials of {len(mean)} examples, ±1 std. dev.")
+        axes.set_title(f"{len(self.trials)} trials of {len(mean)} {self._units}, ±1 std. dev.")
         return axes

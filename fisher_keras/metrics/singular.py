@@ -24,7 +24,7 @@ class LinearDependence:
     Attributes:
         zero: Examples whose gradient is zero.
         parallel: Groups of examples whose gradients have the same direction, or the opposite
-            one; such as a repeated image.
+            one; such as a repeated example.
         dependent: Examples whose gradients are linearly dependent in another way.
         epsilon: Relative rounding of the gradients, see `FisherGram`.
     """
@@ -51,15 +51,21 @@ class LinearDependence:
 
     def __str__(self) -> str:
         """Returns a clause for each kind."""
+        return self.describe("example")
+
+    def describe(self, unit: str) -> str:
+        """Returns the same, of rows that are those of units: "example" or "position"."""
         clauses = []
         if self.zero:
-            clauses.append(f"the gradient is zero for {_listed(self.zero)}")
+            clauses.append(f"the gradient is zero for {_listed(self.zero, unit)}")
         for group in self.parallel[:_MAX_LISTED]:
-            clauses.append(f"gradients are parallel (a repeated image?) for {_listed(group)}")
+            clauses.append(
+                f"gradients are parallel (a repeated {unit}?) for {_listed(group, unit)}"
+            )
         if len(self.parallel) > _MAX_LISTED:
             clauses.append(f"and for {len(self.parallel) - _MAX_LISTED} more groups")
         if self.dependent:
-            clauses.append(f"gradients are linearly dependent for {_listed(self.dependent)}")
+            clauses.append(f"gradients are linearly dependent for {_listed(self.dependent, unit)}")
         if self.epsilon > 2.0**-23:
             clauses.append(
                 f"the model computes with a rounding of {self.epsilon:.2g}: in float32 (on a GPU "
@@ -97,7 +103,10 @@ def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Lin
     matrix, log_scale = np.asarray(gram.matrix), np.asarray(gram.log_scale)
     names = np.arange(len(log_scale)) if examples is None else np.asarray(examples)
     if np.isnan(matrix).any() or np.isnan(log_scale).any():
-        raise ValueError("The Gram matrix holds NaN: so did the model's outputs or gradients.")
+        raise ValueError(
+            "The Gram matrix holds NaN, because the model's outputs or gradients did. Check the "
+            "inputs, and whether training has diverged."
+        )
     if not is_singular(gram):  # The usual case.
         return LinearDependence((), (), ())
     tolerance = rank_tolerance(gram)
@@ -147,7 +156,7 @@ def _parallel_groups(matrix: np.ndarray, rows: np.ndarray, tolerance: float) -> 
     return groups
 
 
-def _listed(examples: tuple[int, ...]) -> str:
-    listed = ", ".join(str(example) for example in examples[:_MAX_LISTED])
-    more = len(examples) - _MAX_LISTED
-    return f"examples {listed}" + (f" and {more} more" if more > 0 else "")
+def _listed(rows: tuple[int, ...], unit: str) -> str:
+    listed = ", ".join(map(str, rows[:_MAX_LISTED]))
+    more = len(rows) - _MAX_LISTED
+    return f"{unit}s {listed}" + (f" and {more} more" if more > 0 else "")

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import keras
@@ -177,6 +178,8 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(photos, tmp_path, monkeypat
     printed = capsys.readouterr().out
     assert "13 train, 5 test" in printed
     assert "3 steps an epoch, 6 in all, of batches (5, 8, 8, 3)" in printed
+    step, total = re.search(r"A step takes (\S+) s on .*: (\S+) in all\.", printed).groups()
+    assert total == f"0:00:{round(6 * float(step)):02}"
     assert not (tmp_path / "run").exists()
 
 

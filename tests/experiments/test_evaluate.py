@@ -273,3 +273,16 @@ def test_a_model_on_hugging_face_is_read_by_keras(monkeypatch):
         "other",
     ]
     assert read == ["hf://someone/net-v1.5", "hf://someone/other"]
+
+
+def test_hugging_face_out_of_reach_is_one_line(run_command, monkeypatch):
+    def no_network(path, **_):
+        raise FileNotFoundError("Got: ConnectError\nCheck your internet connection.")
+
+    monkeypatch.setattr(keras.models, "load_model", no_network)
+    status, _, errors = run_command("evaluate", "--model=hf://someone/net", "--dataset=digits")
+    assert status == 1
+    assert errors == (
+        "evaluate: --model=hf://someone/net cannot be read from Hugging Face: check its name and "
+        "the network, or give a .keras file (Got: ConnectError Check your internet connection.)\n"
+    )

@@ -279,7 +279,7 @@ def test_commands_can_be_typed_where_they_are_printed(tmp_path, monkeypatch, ass
         monkeypatch.chdir(folder)
         commands = [shlex.split(command) for command in text.next_commands()]
         assert [words[0] for words in commands] == [
-            f"{scripts}/{name}" for name in ("train_cifar", "evaluate_metrics", "compare_methods")
+            f"{scripts}/{name}" for name in ("train_cifar", "evaluate", "compare_methods")
         ]
     monkeypatch.setattr(text, "_CHECKOUT", tmp_path)
     for command in text.next_commands():

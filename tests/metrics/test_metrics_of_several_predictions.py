@@ -1,5 +1,7 @@
 """Evaluations of classifiers with several predictions an example, against obvious loops."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -100,6 +102,26 @@ def test_strata_are_the_classes_of_positions():
         evaluate(model, x, y, None, 5, stratified=True)
     with pytest.raises(ValueError, match=r"num_samples=61 positions .* data of 60"):
         evaluate(model, x, y, None, 61, unit="position")
+
+
+def test_notes_and_figures_call_positions_by_their_name():
+    model, x, y, _ = several.case("dense", count=2)
+    twice = np.concatenate([x, x[:1]]), np.concatenate([y, y[:1]])
+    num_positions = y[:1].size
+    report = evaluate(model, *twice, None, 3 * num_positions, unit="position")
+    repeated = rf"\(a repeated position\?\) for positions 0, {2 * num_positions};"
+    assert re.search(repeated, " ".join(report.notes))
+    assert report.plot_spectrum().get_title().startswith(f"1 trials of {3 * num_positions} posi")
+
+
+def test_errors_call_positions_by_their_name():
+    inputs = keras.Input((3, 2))
+    root = keras.layers.Dense(2, keras.ops.sqrt, kernel_initializer="zeros")
+    model = keras.Model(inputs, keras.layers.Dense(2)(root(inputs)))
+    x, y = np.ones((4, 3, 2), np.float32), np.zeros((4, 3), int)
+    # The square root of 0 is finite, and its derivative is not.
+    with pytest.raises(ValueError, match="losses of 5 of 5 positions have no finite gradient"):
+        evaluate(model, x, y, None, 5, unit="position")
 
 
 def test_weights_make_other_trials(tmp_path):

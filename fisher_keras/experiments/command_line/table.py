@@ -110,7 +110,8 @@ COMMANDS = {
         "For example\n\n"
         "  evaluate --model=runs/plain/last.keras --model=runs/regularized/last.keras \\\n"
         "    --train_size=10000 --output=runs/comparison\n\n"
-        "Of several networks it also prints the differences to the first, trial by trial.",
+        "Of several networks, it also prints the differences to that with the lowest gamma-hat,\n"
+        "computed trial by trial.",
         "evaluation_config:EvaluationConfig",
         "evaluate:evaluate",
     ),
@@ -132,7 +133,7 @@ COMMANDS = {
         "scenarios.pool:run_pool",
     ),
     "quickstart": Command(
-        "Shows both halves of the paper in two minutes, on mislabelled handwritten digits.",
+        "Shows both halves of the paper in a few minutes, on mislabelled handwritten digits.",
         "A small CNN is trained on digits some of which have random labels: plainly, by\n"
         "sharpness-aware minimization (SAM), and with the regularizer. Then gamma-hat of these\n"
         "networks, and of networks trained on other numbers of random labels, is compared with\n"
@@ -163,9 +164,10 @@ COMMANDS = {
     "train_cifar": Command(
         "Trains one of the paper's networks, with or without the regularizer (Section 7.2).",
         "The defaults are the recipe of the network's own paper. For example\n\n"
-        "  train_cifar --arch=resnet --regularize --output_dir=runs/first",
-        "training.config:TrainingConfig",
-        "training.train:train",
+        "  train_cifar --arch=resnet --regularize --output_dir=runs/first\n"
+        "  train_cifar --preset=imagenet --data_dir=/data/tfds --dry_run",
+        "training.training_presets:TrainingOptions",
+        "training.train:run_training",
         resume_flag="--resume",
     ),
     "tune_regularizer": Command(

@@ -189,8 +189,11 @@ class Comparison:
     def figure(self) -> Figure:
         """Draws the differences to the baseline: each seed, and the mean with its interval."""
         others = [method for method in self.networks if method != self.baseline]
-        figure = Figure(figsize=(10.5, 1.5 + 0.55 * len(others)), layout="constrained")
-        panels = figure.subplots(1, len(_DRAWN), sharey=True)
+        # Two panels a row: so that it is readable on a narrow screen, too.
+        num_rows = -(-len(_DRAWN) // 2)
+        size = 6, 0.6 + num_rows * (0.6 + 0.5 * len(others))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(num_rows, 2, sharey=True).ravel()
         for axes, name in zip(panels, _DRAWN, strict=True):
             base = np.array(self.values(self.baseline, name))
             axes.axvline(0, color="0.6", linewidth=0.8)

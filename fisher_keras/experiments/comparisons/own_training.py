@@ -25,7 +25,7 @@ from fisher_keras.experiments.comparisons.arms import CLIP_NORM
 from fisher_keras.experiments.comparisons.compare import Method
 from fisher_keras.experiments.runs.store import Run
 from fisher_keras.experiments.runs.trained_run import part_result
-from fisher_keras.experiments.training.building import WRAPPERS, start_repeatably
+from fisher_keras.experiments.training.building import WRAPPERS, make_repeatable
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.experiments.training.training_callbacks import (
     AtomicBackup,
@@ -80,7 +80,7 @@ class Inputs:
         # Layers get the same names again, which are a part of what identifies a model. To collect
         # garbage, too, takes longer than to train a small network.
         keras.utils.clear_session(free_memory=False)
-        start_repeatably(seed)
+        make_repeatable(seed)
         model = self.make_model()
         if not isinstance(model, keras.Model) or not model.compiled or model.optimizer is None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Both halves of the paper in two minutes, on handwritten digits of which some are mislabelled.
+"""Both halves of the paper in a few minutes, on handwritten digits of which some are mislabelled.
 
 A small CNN without batch normalization is trained on 200 of scikit-learn's digits, 60 of them with
 random labels, for 300 steps on the whole of them: plainly, by sharpness-aware minimization (SAM)

@@ -27,7 +27,7 @@ from fisher_keras.tables import aligned_table
 _CHECKOUT = pathlib.Path(__file__).parents[3]
 _NEXT = (
     ("train_cifar", "--dataset=digits --method=fisher --output_dir=runs/fisher"),
-    ("evaluate_metrics", "--dataset=digits --model=runs/fisher/last.keras"),
+    ("evaluate", "--dataset=digits --model=runs/fisher/last.keras"),
     ("compare_methods", "--preset=laptop --dry_run"),
 )
 _INTERVAL = f"{100 * LEVEL:g} % interval"

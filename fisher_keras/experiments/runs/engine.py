@@ -156,8 +156,8 @@ def _connected(
             yield client, environments
         except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
             raise ConnectionError(
-                f"the Dask scheduler at {address} is gone; what is finished is kept: start it "
-                "again, and the same command goes on"
+                f"the Dask scheduler at {address} is gone. Finished runs are kept: start the "
+                "scheduler again, and then run the same command"
             ) from error
 
 

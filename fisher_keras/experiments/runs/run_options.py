@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from fisher_keras.experiments.command_line.flags import check_options, like, option
-from fisher_keras.experiments.names import DATASETS, PRESETS
+from fisher_keras.experiments.names import DATASETS, PRESETS, folder_name
 from fisher_keras.experiments.training.config import TrainingConfig
 
 _engine_option = functools.partial(option, group="runs")
@@ -91,7 +91,7 @@ class ExperimentOptions(EngineOptions):
         """The preset, and how training is made to end in minima that can be compared."""
         smoothed = "_smoothed" if self.label_smoothing else ""
         target = "" if self.target_loss is None else f"_to_{self.target_loss:g}"
-        names = [self.dataset, self.arch and self.arch.rpartition(":")[2]]
+        names = [folder_name(name) for name in (self.dataset, self.arch) if name]
         sizes = (self.train_size, "images"), (self.image_size, "pixels")
         names += [f"{size}_{unit}" for size, unit in sizes if size]
         names += [] if self.validation_size is None else [f"{self.validation_size}_held_out"]

@@ -117,7 +117,7 @@ def execute_missing(
                 for run, record in () if progress.is_finished else ended:
                     progress.end(run, record)
     except KeyboardInterrupt:
-        print(f"Stopped, {progress.state()}: the same command goes on.", flush=True)
+        print(f"Stopped. {progress.state()}. To continue, run the same command.", flush=True)
         raise
     finally:
         store.write_lines()

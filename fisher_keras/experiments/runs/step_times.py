@@ -9,7 +9,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,11 +17,11 @@ import numpy as np
 
 from fisher_keras.datasets import ImageDataset, load_dataset
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.training.building import build_models, start_repeatably
+from fisher_keras.experiments.training.building import build_models, make_repeatable
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import split_dataset
+from fisher_keras.experiments.training.measured_step import step_seconds
 
-_STEPS = 5
 # A dry run downloads nothing. The time of a step does not depend on what the images show.
 _CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 # What does not change the time of a step.
@@ -81,29 +80,17 @@ def training_seconds(training: Mapping[str, Any], step_seconds: float) -> float:
     return config.epochs * steps * step_seconds
 
 
-def step_seconds(config: TrainingConfig) -> float:
-    """Measures the median time of a training step after the first one.
-
-    Args:
-        config: The training, as `resolve` returns it.
-
-    Returns:
-        The time in seconds.
-    """
+def _measured(config: TrainingConfig) -> float:
+    """Returns the time of a step of a training, in seconds."""
     keras.backend.clear_session()
     if config.mixed_precision != "none":
         keras.config.set_dtype_policy(config.mixed_precision)
     one_hot = config.label_smoothing > 0
     data = split_dataset(_images(config), batch_size=config.batch_size, one_hot=one_hot)
     _, model = build_models(config, data)
-    ends = []
-    record = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: ends.append(time.monotonic())
-    )
-    batches = data.training_batches("no-aug", 0)
-    model.fit(batches, steps_per_epoch=_STEPS + 1, callbacks=[record], shuffle=False, verbose=0)
+    seconds = step_seconds(model, data.training_batches("no-aug", 0))
     keras.config.set_dtype_policy("float32")
-    return float(np.median(np.diff(ends)))
+    return seconds
 
 
 def _images(config: TrainingConfig) -> ImageDataset:
@@ -125,12 +112,12 @@ def _dataset_size(config: TrainingConfig) -> tuple[int, tuple[int, ...], int]:
 
 
 def _main() -> None:
-    start_repeatably(seed=0)
+    make_repeatable(seed=0)
     steps, seconds = {}, {}
     for key, training in json.load(sys.stdin).items():
         kind = str({name: training[name] for name in training if name not in _SAME_STEP})
         if kind not in steps:
-            steps[kind] = step_seconds(resolve(TrainingConfig(**training)))
+            steps[kind] = _measured(resolve(TrainingConfig(**training)))
         seconds[key] = training_seconds(training, steps[kind])
     print(json.dumps(seconds))
 

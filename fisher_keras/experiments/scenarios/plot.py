@@ -7,16 +7,21 @@ from fisher_keras.experiments.scenarios.figures.over_variable import scenario_fi
 from fisher_keras.experiments.scenarios.figures.scatter import scatter_figure
 from fisher_keras.experiments.scenarios.plot_config import PlotConfig
 from fisher_keras.experiments.scenarios.scenario import read_scenarios
-from fisher_keras.experiments.scenarios.summary import correlations, summary, summary_json
+from fisher_keras.experiments.scenarios.summary import (
+    OTHER_TARGETS,
+    correlations,
+    summary,
+    summary_json,
+)
 from fisher_keras.files import replacing, write_text
 
 
 def plot_results(config: PlotConfig) -> None:
     """Draws Figures 1 to 3 and writes and prints the summary of the runs that are finished.
 
-    Into the output folder go `figures/<experiment>.pdf` and `.png`, likewise `correlations`, all
-    rank correlations, and `log_determinant`, gamma-hat against the test error; `summary.md` and
-    `summary.json`.
+    Into the output folder go `figures/<experiment>.pdf` and `.png`; likewise `correlations`, the
+    rank correlations with the test error, and two more figures with those of other quantities;
+    `log_determinant`, gamma-hat against the test error; `summary.md` and `summary.json`.
 
     Args:
         config: Which runs are drawn, and where to.
@@ -33,6 +38,8 @@ def plot_results(config: PlotConfig) -> None:
     lines = correlations(scenarios)
     figures = {scenario.experiment: scenario_figure(scenario) for scenario in scenarios}
     figures["correlations"] = forest_figure(lines)
+    for target in OTHER_TARGETS:
+        figures[f"correlations_{target}"] = forest_figure(lines, target)
     compared = [scenario for scenario in scenarios if "log_determinant" in scenario.metrics]
     if compared:
         figures["log_determinant"] = scatter_figure(compared)

@@ -69,6 +69,8 @@ Kendall's tau, and partial tau given the training loss, with the test error less
 in place of the test error, and with the test cross-entropy."""
 # What a metric may be compared with beside the test error.
 OTHER_TARGETS = {"generalization_gap": "generalization gap", "test_loss": "test cross-entropy"}
+TEST_ERROR = "test_error"
+TARGETS = {TEST_ERROR: "test error", **OTHER_TARGETS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,6 +336,10 @@ def summary(scenarios: Sequence[Scenario], lines: Sequence[Correlation]) -> str:
     parts += ["## Significance", _SIGNIFICANCE_NOTES, significance_table(lines)]
     parts += ["## What is left of them", _LEFT_NOTES, given_table(lines)]
     parts += ["## With other quantities", _OTHER_NOTES, others_table(lines)]
+    parts += [
+        f"![Rank correlations with the {title}](figures/correlations_{target}.png)"
+        for target, title in OTHER_TARGETS.items()
+    ]
     return "\n\n".join(parts) + "\n"
 
 

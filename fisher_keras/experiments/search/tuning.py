@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 
+from fisher_keras.experiments.names import folder_name
 from fisher_keras.experiments.runs.experiment import absolute, free_gpus
 from fisher_keras.experiments.runs.runner import execute_missing, print_plan
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
@@ -14,7 +15,7 @@ from fisher_keras.experiments.search.search_trials import Trials, combinations
 from fisher_keras.experiments.search.trial_run import execute, trial_run
 from fisher_keras.experiments.search.tuning_config import SEARCHED, TuningConfig
 from fisher_keras.experiments.search.tuning_report import TuningReport
-from fisher_keras.experiments.training.config import file_name, resolve
+from fisher_keras.experiments.training.config import resolve
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.models import RegularizerSettings, write_regularizer_settings
 
@@ -46,7 +47,8 @@ def tune(config: TuningConfig) -> dict[str, Any]:
         ArithmeticError: If all trials have diverged.
     """
     training = config.training
-    default = f"runs/tune_{training.dataset}_{file_name(training.arch)}_{config.preset}"
+    names = f"{folder_name(training.dataset)}_{folder_name(training.arch)}"
+    default = f"runs/tune_{names}_{config.preset}"
     store = ExperimentStore(config.output_dir or default)
     gpus = free_gpus()
     # With the data: machines that have others under the same name do not share a search.
@@ -83,7 +85,7 @@ def _report_best(config: TuningConfig, content: dict[str, Any]) -> None:
     arch, dataset = config.training.arch, config.training.dataset
     best = {name: content["best"][name] for name in SEARCHED}
     flags = " ".join(f"--{name}={value:g}" for name, value in best.items())
-    print(f"\nThe best: train_cifar --arch={arch} --dataset={dataset} --regularize {flags}")
+    print(f"\nThe best values: train_cifar --arch={arch} --dataset={dataset} --regularize {flags}")
     if config.settings_file is None:
         print(
             "The same command with --settings_file=PATH writes these values into a table, which "
@@ -104,4 +106,4 @@ def _report_best(config: TuningConfig, content: dict[str, Any]) -> None:
         },
     }
     write_regularizer_settings(config.settings_file, arch, dataset, settings, tuning)
-    print(f"Or with --regularize --settings_file={config.settings_file}, which has them now.")
+    print(f"Or --regularize --settings_file={config.settings_file}: the table has them now.")

@@ -24,6 +24,20 @@ WRAPPERS: Mapping[str, Callable[..., keras.Model]] = {
 }
 
 
+def make_repeatable(seed: int) -> None:
+    """Makes what follows in this process the same each time, and float32 exact on a GPU.
+
+    It must be called before a model is compiled, which is when Keras decides about XLA.
+
+    Args:
+        seed: Of everything that is random.
+    """
+    tf.config.experimental.enable_op_determinism()
+    # With its 10 bits a GPU's finite difference is noise, and no metric is exact.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    keras.utils.set_random_seed(seed)
+
+
 def build_models(config: TrainingConfig, data: TrainingData) -> tuple[keras.Model, keras.Model]:
     """Builds the networks of a training.
 
@@ -103,17 +117,3 @@ def _options(config: TrainingConfig, steps_per_epoch: int) -> dict[str, Any]:
             [options[weight] * factor for factor in phase_factors(config.beta_phases)],
         )
     return options | {"seed": config.seed}
-
-
-def start_repeatably(seed: int) -> None:
-    """Has TensorFlow give the same random numbers, and results, each time.
-
-    It must be called before a model is compiled, which is when Keras decides about XLA.
-
-    Args:
-        seed: Of the random numbers.
-    """
-    tf.config.experimental.enable_op_determinism()
-    # With its 10 bits a GPU's finite difference is noise, and no metric is exact.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    keras.utils.set_random_seed(seed)

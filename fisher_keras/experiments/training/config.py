@@ -14,6 +14,7 @@ from fisher_keras.experiments.names import (
     DIRECTIONS,
     GRADIENTS,
     STRATEGIES,
+    folder_name,
 )
 from fisher_keras.experiments.training.option_checks import check_together
 
@@ -190,8 +191,8 @@ class TrainingConfig:
     share_gradients: bool | None = _method(
         None,
         "Compute the loss from sub-batches, too. A step then takes two gradients instead of "
-        "three, but batch normalization uses the moments of the sub-batches. The default is to do "
-        "so where the step is the same, as for cnn.",
+        "three, but batch normalization uses the moments of the sub-batches. By default, "
+        "this is done only where it gives the same step, as with cnn.",
     )
 
     epochs: int | None = _training(
@@ -259,8 +260,8 @@ class TrainingConfig:
     )
     dry_run: bool = _output(
         False,
-        "Only print what would be trained. One batch is read, the network is built, and nothing "
-        "is written.",
+        "Only print what would be trained, and estimate its time. A few steps are measured for "
+        "this, on one device. Nothing is written.",
     )
     schedule_epochs: int | None = None
 
@@ -304,11 +305,6 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _NOT_DECISIVE}
 
 
-def file_name(arch: str) -> str:
-    """Returns the name of a network in the names of folders."""
-    return arch.rpartition(":")[2]
-
-
 def resolve_run(config: TrainingConfig) -> TrainingConfig:
     """Fills in the defaults of an experiment's run: the paper's three gradients a step."""
     if config.method == "fisher" and config.share_gradients is None:
@@ -344,8 +340,8 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "learning_rate": recipe.learning_rate,
-        "output_dir": f"runs/{config.dataset}_{file_name(config.arch)}_{config.method}"
-        f"_seed{config.seed}",
+        "output_dir": f"runs/{folder_name(config.dataset)}_{folder_name(config.arch)}"
+        f"_{config.method}_seed{config.seed}",
     }
     if config.method == "sam":
         defaults["rho"] = RHO[config.adaptive]

@@ -4,6 +4,8 @@ import math
 import pathlib
 from collections.abc import Sequence
 
+from fisher_keras.experiments.runs.progress import duration
+
 _PARTS = ("train", "confusion", "validation", "test")
 
 
@@ -25,11 +27,14 @@ def print_start(record: dict, directory: pathlib.Path, first_epoch: int) -> None
     curves = "validation" if images["validation_images"] else "test"
     print(
         f"Training {record['parameters']:,} parameters on {images['train_images']:,} images"
-        f"{confusion} ({record['device']}); val_ below is the {curves} images."
+        f"{confusion} ({record['device']}). Names that begin with val_ are of the {curves} images."
     )
     num_images, batch_size = images["train_images"] + confused, record["flags"]["batch_size"]
     if batch_size > num_images:
-        print(f"Each step takes all {num_images:,} images: --batch_size={batch_size} is more.")
+        print(
+            f"--batch_size={batch_size} is larger than the number of images: each step takes all "
+            f"{num_images:,}."
+        )
     if first_epoch:
         print(f"Resumed after epoch {first_epoch}.")
     print(f"Files go to {directory}.", flush=True)
@@ -55,7 +60,21 @@ def print_plan(
         f"\n{record['parameters']:,} parameters; images: {', '.join(counts)} (fingerprint "
         f"{images['fingerprint']}).\n{steps_per_epoch:,} steps an epoch, "
         f"{steps_per_epoch * epochs:,} in all, of batches {tuple(batch_shape)}: {megabytes:.0f} "
-        "MiB. This was a dry run: nothing was trained or written.",
+        "MiB.\nMeasuring a few steps ...",
+        flush=True,
+    )
+
+
+def print_estimate(step_seconds: float, num_steps: int) -> None:
+    """Prints how long a training takes, as the end of a dry run.
+
+    Args:
+        step_seconds: Measured time of a step.
+        num_steps: Number of steps of all epochs.
+    """
+    print(
+        f"A step takes {step_seconds:.3g} s on this machine, without evaluation: "
+        f"{duration(step_seconds * num_steps)} in all.\nThis was a dry run: nothing was written.",
         flush=True,
     )
 

@@ -61,8 +61,8 @@ class RunFiles:
         if self.record.exists():
             if not resume:
                 raise ValueError(
-                    f"{self.directory} already holds a run: give another --output_dir, or go on "
-                    "with it by --resume"
+                    f"{self.directory} already holds a run: give another --output_dir, or "
+                    "continue it with --resume"
                 )
             record = self.read()
             finished = record["status"] == "finished"

@@ -12,10 +12,16 @@ import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.training.arch import recipe_of
-from fisher_keras.experiments.training.building import build_models, start_repeatably
+from fisher_keras.experiments.training.building import build_models, make_repeatable
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
-from fisher_keras.experiments.training.messages import print_end, print_plan, print_start
+from fisher_keras.experiments.training.measured_step import step_seconds
+from fisher_keras.experiments.training.messages import (
+    print_end,
+    print_estimate,
+    print_plan,
+    print_start,
+)
 from fisher_keras.experiments.training.provenance import provenance
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.training_callbacks import (
@@ -28,6 +34,7 @@ from fisher_keras.experiments.training.training_callbacks import (
     TrainingDivergedError,
     finished_epochs,
 )
+from fisher_keras.experiments.training.training_presets import TrainingOptions
 from fisher_keras.experiments.training.workers import Workers
 from fisher_keras.metrics.loss_and_errors import evaluate_data_loss
 from fisher_keras.models import learning_rate_at
@@ -127,6 +134,11 @@ def train(
         files.remove_unused()
 
 
+def run_training(options: TrainingOptions) -> dict:
+    """Trains as the flags of `bin/train_cifar` say; see `train`."""
+    return train(options.training)
+
+
 @contextlib.contextmanager
 def _dtype_policy(config: TrainingConfig) -> Iterator[None]:
     """The policy of a training. It is global: what is built later must not get it."""
@@ -144,11 +156,15 @@ def _dry_run(config: TrainingConfig) -> dict:
     given = {name: value for name, value in dataclasses.asdict(config).items() if value}
     print("\n".join(f"{name}: {value}" for name, value in given.items()), flush=True)
     data = load_training_data(dataclasses.replace(config, download=False))
-    images, _ = next(iter(data.training_batches(config.augmentation, 0)))
+    batches = data.training_batches(config.augmentation, 0)
+    images, _ = next(iter(batches))
+    make_repeatable(config.seed)
     with _dtype_policy(config):
-        plain_model, _ = build_models(config, data)
-    record = {"data": data.describe(), "parameters": plain_model.count_params()}
-    print_plan(record, data.steps_per_epoch, config.epochs, images.shape)
+        plain_model, model = build_models(config, data)
+        record = {"data": data.describe(), "parameters": plain_model.count_params()}
+        # Before the steps, for which the memory may not be enough.
+        print_plan(record, data.steps_per_epoch, config.epochs, images.shape)
+        print_estimate(step_seconds(model, batches), data.steps_per_epoch * config.epochs)
     return record
 
 
@@ -193,7 +209,7 @@ class _Training:
 
     def run(self, record: dict | None, callbacks: Sequence[keras.callbacks.Callback]) -> dict:
         """Trains and evaluates the network; returns its record."""
-        start_repeatably(self.config.seed)
+        make_repeatable(self.config.seed)
         _check_same_data(record, self.data.describe(), self.files, self.workers)
         # After the seed, so that the first weights are the same however the data were loaded.
         with self.workers.strategy.scope():

@@ -81,7 +81,7 @@ def test_dashes_are_as_good_as_underscores(run_command):
 def test_help_groups_the_flags(run_command):
     _, output, _ = run_command("train_cifar", "--help")
     headings = re.findall(r"^(\w+):$", output, flags=re.MULTILINE)
-    assert headings == ["model", "data", "regularizer", "training", "output"]
+    assert headings == ["preset", "model", "data", "regularizer", "training", "output"]
     for flag in set(TrainingConfig.__dataclass_fields__) - {"schedule_epochs"}:
         assert re.search(rf"^  --(\[no\])?{flag}:", output, flags=re.MULTILINE), flag
     # And in its own group.
@@ -280,7 +280,8 @@ def test_sizes_that_do_not_go_together_are_said(run_command, tmp_path):
     )
     status, output, _ = run_command("train_cifar", *flags)
     assert status == 0
-    assert "\nEach step takes all 20 images: --batch_size=32 is more.\n" in output
+    said = "\n--batch_size=32 is larger than the number of images: each step takes all 20.\n"
+    assert said in output
 
 
 def test_a_bug_keeps_its_traceback():

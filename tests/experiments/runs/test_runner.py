@@ -150,7 +150,7 @@ def test_a_killed_scheduler_ends_the_command_and_not_the_experiment(store, start
     cluster.scheduler.kill()
     code, _, stderr = finish(process)
     assert code == 1
-    message = f"ConnectionError: the Dask scheduler at {cluster.address} is gone; what is finished"
+    message = f"ConnectionError: the Dask scheduler at {cluster.address} is gone. Finished runs"
     assert message in stderr.splitlines()[-1]
     wait_until(lambda: not run_processes(store.directory), timeout=5)
     for worker in workers:
@@ -175,7 +175,9 @@ def test_ctrl_c_stops_the_runs_within_seconds(store, start):
     wait_until(under_way(store, 2))
     os.killpg(process.pid, signal.SIGINT)  # As a terminal does.
     _, stdout, stderr = finish(process, timeout=5)
-    assert stdout.endswith("Stopped, 0 of 4 runs are finished: the same command goes on.\n")
+    assert stdout.endswith(
+        "Stopped. 0 of 4 runs are finished. To continue, run the same command.\n"
+    )
     assert stderr.count("Traceback") == 1
     assert stderr.endswith("\nKeyboardInterrupt\n")
     assert not run_processes(store.directory)

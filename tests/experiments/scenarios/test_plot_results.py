@@ -356,7 +356,7 @@ def test_a_random_number_is_the_networks_own(tmp_path):
 def test_the_forest_has_each_coefficient_with_its_interval(tmp_path):
     lines = correlations(read(tmp_path, confusion_records(), batch_size_records()))
     figure = forest_figure(lines)
-    assert len(figure.axes) == 3 * 3  # Two scenarios and both together; three quantities.
+    assert len(figure.axes) == 3  # Two scenarios and both together.
     first = [line for line in lines if line.scenario == CONFUSION]
     tau, _ = (line for line in figure.axes[0].lines if line.get_ls() == "None")
     np.testing.assert_allclose(tau.get_xdata(), [line.rank.kendall.value for line in first])
@@ -366,6 +366,11 @@ def test_the_forest_has_each_coefficient_with_its_interval(tmp_path):
     np.testing.assert_allclose(drawn, [(e.low, e.high) for e in estimates if e.low == e.low])
     names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert names[1:] == ["robustness", "training loss", "random number"]
+    other = forest_figure(lines, "test_loss")
+    assert other.axes[-1].get_xlabel() == "tau with the test cross-entropy"
+    tau, _ = (line for line in other.axes[0].lines if line.get_ls() == "None")
+    expected = [line.others["test_loss"].rank.kendall.value for line in first]
+    np.testing.assert_allclose(tau.get_xdata(), expected)
 
 
 def test_the_scatter_has_each_network_once(tmp_path):

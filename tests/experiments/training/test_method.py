@@ -6,6 +6,7 @@ import keras
 import pytest
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
+from fisher_keras.experiments.runs.run_options import ExperimentOptions
 from fisher_keras.experiments.runs.trained_run import training_settings
 from fisher_keras.experiments.training.building import build_models
 from fisher_keras.experiments.training.config import resolve
@@ -116,6 +117,20 @@ def test_ghost_batch_normalization_is_the_regularizers_step_without_it(tmp_path)
 )
 def test_a_method_has_a_folder_of_its_own(changes, name):
     assert resolve(config(**changes)).output_dir == f"runs/digits_cnn_{name}_seed0"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "arch", "folder"),
+    [
+        ("tfds:imagenette/160px-v2", "resnet", "tfds_imagenette_160px-v2_resnet"),
+        ("tfds:mnist:3.0.1", "a.b:net", "tfds_mnist_3.0.1_net"),
+        ("folder", "keras.applications:ResNet50", "folder_ResNet50"),
+    ],
+)
+def test_folders_have_names_that_any_system_takes(dataset, arch, folder):
+    names = {"dataset": dataset, "arch": arch}
+    assert resolve(config(**names, width=None)).output_dir == f"runs/{folder}_plain_seed0"
+    assert ExperimentOptions(**names).protocol == f"laptop_{folder}"
 
 
 def test_clipping_only_clips(tmp_path):

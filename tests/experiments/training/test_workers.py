@@ -33,13 +33,23 @@ def hook(event, arguments):
         os._exit(99)
 sys.addaudithook(hook)
 """
-# Two devices before TensorFlow's first use, and then what bin/train_cifar does.
-TWO_DEVICES = """
-import sys, tensorflow as tf
+# Before TensorFlow's first use.
+SET_TWO_DEVICES = """
+import tensorflow as tf
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+"""
+# What bin/train_cifar does.
+MAIN = """
+import sys
 from fisher_keras.experiments.command_line.main import main
 main(["train_cifar", *sys.argv[1:]])
+"""
+TWO_DEVICES = SET_TWO_DEVICES + MAIN
+# However small they are.
+KEEP_IN_FILES = """
+from fisher_keras.datasets import stored_images
+stored_images.IN_MEMORY_BYTES = 0
 """
 
 
@@ -122,6 +132,60 @@ def test_killed_and_started_again_they_end_with_the_same_weights(undisturbed, tm
     for name in ("last.keras", "best.keras"):
         assert_same_weights(run / name, undisturbed[0] / name)
     assert json.loads((run / "run.json").read_text())["resumed"]
+
+
+@pytest.fixture(scope="module")
+def photo_flags(tmp_path_factory):
+    """Flags of a training on 22 images of a folder."""
+    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(28):
+        split, name = ("train", "test")[number >= 22], "ab"[number % 2]
+        path = folder / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (9, 10, 3)).astype(np.uint8)
+        path.write_bytes(tf.io.encode_png(pixels).numpy())
+    data = ["--dataset=folder", f"--data_dir={folder}", "--image_size=8", "--label_smoothing=0.1"]
+    return [*data, "--width=0.1", "--epochs=2", "--batch_size=8", "--method=fisher"]
+
+
+def test_devices_share_images_in_files_as_those_in_memory(photo_flags, tmp_path):
+    """The last batch of an epoch is short."""
+    mirrored = [*photo_flags, "--num_sub_batches=2", "--strategy=mirrored"]
+    scripts = {"memory": TWO_DEVICES, "files": SET_TWO_DEVICES + KEEP_IN_FILES + MAIN}
+    started = [
+        start("-c", script, *mirrored, f"--output_dir={tmp_path / name}")
+        for name, script in scripts.items()
+    ]
+    for process in started:
+        status, _, stderr = finish(process)
+        assert status == 0, stderr
+    pair = [weights(tmp_path / name / "last.keras") for name in scripts]
+    for mine, other in zip(*pair, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-7)
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in scripts]
+    assert records[0]["replicas"] == records[1]["replicas"] == 2
+    assert records[0]["test"]["loss"] == pytest.approx(records[1]["test"]["loss"], rel=1e-5)
+    # Another kind of data: those in their files are known by these alone.
+    assert records[0]["data"]["fingerprint"] != records[1]["data"]["fingerprint"]
+
+
+@pytest.mark.nightly
+def test_processes_share_images_in_files_as_devices_do(photo_flags, tmp_path):
+    flags = [*photo_flags, "--num_sub_batches=2"]
+    mirrored, workers = tmp_path / "mirrored", tmp_path / "workers"
+    devices = SET_TWO_DEVICES + KEEP_IN_FILES + MAIN
+    started = [start("-c", devices, *flags, "--strategy=mirrored", f"--output_dir={mirrored}")]
+    options = ("--strategy=multi_worker", f"--output_dir={workers}")
+    started += [
+        start("-c", KEEP_IN_FILES + MAIN, *flags, *options, TF_CONFIG=config)
+        for config in cluster_of(2)
+    ]
+    for process in started:
+        status, _, stderr = finish(process)
+        assert status == 0, stderr
+    pair = [weights(folder / "last.keras") for folder in (mirrored, workers)]
+    for mine, other in zip(*pair, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
 
 
 class InTurn:

@@ -10,49 +10,44 @@ from fisher_keras.experiments.scenarios.figures.over_variable import FONT_SIZE, 
 from fisher_keras.experiments.scenarios.scenario import TITLES
 from fisher_keras.experiments.scenarios.summary import (
     ALL_RUNS,
-    OTHER_TARGETS,
+    TARGETS,
+    TEST_ERROR,
     Association,
     Correlation,
 )
 
 _KINDS = {"rank": ("tau", "#0072B2", "o", -0.17), "partial": ("partial tau", "#D55E00", "s", 0.17)}
-_COLUMN_INCHES, _ROW_INCHES = 2.4, 0.24
+# As wide as the screen of a telephone, so that it is readable there.
+_WIDTH_INCHES, _ROW_INCHES = 4.2, 0.24
 
 
-def forest_figure(lines: Sequence[Correlation]) -> Figure:
+def forest_figure(lines: Sequence[Correlation], target: str = TEST_ERROR) -> Figure:
     """Draws Kendall's tau of each measure, and its partial tau given the training loss.
 
     Args:
         lines: What `correlations` returns; those without the flagged runs are left out.
+        target: The quantity of the test images that the tau are with, out of `TARGETS`.
 
     Returns:
-        The figure: a row of panels a scenario, a column a quantity of the test images.
+        The figure: a panel a scenario.
     """
     lines = [line for line in lines if line.runs == ALL_RUNS]
     groups = {
         name: [line for line in lines if line.scenario == name]
         for name in dict.fromkeys(line.scenario for line in lines)
     }
-    targets = {"test_error": "test error", **OTHER_TARGETS}
     heights = [len(group) for group in groups.values()]
     figure = Figure(
-        figsize=(_COLUMN_INCHES * len(targets) + 1.2, _ROW_INCHES * sum(heights) + 1.2),
+        figsize=(_WIDTH_INCHES, _ROW_INCHES * sum(heights) + 0.4 * len(groups) + 0.8),
         layout="constrained",
     )
-    panels = figure.subplots(
-        len(groups), len(targets), sharex=True, squeeze=False, height_ratios=heights
-    )
-    for row, (name, group) in zip(panels, groups.items(), strict=True):
-        for axes, target in zip(row, targets, strict=True):
-            _draw(axes, group, target)
-        row[0].set_yticks(range(len(group)), [LABELS.get(g.measure, g.measure) for g in group])
-        title = TITLES.get(name, name)
-        row[0].set_title(
-            f"{title} ({group[0].rank.num_runs} networks)", loc="left", fontsize=FONT_SIZE
-        )
-    for axes, title in zip(panels[-1], targets.values(), strict=True):
-        axes.set_xlabel(f"tau with the {title}", fontsize=FONT_SIZE)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
+    panels = figure.subplots(len(groups), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (name, group) in zip(panels, groups.items(), strict=True):
+        _draw(axes, group, target)
+        title = f"{TITLES.get(name, name)} ({group[0].rank.num_runs} networks)"
+        axes.set_title(title, loc="left", fontsize=FONT_SIZE)
+    panels[-1].set_xlabel(f"tau with the {TARGETS[target]}", fontsize=FONT_SIZE)
+    handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=FONT_SIZE
     )
@@ -74,8 +69,9 @@ def _draw(axes: Axes, group: Sequence[Correlation], target: str) -> None:
         )
     axes.axvline(0, color="gray", linewidth=0.7)
     axes.set_xlim(-1.05, 1.05)
+    axes.set_xticks(np.linspace(-1, 1, 5))
     axes.set_ylim(len(group) - 0.5, -0.5)
-    axes.set_yticks(range(len(group)), [])
+    axes.set_yticks(range(len(group)), [LABELS.get(g.measure, g.measure) for g in group])
     axes.tick_params(labelsize=FONT_SIZE)
     axes.grid(axis="x", alpha=0.25)
 

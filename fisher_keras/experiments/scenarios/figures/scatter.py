@@ -10,7 +10,7 @@ from fisher_keras.experiments.scenarios.figures.over_variable import AXIS_LABELS
 from fisher_keras.experiments.scenarios.scenario import Scenario, column
 
 _METRIC = "log_determinant"
-_PANEL_INCHES = (2.8, 3.1)
+_PANEL_INCHES = (4.2, 2.9)  # As wide as the screen of a telephone.
 
 
 def scatter_figure(scenarios: Sequence[Scenario]) -> Figure:
@@ -24,11 +24,10 @@ def scatter_figure(scenarios: Sequence[Scenario]) -> Figure:
     Returns:
         The figure.
     """
-    size = _PANEL_INCHES[0] * len(scenarios), _PANEL_INCHES[1]
+    size = _PANEL_INCHES[0], _PANEL_INCHES[1] * len(scenarios)
     figure = Figure(figsize=size, layout="constrained")
-    for axes, scenario in zip(
-        figure.subplots(1, len(scenarios), squeeze=False)[0], scenarios, strict=True
-    ):
+    panels = figure.subplots(len(scenarios), squeeze=False)[:, 0]
+    for axes, scenario in zip(panels, scenarios, strict=True):
         colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(scenario.values)))
         for value, color in zip(scenario.values, colors, strict=True):
             for flagged in (False, True):
@@ -53,13 +52,13 @@ def scatter_figure(scenarios: Sequence[Scenario]) -> Figure:
         legend = axes.legend(
             loc="upper center",
             bbox_to_anchor=(0.5, -0.2),
-            ncols=3,
+            ncols=4,
             title=AXIS_LABELS[scenario.variable],
             fontsize=FONT_SIZE - 1,
             frameon=False,
         )
         legend.get_title().set_fontsize(FONT_SIZE - 1)
-    figure.axes[0].set_ylabel(LABELS[_METRIC], fontsize=FONT_SIZE)
+        axes.set_ylabel(LABELS[_METRIC], fontsize=FONT_SIZE)
     return figure
 
 
