@@ -9,7 +9,7 @@ import keras
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs.presets import MetricSettings
-from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.training.arch import source_of
 from fisher_keras.experiments.training.config import TrainingConfig, resolve, resolve_run
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
@@ -130,13 +130,29 @@ def execute(
     parts = [part for part in (*PARTS, "validation") if part in fits]
     return {
         **{part: _part_result(part, fits[part], record) for part in parts},
-        **{key: _summaries(reports[key]) for key in reports},
+        **{key: summaries(reports[key]) for key in reports},
         "notes": list(report.notes),
         "parameters": report.num_parameters,
         **{name: record[name] for name in _FROM_TRAINING},
         "data": record["data"]["fingerprint"],
         "wall_time_s": record["wall_time_s"] + time.monotonic() - start,
     }
+
+
+def network_file(store: ExperimentStore, key: str) -> pathlib.Path | None:
+    """Returns the .keras file of a finished run's network; None if it was not kept.
+
+    Args:
+        store: The store of the run.
+        key: The run's key.
+
+    Returns:
+        `networks/<key>.keras`, kept beside the records, or else that of the run's directory.
+    """
+    kept = store.directory / "networks" / f"{key}.keras"
+    directory = store.begun(key)
+    files = [kept, *([RunFiles(directory / _TRAINING).last] if directory else [])]
+    return next((file for file in files if file.exists()), None)
 
 
 def _evaluate(
@@ -146,9 +162,6 @@ def _evaluate(
     metrics: MetricSettings,
     label_smoothing: float,
 ) -> dict[str, LocalMinimumReport]:
-    scales = {"metrics": None}
-    if metrics.normalize_logits is not None:
-        scales["normalized_metrics"] = metrics.normalize_logits
     train_data = data.examples("train")
     parts = (part for name in metrics.names for part in _PARTS_OF.get(name, ()))
     names = tuple(dict.fromkeys((*metrics.names, *parts)))
@@ -167,7 +180,7 @@ def _evaluate(
             trials_path=directory / f"{key}.trials.jsonl",
             progress=False,
         )
-        for key, scale in scales.items()
+        for key, scale in metrics.scales.items()
     }
 
 
@@ -187,5 +200,6 @@ def _part_result(part: str, fit: Any, record: dict[str, Any]) -> dict[str, float
     return result | {"excess_loss": fit.excess_loss} if trained_on else result
 
 
-def _summaries(report: LocalMinimumReport) -> dict[str, dict[str, float | str]]:
+def summaries(report: LocalMinimumReport) -> dict[str, dict[str, float | str]]:
+    """Returns the metrics of a report for the result of a run."""
     return json_ready({name: dataclasses.asdict(s) for name, s in report.metrics.items()})

@@ -11,6 +11,7 @@ from fisher_keras.experiments.runs.provenance_notes import provenance_notes
 from fisher_keras.experiments.runs.store import ExperimentStore, Record
 from fisher_keras.experiments.scenarios.runs import SCENARIOS, scenario_runs
 from fisher_keras.experiments.statistics.text_tables import publish_table
+from fisher_keras.experiments.training import provenance
 
 PRESET = dataclasses.replace(SCENARIOS["scenario_confusion"]["smoke"], num_seeds=1)
 
@@ -62,7 +63,7 @@ def start(tmp_path, monkeypatch):
 
 
 def test_presets_for_results_refuse_a_tree_with_uncommitted_changes(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "git_revision", lambda: "abc-dirty")
+    monkeypatch.setattr(provenance, "git_revision", lambda: "abc-dirty")
     for preset in ("paper", "laptop"):
         with pytest.raises(ValueError, match=f"--preset={preset} is for results, .* commit them"):
             start(preset)
@@ -77,7 +78,7 @@ def test_presets_for_results_refuse_a_tree_with_uncommitted_changes(start, tmp_p
 
 @pytest.mark.parametrize("revision", ["abc", None])
 def test_a_commit_and_an_installed_package_start(start, monkeypatch, revision):
-    monkeypatch.setattr(experiment, "git_revision", lambda: revision)
+    monkeypatch.setattr(provenance, "git_revision", lambda: revision)
     assert start("paper") == 1
 
 
