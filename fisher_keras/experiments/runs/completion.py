@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 import tqdm.auto
 
+from fisher_keras.classifier.labels import Examples
 from fisher_keras.datasets import ImageDataset, load_dataset
 from fisher_keras.experiments.runs.completion_options import CompletionOptions
 from fisher_keras.experiments.runs.presets import MetricSettings
@@ -16,8 +17,8 @@ from fisher_keras.experiments.runs.store import ExperimentStore, Record
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork
 from fisher_keras.experiments.runs.trained_run import network_file, summaries
 from fisher_keras.experiments.saved_models import SavedClassifiers
-from fisher_keras.experiments.training.config import resolve
-from fisher_keras.experiments.training.data import training_data
+from fisher_keras.experiments.training.config import TrainingConfig, resolve
+from fisher_keras.experiments.training.data import split_dataset
 from fisher_keras.experiments.training.provenance import check_commit, provenance
 from fisher_keras.metrics.evaluation import evaluate_local_minimum
 from fisher_keras.metrics.metric import DEFAULT_METRICS
@@ -26,6 +27,10 @@ from fisher_keras.metrics.report import LocalMinimumReport
 # Of a metric's standard deviation over the trials. Another sample moves the mean of 20 trials by
 # 30 % of it, and the rounding of another machine by less than 0.01 %.
 _ROUNDING = 1e-3
+# Settings of a training that determine its images.
+_OF_THE_EXAMPLES = ("dataset", "image_size", "train_size", "validation_size", "seed")
+# From a training to its images with their classes, and the fingerprint of the data set.
+_Examples: TypeAlias = Callable[[TrainingConfig], tuple[Examples, str]]
 
 
 def complete_metrics(options: CompletionOptions) -> None:
@@ -46,9 +51,7 @@ def complete_metrics(options: CompletionOptions) -> None:
     """
     check_commit("complete_metrics")
     tf.config.experimental.enable_tensor_float_32_execution(False)  # It has 10 bits, on a GPU.
-    load = functools.cache(
-        lambda name, image_size: load_dataset(name, options.data_dir, options.download, image_size)
-    )
+    examples = _examples(options)
     # Before the first record is written: that is a change, too.
     source = provenance()
     failures = []
@@ -61,24 +64,48 @@ def complete_metrics(options: CompletionOptions) -> None:
         print(f"{folder}: {len(incomplete)} of {len(networks)} records lack metrics", flush=True)
         if incomplete:
             with store.locked():
-                failures += _complete_store(store, incomplete, load, source)
+                failures += _complete_store(store, incomplete, examples, source)
     if failures:
         raise ValueError(
             f"{len(failures)} records were not completed: {'; '.join(map(str, failures))}"
         )
 
 
+def _examples(options: CompletionOptions) -> _Examples:
+    """Returns a function that loads each data set, and draws each set of training images, once."""
+
+    @functools.cache
+    def loaded(name: str, image_size: int | None) -> ImageDataset:
+        return load_dataset(name, options.data_dir, options.download, image_size)
+
+    @functools.cache
+    def drawn(
+        name: str, image_size: int | None, train_size: int | None, validation_size: int, seed: int
+    ) -> tuple[Examples, str]:
+        data = split_dataset(
+            loaded(name, image_size),
+            train_size=train_size,
+            validation_size=validation_size,
+            batch_size=1,
+            one_hot=False,
+            seed=seed,
+        )
+        return data.examples("train"), data.dataset.fingerprint
+
+    return lambda training: drawn(*(getattr(training, name) for name in _OF_THE_EXAMPLES))
+
+
 def _complete_store(
     store: ExperimentStore,
     networks: list[TrainedNetwork],
-    load: Callable[[str, int | None], ImageDataset],
+    examples: _Examples,
     source: Mapping[str, Any],
 ) -> list[ValueError]:
     """Completes the records of a store; returns why some could not be."""
     failures, classifiers = [], SavedClassifiers()
     for network in tqdm.auto.tqdm(networks, desc=store.directory.name, unit="network"):
         try:
-            reports = _evaluate(store, network, load, classifiers)
+            reports = _evaluate(store, network, examples, classifiers)
             store.replace(_completed(network.record, reports, source))
         except ValueError as error:
             failures.append(error)
@@ -97,7 +124,7 @@ def _lacking(record: Record) -> dict[str, list[str]]:
 def _evaluate(
     store: ExperimentStore,
     network: TrainedNetwork,
-    load: Callable[[str, int | None], ImageDataset],
+    examples: _Examples,
     classifiers: SavedClassifiers,
 ) -> dict[str, LocalMinimumReport]:
     """Evaluates the network of a run as the run has evaluated it.
@@ -109,8 +136,8 @@ def _evaluate(
     file = network_file(store, record.key)
     if file is None:
         raise ValueError(f"the network of run {record.key} was not kept: train it again")
-    data = training_data(training, load(training.dataset, training.image_size))
-    given, recorded = data.dataset.fingerprint, record.result.get("data")
+    data, given = examples(training)
+    recorded = record.result.get("data")
     if given != recorded:
         raise ValueError(
             f"run {record.key} is of the data {recorded}, and those in --data_dir are {given}: "
@@ -120,7 +147,7 @@ def _evaluate(
     reports = {
         key: evaluate_local_minimum(
             classifiers.load(file, scale),
-            data.examples("train"),
+            data,
             settings.num_samples,
             settings.num_trials,
             record.seed,

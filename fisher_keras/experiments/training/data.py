@@ -134,16 +134,8 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
         ValueError: If the images or labels cannot be used, or are too few.
         OSError: If they cannot be read.
     """
-    return training_data(
-        config,
-        load_dataset(config.dataset, config.data_dir, config.download, config.image_size),
-    )
-
-
-def training_data(config: TrainingConfig, dataset: ImageDataset) -> TrainingData:
-    """Returns the data of a run, see `load_training_data`, from a data set that was loaded."""
     return split_dataset(
-        dataset,
+        load_dataset(config.dataset, config.data_dir, config.download, config.image_size),
         train_size=config.train_size,
         confusion_size=config.confusion_size,
         validation_size=config.validation_size,

@@ -31,6 +31,18 @@ def test_runs_without_a_commit_are_counted():
     ]
 
 
+def test_metrics_that_were_computed_later_are_named():
+    later = record("abc")
+    added = {"names": ["soft_rank", "mean_margin"], "git_revision": "0123456789abcdef"}
+    later.result["added_metrics"] = [added, {"names": ["trace"], "git_revision": None}]
+    assert provenance_notes([record("abc"), later, later])[1:] == [
+        "In 2 of 3 runs these metrics were computed later, from the saved networks (commit "
+        "0123456789ab): soft_rank, mean_margin.",
+        "In 2 of 3 runs these metrics were computed later, from the saved networks (commit not "
+        "known): trace.",
+    ]
+
+
 def test_all_data_are_named():
     notes = provenance_notes([record("abc"), record("abc", "digits", "f00")])
     assert len(notes) == 2
