@@ -1,6 +1,7 @@
 """A labelled image data set, in memory or not."""
 
 import dataclasses
+import functools
 import hashlib
 
 import numpy as np
@@ -47,7 +48,7 @@ class ImageDataset:
         """`(H, W, C)`."""
         return self.train_images.shape[1:]
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of a SHA-256 over all arrays, their shapes and dtypes.
 

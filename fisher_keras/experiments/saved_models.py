@@ -1,5 +1,6 @@
 """Trained networks, read from their .keras files."""
 
+import os
 import pathlib
 import re
 import zipfile
@@ -9,6 +10,7 @@ from typing import Any
 
 import keras
 
+from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.user_code import import_module
 
 _HF = "hf://"  # How Keras writes the address of a model on Hugging Face.
@@ -31,6 +33,38 @@ def load_models(paths: Sequence[str], modules: Sequence[str] = ()) -> dict[str, 
     """
     known = {name: value for m in modules for name, value in vars(import_module(m)).items()}
     return {name: _load(path, known) for name, path in _names(paths).items()}
+
+
+class SavedClassifiers:
+    """Classifiers of .keras files; files of one architecture share a model, and so its traces."""
+
+    def __init__(self) -> None:
+        """Starts without any."""
+        self._classifiers: dict[tuple[str, float | None], Classifier] = {}
+
+    def load(self, path: str | os.PathLike, normalize_logits: float | None = None) -> Classifier:
+        """Returns the classifier of a file, until the next file is loaded.
+
+        Args:
+            path: The .keras file.
+            normalize_logits: See `Classifier`.
+
+        Raises:
+            ValueError: If the file cannot be used.
+        """
+        model = _load(str(path), {})
+        key = _architecture(model), normalize_logits
+        if key not in self._classifiers:
+            self._classifiers[key] = Classifier(model, normalize_logits=normalize_logits)
+        known = self._classifiers[key]
+        known.model.set_weights(model.get_weights())
+        return known
+
+
+def _architecture(model: keras.Model) -> str:
+    """Returns the definition of a model, the same for the models of the same layers."""
+    # What layers share has a number that differs from process to process.
+    return re.sub(r'"shared_object_id": \d+', "", model.to_json())
 
 
 def _names(paths: Sequence[str]) -> dict[str, str]:

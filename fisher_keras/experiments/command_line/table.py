@@ -98,6 +98,14 @@ COMMANDS = {
         "comparisons.table_options:MethodsOptions",
         "comparisons.methods:make_methods_table",
     ),
+    "complete_metrics": Command(
+        "Adds the metrics that the records of finished runs lack, from their saved networks.",
+        "For example\n\n  complete_metrics --store=results/pool_laptop --data_dir=PATH\n\n"
+        "The metrics that a record has must come out again, or nothing is added to it. If the\n"
+        "command is interrupted, run it again: completed records are not computed again.",
+        "runs.completion_options:CompletionOptions",
+        "runs.completion:complete_metrics",
+    ),
     "crossed": Command(
         "Crosses Scenarios I and III: confusion sets of two sizes, each at two batch sizes.",
         "For example\n\n  crossed --preset=laptop --label_smoothing=0.1 --num_workers=2\n\n"

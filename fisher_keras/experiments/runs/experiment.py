@@ -18,7 +18,7 @@ from fisher_keras.experiments.training.arch import build_network
 from fisher_keras.experiments.training.config import TrainingConfig
 from fisher_keras.experiments.training.data import split_dataset
 from fisher_keras.experiments.training.option_checks import NETWORK_OPTIONS
-from fisher_keras.experiments.training.provenance import git_revision
+from fisher_keras.experiments.training.provenance import check_commit
 
 # Options that are those of all trainings, too.
 _OF_TRAINING = (
@@ -81,7 +81,7 @@ def execute_runs(
     _check_same_images([finished[r.key] for r in runs if r.key in finished], options, store)
     # A table of finished runs may be made from any tree: it says what they are of.
     if missing and options.preset != "smoke":
-        _check_commit(options.preset)
+        check_commit(f"--preset={options.preset}", ", or try the changes with --preset=smoke")
     function = functools.partial(execute, data_dir=data_dir, download=options.download)
     run_experiment(runs, function, store, options, gpus)
     return store
@@ -151,12 +151,3 @@ def _check_datasets(runs: Sequence[Run], options: ExperimentOptions) -> None:
         split_dataset(dataset, **sizes)
         if ":" in training.arch:
             build_network(training, dataset.num_classes, dataset.image_shape)
-
-
-def _check_commit(preset: str) -> None:
-    """Raises a ValueError if no commit has the code that the runs would be of."""
-    if (git_revision() or "").endswith("-dirty"):
-        raise ValueError(
-            f"--preset={preset} is for results, and the checkout has uncommitted changes: commit "
-            "them (git status lists them), or try the changes with --preset=smoke"
-        )

@@ -30,6 +30,14 @@ class MetricSettings:
     num_trials: int = 100
     normalize_logits: float | None = None
 
+    @property
+    def scales(self) -> dict[str, float | None]:
+        """The `normalize_logits` of each evaluation, by its name in the result of a run."""
+        scales: dict[str, float | None] = {"metrics": None}
+        if self.normalize_logits is not None:
+            scales["normalized_metrics"] = self.normalize_logits
+        return scales
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:

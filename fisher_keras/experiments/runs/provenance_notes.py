@@ -1,5 +1,6 @@
 """Notes below tables: the origin of the data, and runs of a tree with uncommitted changes."""
 
+import collections
 from collections.abc import Sequence
 
 from fisher_keras.experiments.runs.store import Record
@@ -18,7 +19,8 @@ def provenance_notes(records: Sequence[Record]) -> list[str]:
         records: Of trained networks.
 
     Returns:
-        The origin of each data set; how many runs have no commit that tells their code, if any.
+        The origin of each data set; how many runs have no commit that tells their code, if any;
+        which metrics were computed later.
     """
     data = dict.fromkeys(
         (record.config["training"]["dataset"], record.result.get("data")) for record in records
@@ -36,4 +38,18 @@ def provenance_notes(records: Sequence[Record]) -> list[str]:
         for tree, count in trees.items()
         if count
     ]
-    return notes
+    return notes + _added_notes(records)
+
+
+def _added_notes(records: Sequence[Record]) -> list[str]:
+    """Describes the metrics that were computed later, a sentence for each commit."""
+    added = collections.Counter(
+        (", ".join(addition["names"]), (addition["git_revision"] or "not known")[:12])
+        for record in records
+        for addition in record.result.get("added_metrics", ())
+    )
+    return [
+        f"In {count} of {len(records)} runs these metrics were computed later, from the saved "
+        f"networks (commit {revision}): {names}."
+        for (names, revision), count in added.items()
+    ]

@@ -268,6 +268,23 @@ class ExperimentStore:
         if records != _read(self.lines):
             write_text(self.lines, "".join(map(Record.to_line, records)))
 
+    def replace(self, record: Record) -> None:
+        """Puts a record in the place of the one that the same run has.
+
+        Args:
+            record: Of a finished run.
+
+        Raises:
+            ValueError: If the result is not JSON, or a record cannot be read as one.
+            OSError: If a file cannot be read or written.
+        """
+        line = record.to_line()
+        directory = self.begun(record.key)
+        if directory is not None and (directory / "record.json").exists():
+            write_text(directory / "record.json", line)
+        records = [record if old.key == record.key else old for old in self.records()]
+        write_text(self.lines, "".join(map(Record.to_line, records)))
+
     def _record_file(self, run: Run) -> pathlib.Path:
         return self.run_directory(run) / "record.json"
 

@@ -9,7 +9,7 @@ import keras
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs.presets import MetricSettings
-from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.training.arch import source_of
 from fisher_keras.experiments.training.config import TrainingConfig, decisive, resolve, resolve_run
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
@@ -122,7 +122,7 @@ def execute(
             )
     return {
         **{part: part_result(fits[part], part in ("train", "confusion")) for part in parts},
-        **{key: _summaries(reports[key]) for key in reports},
+        **{key: summaries(reports[key]) for key in reports},
         "notes": list(report.notes),
         "parameters": report.num_parameters,
         **{name: record[name] for name in _FROM_TRAINING},
@@ -152,6 +152,22 @@ def training_of(
     return training, load_training_data(training)
 
 
+def network_file(store: ExperimentStore, key: str) -> pathlib.Path | None:
+    """Returns the .keras file of a finished run's network; None if it was not kept.
+
+    Args:
+        store: The store of the run.
+        key: The run's key.
+
+    Returns:
+        `networks/<key>.keras`, kept beside the records, or else that of the run's directory.
+    """
+    kept = store.directory / "networks" / f"{key}.keras"
+    directory = store.begun(key)
+    files = [kept, *([RunFiles(directory / _TRAINING).last] if directory else [])]
+    return next((file for file in files if file.exists()), None)
+
+
 def _evaluate(
     model: keras.Model,
     directory: pathlib.Path,
@@ -159,9 +175,6 @@ def _evaluate(
     metrics: MetricSettings,
     label_smoothing: float,
 ) -> dict[str, LocalMinimumReport]:
-    scales = {"metrics": None}
-    if metrics.normalize_logits is not None:
-        scales["normalized_metrics"] = metrics.normalize_logits
     train_data = data.examples("train")
     parts = (part for name in metrics.names for part in _PARTS_OF.get(name, ()))
     names = tuple(dict.fromkeys((*metrics.names, *parts)))
@@ -180,7 +193,7 @@ def _evaluate(
             trials_path=directory / f"{key}.trials.jsonl",
             progress=False,
         )
-        for key, scale in scales.items()
+        for key, scale in metrics.scales.items()
     }
 
 
@@ -200,5 +213,6 @@ def part_result(fit: DataLoss, with_excess: bool = True) -> dict[str, float]:
     return result | {"excess_loss": fit.excess_loss} if with_excess else result
 
 
-def _summaries(report: LocalMinimumReport) -> dict[str, dict[str, float | str]]:
+def summaries(report: LocalMinimumReport) -> dict[str, dict[str, float | str]]:
+    """Returns the metrics of a report for the result of a run."""
     return json_ready({name: dataclasses.asdict(s) for name, s in report.metrics.items()})

@@ -53,10 +53,28 @@ def git_revision(package: pathlib.Path = _PACKAGE) -> str | None:
         # An installed package may lie in an unrelated checkout, which does not track it.
         _git(package, "ls-files", "--error-unmatch", "__init__.py")
         revision = _git(package, "rev-parse", "HEAD")
-        changes = _git(package, "status", "--porcelain", "--", ":/")
+        # Records of results are not code: they change while their experiment is at work.
+        changes = _git(package, "status", "--porcelain", "--", ":/", ":(exclude,top)results")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{revision}-dirty" if changes else revision
+
+
+def check_commit(what: str, remedy: str = "") -> None:
+    """Checks that a commit has the code that results would be of.
+
+    Args:
+        what: Is only for results, in the message.
+        remedy: Another thing to do than to commit.
+
+    Raises:
+        ValueError: If the checkout has uncommitted changes.
+    """
+    if (git_revision() or "").endswith("-dirty"):
+        raise ValueError(
+            f"{what} is for results, and the checkout has uncommitted changes: commit "
+            f"them (git status lists them){remedy}"
+        )
 
 
 def device() -> str:

@@ -11,6 +11,7 @@ from fisher_keras.experiments.runs.provenance_notes import provenance_notes
 from fisher_keras.experiments.runs.store import ExperimentStore, Record
 from fisher_keras.experiments.scenarios.runs import SCENARIOS, scenario_runs
 from fisher_keras.experiments.statistics.text_tables import publish_table
+from fisher_keras.experiments.training import provenance
 
 PRESET = dataclasses.replace(SCENARIOS["scenario_confusion"]["smoke"], num_seeds=1)
 
@@ -27,6 +28,18 @@ def test_runs_without_a_commit_are_counted():
         "(fingerprint 0eea5fd087074c92).",
         "2 of 4 runs are of a tree with uncommitted changes.",
         "1 of 4 runs are of a tree with no known commit.",
+    ]
+
+
+def test_metrics_that_were_computed_later_are_named():
+    later = record("abc")
+    added = {"names": ["soft_rank", "mean_margin"], "git_revision": "0123456789abcdef"}
+    later.result["added_metrics"] = [added, {"names": ["trace"], "git_revision": None}]
+    assert provenance_notes([record("abc"), later, later])[1:] == [
+        "In 2 of 3 runs these metrics were computed later, from the saved networks (commit "
+        "0123456789ab): soft_rank, mean_margin.",
+        "In 2 of 3 runs these metrics were computed later, from the saved networks (commit not "
+        "known): trace.",
     ]
 
 
@@ -61,7 +74,7 @@ def start(tmp_path, monkeypatch):
 
 
 def test_presets_for_results_refuse_a_tree_with_uncommitted_changes(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "git_revision", lambda: "abc-dirty")
+    monkeypatch.setattr(provenance, "git_revision", lambda: "abc-dirty")
     for preset in ("paper", "laptop"):
         with pytest.raises(ValueError, match=f"--preset={preset} is for results, .* commit them"):
             start(preset)
@@ -76,7 +89,7 @@ def test_presets_for_results_refuse_a_tree_with_uncommitted_changes(start, tmp_p
 
 @pytest.mark.parametrize("revision", ["abc", None])
 def test_a_commit_and_an_installed_package_start(start, monkeypatch, revision):
-    monkeypatch.setattr(experiment, "git_revision", lambda: revision)
+    monkeypatch.setattr(provenance, "git_revision", lambda: revision)
     assert start("paper") == 1
 
 

@@ -463,6 +463,9 @@ def test_git_revision(tmp_path):
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "first")
     assert git_revision(package) == git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "runs.jsonl").write_text("records are no code")
+    assert git_revision(package) == git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "other.txt").write_text("new")
     assert git_revision(package) == git(tmp_path, "rev-parse", "HEAD") + "-dirty"
 

@@ -22,6 +22,7 @@ _ERROR_COLOR = "#D55E00"
 _LOG_SPREAD = 100  # Between the largest and the smallest value.
 _SHIFT = 0.03  # So that nothing of the two curves lies exactly on the other.
 _PANEL_INCHES = (3.4, 2.2)
+_MANY = 8  # Metrics; of more, two columns would be too long for a page.
 FONT_SIZE = 8
 
 
@@ -38,7 +39,7 @@ def scenario_figure(scenario: Scenario) -> Figure:
         The figure.
     """
     metrics = scenario.metrics
-    num_columns = min(2, len(metrics))
+    num_columns = min(2 if len(metrics) <= _MANY else 3, len(metrics))
     num_rows = -(-len(metrics) // num_columns)
     size = _PANEL_INCHES[0] * num_columns, _PANEL_INCHES[1] * num_rows + 0.5
     figure = Figure(figsize=size, layout="constrained")
