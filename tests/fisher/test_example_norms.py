@@ -67,6 +67,13 @@ def test_a_frozen_model_has_no_gradients():
         example_gradient_norms(model, (x, y))
 
 
+@pytest.mark.parametrize("chunk_size", [0, -1, 1.5])
+def test_chunks_have_examples(chunk_size):
+    model, x, y = network_and_data("images")
+    with pytest.raises(ValueError, match=f"chunk_size must .* Given: {chunk_size}"):
+        example_gradient_norms(model, (x, y), chunk_size=chunk_size)
+
+
 def test_examples_that_interact_are_refused():
     class Centered(keras.layers.Layer):
         def call(self, x):
