@@ -14,13 +14,18 @@ from fisher_keras.graph import keras_private
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 # These return only a tensor's shape: what depends on these alone does not depend on its values.
 _SHAPE_OPS = ("Shape", "ShapeN", "Size", "Rank")
-# These draw numbers that differ each time, and have no attribute "seed" to tell them by.
-_RANDOM = ("Rng", "StatefulRandom", "StatefulStandard", "StatefulTruncated", "StatefulUniform")
+# These give others each time, and have no attribute "seed" to tell them by: seeds may be the time,
+# and noise may come from a data set.
+_RANDOM = (
+    *("Rng", "StatefulRandom", "StatefulStandard", "StatefulTruncated", "StatefulUniform"),
+    *("IteratorGetNext", "NonDeterministicInts", "Timestamp"),
+)
 # And these the same numbers for the same seed.
 _BY_SEED = ("StatelessMultinomial", "StatelessParam", "StatelessRandom", "StatelessTruncated")
 _ASSIGNING = (
-    *("Assign", "LookupTableImport", "LookupTableInsert", "LookupTableRemove", "ResourceApply"),
-    *("ResourceScatter", "ResourceStridedSliceAssign"),
+    *("Assign", "LookupTableImport", "LookupTableInsert", "LookupTableRemove", "QueueDequeue"),
+    *("QueueEnqueue", "ResourceApply", "ResourceCountUpTo", "ResourceScatter"),
+    *("ResourceSparseApply", "ResourceStridedSliceAssign"),
 )
 
 

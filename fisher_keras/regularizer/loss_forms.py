@@ -6,6 +6,7 @@ a later Keras may give its own classes new arguments.
 
 import concurrent.futures
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,9 @@ from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.batches import Batch, only_tensor
 
-# Even, for `check_mean` splits the examples into halves.
+# At least so many examples, and enough for all classes unless their outputs would be too many.
 _COUNT = 4
+_MAX_ENTRIES = 2**22
 
 
 def established(
@@ -61,7 +63,7 @@ def check_mean(
     if model.has_custom_loss or cross_entropy.equals_compiled_loss:
         return
     examples, outputs = _examples(cross_entropy, model, batch)
-    halves = np.split(np.arange(_COUNT), 2)
+    halves = np.split(np.arange(len(outputs)), 2)
 
     def mean_of_halves(outputs: tf.Tensor) -> tf.Tensor:
         losses = [_compiled_loss(model, examples.rows(h))(tf.gather(outputs, h)) for h in halves]
@@ -122,25 +124,32 @@ def _examples(
     random = np.random.default_rng(0)
     (spec,) = keras.tree.flatten(model.output_spec(batch.x))
     cross_entropy.check_shape(spec)
-    outputs = random.normal(size=(_COUNT, *_sizes(spec, only_tensor(batch.y))))
     binary = cross_entropy.kind == "binary"
+    sizes = _sizes(spec, only_tensor(batch.y))
+    outputs = random.normal(size=(_even_count(sizes), *sizes))
     if not cross_entropy.from_logits:
         # Sigmoid or softmax: a loss of probabilities may not be asked about anything else.
         powers = np.exp(outputs)
         outputs = powers / (1 + powers if binary else powers.sum(axis=-1, keepdims=True))
 
     def labels(leaf: Any) -> np.ndarray:
-        shape = (_COUNT, *_sizes(leaf, leaf))
-        if cross_entropy.kind == "sparse":
-            return random.integers(outputs.shape[-1], size=shape).astype(leaf.dtype.name)
-        # Any distributions will do: `check_mean` compares a loss with itself.
-        values = random.random(shape)
-        values /= 1 if binary else values.sum(axis=-1, keepdims=True)
-        return values.astype(leaf.dtype.name)
+        shape = [len(outputs), *_sizes(leaf, leaf)]
+        # Hard ones, of all classes, which a loss may treat each in its own way: in order, so
+        # that halves of the examples have different classes.
+        one_hot = cross_entropy.kind == "one_hot"
+        num_classes = 2 if binary else outputs.shape[-1]
+        positions = shape[:-1] if one_hot else shape
+        classes = np.sort(np.arange(math.prod(positions)) % num_classes).reshape(positions)
+        if one_hot:
+            classes, chosen = np.zeros([*positions, num_classes]), classes[..., np.newaxis]
+            np.put_along_axis(classes, chosen, 1, axis=-1)
+        return classes.astype(leaf.dtype.name)
 
     def weights(leaf: Any) -> np.ndarray:
-        shape = (_COUNT, *_sizes(leaf, only_tensor(batch.y)))
-        return random.random(shape).astype(leaf.dtype.name)
+        shape = (len(outputs), *_sizes(leaf, only_tensor(batch.y)))
+        values, dtype = np.linspace(0, 3, math.prod(shape)).reshape(shape), leaf.dtype.name
+        # Booleans of numbers that are not truncated would all be True but for the first.
+        return (values if "float" in dtype else values.astype(int)).astype(dtype)
 
     y = keras.tree.map_structure(labels, batch.y)
     given = batch.sample_weight
@@ -149,6 +158,14 @@ def _examples(
     dtype = "float64" if spec.dtype == "float64" else "float32"
     # No inputs: only a custom `compute_loss` could look at them, and that is not compared.
     return Batch(None, y, sample_weight), outputs.astype(dtype)
+
+
+def _even_count(sizes: list[int]) -> int:
+    """Returns an even number of examples to take, given the sizes of the outputs of one."""
+    examples_with_all_classes = math.ceil(sizes[-1] / math.prod(sizes[:-1])) if sizes else 0
+    fitting = _MAX_ENTRIES // max(math.prod(sizes), 1)
+    count = max(_COUNT, min(examples_with_all_classes, fitting))
+    return count + count % 2
 
 
 def _sizes(tensor: Any, y: Any) -> list[int]:

@@ -62,6 +62,20 @@ def test_what_is_wrong_is_named_by_its_row(change, message):
         example_gradient_norms(model, (x, y), chunk_size=8)
 
 
+def test_a_frozen_model_has_no_gradients():
+    model, x, y = network_and_data("images")
+    model.trainable = False
+    with pytest.raises(ValueError, match="no trainable variables"):
+        example_gradient_norms(model, (x, y))
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1, 1.5])
+def test_chunks_have_examples(chunk_size):
+    model, x, y = network_and_data("images")
+    with pytest.raises(ValueError, match=f"chunk_size must .* Given: {chunk_size}"):
+        example_gradient_norms(model, (x, y), chunk_size=chunk_size)
+
+
 def test_examples_that_interact_are_refused():
     class Centered(keras.layers.Layer):
         def call(self, x):

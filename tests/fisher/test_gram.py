@@ -1,5 +1,6 @@
 """The Gram matrix of loss gradients against one slow backward pass an example."""
 
+import contextlib
 import gc
 import weakref
 
@@ -12,7 +13,7 @@ from marks import nightly
 from slow_jacobian import IMAGES, images, jacobian, shake, xi
 
 from fisher_keras.classifier import Classifier
-from fisher_keras.fisher import gram, loss_gradient_gram
+from fisher_keras.fisher import gram, gram_function, loss_gradient_gram
 from fisher_keras.fisher.gram_function import GramFunction
 from fisher_keras.fisher.per_example import TracedBatch
 from fisher_keras.fisher.rules import RULES, WeightUse
@@ -138,7 +139,23 @@ def case(request):
     """A network with the layers of that name, traced, with its examples and their Gram matrix."""
     classifier = Classifier(network(*(STRUCTURED | OTHERS)[request.param]()))
     x, y = images()
-    return classifier, x, y, loss_gradient_gram(classifier, x, y)
+    with one_by_one() as weights:
+        found = loss_gradient_gram(classifier, x, y)
+    assert not (weights and request.param in STRUCTURED)
+    return classifier, x, y, found
+
+
+@contextlib.contextmanager
+def one_by_one():
+    """Gives the list of the weights whose gradients are taken example by example."""
+    weights, original = [], TracedBatch.by_vectorized_map
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            TracedBatch,
+            "by_vectorized_map",
+            lambda self, indices: weights.extend(indices) or original(self, indices),
+        )
+        yield weights
 
 
 @pytest.mark.parametrize("case", [*STRUCTURED, *OTHERS], indirect=True)
@@ -223,11 +240,10 @@ def test_the_networks_need_no_fallback(arch):
     model = shake(build_model(arch, 10, (16, 16, 3), **sizes[arch]))
     x, y = images(6, (16, 16, 3), 10)
     j = jacobian(model, x, y)
-    classifier = Classifier(model)
-    np.testing.assert_allclose(
-        xi(loss_gradient_gram(classifier, x, y)), j @ j.T, rtol=1e-3, atol=1e-5 * np.max(j @ j.T)
-    )
-    assert not classifier.cached(GramFunction, False).fallback_weights
+    with one_by_one() as weights:
+        found = xi(loss_gradient_gram(model, x, y))
+    np.testing.assert_allclose(found, j @ j.T, rtol=1e-3, atol=1e-5 * np.max(j @ j.T))
+    assert not weights
 
 
 @pytest.mark.parametrize("vocabulary", [11, 200])  # Fewer and more than the examples' 35 tokens.
@@ -370,6 +386,18 @@ def test_chunks_change_nothing(seven, size):
     found = loss_gradient_gram(model, x, y, chunk_size=size)
     np.testing.assert_allclose(xi(found), xi(expected), rtol=1e-5)
     np.testing.assert_allclose(found.logits, model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_each_number_of_examples_is_verified_once(monkeypatch):
+    classifier, verified = Classifier(network()), []
+    original = gram_function.wrong_weights
+    monkeypatch.setattr(
+        gram_function, "wrong_weights", lambda errors: verified.append(errors) or original(errors)
+    )
+    x, y = images()
+    for count, times in ((len(x), 1), (len(x), 1), (3, 2), (3, 2), (len(x), 2)):
+        loss_gradient_gram(classifier, x[:count], y[:count])
+        assert len(verified) == times
 
 
 def test_one_example():

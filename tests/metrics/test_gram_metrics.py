@@ -189,6 +189,16 @@ def test_a_zero_gradient_is_named():
     )
 
 
+def test_a_direction_without_information_adds_nothing():
+    """The eigenvalues of I are 1/3, 1/3 and exactly 0."""
+    gram, delta = gram_of(np.diag([1.0, 1.0, 0.0])), 0.01
+    assert metrics.effective_rank(gram) == pytest.approx(2.0)
+    assert metrics.renyi_entropy(gram) == pytest.approx(np.log(2))
+    assert metrics.soft_rank(gram, delta) == pytest.approx(2 / (1 + 3 * delta))
+    expected = 2 * np.log(1 / 3 + delta) + np.log(delta)
+    assert metrics.log_determinant_shifted(gram, delta) == pytest.approx(expected)
+
+
 def test_a_dead_network():
     gram = gram_of(np.zeros((4, 10)))
     with pytest.warns(metrics.SingularGramWarning, match="zero for examples 0, 1, 2, 3"):

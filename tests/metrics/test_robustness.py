@@ -163,6 +163,12 @@ def test_integer_inputs_are_refused():
         assert keras.Variable([1.0]).value.numpy() == [1.0]
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5])
+def test_batches_have_examples(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must .* Given: {batch_size}"):
+        robustness(linear(np.eye(2)), np.ones((2, 2), "float32"), batch_size=batch_size)
+
+
 def test_nan_is_an_error():
     weights = np.array([[1.0, np.nan], [0.0, 1.0]])
     with pytest.raises(ValueError, match="NaN or infinite for 2 of 2 examples"):

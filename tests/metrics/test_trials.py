@@ -69,6 +69,26 @@ def test_a_file_of_another_evaluation_is_refused(tmp_path):
     assert TrialFile(path, EVALUATION).finished == {0: TRIALS[0]}
 
 
+@pytest.mark.parametrize(
+    ("logits", "same"),
+    [
+        # Float32 computes them to within 1e-4 of the largest; another function is off by more.
+        ([[1.0, -90.0], [-90.0, 2.005]], True),
+        ([[1.0, -90.0], [-90.0, 2.1]], False),
+        ([[1.0, -90.0], [-90.0, 1.9]], False),
+        ([[1.0, -90.0]], False),
+    ],
+)
+def test_logits_tell_the_function_but_for_rounding(tmp_path, logits, same):
+    path = tmp_path / "trials.jsonl"
+    TrialFile(path, {**EVALUATION, "logits": [[1.0, -90.0], [-90.0, 2.0]]}).add(TRIALS[0])
+    if same:
+        assert TrialFile(path, {**EVALUATION, "logits": logits}).finished == {0: TRIALS[0]}
+        return
+    with pytest.raises(ValueError, match="another function of the same weights"):
+        TrialFile(path, {**EVALUATION, "logits": logits})
+
+
 def test_a_file_of_an_earlier_format_is_refused_and_left_alone(tmp_path):
     """It does not tell which function of the weights its trials are of."""
     path = tmp_path / "trials.jsonl"

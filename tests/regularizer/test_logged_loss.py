@@ -105,10 +105,19 @@ def test_it_is_the_gradient_of_the_compiled_loss(float64, name, shared):
             np.testing.assert_allclose(mine, right, rtol=1e-7, atol=1e-12)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight"])
-def test_shared_gradients_need_a_mean_over_the_examples(reduction):
+@pytest.mark.parametrize(
+    ("reduction", "weights"),
+    [
+        ("sum", "float32"),
+        ("mean_with_sample_weight", "float32"),
+        ("mean_with_sample_weight", "int32"),
+        ("mean_with_sample_weight", "bool"),
+    ],
+)
+def test_shared_gradients_need_a_mean_over_the_examples(reduction, weights):
     """The sub-batches' losses have another mean, with weights; "auto" takes L by itself."""
     x, y, weight = data()
+    weight = (3 * weight).astype("int32" if weights == "bool" else weights).astype(weights)
     loss = Sparse(from_logits=True, reduction=reduction)
     model = FisherRegularizedModel(network(), num_sub_batches=3, share_gradients=True)
     model.compile("sgd", loss)
@@ -122,6 +131,38 @@ def test_shared_gradients_need_a_mean_over_the_examples(reduction):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for mine, right in zip(found, gradient, strict=True):
         np.testing.assert_allclose(mine, right, rtol=1e-4, atol=1e-6)
+
+
+BALANCED = {
+    "sparse": (Sparse, lambda y: y == 9),
+    "one-hot": (keras.losses.CategoricalCrossentropy, lambda y: y[:, -1] == 1),
+    "binary": (keras.losses.BinaryCrossentropy, lambda y: y[:, 0] == 1),
+}
+
+
+def balanced(name):
+    """A cross-entropy whose mean is weighed by the class: one of them counts five times."""
+    base, counts_more = BALANCED[name]
+
+    class Balanced(base):
+        def __call__(self, y, outputs, sample_weight=None):
+            weight = tf.where(counts_more(y), 5.0, 1.0)
+            return tf.reduce_sum(weight * self.call(y, outputs)) / tf.reduce_sum(weight)
+
+    return Balanced(from_logits=True)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float32"])
+@pytest.mark.parametrize("name", BALANCED)
+def test_shared_gradients_need_a_mean_whatever_the_class(name, dtype):
+    classes = 1 if name == "binary" else 10
+    net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(classes)])
+    model = FisherRegularizedModel(net, num_sub_batches=3, share_gradients=True)
+    model.compile("sgd", balanced(name))
+    y = {"sparse": np.arange(20) % 10, "one-hot": np.eye(10)[np.arange(20) % 10]}
+    y = y.get(name, np.arange(20)[:, np.newaxis] % 2).astype(dtype)
+    with pytest.raises(ValueError, match="for that of the mini-batch, which this loss is not"):
+        model.train_on_batch(np.ones((20, 4)), y)
 
 
 class Masked(keras.layers.Layer):

@@ -86,8 +86,23 @@ class Noise(keras.layers.Layer):
         return inputs + 0.0 * self.draw(inputs) if training else inputs
 
 
+def seeded_by_the_clock(x):
+    seed = tf.cast(tf.stack([1e6 * tf.timestamp(), 0.0]), tf.int64)
+    return tf.random.stateless_normal(tf.shape(x), seed)
+
+
+def from_a_data_set(x):
+    random = tf.data.Dataset.random(seed=1, rerandomize_each_iteration=True)
+    return tf.cast(next(iter(random.batch(6))), x.dtype)
+
+
 GENERATOR = tf.random.Generator.from_seed(1)
 DRAWS = {
+    "clock": seeded_by_the_clock,
+    "data set": from_a_data_set,
+    "not deterministic": lambda x: tf.cast(
+        tf.raw_ops.NonDeterministicInts(shape=tf.shape(x), dtype=tf.int64), x.dtype
+    ),
     "normal": lambda x: tf.random.normal(tf.shape(x)),
     "truncated": lambda x: tf.random.truncated_normal(tf.shape(x)),
     "integers": lambda x: tf.cast(
@@ -232,21 +247,34 @@ def test_a_model_that_is_a_tf_function(mode):
 class Counting(keras.layers.Layer):
     """Counts its calls where Keras does not know of it."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, way, **kwargs):
         super().__init__(**kwargs)
-        self.count = tf.Variable(0.0, trainable=False)
+        self.way = way
+        self.count = tf.Variable(0, trainable=False, dtype=tf.int64)
+        self.queue = tf.queue.FIFOQueue(9, [tf.float32], [()])
 
     def call(self, inputs):
-        self.count.assign_add(1.0)
+        self.way(self)
         return inputs
 
 
+COUNTS = {
+    "assigned": lambda layer: layer.count.assign_add(1),
+    "up to a limit": lambda layer: tf.raw_ops.ResourceCountUpTo(
+        resource=layer.count.handle, limit=9, T=tf.int64
+    ),
+    "queue": lambda layer: layer.queue.enqueue(1.0),
+}
+
+
 @pytest.mark.parametrize("mode", ["graph", "eager", "shared"])
-def test_variables_that_keras_does_not_know(mode):
-    model = sequential(Counting(name="counting"))
+@pytest.mark.parametrize("way", COUNTS.values(), ids=COUNTS)
+def test_a_state_that_keras_does_not_know(way, mode):
+    model = sequential(Counting(way, name="counting"))
     with pytest.raises(ValueError, match=r"assign.*'counting'"):
         compiled(model, **MODES[mode]).train_on_batch(*data())
-    assert float(model.layers[1].count) == 0
+    assert model.layers[1].count == 0
+    assert model.layers[1].queue.size() == 0
 
 
 def test_without_the_regularizer_any_model_will_do():
