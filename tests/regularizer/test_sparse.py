@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import each_value
 from test_regularizer import assert_close, compiled, weights_of
 
 from fisher_keras import SharpnessAwareModel
@@ -93,8 +94,7 @@ def test_training_is_that_of_dense_gradients(float64, name, penalty):
     )
 
 
-@pytest.mark.parametrize("way", ["run_eagerly", "jit_compile"])
-@pytest.mark.parametrize("interval", [1, 2])
+@pytest.mark.parametrize(("way", "interval"), each_value(["run_eagerly", "jit_compile"], [1, 2]))
 def test_every_way_to_run_a_step(float64, interval, way):
     assert_trains_alike(
         lambda lookup: compiled(
