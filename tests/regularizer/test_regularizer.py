@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from closed_forms import algorithm_1, softmax_regression
-from marks import each_value
+from marks import each_value, nightly
 
 from fisher_keras import FisherRegularizedModel
 from fisher_keras.regularizer.sub_batches import split_batch
@@ -597,10 +597,10 @@ def test_half_precision_clips_true_gradients(set_policy):
     ("loss", "activation", "one_hot"),
     [
         ("sparse_categorical_crossentropy", "softmax", False),
-        ("SparseCategoricalCrossentropy", "softmax", False),
-        ("categorical_crossentropy", "softmax", True),
+        nightly("SparseCategoricalCrossentropy", "softmax", False),
+        nightly("categorical_crossentropy", "softmax", True),
         (keras.losses.sparse_categorical_crossentropy, "softmax", False),
-        (keras.losses.SparseCategoricalCrossentropy(), "softmax", False),
+        nightly(keras.losses.SparseCategoricalCrossentropy(), "softmax", False),
         (keras.losses.CategoricalCrossentropy(label_smoothing=0.1), "softmax", True),
         (keras.losses.CategoricalFocalCrossentropy(from_logits=True), None, True),
         (smoothed_loss(), None, True),
@@ -814,7 +814,9 @@ def test_xla_takes_one_example_and_one_sub_batch(batch_size, num_sub_batches, gr
     assert_close(*results, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "lion"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", "adamw", nightly("adam"), nightly("rmsprop"), nightly("lion")]
+)
 def test_any_optimizer(optimizer):
     x, y = images(40)
     model = compiled(conv_net(), optimizer=optimizer)
