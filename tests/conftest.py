@@ -43,9 +43,13 @@ def pytest_configure(config):
     config.option.loadscopereorder = False
 
 
+# Files of more than a minute.
+LONGEST = ("test_replicas.py", "test_four_replicas.py", "test_examples.py", "test_regularizer.py")
+
+
 def pytest_collection_modifyitems(items):
     """Begins with what takes longest, so that no worker is left alone with it at the end."""
-    items.sort(key=lambda item: "replicas" not in item.path.name)
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from marks import each_value
 from slow_jacobian import jacobian, shake, xi
 
 from fisher_keras import evaluate_local_minimum, loss_gradient_gram
@@ -100,8 +101,7 @@ def columns(model):
     }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize(("name", "chunk_size"), each_value(list(NETWORKS), [None, 4]))
 def test_each_layer_has_the_gram_matrix_of_its_jacobian(float64, name, chunk_size):
     model, x, y = network_and_data(name)
     report = evaluate(model, x, y, chunk_size=chunk_size)

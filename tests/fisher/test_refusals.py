@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from marks import nightly
+from marks import each_value
 from slow_jacobian import images, jacobian, shake, xi
 
 from fisher_keras.classifier import Classifier
@@ -149,9 +149,9 @@ def sequences(count):
     return images(count, (6, 5))
 
 
-@pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize(
-    "first", ["fewer", "zeros", nightly("zero head"), nightly("equal rows"), "none"]
+    ("flat", "first"),
+    each_value([False, True], ["fewer", "zeros", "zero head", "equal rows", "none"]),
 )
 def test_positions_in_front_whatever_was_first(flat, first):
     x, y = sequences(6)
@@ -369,8 +369,9 @@ class Random(keras.Model):
         return self.head(self.noisy(x, training=True))
 
 
-@pytest.mark.parametrize("metric", ["gram", "logits", "hessian", "robustness"])
-@pytest.mark.parametrize("make", RANDOM.values(), ids=RANDOM)
+@pytest.mark.parametrize(
+    ("metric", "make"), each_value(["gram", "logits", "hessian", "robustness"], RANDOM)
+)
 def test_random_numbers_in_inference_mode(make, metric):
     """A metric would have one draw of them, whichever that is."""
     x, y = images(5, (4,))

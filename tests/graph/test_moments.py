@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import each_value
 
 from fisher_keras.graph.second_derivatives import exact_second_derivatives
 
@@ -78,8 +79,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize(("layer", "traced"), each_value(LAYERS, [False, True]))
 def test_second_derivatives_of_keras_layers(float64, layer, traced):
     """Reverse over reverse and forward over reverse, against differences of gradients."""
     random = np.random.RandomState(0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import several_predictions as several
 import tensorflow as tf
+from marks import each_value
 
 from fisher_keras import FisherMetrics, check_classifier
 from fisher_keras.classifier import Classifier
@@ -28,8 +29,7 @@ def slow_losses(model, x, y, counts):
     ]
 
 
-@pytest.mark.parametrize("unit", ["example", "position"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "unit"), each_value(NAMES, ["example", "position"]))
 def test_metrics_are_those_of_the_slow_jacobian(name, unit, float64):
     model, x, y, weights = several.case(name, count=3)
     counts = several.counted(x, y, weights)

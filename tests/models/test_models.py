@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
-from marks import nightly
+from marks import each_value, nightly
 
 from fisher_keras.models import ARCHITECTURES, build_model
 from fisher_keras.models.resnet import halving_shortcut
@@ -259,8 +259,7 @@ def sum_of_squares(arch, model):
     return sum(np.sum(np.square(variable.numpy().astype("float64"))) for variable in penalized)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("l2_penalty", [None, 0.3])
+@pytest.mark.parametrize(("arch", "l2_penalty"), each_value(list(ARCHITECTURES), [None, 0.3]))
 def test_penalty_is_the_sum_of_squares(arch, l2_penalty):
     model = build_small(arch, l2_penalty=l2_penalty)
     Weights(model, seed=3)  # Biases and scales other than 0 and 1.
@@ -312,9 +311,9 @@ def test_equal_layers_start_with_different_weights(arch):
 # --- Keras ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(
-    "input_shape", [(32, 32, 3), (8, 8, 1), (16, 16, 1), (4, 4, 1), (9, 7, 2)]
+    ("arch", "input_shape"),
+    each_value(list(ARCHITECTURES), [(32, 32, 3), (8, 8, 1), (16, 16, 1), (4, 4, 1), (9, 7, 2)]),
 )
 def test_every_image_size_gives_logits(arch, input_shape):
     model = build_small(arch, input_shape)

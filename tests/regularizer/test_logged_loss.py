@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import each_value
 from test_regularizer import sparse_loss
 
 from fisher_keras import FisherRegularizedModel
@@ -88,8 +89,7 @@ def plain_gradient(loss, model, x, y, weight=None):
     return value, tape.gradient(value, model.trainable_variables)
 
 
-@pytest.mark.parametrize("shared", ["auto", True, False])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("shared", "name"), each_value(["auto", True, False], list(LOSSES)))
 def test_it_is_the_gradient_of_the_compiled_loss(float64, name, shared):
     x, y, _ = data()
     loss = LOSSES[name]()

@@ -6,6 +6,7 @@ import pytest
 import scipy.sparse
 import tensorflow as tf
 from closed_forms import algorithm_1
+from marks import each_value
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.regularizer.sub_batches import split_batch
@@ -53,8 +54,7 @@ def assert_same_weights(first, second, **kwargs):
 # ------------------------------------------------------------------------ gradients accumulate
 
 
-@pytest.mark.parametrize("scheduled", [False, True])
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(("scheduled", "scaled"), each_value([False, True], [False, True]))
 def test_the_accumulated_gradient_is_clipped(float64, scheduled, scaled):
     """Three mini-batches, each with a split of its own, and one update with their clipped mean."""
     x, y = data(36)
@@ -182,8 +182,7 @@ def test_sharpness_aware_minimization_evaluates_and_logs_as_keras_does():
         assert model.evaluate(x, y, return_dict=True, verbose=0) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize("make", [OwnLoss, OldLoss])
+@pytest.mark.parametrize(("make", "eager"), each_value([OwnLoss, OldLoss], [False, True]))
 def test_its_loss_is_the_loss_and_not_the_regularizer(float64, make, eager):
     """The whole batch is the one sub-batch, so that shared gradients are the same."""
     x, y = data()
@@ -231,8 +230,7 @@ def test_its_steps_would_not_be_used(method, step):
 # ---------------------------------------------------------------- several dtypes
 
 
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("clip_norm", [None, 1e-2])
+@pytest.mark.parametrize(("shared", "clip_norm"), each_value([False, True], [None, 1e-2]))
 def test_gradients_of_several_dtypes(shared, clip_norm):
     """A bfloat16 model with float32 adapters, near a float32 one with the same weights."""
     x, y = data()

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import each_value
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 
@@ -150,15 +151,16 @@ class StatelessNoise(keras.layers.Layer):
         return inputs + keras.random.normal(keras.ops.shape(inputs), seed=self.generator)
 
 
-@pytest.mark.parametrize("mode", ["graph", "eager", "shared hessian"])
+RANDOM_LAYERS = {
+    "dropout": lambda: keras.layers.Dropout(0.5, seed=1),
+    "noise": lambda: keras.layers.GaussianNoise(1.0, seed=1),
+    "own generator": lambda: StatelessNoise(5),
+    "generator of all": lambda: StatelessNoise(None),
+}
+
+
 @pytest.mark.parametrize(
-    "layer",
-    [
-        lambda: keras.layers.Dropout(0.5, seed=1),
-        lambda: keras.layers.GaussianNoise(1.0, seed=1),
-        lambda: StatelessNoise(5),
-        lambda: StatelessNoise(None),
-    ],
+    ("layer", "mode"), each_value(RANDOM_LAYERS, ["graph", "eager", "shared hessian"])
 )
 def test_random_numbers_of_keras_are_the_same_at_both_weights(layer, mode):
     """R / alpha tends to a limit; with other noise it would grow as 1 / alpha."""
@@ -221,8 +223,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-@pytest.mark.parametrize("mode", ["graph", "shared hessian"])
+@pytest.mark.parametrize(("way", "mode"), each_value(WAYS, ["graph", "shared hessian"]))
 def test_captured_weights(way, mode):
     def make():
         return sequential(Inner(way))
@@ -392,8 +393,9 @@ WITHOUT_SECOND_DERIVATIVE = {
 }
 
 
-@pytest.mark.parametrize("make", WITHOUT_SECOND_DERIVATIVE.values(), ids=WITHOUT_SECOND_DERIVATIVE)
-@pytest.mark.parametrize("mode", ["hessian", "shared hessian"])
+@pytest.mark.parametrize(
+    ("make", "mode"), each_value(WITHOUT_SECOND_DERIVATIVE, ["hessian", "shared hessian"])
+)
 def test_second_derivatives_that_do_not_exist(make, mode):
     match = "Use gradient='finite_difference', in half precision with step_length=.* Given: "
     assert_refused(make, match, **MODES[mode])

@@ -7,17 +7,19 @@ import pytest
 from marks import nightly
 from processes import cluster_of
 from replicas import run_cases
+from test_four_replicas import IN_CI
 
 CASES = pathlib.Path(__file__).with_name("replica_cases.py")
 
 
 def test_two_replicas_train_as_one_device():
-    run_cases(CASES, 2)
+    run_cases(CASES, 2, "-k", f"not ({IN_CI})")
 
 
 @pytest.mark.nightly
 def test_two_replicas_train_as_one_device_in_all_other_cases():
     run_cases(CASES, 2, "-m", "nightly")
+    run_cases(CASES, 2, "-k", IN_CI)
 
 
 @pytest.mark.parametrize(

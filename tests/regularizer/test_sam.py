@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from closed_forms import softmax_regression
+from marks import each_value
 from test_regularizer import (
     L2,
     NETWORKS,
@@ -79,9 +80,9 @@ def test_gradients_whose_squares_leave_float32(exponent):
         np.testing.assert_allclose(there, w + e, rtol=1e-6)
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize(("network", "loss", "weighted"), CASES.values(), ids=CASES)
-def test_a_step_is_the_gradient_at_the_other_weights(float64, network, loss, weighted, adaptive):
+@pytest.mark.parametrize(("case", "adaptive"), each_value(CASES, [False, True]))
+def test_a_step_is_the_gradient_at_the_other_weights(float64, case, adaptive):
+    network, loss, weighted = case
     x, y = images()
     y = one_hot(y) if loss is smoothed_loss else y
     sample_weight = np.random.RandomState(2).rand(12) if weighted else None
@@ -111,8 +112,7 @@ def test_equals_the_closed_form(float64):
     assert_close(weights_of(model), [w - d for w, d in zip(before, expected, strict=True)])
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(("network", "eager"), each_value(NETWORKS, [False, True]))
 def test_statistics_and_seeds_end_as_in_a_plain_step(network, eager):
     x, y = images()
     plain, wrapped = network(), compiled(network(), compile_kwargs={"run_eagerly": eager})
@@ -256,8 +256,7 @@ def schedule(*values):
     return keras.optimizers.schedules.PiecewiseConstantDecay([*range(len(values) - 1)], values)
 
 
-@pytest.mark.parametrize("scheduled", [False, True])
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(("scheduled", "adaptive"), each_value([False, True], [False, True]))
 def test_a_rho_of_zero_is_a_plain_step(scheduled, adaptive):
     x, y = images(40)
     plain = conv_net(dropout=0.4, l2=L2)
@@ -295,12 +294,14 @@ def test_a_schedule_of_rho_is_of_each_step(tmp_path):
     assert float(loaded.rho(1)) == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("way", ["graph", "eager", "xla"])
-@pytest.mark.parametrize(
-    ("rho", "adaptive"), [(0.3, False), (0.3, True), (0.0, False), (schedule(0.3, 0.0), False)]
-)
-def test_sub_batches_ascend_each_by_itself(float64, rho, adaptive, way):
+ASCENTS = {"plain": (0.3, False), "adaptive": (0.3, True), "no ascent": (0.0, False)}
+ASCENTS |= {"scheduled": (schedule(0.3, 0.0), False)}
+
+
+@pytest.mark.parametrize(("ascent", "way"), each_value(ASCENTS, ["graph", "eager", "xla"]))
+def test_sub_batches_ascend_each_by_itself(float64, ascent, way):
     """Sub-batches of 4, 4 and 3 examples: means over the examples, with moments of their own."""
+    rho, adaptive = ascent
     x, y = images(11)
     options = {"eager": {"run_eagerly": True, "jit_compile": None}, "xla": {"jit_compile": True}}
     network = conv_net(l2=L2)

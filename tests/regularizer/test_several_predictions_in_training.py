@@ -6,6 +6,7 @@ import pytest
 import several_predictions as several
 import tensorflow as tf
 from keras import layers
+from marks import each_value
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.regularizer.batches import Batch
@@ -67,8 +68,7 @@ def fisher(model, num_sub_batches, **options):
     return method
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("name", several.MODELS)
+@pytest.mark.parametrize(("name", "weighted"), each_value(list(several.MODELS), [True, False]))
 def test_a_step_weighs_positions_as_keras_does(name, weighted, float64):
     model, x, y, weights = several.case(name, count=6)
     if not weighted:

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import each_value, nightly
 from test_regularizer import assert_close, compiled, weights_of
 
 from fisher_keras import SharpnessAwareModel
@@ -79,9 +80,18 @@ def assert_trains_alike(make, **fit):
         np.testing.assert_allclose(logs[0][name], values, rtol=1e-7)
 
 
+# Others have what these have.
+IN_OTHERS = ("separate", "ascent", "interval", "strength")
+
+
 @pytest.mark.parametrize(
     ("name", "penalty"),
-    [*((name, None) for name in OPTIONS), ("shared", "l2"), ("interval", "l2")],
+    [
+        *((name, None) for name in OPTIONS if name not in IN_OTHERS),
+        *(nightly(name, None) for name in IN_OTHERS),
+        ("shared", "l2"),
+        nightly("interval", "l2"),
+    ],
 )
 def test_training_is_that_of_dense_gradients(float64, name, penalty):
     options = {k: v() if callable(v) else v for k, v in OPTIONS[name].items()}
@@ -93,8 +103,7 @@ def test_training_is_that_of_dense_gradients(float64, name, penalty):
     )
 
 
-@pytest.mark.parametrize("way", ["run_eagerly", "jit_compile"])
-@pytest.mark.parametrize("interval", [1, 2])
+@pytest.mark.parametrize(("way", "interval"), each_value(["run_eagerly", "jit_compile"], [1, 2]))
 def test_every_way_to_run_a_step(float64, interval, way):
     assert_trains_alike(
         lambda lookup: compiled(
@@ -106,9 +115,10 @@ def test_every_way_to_run_a_step(float64, interval, way):
 @pytest.mark.parametrize(
     ("optimizer", "scaled"),
     [
-        *((one, False) for one in (keras.optimizers.Adam, keras.optimizers.RMSprop)),
-        *((one, False) for one in (keras.optimizers.Adafactor, keras.optimizers.Lamb)),
-        *((one, True) for one in (keras.optimizers.AdamW, keras.optimizers.Ftrl)),
+        *((one, False) for one in (keras.optimizers.Adam, keras.optimizers.Adafactor)),
+        *(nightly(one, False) for one in (keras.optimizers.RMSprop, keras.optimizers.Lamb)),
+        (keras.optimizers.Ftrl, True),
+        nightly(keras.optimizers.AdamW, True),
     ],
 )
 def test_other_optimizers(float64, optimizer, scaled):

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from closed_forms import softmax_regression
 from gradient_norm_penalty import GradientNormPenalty
+from marks import each_value
 from test_own_ways import OwnLoss, network
 from test_regularizer import (
     NETWORKS,
@@ -131,8 +132,9 @@ class Captured(keras.layers.Layer):
         return self.function(inputs)
 
 
-@pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize("method", [SharpnessAwareModel, GradientNormPenalty])
+@pytest.mark.parametrize(
+    ("method", "eager"), each_value([SharpnessAwareModel, GradientNormPenalty], [False, True])
+)
 def test_a_captured_weight_is_refused(method, eager):
     """At other weights it would be the old one; in eager mode that would be silent."""
     x, y = images()
@@ -194,8 +196,7 @@ def test_without_a_regularizer_it_is_a_plain_step():
     assert_close(weights_of(model), weights_of(plain), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("xla", [False, True])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("shared", "xla"), each_value([False, True], [False, True]))
 def test_a_custom_loop_moves_the_state_as_fit_does(shared, xla):
     x, y = images(24)
     models = [

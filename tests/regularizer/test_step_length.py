@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from closed_forms import softmax_regression
+from marks import each_value
 from test_algorithm import cross_entropy, examples, pieces, quadratic, weights_at
 from test_regularizer import (
     assert_close,
@@ -91,10 +92,12 @@ def test_softmax_regression(direction, step_length):
     assert_close(result.gradient, expected[1])
 
 
-@pytest.mark.parametrize("way", ["graph", "xla", "shared"])
-@pytest.mark.parametrize(("direction", "step_length"), OPTIONS[1:])
-def test_a_step_of_the_model(float64, direction, step_length, way):
+@pytest.mark.parametrize(
+    ("difference", "way"), each_value(OPTIONS[1:], ["graph", "xla", "shared"])
+)
+def test_a_step_of_the_model(float64, difference, way):
     """One step of M = 3 uneven sub-batches, in every way to run it."""
+    direction, step_length = difference
     x, y = examples(11)
     network = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
     model = compiled(

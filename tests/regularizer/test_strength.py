@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from closed_forms import algorithm_1
+from marks import each_value
 from test_algorithm import examples
 from test_regularizer import assert_close, compiled, conv_net, images, sub_batches_of, weights_of
 
@@ -191,8 +192,9 @@ def test_the_first_fit_names_ghost_batch_normalization(batch_norm):
 # ------------------------------------------------------------------------------------ the interval
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("shared", [False, True, "auto"])
+@pytest.mark.parametrize(
+    ("jit_compile", "shared"), each_value([False, True], [False, True, "auto"])
+)
 def test_every_third_step_has_three_times_beta(float64, shared, jit_compile):
     """And the clipping is the same in all steps."""
     x, y = examples(12)
@@ -332,8 +334,9 @@ def norm_net():
     return keras.Sequential([keras.Input((5,)), *layers])
 
 
-@pytest.mark.parametrize("way", ["graph", "eager", "xla"])
-@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize(
+    ("way", "scheduled"), each_value(["graph", "eager", "xla"], [False, True])
+)
 def test_shared_gradients_without_r_are_ghost_batch_normalization(float64, scheduled, way):
     """The mean over the sub-batches of plain Keras gradients, each with moments of its own."""
     x, y = examples(11)
