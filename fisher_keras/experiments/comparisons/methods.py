@@ -31,6 +31,7 @@ from fisher_keras.experiments.comparisons.common import (
     make_table,
     metric,
     num_flagged,
+    result_of,
 )
 from fisher_keras.experiments.comparisons.table_options import MethodsOptions
 from fisher_keras.experiments.runs.experiment import preset_of
@@ -205,12 +206,8 @@ def _best_by_validation(groups: Mapping[str, Group]) -> str | None:
     """Returns the arm with the least mean validation error; None without a choice, or errors."""
     if len(groups) < 2 or any(n.validation is None for g in groups.values() for n in g.values()):
         return None
-    return min(
-        groups,
-        key=lambda name: statistics.fmean(
-            n.validation.error_percent for n in groups[name].values()
-        ),
-    )
+    error = result_of("validation", "error_percent")
+    return min(groups, key=lambda name: statistics.fmean(error(list(groups[name].values()))))
 
 
 def _log_trace(networks: Sequence[TrainedNetwork]) -> list[float]:

@@ -11,6 +11,7 @@ from fisher_keras.experiments.command_line.flags import (
     check_options,
     from_flags,
     help_text,
+    like,
     nested,
     option,
     parse,
@@ -49,6 +50,15 @@ class Outer:
         return {"count": 2, "one": {"count": 9, "fast": True}} if values["kind"].value else {}
 
 
+@dataclasses.dataclass(frozen=True)
+class Alike:
+    factor: float = like(Config, "factor", "elsewhere")
+    names: tuple[str, ...] = like(Config, "names", "elsewhere")
+
+    def __post_init__(self):
+        check_options(self)
+
+
 def parsed(config, *arguments):
     return from_flags(config, parse(config, "script", arguments))
 
@@ -56,6 +66,15 @@ def parsed(config, *arguments):
 def test_defaults_are_those_of_the_dataclass():
     assert parsed(Config, "--path=x") == Config(("x",))
     assert parsed(Longer, "--path=x") == Longer(("x",))
+
+
+def test_an_option_like_another_has_its_default_help_and_bounds():
+    assert parsed(Alike, "--names=a,b") == Alike(0.5, ("a", "b"))
+    with pytest.raises(ValueError, match="--factor must be a number"):
+        Alike(factor=0.0)
+    assert "elsewhere:" in help_text(Alike)
+    assert "By how much." in help_text(Alike)
+    assert "numbers:" not in help_text(Alike)
 
 
 def test_every_kind_of_flag_fills_its_field():
