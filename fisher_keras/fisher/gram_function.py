@@ -16,12 +16,18 @@ from fisher_keras.fisher.gram_product import products_of_groups
 from fisher_keras.fisher.layer_weights import weights_by_layer
 from fisher_keras.fisher.per_example import TracedBatch
 from fisher_keras.fisher.verification import (
+    interaction,
     no_errors,
     relative_errors,
-    same_logits,
+    same_among_others,
     wrong_weights,
 )
 from fisher_keras.graph.tracing import concrete_function, specs
+
+_REMEDY = (
+    "use loss_gradient_gram(training=True), whose gradients take the effect on the others into "
+    "account"
+)
 
 
 class GramFunction:
@@ -119,11 +125,11 @@ class GramFunction:
         if verify:
             wrong = set(wrong_weights(errors[0].numpy()))
             independent = established and self._classifier.call_graph(x).independent
-            same = independent or self._same_among_others(x, batches[0])
+            same = independent or same_among_others(self._classifier, _rows(x, batches[0]))
             # The fallback evaluates each example alone. If it is wrong within the batch, others
             # have a part in the example's gradient.
             if wrong & self.fallback_weights or not same:
-                raise ValueError(_interaction(self._classifier.model))
+                raise interaction(self._classifier.model, _REMEDY)
             if wrong:  # Of an operation that is not used as its rule takes for granted.
                 self.take_fallback(wrong)
                 # A weight falls back once at most, so that this comes to an end.
@@ -132,22 +138,6 @@ class GramFunction:
             if established and errors[1].numpy().all():
                 self._verified.add(kind)
         return xi, log_scale, logits.numpy(), counted.numpy()
-
-    def _same_among_others(self, x: Any, rows: np.ndarray) -> bool:
-        """Returns whether all examples have the same logits in batches of another composition.
-
-        They come in another order and in two halves, so that each loses neighbors and half of
-        the others.
-        """
-
-        def logits(rows: np.ndarray) -> np.ndarray:
-            return self._classifier.predictions(_rows(x, rows))[0].numpy()
-
-        order = np.random.default_rng(0).permutation(len(rows))
-        together = logits(rows)[order]
-        halves = np.array_split(rows[order], min(2, len(rows)))
-        apart = np.concatenate([logits(half) for half in halves])
-        return same_logits(apart, together, rounding_of(self._classifier.model))
 
     def _run(self, data: LabelledData, batches: Sequence[np.ndarray], *options: Any) -> Any:
         chunks = [_rows(data.x, rows) for rows in batches]
@@ -230,15 +220,6 @@ class GramFunction:
         for index, found in zip(missing, batch.by_vectorized_map(missing), strict=True):
             gradients[index] = Explicit(found)
         return gradients
-
-
-def _interaction(model: keras.Model) -> str:
-    return (
-        f"Examples of a batch interact in the model {model.name!r}, in inference mode, too, or it "
-        "is random there: among fewer others, an example gives something else. "
-        "Change the layer that does it, or use loss_gradient_gram(training=True), whose gradients "
-        "take the effect on the others into account."
-    )
 
 
 def _shapes(x: Any) -> list:
