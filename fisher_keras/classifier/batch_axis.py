@@ -22,6 +22,10 @@ from fisher_keras.graph.tracing import concrete_function
 _LEAST_COUNT = 251
 # Operations that TensorFlow calls stateful, though they give the same each time.
 _ONLY_READ = ("Assert", "ReadVariableOp", "ResourceGather")
+_REMEDY = (
+    "use loss_gradient_gram(training=True), whose gradients take the effect on the others into "
+    "account"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,12 +239,17 @@ class _Trace:
         )
 
 
-def interaction(model: keras.Model, reason: str) -> ValueError:
-    """Returns the error about a model in which the examples of a batch interact."""
+def interaction(model: keras.Model, reason: str, remedy: str = _REMEDY) -> ValueError:
+    """Returns the error about a model in which the examples of a batch interact.
+
+    Args:
+        model: The model.
+        reason: What shows it.
+        remedy: What to do instead of changing the model.
+    """
     return ValueError(
         f"Examples of a batch interact in the model {model.name!r}, in inference mode, too: "
-        f"{reason}. Change the layer that does it, or use loss_gradient_gram(training=True), "
-        "whose gradients take the effect on the others into account."
+        f"{reason}. Change the layer that does it, or {remedy}."
     )
 
 

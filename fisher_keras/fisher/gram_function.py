@@ -116,15 +116,13 @@ class GramFunction:
         if verify:
             wrong = set(verification.wrong_weights(errors[0].numpy()))
             independent = established and self._classifier.call_graph(x).independent
-            same = independent or self._same_among_others(x, batches[0])
+            same = independent or verification.same_among_others(
+                self._classifier, _rows(x, batches[0])
+            )
             # The fallback evaluates each example alone. If it is wrong within the batch, others
             # have a part in the example's gradient.
             if wrong & self.fallback_weights or not same:
-                raise interaction(
-                    self._classifier.model,
-                    "among fewer others, an example gives something else, unless the model is "
-                    "random there",
-                )
+                raise interaction(self._classifier.model, verification.DIFFERS_AMONG_FEWER)
             if wrong:  # Of an operation that is not used as its rule takes for granted.
                 self.take_fallback(wrong)
                 # A weight falls back once at most, so that this comes to an end.
@@ -133,22 +131,6 @@ class GramFunction:
             if established and errors[1].numpy().all():
                 self._verified.add(kind)
         return xi, log_scale, logits.numpy(), counted.numpy()
-
-    def _same_among_others(self, x: Any, rows: np.ndarray) -> bool:
-        """Returns whether all examples have the same logits in batches of another composition.
-
-        They come in another order and in two halves, so that each loses neighbors and half of
-        the others.
-        """
-
-        def logits(rows: np.ndarray) -> np.ndarray:
-            return self._classifier.predictions(_rows(x, rows))[0].numpy()
-
-        order = np.random.default_rng(0).permutation(len(rows))
-        together = logits(rows)[order]
-        halves = np.array_split(rows[order], min(2, len(rows)))
-        apart = np.concatenate([logits(half) for half in halves])
-        return verification.same_logits(apart, together, rounding_of(self._classifier.model))
 
     def _run(self, data: LabelledData, batches: Sequence[np.ndarray], *options: Any) -> Any:
         chunks = [_rows(data.x, rows) for rows in batches]

@@ -1,8 +1,13 @@
-"""Verification of per-example gradients against one reverse-mode pass."""
+"""Verification of per-example gradients against one reverse-mode pass, and of their examples."""
 
+from typing import Any
+
+import keras
 import numpy as np
 import tensorflow as tf
 
+from fisher_keras.classifier import Classifier
+from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gradients import Gradients
 from fisher_keras.fisher.per_example import TracedBatch
 
@@ -14,6 +19,10 @@ _ROUNDINGS_OF_LOGITS = 2.0**13
 # Gradients that are zero but for rounding, as that of an attention's key bias is, have no relative
 # error; so many roundings of the largest gradient of all weights are about that rounding.
 _NEGLIGIBLE = 84.0
+# That `same_among_others` is false, in words.
+DIFFERS_AMONG_FEWER = (
+    "among fewer others, an example gives something else, unless the model is random there"
+)
 
 
 def relative_errors(
@@ -54,6 +63,28 @@ def no_errors(number: int) -> tuple[tf.Tensor, tf.Tensor]:
 def wrong_weights(errors: np.ndarray) -> list[int]:
     """Returns the indices of the weights whose `relative_errors` are no rounding."""
     return np.flatnonzero(errors > _TOLERANCE).tolist()
+
+
+def same_among_others(classifier: Classifier, x: Any) -> bool:
+    """Returns whether examples have the same logits in batches of another composition.
+
+    They come in another order and in two halves, so that each loses neighbors and half of the
+    others.
+
+    Args:
+        classifier: A built classifier.
+        x: The inputs of a batch, a structure of tensors.
+    """
+
+    def logits(rows: np.ndarray) -> np.ndarray:
+        those = keras.tree.map_structure(lambda values: tf.gather(values, rows), x)
+        return classifier.predictions(those)[0].numpy()
+
+    count = keras.tree.flatten(x)[0].shape[0]
+    order = np.random.default_rng(0).permutation(count)
+    together = logits(np.arange(count))[order]
+    apart = np.concatenate([logits(half) for half in np.array_split(order, min(2, count))])
+    return same_logits(apart, together, rounding_of(classifier.model))
 
 
 def same_logits(these: np.ndarray, those: np.ndarray, rounding: float) -> bool:

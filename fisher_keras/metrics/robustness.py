@@ -9,10 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
+from fisher_keras.classifier.batch_axis import interaction
 from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
 from fisher_keras.classifier.inputs import ExamplesError, count_examples
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.positions import check_single
+from fisher_keras.fisher.verification import DIFFERS_AMONG_FEWER, same_among_others
 from fisher_keras.graph.tracing import trace_for_any_batch_size
 from fisher_keras.graph.vectorized import map_sequentially
 
@@ -47,7 +49,8 @@ def robustness(
 
     Raises:
         ValueError: If there are no examples, or no input can be differentiated by, or the outputs
-            are NaN, or are not what `from_logits` and `normalize_logits` need.
+            are NaN, or are not what `from_logits` and `normalize_logits` need; or if the outputs
+            for an example depend on the others.
     """
     classifier = as_classifier(model, from_logits, normalize_logits)
     batch_size = whole_number("batch_size", batch_size, least=1)
@@ -119,7 +122,10 @@ def _norms_of_batches(classifier: Classifier) -> Callable[[Any], np.ndarray]:
         return derivative @ gram @ derivative, *to_check
 
     def norms(x: Any) -> np.ndarray:
-        products, *to_check = (t.numpy() for t in jacobian_products(classifier.inputs(x)))
+        x = classifier.inputs(x)
+        if not (classifier.call_graph(x).independent or same_among_others(classifier, x)):
+            raise interaction(classifier.model, DIFFERS_AMONG_FEWER, "give batch_size=1")
+        products, *to_check = (t.numpy() for t in jacobian_products(x))
         classifier.check_values(*to_check)
         finite = np.isfinite(products).all(axis=(1, 2))
         # Rounding may leave the eigenvalue of a zero matrix below zero.

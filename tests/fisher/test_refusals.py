@@ -303,6 +303,19 @@ def test_examples_that_interact_are_refused(how):
     refused(ready(Calls(how), x), x, y)
 
 
+OTHERS = OTHER_INTERACTIONS | {
+    "rank": lambda layer, x: layer(x) + tf.cast(tf.argsort(x[:, :1], axis=0), x.dtype),
+}
+
+
+@pytest.mark.parametrize("how", OTHERS.values(), ids=OTHERS)
+def test_robustness_is_that_of_each_example(how):
+    x, _ = images(5, (4,))
+    model = ready(Calls(how), x)
+    with pytest.raises(ValueError, match="interact in the model"):
+        robustness(model, x)
+
+
 @pytest.mark.parametrize("how", REDUCTIONS.values(), ids=REDUCTIONS)
 def test_interaction_shows_where_all_outputs_are_zero(how):
     x, y = images(5, (4,))

@@ -554,9 +554,15 @@ def test_bad_arguments(model, arguments, message):
         evaluate(model, examples(), **arguments)
 
 
-def test_labels_of_more_classes_than_the_model_has(traced):
-    with pytest.raises(ValueError, match=r"0\.\.2.* Given: label 5"):
-        evaluate(traced, (examples()[0], np.full(N, 5)))
+@pytest.mark.parametrize("row", range(0, N, N // 3))
+def test_a_label_of_no_class_is_refused_in_whichever_row(traced, row, tmp_path):
+    """Before the first trial, which may not sample it."""
+    x, y = examples()
+    y[row] = 5
+    path = tmp_path / "trials.jsonl"
+    with pytest.raises(ValueError, match=rf"0\.\.2.* Given: label 5 for example {row}"):
+        evaluate(traced, (x, y), num_samples=1, num_trials=1, trials_path=path)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4])
