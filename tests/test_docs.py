@@ -73,24 +73,18 @@ def test_all_languages_are_known():
     assert len(PAGES_WITH_CODE) >= 4
 
 
-@pytest.fixture
-def short_trainings(monkeypatch):
-    """Trainings end after ten epochs: that a page's code runs does not depend on it."""
-    fit = keras.Model.fit
-
-    def short(model, *data, epochs=1, **options):
-        return fit(model, *data, epochs=min(epochs, 10), **options)
-
-    monkeypatch.setattr(keras.Model, "fit", short)
+def shortened(code):
+    """Has trainings end after ten epochs: that a page's code runs does not depend on it."""
+    return re.sub(r"\bepochs=(\d+)", lambda epochs: f"epochs={min(int(epochs[1]), 10)}", code)
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda page: page.stem)
-def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, short_trainings):
+def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = what_the_page_speaks_of(page)
     for code in blocks(page, "python"):
         if not is_script(code):
-            exec(compile(code, str(page), "exec"), names)
+            exec(compile(shortened(code), str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)

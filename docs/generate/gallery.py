@@ -1,7 +1,7 @@
 """The scripts of examples/ as pages: their text, code, what it printed, and its figures.
 
-Each is executed in a process of its own, unless neither it nor the package has changed since the
-last time, also that of the tests, which execute them here. One that fails is an error.
+Each is executed in a process of its own, unless that was done since it and the package have
+changed, here or by the tests. One that fails is an error.
 """
 
 import concurrent.futures
