@@ -107,14 +107,16 @@ def _norms_of_batches(classifier: Classifier) -> Callable[[Any], np.ndarray]:
 
     @trace_for_any_batch_size
     def jacobian_products(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        differentiable = [leaf for leaf in keras.tree.flatten(x) if leaf.dtype.is_floating]
+        inputs = keras.tree.flatten(x)
+        differentiable = [leaf for leaf in inputs if leaf.dtype.is_floating]
         # Persistent, for the Jacobian takes one gradient for each class.
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(differentiable)
             z, _, *to_check = logits(x)
             if c is not None:
                 z /= c * tf.norm(z, axis=-1, keepdims=True)
-        jacobian = _relative_jacobian(tape, z, differentiable)
+        given = ", ".join(leaf.dtype.name for leaf in inputs)
+        jacobian = _relative_jacobian(tape, z, differentiable, given)
         derivative = _softmax_derivative(tf.nn.softmax(z))
         # S is symmetric: S J J^T S is K x K, and has the largest eigenvalue of (S J)^T (S J),
         # which is as wide as the inputs.
@@ -141,9 +143,12 @@ def _slice(x: Any, begin: int, end: int) -> Any:
 
 
 def _relative_jacobian(
-    tape: tf.GradientTape, logits: tf.Tensor, inputs: list[tf.Tensor]
+    tape: tf.GradientTape, logits: tf.Tensor, inputs: list[tf.Tensor], given: str
 ) -> tf.Tensor:
-    """Returns the gradients of all logits less the largest by all inputs, (B, K, D), float64."""
+    """Returns the gradients of all logits less the largest by all inputs, (B, K, D), float64.
+
+    If there are none, the error names the dtypes that are `given`.
+    """
     size, num_classes = tf.shape(logits)[0], logits.shape[-1]
     top = tf.one_hot(tf.argmax(logits, axis=-1), num_classes, dtype=logits.dtype)
 
@@ -154,7 +159,7 @@ def _relative_jacobian(
             raise ValueError(
                 "Robustness is about derivatives by the inputs, of which there are none by "
                 "integers, nor through an Embedding. Give floats, as in x.astype('float32'), or "
-                f"leave the metric out for this model. Given: {len(inputs)} inputs of floats."
+                f"leave the metric out for this model. Given: inputs of {given}."
             )
         flat = [tf.reshape(g, [size, -1]) for g in gradients if g is not None]
         return tf.concat([tf.cast(g, tf.float64) for g in flat], axis=1)

@@ -231,7 +231,10 @@ def test_channel_statistics_are_numpys():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"augmentation": "8-crop"}, "no-aug, flip-only, 1-crop-f, 4-crop-f, got '8-crop'"),
+        (
+            {"augmentation": "8-crop"},
+            "'no-aug', 'flip-only', '1-crop-f', '4-crop-f'. Given: '8-crop'",
+        ),
         ({"batch_size": 0}, "batch_size must be a whole number, 1 or greater"),
         ({"first_epoch": -1}, "first_epoch must be a whole number, 0 or greater"),
         ({"mean": np.zeros(3)}, r"mean and std must be of shape \(1,\)"),

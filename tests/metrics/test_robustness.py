@@ -152,11 +152,9 @@ def test_integer_inputs_are_refused():
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Embedding(5, 4), keras.layers.Flatten()]
     )
-    with pytest.raises(
-        ValueError, match=r"derivatives by the inputs, .* Given: 0 inputs of floats"
-    ):
+    with pytest.raises(ValueError, match=r"derivatives by the inputs, .* Given: inputs of int64"):
         robustness(model, np.ones((2, 3), "int64"))
-    with pytest.raises(ValueError, match=r"Embedding.* Given: 1 inputs of floats"):
+    with pytest.raises(ValueError, match=r"Embedding.* Given: inputs of float32"):
         robustness(model, np.ones((2, 3), "float32"))
     # What is refused while it is traced leaves nothing behind.
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
