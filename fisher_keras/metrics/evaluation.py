@@ -316,15 +316,8 @@ def _samples(
         rows = options.sample(units, trial)
         examples = units.take(rows)
         rows = units.rows[rows] if isinstance(units, Positions) else rows
-        return Sample.evaluate(
-            classifier,
-            rows,
-            examples,
-            options.needs,
-            options.chunk_size,
-            options.layers,
-            options.unit,
-        )
+        settings = options.needs, options.chunk_size, options.layers, options.unit
+        return Sample.evaluate(classifier, rows, examples, *settings)
 
     if not devices:
         # A generator: each trial is finished, and written, before the next one begins.
@@ -395,13 +388,12 @@ def _singular_note(
     singular = [trial.dependence for trial in trials if trial.dependence]
     if not singular:
         return None
-    num_samples, rows = options.num_samples, "rows of the data, from 0"
-    if options.unit == "position":
-        rows = "numbered through all examples, from 0"
+    num_samples = options.num_samples
+    rows = "rows of the data" if options.unit == "example" else "numbered through all examples"
     dependence = LinearDependence.of_all(singular).describe(options.unit)
     note = (
         f"the Fisher information of {len(singular)} of {len(trials)} samples is singular, its "
-        f"log-determinant -inf: {dependence} ({rows})."
+        f"log-determinant -inf: {dependence} ({rows}, from 0)."
     )
     if num_samples > num_parameters:
         note += (
