@@ -61,13 +61,12 @@ def singular_notes(
     singular = [trial.dependence for trial in trials if trial.dependence]
     if not singular:
         return []
-    num_samples, rows = options.num_samples, "rows of the data, from 0"
-    if options.unit == "position":
-        rows = "numbered through all examples, from 0"
+    num_samples = options.num_samples
+    rows = "rows of the data" if options.unit == "example" else "numbered through all examples"
     dependence = LinearDependence.of_all(singular).describe(options.unit)
     note = (
         f"the Fisher information of {len(singular)} of {len(trials)} samples is singular, its "
-        f"log-determinant -inf: {dependence} ({rows})."
+        f"log-determinant -inf: {dependence} ({rows}, from 0)."
     )
     if num_samples > num_parameters:
         note += (

@@ -492,7 +492,8 @@ def test_several_stores_need_an_output(tmp_path):
         plot_results(PlotConfig(stores))
     plot_results(PlotConfig(stores, str(tmp_path / "both")))
     figures = sorted(path.name for path in (tmp_path / "both" / "figures").glob("*.png"))
-    expected = {"correlations", "log_determinant", BATCH_SIZE, CONFUSION}
+    others = {"correlations_generalization_gap", "correlations_test_loss"}
+    expected = {"correlations", *others, "log_determinant", BATCH_SIZE, CONFUSION}
     assert figures == sorted(f"{name}.png" for name in expected)
 
 

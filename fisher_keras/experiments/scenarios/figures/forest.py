@@ -77,4 +77,4 @@ def _draw(axes: Axes, group: Sequence[Correlation], target: str) -> None:
 
 
 def _association(line: Correlation, target: str) -> Association:
-    return line.others.get(target) or Association(line.rank, line.partial)
+    return Association(line.rank, line.partial) if target == TEST_ERROR else line.others[target]
