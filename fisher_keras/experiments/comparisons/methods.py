@@ -9,6 +9,7 @@ something to give back.
 import functools
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -36,11 +37,17 @@ from fisher_keras.experiments.comparisons.table_options import MethodsOptions
 from fisher_keras.experiments.runs.experiment import preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.runs.trained_network import TrainedNetwork, excess_losses
+from fisher_keras.experiments.runs.trained_network import (
+    TrainedNetwork,
+    common_metrics,
+    excess_losses,
+)
 from fisher_keras.experiments.runs.trained_run import MetricSettings, trained_run
 from fisher_keras.experiments.training.arch import recipe_of
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 
+# Title of a column, digits after the decimal point, and what stands in it.
+_TitledQuantity: TypeAlias = tuple[str, int, Quantity]
 EXPERIMENT = "methods"
 SUB_BATCH_SIZE = 16
 _CNN = {"arch": "cnn", "depth": None, "width": None}
@@ -165,7 +172,8 @@ def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -
     )
     header = ["network", "batch", "method", "runs", "test error (%)"]
     header += [f"less {one}" for one in CONTROLS]
-    rows = [[*header, *(title for title, _, _ in _QUANTITIES), "flagged"]]
+    quantities = _quantities(networks)
+    rows = [[*header, *(title for title, _, _ in quantities), "flagged"]]
     order = list(ARMS)
     for arch, batch_size in sorted({key[:2] for key in groups}, key=lambda k: (k[0] == "cnn", k)):
         here = {key[2]: group for key, group in groups.items() if key[:2] == (arch, batch_size)}
@@ -173,17 +181,19 @@ def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -
         best = _best_by_validation({name: here[name] for name in SAM_ARMS if name in here})
         if best:
             here[f"best of these by validation: {best}"] = here[best]
-        rows += [[arch, str(batch_size), name, *_cells(name, here)] for name in here]
+        rows += [[arch, str(batch_size), name, *_cells(name, here, quantities)] for name in here]
     return rows
 
 
-def _cells(name: str, groups: Mapping[str, Group]) -> list[str]:
+def _cells(
+    name: str, groups: Mapping[str, Group], quantities: Sequence[_TitledQuantity]
+) -> list[str]:
     group = groups[name]
     differences = [
         "-" if name == other else difference_cell(group, groups.get(other, {}), TEST_ERROR, 2)
         for other in CONTROLS
     ]
-    cells = [mean_cell(group, quantity, digits) for _, digits, quantity in _QUANTITIES]
+    cells = [mean_cell(group, quantity, digits) for _, digits, quantity in quantities]
     (flagged,) = num_flagged([group])
     return [
         str(len(group)),
@@ -210,7 +220,15 @@ def _log_trace(networks: Sequence[TrainedNetwork]) -> list[float]:
     return np.log(metric("trace")(networks)).tolist()
 
 
-_QUANTITIES: tuple[tuple[str, int, Quantity], ...] = (
+def _quantities(networks: Sequence[TrainedNetwork]) -> Sequence[_TitledQuantity]:
+    """Returns the quantities of the table, as far as all networks have them."""
+    # Runs do not compute it themselves: complete_metrics adds it to their records.
+    has_margins = "log_determinant_margins" in common_metrics(networks)
+    return (*_QUANTITIES, _OF_MARGINS) if has_margins else _QUANTITIES
+
+
+_OF_MARGINS = ("ln det Xi", 1, metric("log_determinant_margins"))
+_QUANTITIES: tuple[_TitledQuantity, ...] = (
     ("test cross-entropy", 3, result_of("test", "loss")),
     ("calibration error", 3, result_of("test", "calibration_error")),
     ("train error (%)", 2, result_of("train", "error_percent")),
