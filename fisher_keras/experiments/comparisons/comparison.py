@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from fisher_keras.experiments.comparisons.common import (
     CROSS_ENTROPY,
     ERROR,
+    LOG_DET_MARGINS,
     TRAIN_ERROR,
     Column,
     Group,
@@ -79,7 +80,7 @@ QUANTITIES = {
         "calibration error (%)", 2, lambda group: [100 * n.test.calibration_error for n in group]
     ),
     "gamma_hat": Column("gamma-hat", 1, metric("log_determinant")),
-    "log_determinant_margins": Column("ln det Xi", 1, metric("log_determinant_margins")),
+    "log_determinant_margins": LOG_DET_MARGINS,
     "train_error": TRAIN_ERROR,
     "excess_loss": Column("excess train loss", 4, result_of("train", "excess_loss")),
 }

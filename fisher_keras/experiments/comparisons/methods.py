@@ -24,6 +24,7 @@ from fisher_keras.experiments.comparisons.common import (
     CALIBRATION_ERROR,
     CROSS_ENTROPY,
     ERROR,
+    LOG_DET_MARGINS,
     TRAIN_ERROR,
     Column,
     Group,
@@ -37,11 +38,16 @@ from fisher_keras.experiments.comparisons.table_options import MethodsOptions
 from fisher_keras.experiments.runs.experiment import preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.runs.trained_network import TrainedNetwork, excess_losses
+from fisher_keras.experiments.runs.trained_network import (
+    TrainedNetwork,
+    common_metrics,
+    excess_losses,
+)
 from fisher_keras.experiments.runs.trained_run import MetricSettings, trained_run
 from fisher_keras.experiments.training.arch import recipe_of
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 
+# Title of a column, digits after the decimal point, and what stands in it.
 EXPERIMENT = "methods"
 SUB_BATCH_SIZE = 16
 _CNN = {"arch": "cnn", "depth": None, "width": None}
@@ -178,7 +184,8 @@ def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -
     )
     header = ["network", "batch", "method", "runs", ERROR.title]
     header += [f"less {one}" for one in CONTROLS]
-    rows = [[*header, *(column.title for column in _COLUMNS), "flagged"]]
+    columns = _columns(networks)
+    rows = [[*header, *(column.title for column in columns), "flagged"]]
     order = list(ARMS)
     for arch, batch_size in sorted({key[:2] for key in groups}, key=lambda k: (k[0] == "cnn", k)):
         here = {key[2]: group for key, group in groups.items() if key[:2] == (arch, batch_size)}
@@ -186,18 +193,18 @@ def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -
         best = _best_by_validation({name: here[name] for name in SAM_ARMS if name in here})
         if best:
             here[f"best of these by validation: {best}"] = here[best]
-        rows += [[arch, str(batch_size), name, *_cells(name, here)] for name in here]
+        rows += [[arch, str(batch_size), name, *_cells(name, here, columns)] for name in here]
     return rows
 
 
-def _cells(name: str, groups: Mapping[str, Group]) -> list[str]:
+def _cells(name: str, groups: Mapping[str, Group], columns: Sequence[Column]) -> list[str]:
     group = groups[name]
     (flagged,) = num_flagged([group])
     return [
         str(len(group)),
         ERROR.mean(group),
         *("-" if name == c else ERROR.difference(group, groups.get(c, {})) for c in CONTROLS),
-        *(column.mean(group) for column in _COLUMNS),
+        *(column.mean(group) for column in columns),
         str(flagged or ""),
     ]
 
@@ -212,6 +219,13 @@ def _best_by_validation(groups: Mapping[str, Group]) -> str | None:
 
 def _log_trace(networks: Sequence[TrainedNetwork]) -> list[float]:
     return np.log(metric("trace")(networks)).tolist()
+
+
+def _columns(networks: Sequence[TrainedNetwork]) -> tuple[Column, ...]:
+    """Returns the columns of the table, as far as all networks have them."""
+    # Runs do not compute it themselves: complete_metrics adds it to their records.
+    has_margins = "log_determinant_margins" in common_metrics(networks)
+    return (*_COLUMNS, LOG_DET_MARGINS) if has_margins else _COLUMNS
 
 
 _COLUMNS = (

@@ -1,5 +1,6 @@
 """The comparison of training methods: its runs, its strengths, its table, its command."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -130,6 +131,15 @@ def test_table_has_paired_differences():
     assert fisher["less plain"] == expected
     assert fisher["ln trace"] == "1.00 ± 0.00"
     assert fisher["normalized"] == "-inf"
+
+
+def test_table_has_ln_det_xi_if_all_networks_have_it():
+    first, second, *_ = [network(run, 50.0) for run in runs_of("laptop") if run.seed == 0]
+    later = {**first.metrics, "log_determinant_margins": 650.04}
+    first, also = (dataclasses.replace(n, metrics=later) for n in (first, second))
+    header, *rows = table_of([first, also], "laptop")
+    assert [row[header.index("ln det Xi")] for row in rows] == ["650.0 (one run)"] * 2
+    assert "ln det Xi" not in table_of([first, second], "laptop")[0]
 
 
 def test_sam_has_the_rho_that_is_best_by_validation():

@@ -16,6 +16,7 @@ from fisher_keras.experiments.training import provenance
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.fisher.gram import loss_gradient_gram
+from fisher_keras.metrics.evaluation import evaluate_local_minimum
 from fisher_keras.metrics.metric import DEFAULT_METRICS
 from fisher_keras.metrics.trials import draw_sample
 
@@ -49,10 +50,33 @@ def executed(tmp_path_factory):
     return store
 
 
+@pytest.fixture(scope="module")
+def remembering():
+    """`evaluate_local_minimum`, which evaluates the same network once for all tests."""
+    reports = {}
+
+    def evaluate(classifier, data, num_samples, num_trials, seed, *others, **options):
+        weights = b"".join(w.numpy().tobytes() for w in classifier.model.weights)
+        key = weights, classifier.normalize_logits, seed
+        if key not in reports:
+            reports[key] = evaluate_local_minimum(
+                classifier, data, num_samples, num_trials, seed, *others, **options
+            )
+        return reports[key]
+
+    return evaluate
+
+
 @pytest.fixture
-def store(executed, tmp_path, monkeypatch):
-    """What is kept of it under version control: the records and the networks."""
+def clean(monkeypatch, remembering):
+    """A tree without uncommitted changes."""
     monkeypatch.setattr(provenance, "git_revision", lambda: "abc")
+    monkeypatch.setattr(completion, "evaluate_local_minimum", remembering)
+
+
+@pytest.fixture
+def store(executed, tmp_path, clean):
+    """What is kept of it under version control: the records and the networks."""
     (tmp_path / "networks").mkdir()
     shutil.copy(executed.lines, tmp_path)
     for record in executed.records():
@@ -109,8 +133,7 @@ def test_metrics_are_added_and_nothing_else_changes(executed, store):
         }
 
 
-def test_a_run_with_a_directory_is_completed_there_too(executed, tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "git_revision", lambda: "abc")
+def test_a_run_with_a_directory_is_completed_there_too(executed, tmp_path, clean):
     shutil.copytree(executed.directory, tmp_path / "copy")
     store = ExperimentStore(tmp_path / "copy")
     complete(store)
@@ -120,20 +143,20 @@ def test_a_run_with_a_directory_is_completed_there_too(executed, tmp_path, monke
     assert line in store.lines.read_text().splitlines(keepends=True)
 
 
-def test_what_was_interrupted_goes_on(store, monkeypatch):
-    evaluated, original = [], completion.evaluate_local_minimum
+def test_what_was_interrupted_goes_on(store, remembering, monkeypatch):
+    evaluated = []
 
-    def interrupted(classifier, data, num_samples, num_trials, seed, *others, **options):
+    def interrupted(*arguments, **options):
         if len(evaluated) == 3:  # Of the first network, both evaluations; of the second, one.
             raise KeyboardInterrupt
-        evaluated.append(seed)
-        return original(classifier, data, num_samples, num_trials, seed, *others, **options)
+        evaluated.append(arguments)
+        return remembering(*arguments, **options)
 
     monkeypatch.setattr(completion, "evaluate_local_minimum", interrupted)
     with pytest.raises(KeyboardInterrupt):
         complete(store)
     assert ["added_metrics" in record.result for record in store.records()] == [True, False]
-    monkeypatch.setattr(completion, "evaluate_local_minimum", original)
+    monkeypatch.setattr(completion, "evaluate_local_minimum", remembering)
     first = store.records()[0]
     complete(store)
     assert ["added_metrics" in record.result for record in store.records()] == [True, True]
@@ -179,8 +202,7 @@ def test_a_tree_with_uncommitted_changes_is_refused(store, monkeypatch):
         complete(store)
 
 
-def test_a_store_without_runs_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "git_revision", lambda: "abc")
+def test_a_store_without_runs_is_refused(tmp_path, clean):
     with pytest.raises(ValueError, match="holds no finished runs"):
         complete(ExperimentStore(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
