@@ -65,9 +65,10 @@ class HardLabelCrossEntropy:
         if self.kind == "one_hot":
             labels = tf.argmax(y, axis=-1)
         else:
-            labels = tf.reshape(y, tf.shape(outputs)[:-1])
+            same = len(y.shape) == len(outputs.shape) - 1
+            labels = y if same else tf.reshape(y, tf.shape(outputs)[:-1])
         return ops.sparse_categorical_crossentropy(
-            tf.cast(labels, tf.int32), outputs, from_logits=self.from_logits
+            tf.cast(labels, tf.int64), outputs, from_logits=self.from_logits
         )
 
     def check_shape(self, outputs: tf.Tensor | keras.KerasTensor) -> None:
@@ -152,6 +153,9 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
 def _is_plain_sparse_loss(given: Any, config: dict[str, Any]) -> bool:
     """Returns whether a loss is Keras' own sparse cross-entropy, the mean over the examples."""
     own = losses.sparse_categorical_crossentropy
+    # Keras computes a function's loss in the dtype of floatx.
+    if getattr(given, "dtype", keras.config.floatx()) not in ("float32", "float64"):
+        return False
     if not isinstance(given, losses.Loss):
         return given is own
     # A subclass may be anything, and so may an argument that a later Keras adds.

@@ -186,6 +186,8 @@ def with_own_seeds(
         The state with the seeds changed.
     """
     seeds = {id(v) for v in seed_states(model)}
+    if not seeds:
+        return state
     # That a state is (seed, number of draws) is Keras' own affair, but a `SeedGenerator` can only
     # be made with a seed, not be given one later. The shifts are Weyl's sequence: far apart from
     # the small steps between the seeds of different layers.

@@ -43,8 +43,9 @@ def global_norm(gradient: list) -> tf.Tensor:
     norm = tf.linalg.global_norm(parts)
 
     def of_scaled() -> tf.Tensor:
-        largest = tf.reduce_max([tf.reduce_max(tf.abs(part)) for part in parts])
-        scaled = largest * tf.linalg.global_norm([part / largest for part in parts])
+        values = tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
+        largest = tf.reduce_max(tf.abs(values))
+        scaled = largest * tf.norm(values / largest)
         return tf.where((largest > 0) & tf.math.is_finite(largest), scaled, norm)
 
     # A square of less than about 1e-38, or more than 1e38, is 0 or infinite in float32.
@@ -161,12 +162,12 @@ class LossScale:
         factor: Scalar; None stands for 1.
     """
 
-    factor: tf.Tensor | None
+    factor: float | tf.Tensor | None
 
     @classmethod
     def of(cls, optimizer: keras.optimizers.Optimizer) -> "LossScale":
         """Returns the factor that an optimizer divides by at present."""
-        one = tf.ones(())
+        one = 1.0  # No tensor, or each call would add one to the graph.
         factor = optimizer.scale_loss(one)
         return cls(None if factor is one else factor)
 

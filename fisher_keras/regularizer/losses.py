@@ -179,31 +179,31 @@ class BatchLosses:
     ) -> tuple[LossAndGradient, BatchLoss]:
         """Returns L~(B_i, w) and L(B_i, w) with gradients as in `hard_label_loss`."""
         equals_compiled_loss = self.cross_entropy.equals_compiled_loss
-        compiled = []
 
         def losses(outputs: tf.Tensor) -> list[tf.Tensor]:
-            loss = self._compiled_loss(sub_batch.batch, outputs)
-            # For the logs: what is differentiated may be the penalties alone.
-            compiled.append(loss)
-            penalties = self.model.losses
             check_no_mask(outputs, "share_gradients=True", "share_gradients=False or 'auto'")
             (hard,) = self._hard_label_mean(sub_batch.batch, outputs)
-            # Where L is L~ but for penalties, the gradient of these is all that is new.
-            rest = tf.add_n(penalties or [tf.zeros_like(loss)]) if equals_compiled_loss else loss
-            return [hard, rest]
+            if not equals_compiled_loss:
+                return [hard, self._compiled_loss(sub_batch.batch, outputs)]
+            # Where L is L~ but for penalties, these are all that is new.
+            with tf.control_dependencies(self._assertions(outputs)):
+                penalties = [tf.cast(penalty, hard.dtype) for penalty in self.model.losses]
+                return [hard, tf.add_n([tf.zeros_like(hard), *penalties])]
 
         with self.replica.local_batch_norm(self.model.model):
             found = self._evaluate(losses, sub_batch.batch, weights, sub_batch.state)
         preconditions.check_variables(found.operations, self.model.model)
+        hard_loss, loss = found.losses
         hard, gradient = map(self._unscaled, found.gradients)
         hard = with_zeros(hard, weights)
         if equals_compiled_loss:
             # L is the sum of L~ and the penalties, and so is its gradient.
+            loss += hard_loss
             rest = zip(gradient, hard, strict=True)
             gradient = [h if g is None else add(g, h) for g, h in rest]
         gradient = with_zeros(gradient, weights)
-        loss = _loss_of_sub_batch(self, found, sub_batch, compiled[0], gradient)
-        return LossAndGradient(found.losses[0], hard), loss
+        loss = _loss_of_sub_batch(self, found, sub_batch, loss, gradient)
+        return LossAndGradient(hard_loss, hard), loss
 
     def compiled_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> BatchLoss:
         """Returns L(B_i, w) and its gradient; nothing moves."""
@@ -305,16 +305,19 @@ class BatchLosses:
 
     def _compiled_loss(self, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
         """Returns L, the compiled loss with all penalties."""
-        assertions = []
-        cross_entropy = self.cross_entropy
-        if cross_entropy is not None and needs_check(self.model.model, cross_entropy.kind):
-            assertions = self.cross_entropy.check_outputs(outputs)
-        with tf.control_dependencies(assertions):
+        with tf.control_dependencies(self._assertions(outputs)):
             loss = self.model.compute_loss(batch.x, batch.y, outputs, batch.sample_weight, True)
         if self.replica_weights is None:
             return loss
         # Keras divides by the number of replicas, for a sum that has no other weights.
         return loss * tf.cast(self.replica.count, loss.dtype)
+
+    def _assertions(self, outputs: tf.Tensor) -> list[tf.Operation]:
+        """Returns assertions that outputs are what the loss expects, unless the model tells."""
+        cross_entropy = self.cross_entropy
+        if cross_entropy is None or not needs_check(self.model.model, cross_entropy.kind):
+            return []
+        return cross_entropy.check_outputs(outputs)
 
     def _part_of_loss(self, outputs: tf.Tensor) -> list[tf.Tensor]:
         """Returns L on this replica's examples, times its weight in the mean over all."""

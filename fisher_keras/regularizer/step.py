@@ -28,21 +28,35 @@ from fisher_keras.regularizer.step_types import Step
 from fisher_keras.regularizer.traces import check_whole_batch
 
 
-class NanMean(keras.metrics.Mean):
-    """Mean of the values that are not NaN; NaN if there is none."""
+class TrainingLog(keras.metrics.Metric):
+    """Mean of a training log over the steps where it is not NaN; NaN if there is none.
 
-    def update_state(self, value: tf.Tensor) -> None:
-        """Adds the value of a step."""
-        # Keras' own, for values of any shape with weights, is some thirty operations more.
-        value = tf.cast(value, self.dtype)
-        known = ~tf.math.is_nan(value)
-        self.total.assign_add(tf.where(known, value, 0))
-        self.count.assign_add(tf.cast(known, self.dtype))
+    The logs of a model share the variable of the first: a step adds to one variable, and Keras
+    resets one, which it does before each `train_on_batch`.
+    """
+
+    @classmethod
+    def of(cls, names: tuple[str, ...]) -> "list[TrainingLog]":
+        """Returns the logs of these names."""
+        logs = [cls(name=name) for name in names]
+        sums = logs[0].add_variable((len(names), 2), "zeros", name="sums") if logs else None
+        for index, log in enumerate(logs):
+            # By a function, or Keras would take the variable for one that each log has to reset.
+            log._sums = lambda index=index: (sums, index)
+        return logs
+
+    def update_state(self, values: list[tf.Tensor]) -> None:
+        """Adds the values that all logs have in a step."""
+        sums, _ = self._sums()
+        values = tf.stack([tf.cast(value, self.dtype) for value in values])
+        known = ~tf.math.is_nan(values)
+        sums.assign_add(tf.stack([tf.where(known, values, 0), tf.cast(known, self.dtype)], axis=1))
 
     def result(self) -> tf.Tensor:
         """Returns the mean so far."""
-        # Keras would return 0 for 0 / 0.
-        return self.total / self.count
+        sums, index = self._sums()
+        total, count = tf.unstack(tf.gather(sums, index))
+        return total / count  # Keras would return 0 for 0 / 0.
 
 
 class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper):
@@ -74,7 +88,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
         """
         super().__init__(model, name)
         self._checked: frozenset[tuple] = frozenset()
-        self._log_trackers = [NanMean(name=log) for log in self.training_logs]
+        self._log_trackers = TrainingLog.of(self.training_logs)
 
     # -------------------------------------------------------------------- what a method defines
 
@@ -132,8 +146,8 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
         with self.averaging(losses):
             step = self.optimizer_step(losses)
         self._update(replica, step.gradient)
-        for tracker in self._log_trackers:
-            tracker.update_state(step.logs[tracker.name])
+        for tracker in self._log_trackers[:1]:
+            tracker.update_state([step.logs[name] for name in self.training_logs])
         loss_tracker = next(metric for metric in self.metrics if metric.name == "loss")
         # As in Keras, so that an epoch's loss is a mean over examples and not over batches.
         loss_tracker.update_state(step.loss, sample_weight=batch.size())

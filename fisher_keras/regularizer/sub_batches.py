@@ -70,7 +70,8 @@ class SubBatches:
 
     def mean(self, sums: Any) -> Any:
         """Returns a structure of sums over the sub-batches divided by M."""
-        return tf.nest.map_structure(lambda total: _divide(total, self.count), sums)
+        count = functools.cache(lambda dtype: tf.cast(self.count, dtype))
+        return tf.nest.map_structure(lambda total: _divide(total, count(total.dtype)), sums)
 
     def _sum_range(
         self, terms: Callable, sums: Any, first: Any, end: Any, larger: bool | None
@@ -110,7 +111,7 @@ class SubBatches:
         shape = term.shape.as_list()
         if None in shape:  # Outputs have a row for each example of B.
             shape = tf.stack([tf.size(self.permutation), *shape[1:]])
-        return tf.fill(shape, tf.zeros([], term.dtype))
+        return tf.zeros(shape, term.dtype)
 
 
 def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor | None) -> SubBatches:
@@ -129,10 +130,9 @@ def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor | N
     if seed is None:
         return SubBatches(tf.range(batch_size), count, size, remainder)
     # XLA knows no shuffle, but sorting random keys is one; and its random integers, unlike its
-    # random floats, are those of TensorFlow without XLA.
-    keys = tf.random.stateless_uniform(
-        [batch_size], seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
-    )
+    # random floats, are those of TensorFlow without XLA, for seeds below 2**32. To name their
+    # algorithm, "philox", would give the same by twenty operations more.
+    keys = tf.random.stateless_uniform([batch_size], seed, None, None, tf.int32)
     permutation = tf.argsort(keys)
     return SubBatches(permutation, count, size, remainder)
 
@@ -152,7 +152,6 @@ def _invariant(term: Any) -> tf.TensorShape:
 
 def _divide(total: Any, count: tf.Tensor) -> Any:
     """Divides a sum by M; counters, which all move alike, stay whole."""
-    count = tf.cast(count, total.dtype)
     if total.dtype.is_floating:
         return map_values(lambda values: values / count, total)
     return total // count

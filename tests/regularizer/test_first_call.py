@@ -140,3 +140,14 @@ def test_an_evaluation_makes_nothing_for_training():
     before = len(model.optimizer.variables)
     model.evaluate(X, Y, verbose=0)
     assert len(model.optimizer.variables) == before
+
+
+def test_the_logs_share_a_variable():
+    """Keras resets the variables of all metrics before each batch of `train_on_batch`."""
+    model = compiled(FisherRegularizedModel(CLASSIFIERS["built"]()), "sgd")
+    plain = compiled(CLASSIFIERS["built"](), "sgd")
+    names = ["loss", *FisherRegularizedModel.training_logs]
+    for one in (model, plain):
+        one.train_on_batch(X, Y)
+    assert len(model.metrics_variables) == len(plain.metrics_variables) + 1
+    assert [name for name in model.metrics_names if name in names] == names
