@@ -136,7 +136,7 @@ def _legend(scenario: Scenario) -> list[Line2D | Patch]:
     ]
     if any(run.flags for run in scenario.runs):
         handles.append(Line2D([], [], marker="D", label="not converged", **_hollow("black")))
-    numbers = np.array([list(run.metrics.values()) for run in scenario.runs])
+    numbers = np.array([column(scenario.runs, metric) for metric in scenario.metrics])
     if np.isinf(numbers).any():
         handles.append(Line2D([], [], marker="v", label="infinite", **_hollow("black")))
     return handles
