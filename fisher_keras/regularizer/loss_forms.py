@@ -35,8 +35,7 @@ def established(
         batch: A mini-batch, of which only shapes and dtypes are used.
     """
     equal = cross_entropy.equals_compiled_loss and model.has_plain_loss
-    # A label an example, without weights, leaves nothing to compare but two means of one function.
-    if equal and (batch.sample_weight is not None or len(only_tensor(batch.y).shape) != 1):
+    if equal:
         try:
             examples, outputs = _examples(cross_entropy, model, batch)
         except ValueError:  # Not one classifier: a plain step, where beta is 0, trains it.
