@@ -219,6 +219,6 @@ def _mismatch(from_logits: bool) -> str:
     return (
         "The loss takes probabilities (from_logits=False, as every loss given by name does), but "
         "the model's outputs are not probabilities. Give the loss as an object with "
-        "from_logits=True, e.g. losses.SparseCategoricalCrossentropy(from_logits=True), "
+        "from_logits=True, e.g. keras.losses.SparseCategoricalCrossentropy(from_logits=True), "
         "or end the model in a softmax."
     )
