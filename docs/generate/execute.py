@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 def execute(script: pathlib.Path) -> dict:
     """Executes the cells one after the other: the names that they define."""
     names = {"__name__": "__main__"}
+    plt.close("all")  # Figures of what ran in this process before.
     blocks = []
     for is_markdown, text in cells.split(script):
         blocks += [text] if is_markdown else _run(text, names, script)

@@ -47,7 +47,6 @@ from fisher_keras.experiments.runs.trained_run import MetricSettings, trained_ru
 from fisher_keras.experiments.training.arch import recipe_of
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 
-# Title of a column, digits after the decimal point, and what stands in it.
 EXPERIMENT = "methods"
 SUB_BATCH_SIZE = 16
 _CNN = {"arch": "cnn", "depth": None, "width": None}

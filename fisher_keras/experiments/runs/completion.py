@@ -17,6 +17,7 @@ from fisher_keras.experiments.runs.store import ExperimentStore, Record
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork
 from fisher_keras.experiments.runs.trained_run import network_file, summaries
 from fisher_keras.experiments.saved_models import SavedClassifiers
+from fisher_keras.experiments.training.arch import source_of
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import split_dataset
 from fisher_keras.experiments.training.provenance import check_commit, provenance
@@ -54,21 +55,17 @@ def complete_metrics(options: CompletionOptions) -> None:
     examples = _examples(options)
     # Before the first record is written: that is a change, too.
     source = provenance()
-    failures = []
-    for folder in options.stores:
-        store = ExperimentStore(folder)
-        networks = [TrainedNetwork.of(record) for record in store.records()]
-        if not networks:
+    stores = {folder: ExperimentStore(folder) for folder in options.stores}
+    for folder, store in stores.items():
+        if not store.records():
             raise ValueError(f"--store={folder} holds no finished runs: expected runs.jsonl")
-        incomplete = [network for network in networks if _lacking(network.record)]
-        print(f"{folder}: {len(incomplete)} of {len(networks)} records lack metrics", flush=True)
-        if incomplete:
-            with store.locked():
-                failures += _complete_store(store, incomplete, examples, source)
+    failures = []
+    for store in stores.values():
+        with store.locked():
+            failures += _complete_store(store, examples, source)
     if failures:
-        raise ValueError(
-            f"{len(failures)} records were not completed: {'; '.join(map(str, failures))}"
-        )
+        more = f" ({len(failures) - 1} more are above)" if len(failures) > 1 else ""
+        raise ValueError(f"{len(failures)} records were not completed: {failures[0]}{more}")
 
 
 def _examples(options: CompletionOptions) -> _Examples:
@@ -78,7 +75,8 @@ def _examples(options: CompletionOptions) -> _Examples:
     def loaded(name: str, image_size: int | None) -> ImageDataset:
         return load_dataset(name, options.data_dir, options.download, image_size)
 
-    @functools.cache
+    # One at a time: the next networks mostly have the same.
+    @functools.lru_cache(maxsize=1)
     def drawn(
         name: str, image_size: int | None, train_size: int | None, validation_size: int, seed: int
     ) -> tuple[Examples, str]:
@@ -86,29 +84,34 @@ def _examples(options: CompletionOptions) -> _Examples:
             loaded(name, image_size),
             train_size=train_size,
             validation_size=validation_size,
-            batch_size=1,
-            one_hot=False,
             seed=seed,
         )
         return data.examples("train"), data.dataset.fingerprint
 
-    return lambda training: drawn(*(getattr(training, name) for name in _OF_THE_EXAMPLES))
+    return lambda training: drawn(*_of_the_examples(training))
+
+
+def _of_the_examples(training: TrainingConfig) -> list[Any]:
+    return [getattr(training, name) for name in _OF_THE_EXAMPLES]
 
 
 def _complete_store(
-    store: ExperimentStore,
-    networks: list[TrainedNetwork],
-    examples: _Examples,
-    source: Mapping[str, Any],
+    store: ExperimentStore, examples: _Examples, source: Mapping[str, Any]
 ) -> list[ValueError]:
-    """Completes the records of a store; returns why some could not be."""
+    """Completes the records of a store; prints and returns why some could not be."""
+    networks = [TrainedNetwork.of(record) for record in store.records()]
+    incomplete = [network for network in networks if _lacking(network.record)]
+    # One after the other those of the same images.
+    incomplete.sort(key=lambda network: repr(_of_the_examples(network.training)))
+    print(f"{store.directory}: {len(incomplete)} of {len(networks)} records lack metrics")
     failures, classifiers = [], SavedClassifiers()
-    for network in tqdm.auto.tqdm(networks, desc=store.directory.name, unit="network"):
+    for network in tqdm.auto.tqdm(incomplete, desc=store.directory.name, unit="network"):
         try:
             reports = _evaluate(store, network, examples, classifiers)
             store.replace(_completed(network.record, reports, source))
         except ValueError as error:
             failures.append(error)
+            tqdm.auto.tqdm.write(f"not completed: {error}")
     return failures
 
 
@@ -135,7 +138,11 @@ def _evaluate(
     record, training = network.record, resolve(network.training)
     file = network_file(store, record.key)
     if file is None:
-        raise ValueError(f"the network of run {record.key} was not kept: train it again")
+        raise ValueError(
+            f"the network of run {record.key} was not kept: to train it again, remove its line "
+            "from runs.jsonl and run the experiment"
+        )
+    source_of(training.arch)  # It imports the module that defines a user's layers.
     data, given = examples(training)
     recorded = record.result.get("data")
     if given != recorded:
@@ -174,8 +181,8 @@ def _check_reproduced(record: Record, key: str, report: LocalMinimumReport) -> N
         if not np.isclose(found, mean, rtol=1e-5, atol=tolerance, equal_nan=True):
             raise ValueError(
                 f"run {record.key} has {mean:.8g} for the {name} in its {key}, and its network "
-                f"gives {found:.8g}: the file is of another network, or this version computes or "
-                "samples otherwise"
+                f"gives {found:.8g}: the file is of another network, or its weights were rounded, "
+                "as to float16, or this version computes or samples otherwise"
             )
 
 

@@ -40,15 +40,19 @@ def run_experiment(
             tried again when the experiment is started again.
         KeyboardInterrupt: After Ctrl-C, with the runs stopped.
     """
-    # One key is one folder: of two runs with the same key, only one would ever be executed.
-    if len({run.key for run in runs}) < len(runs):
-        raise ValueError("the runs must differ in their settings or seeds, but one is there twice")
+    _check_different(runs)
     with store.locked():
         store.write_plan(runs)
         progress = RunProgress(runs, store.records())
         print(f"{progress.state()}.", flush=True)
         next_run = functools.partial(next, iter(progress.remaining()), None)
         execute_missing(next_run, function, store, options, gpus, progress)
+
+
+def _check_different(runs: Sequence[Run]) -> None:
+    # One key is one folder: of two runs with the same key, only one would ever be executed.
+    if len({run.key for run in runs}) < len(runs):
+        raise ValueError("the runs must differ in their settings or seeds, but one is there twice")
 
 
 def print_plan(
@@ -69,6 +73,7 @@ def print_plan(
         measure: Whether steps are measured, which takes as long as the smallest experiments.
         data_dir: Where the data of these steps are, see `load_dataset`.
     """
+    _check_different(runs)
     # Without the lock: one may ask for the plan while the experiment is at work.
     progress = RunProgress(runs, store.records())
     alone = options is None or options.scheduler

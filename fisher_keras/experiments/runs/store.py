@@ -246,11 +246,13 @@ class ExperimentStore:
             ValueError: If a record cannot be read as one.
             OSError: If a file cannot be read.
         """
-        records = _read(self.lines)
-        # After the lines: where a run has both, the later one counts, that of its directory.
+        found = _read(self.lines)
         for path in self.directory.glob("runs/*/record.json"):
-            records += _read(path)
-        return sorted({record.key: record for record in records}.values(), key=Record.order)
+            found += _read(path)
+        # Where a run has both, the later one counts, that of its directory: unless metrics were
+        # added to its line, maybe on another machine.
+        found.sort(key=lambda record: len(record.result.get("added_metrics", ())))
+        return sorted({record.key: record for record in found}.values(), key=Record.order)
 
     def records_of(self, runs: Iterable[Run]) -> list[Record]:
         """Returns those of `records` that are of some runs."""
@@ -279,11 +281,12 @@ class ExperimentStore:
             OSError: If a file cannot be read or written.
         """
         line = record.to_line()
+        records = [record if old.key == record.key else old for old in self.records()]
+        # First, for it is what version control keeps: a kill may come before the other one.
+        write_text(self.lines, "".join(map(Record.to_line, records)))
         directory = self.begun(record.key)
         if directory is not None and (directory / "record.json").exists():
             write_text(directory / "record.json", line)
-        records = [record if old.key == record.key else old for old in self.records()]
-        write_text(self.lines, "".join(map(Record.to_line, records)))
 
     def _record_file(self, run: Run) -> pathlib.Path:
         return self.run_directory(run) / "record.json"

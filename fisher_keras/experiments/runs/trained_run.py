@@ -63,6 +63,7 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
     """
     usual = TrainingConfig()
     settings = decisive(dataclasses.asdict(resolve_run(training)))
+    settings["schedule_epochs"] = training.schedule_epochs
     del settings["seed"]
     if training.method not in ("sam", "ghost"):  # The other fields tell the other methods apart.
         del settings["method"]
@@ -160,11 +161,12 @@ def network_file(store: ExperimentStore, key: str) -> pathlib.Path | None:
         key: The run's key.
 
     Returns:
-        `networks/<key>.keras`, kept beside the records, or else that of the run's directory.
+        That of the run's directory, or else `networks/<key>.keras`, kept beside the records.
     """
     kept = store.directory / "networks" / f"{key}.keras"
     directory = store.begun(key)
-    files = [kept, *([RunFiles(directory / _TRAINING).last] if directory else [])]
+    # The kept one may have been rounded to take less room.
+    files = [*([RunFiles(directory / _TRAINING).last] if directory else []), kept]
     return next((file for file in files if file.exists()), None)
 
 

@@ -29,6 +29,15 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "step_length": 0.1,
     },
 }
+# What a given flag leaves without a meaning: the flag, those of its values that do so (None: all),
+# and the fields of the preset.
+_WITHOUT_MEANING = (
+    ("method", ("plain", "clipped", "ghost", "sam"), ("strength", "step_length")),
+    ("regularize", (False,), ("method", "strength", "step_length")),
+    ("beta", None, ("strength",)),
+    ("gradient", ("hessian_vector_product",), ("step_length",)),
+    ("dataset", ("cifar10", "cifar100", "digits"), ("image_size",)),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,4 +69,9 @@ class TrainingOptions:
     @classmethod
     def usual(cls, values: flags.FlagValues) -> dict[str, Any]:
         """Returns the fields that the preset of the flags decides."""
-        return {"training": TRAINING_PRESETS.get(values["preset"].value, {})}
+        preset = dict(TRAINING_PRESETS.get(values["preset"].value, {}))
+        for flag, those, fields in _WITHOUT_MEANING:
+            if values[flag].present and (those is None or values[flag].value in those):
+                for field in fields:
+                    preset.pop(field, None)
+        return {"training": preset}

@@ -143,6 +143,15 @@ def test_a_run_with_a_directory_is_completed_there_too(executed, tmp_path, clean
     assert line in store.lines.read_text().splitlines(keepends=True)
 
 
+def test_what_was_completed_elsewhere_goes_before_the_directory(executed, store, tmp_path):
+    complete(store)
+    shutil.copytree(executed.directory / "runs", store.directory / "runs")
+    assert all("added_metrics" in record.result for record in store.records())
+    completed = store.lines.read_bytes()
+    store.write_lines()
+    assert store.lines.read_bytes() == completed
+
+
 def test_what_was_interrupted_goes_on(store, remembering, monkeypatch):
     evaluated = []
 

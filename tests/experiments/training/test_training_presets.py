@@ -27,6 +27,27 @@ def test_a_flag_goes_before_the_preset():
     assert config == TrainingConfig(**usual | {"epochs": 3, "label_smoothing": 0.0})
 
 
+@pytest.mark.parametrize(
+    ("given", "dropped"),
+    [
+        ({"method": "plain"}, ["strength", "step_length"]),
+        ({"method": "sam"}, ["strength", "step_length"]),
+        ({"method": "ghost"}, ["strength", "step_length"]),
+        ({"regularize": False}, ["method", "strength", "step_length"]),
+        ({"beta": 1.0}, ["strength"]),
+        ({"gradient": "hessian_vector_product"}, ["step_length"]),
+        ({"dataset": "cifar10"}, ["image_size"]),
+        ({"dataset": "folder"}, []),
+    ],
+)
+def test_what_a_given_flag_leaves_without_a_meaning_is_not_of_the_preset(given, dropped):
+    config = training("--preset=imagenet", *(f"--{n}={v}".lower() for n, v in given.items()))
+    usual = {n: v for n, v in TRAINING_PRESETS["imagenet"].items() if n not in dropped}
+    assert config == TrainingConfig(**usual | given)
+    assert config.regularize == ("method" not in given and "regularize" not in given)
+    resolve(config)
+
+
 def test_without_a_preset_the_defaults_stay():
     assert training("--epochs=3") == dataclasses.replace(TrainingConfig(), epochs=3)
     with pytest.raises(ValueError, match="--preset must be one of imagenet, got 'cifar'"):
