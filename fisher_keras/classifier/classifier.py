@@ -250,6 +250,7 @@ class Classifier:
             trace_key = _trace_key(self.model)
             if not _same(trace_key, self._trace_key):
                 self._functions.clear()
+                self._likelihoods.clear()
                 self._trace_key = trace_key
             key = (factory, self.from_logits, self.normalize_logits, *options)
             if key not in self._functions:

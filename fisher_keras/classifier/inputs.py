@@ -18,8 +18,9 @@ def check_model(model: Any) -> None:
         kind = type(model)
         former = " This is the former Keras: save the model, and load it with Keras 3."
         raise ValueError(
-            "The model must be a keras.Model (functional, Sequential or subclassed); metrics also "
-            f"take a Classifier of one. Given: {kind.__module__}.{kind.__name__}."
+            "The model must be a keras.Model (functional, Sequential or subclassed). Metrics also "
+            "take a Classifier; for training, give the model inside, its .model. Given: "
+            f"{kind.__module__}.{kind.__name__}."
             f"{former if kind.__module__.startswith('tf_keras') else ''}"
         )
 

@@ -61,6 +61,7 @@ def example_gradient_norms(
     size = min(whole_number("chunk_size", chunk_size, least=1), len(data))
     inputs = classifier.inputs(data.take(slice(1)).x)
     check_trainable(classifier.model)
+    classifier.predictions(inputs)  # A layer's activation may have changed since the last call.
     classifier.likelihood(inputs).hard_labels(data.labels, data.weights, "The labels of data")
     function = classifier.cached(_NormFunction, False)
     log_norms = np.empty(len(data))
@@ -72,8 +73,8 @@ def example_gradient_norms(
         squares, log_scale = function(chunk)
         with np.errstate(divide="ignore"):
             values = log_scale + np.log(squares) / 2
-        check_finite(values < np.inf, rows)
         log_norms[rows] = values
+    check_finite(log_norms < np.inf, np.arange(len(data)))
     with np.errstate(over="ignore"):
         return np.exp(log_norms)
 

@@ -12,7 +12,7 @@ from scipy.linalg import lapack
 
 from fisher_keras.arguments import one_of, whole_number
 from fisher_keras.classifier.classifier import Classifier, as_classifier
-from fisher_keras.classifier.inputs import check_trainable, count_examples
+from fisher_keras.classifier.inputs import ExamplesError, check_trainable, count_examples
 from fisher_keras.classifier.labels import LabelledData, labelled_data
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.positions import UNITS, Positions, Unit
@@ -136,14 +136,15 @@ def loss_gradient_gram(
         TensorShape([5, 5])
     """
     classifier = as_classifier(model, from_logits, normalize_logits)
-    data = LabelledData(x, y, sample_weight)
+    data, positions = LabelledData(x, y, sample_weight), None
     if one_of("unit", unit, UNITS) == "position":
         if training:
             raise ValueError(
                 "unit='position' is for inference mode, as a batch of positions has its examples "
                 "several times. Given: training=True."
             )
-        data = Positions(classifier, labelled_data((x, y, sample_weight))).take(slice(None))
+        positions = Positions(classifier, labelled_data((x, y, sample_weight)))
+        data = positions.take(slice(None))
     count = count_examples(data.x, data.y)
     data = dataclasses.replace(data, x=classifier.inputs(data.x))
     size = count if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
@@ -155,13 +156,10 @@ def loss_gradient_gram(
         products, *others = function(data, size, float64)
         return [_Group(part, (*others, epsilon)) for part in products]
 
-    groups = _float64_where_needed(function, evaluate)
-    if not by_layer:
-        return groups[0].gram
-    whole = dataclasses.replace(groups[0], products=sum(group.products for group in groups)).gram
-    names = weights_by_layer(classifier.model)
-    layers = {name: group.gram for name, group in zip(names, groups, strict=True)}
-    return dataclasses.replace(whole, layers=layers)
+    try:
+        return _whole(function, evaluate, classifier.model, by_layer)
+    except ExamplesError as error:
+        raise (error if positions is None else error.renamed(positions.rows, unit)) from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,6 +179,22 @@ class _Group:
         # Where these leave float32's range, so do squares that they are sums of.
         in_range = (squares * slack > _SAFE_SQUARES[0]) & (squares / slack < _SAFE_SQUARES[1])
         return bool(in_range.all()) and self.gram.eigenvalues_exceed(_WELL_CONDITIONED / slack)
+
+
+def _whole(
+    function: GramFunction,
+    evaluate: Callable[[np.ndarray], list[_Group]],
+    model: keras.Model,
+    by_layer: bool,
+) -> FisherGram:
+    """Returns the Gram matrix of all weights, with `by_layer` with those of the layers."""
+    groups = _float64_where_needed(function, evaluate)
+    if not by_layer:
+        return groups[0].gram
+    whole = dataclasses.replace(groups[0], products=sum(group.products for group in groups)).gram
+    names = weights_by_layer(model)
+    layers = {name: group.gram for name, group in zip(names, groups, strict=True)}
+    return dataclasses.replace(whole, layers=layers)
 
 
 def _float64_where_needed(

@@ -21,6 +21,8 @@ from fisher_keras.graph.vectorized import map_sequentially
 # Of the Jacobians that are there at once: a quarter of a gigabyte in float64.
 _MAX_ENTRIES = 2**25
 
+_REMEDY = "evaluate one example at a time (batch_size=1; in evaluate_local_minimum chunk_size=1)"
+
 
 def robustness(
     model: keras.Model | Classifier,
@@ -126,7 +128,7 @@ def _norms_of_batches(classifier: Classifier) -> Callable[[Any], np.ndarray]:
     def norms(x: Any) -> np.ndarray:
         x = classifier.inputs(x)
         if not (classifier.call_graph(x).independent or same_among_others(classifier, x)):
-            raise interaction(classifier.model, DIFFERS_AMONG_FEWER, "give batch_size=1")
+            raise interaction(classifier.model, DIFFERS_AMONG_FEWER, _REMEDY)
         products, *to_check = (t.numpy() for t in jacobian_products(x))
         classifier.check_values(*to_check)
         finite = np.isfinite(products).all(axis=(1, 2))

@@ -174,15 +174,16 @@ def json_ready(value: Any) -> Any:
 
 def _trial(record: dict[str, Any]) -> Trial:
     """Returns the trial of a line."""
-    dependence = {name: _tuples(value) for name, value in record["dependence"].items()}
+    dependence = record["dependence"]
     return Trial(
         record["index"],
         {name: float(value) for name, value in record["metrics"].items()},
         tuple(map(float, record["log_spectrum"])),
-        LinearDependence(**dependence),
+        LinearDependence(
+            tuple(dependence["zero"]),
+            tuple(map(tuple, dependence["parallel"])),
+            tuple(dependence["dependent"]),
+            dependence["epsilon"],
+        ),
         {name: tuple(map(float, pair)) for name, pair in record.get("layers", {}).items()},
     )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

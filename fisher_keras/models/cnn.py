@@ -16,6 +16,7 @@ _FILTERS = (64, 64, 128, 128, 192, 192)
 # momentum set to 0.9 and a batch size of 128. We train 200 epochs in total with the learning
 # rate initially set to 0.01 and then divided by 10 at epoch 100 and 150."
 RECIPE = Recipe(
+    momentum=0.9,
     nesterov=True,
     learning_rate=0.01,
     schedule=((100, 0.1), (150, 0.1)),

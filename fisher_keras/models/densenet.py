@@ -13,6 +13,7 @@ from fisher_keras.models.recipe import Recipe
 # Section 4.2 of the paper: Nesterov momentum 0.9 without dampening, weight decay 1e-4, batches of
 # 64, learning rate 0.1, divided by 10 at 50% and 75% of 300 epochs; no dropout with augmentation.
 RECIPE = Recipe(
+    momentum=0.9,
     nesterov=True,
     learning_rate=0.1,
     schedule=((150, 0.1), (225, 0.1)),

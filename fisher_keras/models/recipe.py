@@ -13,6 +13,7 @@ class Recipe:
     """A training recipe of stochastic gradient descent.
 
     Attributes:
+        momentum: The factor on the velocity.
         nesterov: Whether the momentum is Nesterov's.
         learning_rate: The initial learning rate.
         schedule: Pairs (epoch, factor) by rising epoch: after so many epochs of `epochs` the
@@ -21,17 +22,16 @@ class Recipe:
         batch_size: Images a step, |B|.
         l2_penalty: Coefficient of the sum of squares of the weights, which the network has by
             default. It is half the weight decay of a paper whose gradient is decay * w.
-        momentum: The factor on the velocity.
         augmentation: The scheme's name in the paper's Section 7.1.
     """
 
+    momentum: float
     nesterov: bool
     learning_rate: float
     schedule: tuple[tuple[int, float], ...]
     epochs: int
     batch_size: int
     l2_penalty: float
-    momentum: float = 0.9
     augmentation: str = "4-crop-f"
 
 

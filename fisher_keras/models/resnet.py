@@ -14,6 +14,7 @@ from fisher_keras.models.recipe import Recipe
 # Section 3.4, batches of 128, learning rate 0.1, divided by 10 at 32k and 48k of 64k iterations:
 # at 391 iterations an epoch epochs 82 and 123 of 164. Their warm-up is for depth 110 alone.
 RECIPE = Recipe(
+    momentum=0.9,
     nesterov=False,
     learning_rate=0.1,
     schedule=((82, 0.1), (123, 0.1)),

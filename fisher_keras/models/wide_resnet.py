@@ -13,6 +13,7 @@ from fisher_keras.models.recipe import Recipe
 # 0.1, multiplied by 0.2 at 60, 120 and 160 of 200 epochs. Their crops fill the 4 padded pixels
 # with reflections.
 RECIPE = Recipe(
+    momentum=0.9,
     nesterov=True,
     learning_rate=0.1,
     schedule=((60, 0.2), (120, 0.2), (160, 0.2)),

@@ -154,6 +154,12 @@ def with_zeros(gradient: list, weights: list) -> list:
     return [tf.zeros_like(w) if g is None else g for g, w in zip(gradient, weights, strict=True)]
 
 
+_SCALE_LOSS = (
+    keras.optimizers.Optimizer.scale_loss,
+    keras.optimizers.LossScaleOptimizer.scale_loss,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class LossScale:
     """The factor by which an optimizer wants losses scaled, so that half precision can hold them.
@@ -167,7 +173,9 @@ class LossScale:
     @classmethod
     def of(cls, optimizer: keras.optimizers.Optimizer) -> "LossScale":
         """Returns the factor that an optimizer divides by at present."""
-        one = 1.0  # No tensor, or each call would add one to the graph.
+        # Keras' own take a number, which adds nothing to the graph. An overriding method may not.
+        own = type(optimizer).scale_loss in _SCALE_LOSS
+        one = 1.0 if own else tf.ones(())
         factor = optimizer.scale_loss(one)
         return cls(None if factor is one else factor)
 

@@ -139,6 +139,8 @@ def _examples(
         # that halves of the examples have different classes.
         one_hot = cross_entropy.kind == "one_hot"
         num_classes = 2 if binary else outputs.shape[-1]
+        if "int" in leaf.dtype.name:  # Labels of few bits cannot be of all classes.
+            num_classes = min(num_classes, np.iinfo(leaf.dtype.name).max + 1)
         positions = shape[:-1] if one_hot else shape
         classes = np.sort(np.arange(math.prod(positions)) % num_classes).reshape(positions)
         if one_hot:

@@ -187,7 +187,8 @@ class BatchLosses:
                 return [hard, self._compiled_loss(sub_batch.batch, outputs)]
             # Where L is L~ but for penalties, these are all that is new.
             with tf.control_dependencies(self._assertions(outputs)):
-                penalties = [tf.cast(penalty, hard.dtype) for penalty in self.model.losses]
+                # One may have a value for each example: Keras adds those up, too.
+                penalties = [tf.reduce_sum(tf.cast(p, hard.dtype)) for p in self.model.losses]
                 return [hard, tf.add_n([tf.zeros_like(hard), *penalties])]
 
         with self.replica.local_batch_norm(self.model.model):

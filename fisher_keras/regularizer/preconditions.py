@@ -197,8 +197,8 @@ def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> 
             raise ValueError(
                 "Training evaluates the model with the same random numbers at several weights, "
                 f"and those of {node.op} cannot be repeated. Draw them with keras.random and a "
-                "keras.random.SeedGenerator, or use a layer of Keras. Given: "
-                f"{layer_of(operation, model)}."
+                "keras.random.SeedGenerator, or use a layer of Keras; read no clock and no data "
+                f"set in a call. Given: {layer_of(operation, model)}."
             )
         if assigns(node):
             raise ValueError(

@@ -147,7 +147,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
             step = self.optimizer_step(losses)
         self._update(replica, step.gradient)
         for tracker in self._log_trackers[:1]:
-            tracker.update_state([step.logs[name] for name in self.training_logs])
+            tracker.update_state([step.logs[log.name] for log in self._log_trackers])
         loss_tracker = next(metric for metric in self.metrics if metric.name == "loss")
         # As in Keras, so that an epoch's loss is a mean over examples and not over batches.
         loss_tracker.update_state(step.loss, sample_weight=batch.size())

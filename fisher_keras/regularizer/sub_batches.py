@@ -130,9 +130,9 @@ def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor | N
     if seed is None:
         return SubBatches(tf.range(batch_size), count, size, remainder)
     # XLA knows no shuffle, but sorting random keys is one; and its random integers, unlike its
-    # random floats, are those of TensorFlow without XLA, for seeds below 2**32. To name their
-    # algorithm, "philox", would give the same by twenty operations more.
-    keys = tf.random.stateless_uniform([batch_size], seed, None, None, tf.int32)
+    # random floats, are those of TensorFlow without XLA. If the algorithm had no name, that would
+    # be so for seeds below 2**32 alone, and those of replicas are larger.
+    keys = tf.random.stateless_uniform([batch_size], seed, None, None, tf.int32, alg="philox")
     permutation = tf.argsort(keys)
     return SubBatches(permutation, count, size, remainder)
 

@@ -90,3 +90,24 @@ def test_examples_that_interact_are_refused():
 
 def test_the_example_runs():
     assert doctest.testmod(example_norms).failed == 0
+
+
+def test_another_activation_is_another_likelihood():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "sigmoid")])
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    y = np.arange(6) % 3
+    classifier = Classifier(model)
+    example_gradient_norms(classifier, (x, np.eye(3)[y]))  # Three labels that are yes or no.
+    model.layers[-1].activation = keras.activations.softmax
+    norms = example_gradient_norms(classifier, (x, y))
+    logits = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    logits.set_weights(model.get_weights())
+    np.testing.assert_allclose(norms, np.linalg.norm(jacobian(logits, x, y), axis=1), rtol=1e-4)
+
+
+def test_errors_count_all_examples():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    x = np.ones((6, 4), np.float32)
+    x[3] = np.nan
+    with pytest.raises(ValueError, match=r"1 of 6 examples have no finite gradient, .* at \[3\]"):
+        example_gradient_norms(model, (x, np.arange(6) % 3), chunk_size=4)

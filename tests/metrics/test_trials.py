@@ -108,6 +108,18 @@ def test_a_file_without_trials_is_anybodys(tmp_path):
     assert TrialFile(path, {**EVALUATION, "seed": 4}).finished == {0: TRIALS[0]}
 
 
+@pytest.mark.parametrize("dependence", [[], {}, {"zero": 3, "parallel": [], "dependent": []}])
+def test_a_damaged_trial_is_refused(tmp_path, dependence):
+    path = tmp_path / "trials.jsonl"
+    TrialFile(path, EVALUATION).add(TRIALS[0])
+    header, trial = path.read_text().splitlines()
+    path.write_text(
+        header + "\n" + json.dumps(json.loads(trial) | {"dependence": dependence}) + "\n"
+    )
+    with pytest.raises(ValueError, match="not a file of trials, or is damaged"):
+        TrialFile(path, EVALUATION)
+
+
 @pytest.mark.parametrize(
     "content",
     ["weights", "a,b\n1,2\n", "{}\n", '{"evaluation": {"seed": 3}}\n[]\n', "\xff\n"],

@@ -192,3 +192,56 @@ def test_a_mask_of_the_outputs_is_of_the_loss(float64, shared):
     np.testing.assert_allclose(value, expected, rtol=1e-9)
     for mine, right in zip(found, gradient, strict=True):
         np.testing.assert_allclose(mine, right, rtol=1e-7, atol=1e-12)
+
+
+class PenaltyOfEach(keras.layers.Layer):
+    """Adds a penalty for each example, which Keras adds up."""
+
+    def call(self, x):
+        self.add_loss(0.01 * keras.ops.sum(x**2, axis=-1))
+        return x
+
+
+class ScaledByTensor(keras.optimizers.SGD):
+    """Scales losses by what it reads off the loss, as an optimizer of one's own may."""
+
+    def scale_loss(self, loss):
+        return loss * tf.cast(4.0, loss.dtype)
+
+    def apply(self, gradients, variables=None):
+        return super().apply([gradient / 4 for gradient in gradients], variables)
+
+
+def trained(layers, labels, optimizer=keras.optimizers.SGD, wrap=lambda model: model):
+    """Returns the logged loss and the weights after two steps of one batch."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), *layers()])
+    trainer = wrap(model)
+    trainer.compile(optimizer(0.1), Sparse(from_logits=True))
+    x = np.random.default_rng(0).normal(size=(len(labels), 4)).astype(np.float32)
+    losses = trainer.fit(x, labels, batch_size=len(labels), epochs=2, verbose=0).history["loss"]
+    return losses, np.concatenate([w.numpy().ravel() for w in model.weights])
+
+
+def unregularized(model):
+    """A step of one sub-batch without R, which is Keras' own."""
+    return FisherRegularizedModel(
+        model, beta=0.0, num_sub_batches=1, clip_norm=None, share_gradients=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "labels", "optimizer"),
+    [
+        (lambda: [PenaltyOfEach(), keras.layers.Dense(3)], "int32", keras.optimizers.SGD),
+        # Fewer labels than outputs: int8 has none above 127.
+        (lambda: [keras.layers.Dense(200)], "int8", keras.optimizers.SGD),
+        (lambda: [keras.layers.Dense(3)], "int32", ScaledByTensor),
+    ],
+)
+def test_a_step_without_the_regularizer_is_that_of_keras(layers, labels, optimizer):
+    labels = (np.arange(12) % 3).astype(labels)
+    losses, weights = trained(layers, labels)
+    ours, found = trained(layers, labels, optimizer, unregularized)
+    np.testing.assert_allclose(ours, losses, rtol=1e-6)
+    np.testing.assert_allclose(found, weights, rtol=1e-5, atol=1e-7)

@@ -61,3 +61,13 @@ def test_xla_sums_the_same_over_batches_of_every_size(count):
             placed, weighted = function(size)
             np.testing.assert_array_equal(placed[:, 0], np.arange(size))
             np.testing.assert_allclose(weighted, sums(size, False)[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [5, 2**31 + 5, 2**32 + 5])
+def test_xla_splits_in_the_same_way(seed):
+    def permutation(compiled):
+        seeds = tf.constant([seed, 3], tf.int64)
+        split = functools.partial(split_batch, tf.constant(50), 4, seeds)
+        return tf.function(lambda: split().permutation, jit_compile=compiled)().numpy()
+
+    np.testing.assert_array_equal(permutation(True), permutation(False))
