@@ -150,8 +150,8 @@ class FisherRegularizedModel(RelativeStrength):
             name: Name of the model.
             strength: The value $s$ of `explicit_to_implicit` to keep, instead of beta. Each step
                 has $\beta = s \eta / (2 \alpha M (1 - m))$, with the learning rate and the
-                momentum of Keras' SGD. Thus the regularizer is $s$ times as strong as that of SGD in all
-                phases of the training. It is a number or a schedule, >= 0.
+                momentum of Keras' SGD. Thus the regularizer is $s$ times as strong as that of SGD
+                in all phases of the training. It is a number or a schedule, >= 0.
             step_length: Distance $\epsilon$ at which the finite difference takes its second
                 gradient: $\frac{\alpha \|g_i\|}{\epsilon} [g_i - \nabla_w \tilde L(B_i, w -
                 \epsilon g_i / \|g_i\|)]$, and $R$ likewise. To first order, this is the same as
@@ -248,10 +248,10 @@ class FisherRegularizedModel(RelativeStrength):
         """Returns the gradient that the next training step on this batch would clip and apply.
 
         It can be used in a custom training loop. There, set `update_state`. Inside a
-        `tf.function`, it is as fast as `fit`. Its random numbers are those of that function: with XLA, dropout
-        drops other units than without XLA. It also keeps the options (alpha, beta, ...) that the
-        model had when it was traced. On several replicas, with `strategy.run`, all of them get
-        the gradient of the whole mini-batch.
+        `tf.function`, it is as fast as `fit`. Its random numbers are those of that function: with
+        XLA, dropout drops other units than without XLA. It also keeps the options (alpha, beta,
+        ...) that the model had when it was traced. On several replicas, with `strategy.run`, all
+        of them get the gradient of the whole mini-batch.
 
         Args:
             x: Inputs, as the wrapped model takes them, B examples.

@@ -171,12 +171,12 @@ def perturbed_weights(
 
     Args:
         weights: w.
-        gradient: That of the loss at w; None where it does not depend on a weight.
+        gradient: The gradient of the loss at w; None for a weight that it does not depend on.
         rho: Length of epsilon.
-        adaptive: Whether that is measured in units of the weights.
+        adaptive: Whether this length is measured in units of the weights.
 
     Returns:
-        The other weights; w itself where the gradient is zero.
+        The other weights; w itself if the gradient is zero.
     """
     units = [tf.abs(w) + _ETA if adaptive else tf.ones_like(w) for w in weights]
     directions = [None if g is None else t * g for g, t in zip(gradient, units, strict=True)]
