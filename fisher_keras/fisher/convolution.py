@@ -46,7 +46,7 @@ def depthwise_gradients(op: tf.Operation, x: tf.Tensor, delta: tf.Tensor) -> Exp
     Args:
         op: A `DepthwiseConv2dNative`, in any data format.
         x: Its images, shape (N, H, W, A).
-        delta: The gradient at its output, shape (N, H', W', A M), M outputs to a channel.
+        delta: The gradient at its output, shape (N, H', W', A M), with M outputs per channel.
 
     Returns:
         The gradients of N examples.
@@ -133,8 +133,8 @@ def _dense_convolution(
 ) -> Factored:
     """Factors of a convolution with stride 1: kernel columns shift X, kernel rows shift Delta.
 
-    One product over the pixels of X's rows and Delta's columns then gives all pairs, and each is
-    copied k times instead of k^2 times one of them.
+    One product over the pixels of X's rows and Delta's columns then gives all pairs. Both factors
+    are copied k times, instead of one of them k^2 times.
     """
     height, width, inputs, outputs = kernel
 

@@ -1,4 +1,4 @@
-r"""The gradient $p - \tilde y$ of the hard-label loss at the logits: direction and size apart."""
+r"""The gradient $p - \tilde y$ of the hard-label loss at the logits, as direction and size."""
 
 import math
 
@@ -12,20 +12,20 @@ def unit_cotangents(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     r"""Splits the gradient of each hard-label loss at the model's outputs into direction and size.
 
-    At logits z, $\partial \ell / \partial z = p - \tilde y$. Where the model is sure, this is too
-    small for float32 (or for any format): it is computed in logarithms, with
-    $p_c - 1 = -\sum_{k \neq c} p_k$, and only its direction is ever a number. The loss of an
+    At logits z, $\partial \ell / \partial z = p - \tilde y$. If the model is confident, this is
+    too small for float32 (or for any format). Therefore it is computed in logarithms, with
+    $p_c - 1 = -\sum_{k \neq c} p_k$, and only its direction is stored as numbers. The loss of an
     example with several predictions is the sum over the positions that count.
 
     Args:
-        logits: What the model gives for N examples.
+        logits: The model's logits for N examples.
         labels: The labels c, int32, shape (N, *P); 0 or 1 for a single unit.
         counted: Whether each position counts, booleans, shape (N, *P).
 
     Returns:
         The directions, unit vectors in the shape of `logits.values`, and the logarithms of the
-        lengths, shape (N,); both float64. They are not finite where there is no such gradient, and
-        both are 0 where no position counts.
+        lengths, shape (N,); both float64. They are not finite for an example without such a
+        gradient, and both are 0 for an example without a position that counts.
     """
     units, log_scale = _at_each_position(logits, labels)
     if log_scale.shape.rank == 1 and logits.mask is None:
@@ -74,7 +74,7 @@ def _logit_cotangents(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, 
 def _normalized_logit_cotangents(
     logits: tf.Tensor, labels: tf.Tensor, c: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Takes the gradient at z / (c ||z||) back to z: its part across z, by c ||z||."""
+    """Pulls the gradient at z / (c ||z||) back to z: its part orthogonal to z, over c ||z||."""
     norms = tf.norm(logits, axis=-1, keepdims=True)
     along = logits / norms
     cotangents, log_scale = _logit_cotangents(along / c, labels)

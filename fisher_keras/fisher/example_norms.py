@@ -28,28 +28,28 @@ def example_gradient_norms(
     r"""Computes the norm $\|g_i\|$ of the loss gradient of each example of a data set.
 
     $g_i$ is the gradient of the hard-label loss $-\ln f_w(x_i)_{c_i}$ by all trainable weights, in
-    inference mode: the row i of J in `loss_gradient_gram`. The examples with the largest norms are
-    those that the network fits least: wrong labels and outliers are often among them, in training
-    data that the network has not fitted to the end. One pass over the data: about one and a half
-    gradients of it, and no matrix of pairs.
+    inference mode. It is row i of J in `loss_gradient_gram`. The network fits the examples with
+    the largest norms least. Wrong labels and outliers are often among them, as long as the network
+    has not completely fitted the training data. The norms take one pass over the data, which costs
+    about one and a half gradients of it, and no matrix of pairs.
 
     Args:
         model: A Keras classifier, or a `Classifier` of one.
-        data: Examples with labels, as `evaluate_local_minimum` takes them. Of soft labels the most
-            probable class counts, so that label smoothing changes nothing. Of several predictions
-            an example, the loss is the sum over the positions that count. Sample weights of
-            examples are ignored: multiply the norms by them if they are to count.
+        data: Examples with labels, as `evaluate_local_minimum` takes them. For soft labels, the
+            most probable class is used, so that label smoothing changes nothing. If an example has
+            several predictions, its loss is the sum over the positions that count. Sample weights
+            of examples are ignored. If you want to include them, multiply the norms by them.
         from_logits: As for `loss_gradient_gram`.
         normalize_logits: As for `loss_gradient_gram`.
-        chunk_size: How many examples to evaluate at a time.
+        chunk_size: The number of examples to evaluate at a time.
 
     Returns:
-        The norms, shape (N,), float64; 0.0 below 5e-324. They are in the order of the data, but
-        for data sets that come in another order at each reading: give arrays instead.
+        The norms, shape (N,), float64; 0.0 below 5e-324. They are in the order of the data. If a
+        data set has another order at each reading, give arrays instead.
 
     Raises:
         ValueError: If inputs, labels and outputs do not fit each other, or outputs or gradients
-            are not finite; the message names the examples.
+            are not finite. The message names the examples.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -80,7 +80,7 @@ def example_gradient_norms(
 
 
 class _NormFunction(GramFunction):
-    """Squared norms of the per-example loss gradients, verified as their products are."""
+    """Squared norms of the per-example loss gradients, verified in the same way as products."""
 
     def __call__(self, data: LabelledData) -> tuple[np.ndarray, np.ndarray]:
         """Returns squared norms without the gradients' scale, and its logarithms, shape (N,)."""

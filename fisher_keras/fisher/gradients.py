@@ -1,4 +1,4 @@
-"""Per-example gradients of one weight: explicit, or factored as a layer's structure gives them."""
+"""Per-example gradients of one weight: explicit, or factored by the structure of a layer."""
 
 import dataclasses
 import functools
@@ -42,8 +42,9 @@ class Factored:
     Attributes:
         size: N, L, A and B.
         make_factors: Returns X, shape (N, L, A), and Delta, shape (N, L, B). Both may be several
-            times as large as what they are made of: they are made when they are asked for.
-        restore: Takes gradients of shape (n, A, B), for any n, to (n, *weight.shape).
+            times as large as the tensors that they are made from. Therefore they are only made
+            when they are needed.
+        restore: Reshapes gradients of shape (n, A, B), for any n, to (n, *weight.shape).
     """
 
     size: tuple[int, int, int, int]
@@ -87,9 +88,9 @@ class SparseRows:
     """Row-sparse gradients of an embedding table: N examples look up L rows each.
 
     Attributes:
-        shape: Of the table, (rows, ...).
+        shape: Shape of the table, (rows, ...).
         indices: The rows that are looked up, int, shape (N, L).
-        deltas: The gradients at the values of these rows, shape (N, L, B), B entries to a row.
+        deltas: The gradients at the values of these rows, shape (N, L, B), B entries per row.
     """
 
     shape: tuple[int, ...]
@@ -111,7 +112,7 @@ class SparseRows:
     def blocks(self) -> list[Callable[[], tf.Tensor]]:
         """Returns functions that give the nonzero columns of the gradient matrix.
 
-        Of the table's rows these hold at most as many as the examples look up, in any order.
+        The columns have at most as many rows of the table as the examples look up, in any order.
         """
         count, length, entries = self.deltas.shape
         # Rows that no example looks up are left out: the others get new indices from 0 on.
@@ -143,7 +144,7 @@ class SparseRows:
 def together(parts: list[Factored]) -> Factored:
     """Returns the sum of gradients that are factored in the same way, over all their positions.
 
-    As a sum of explicit gradients it would take the memory of all of them.
+    A sum of explicit gradients would take the memory of all of them.
     """
     count, _, rows, columns = parts[0].size
 
@@ -160,7 +161,7 @@ Gradients = Explicit | Factored | SparseRows
 
 
 def for_new_graph(gradients: list[Gradients]) -> list[Gradients]:
-    """Returns gradients for use in another graph inside of theirs, without the factors made."""
+    """Returns gradients for use in a graph inside of theirs, without their made factors."""
     return [dataclasses.replace(part) for part in gradients]
 
 

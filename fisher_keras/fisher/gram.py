@@ -28,29 +28,29 @@ _SAFE_SQUARES = 1e-28, 1e30
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FisherGram:
-    r"""The Gram matrix of per-example loss gradients, scale apart from direction.
+    r"""The Gram matrix of per-example loss gradients, as cosines and logarithms of norms.
 
-    With J the Jacobian of the N' hard-label losses (Equations 4 and 5),
+    J is the Jacobian of the N' hard-label losses (Equations 4 and 5), and
 
     $$\xi = J J^T = \operatorname{diag}(e^s)\, C \operatorname{diag}(e^s), \qquad
         \ln \det \xi = 2 \sum_i s_i + \ln \det C.$$
 
-    Near a minimum the gradients are too small for any floating-point format, and their logarithms
+    Near a minimum, the gradients are too small for any floating-point format, but their logarithms
     are not.
 
     Attributes:
         matrix: C, the cosines between the examples' gradients, shape (N', N'), float64. Its
-            diagonal is 1; a zero gradient's row is 0 off the diagonal.
+            diagonal is 1. For a zero gradient, all other entries of its row are 0.
         log_scale: s, the logarithm of each gradient's Euclidean norm, shape (N',), float64; -inf
             for a zero gradient.
-        epsilon: Relative rounding of the gradients: that of float32 or, where the model computes
-            in half precision or a GPU in TensorFloat-32, of that.
+        epsilon: Relative rounding of the gradients: that of float32, of half precision if the
+            model computes in it, or of TensorFloat-32 if a GPU computes in it.
         logits: The model's logits of the examples, shape (N', K) or (N', *P, K), float64, never
-            normalized: see `fisher_keras.classifier.Classifier.logits`. None if
-            `loss_gradient_gram` did not make this.
-        counted: Whether each prediction counts, shape (N',) or (N', *P), booleans; likewise.
+            normalized (see `fisher_keras.classifier.Classifier.logits`). None if
+            `loss_gradient_gram` did not make this object.
+        counted: Whether each prediction counts, shape (N',) or (N', *P), booleans; None likewise.
         layers: By path, the Gram matrices of the gradients by the weights of each layer, which
-            add up to this one; None if they were not asked for.
+            add up to this one. None without `by_layer`.
     """
 
     matrix: tf.Tensor
@@ -83,50 +83,54 @@ def loss_gradient_gram(
     r"""Computes $\xi = J J^T$ of a classifier's hard-label losses, Equations 4 and 5.
 
     J holds the gradients of $\ell(f_w(x_i), \tilde y_i) = -\ln f_w(x_i)_{c_i}$ with respect to the
-    model's trainable variables, one example a row. It never exists as a whole: products are added
-    up variable by variable, in float64. The gradients themselves are of the model's own dtype.
-    Where the smallest eigenvalue of the cosines is above 0.001, and squares of the gradients are
-    in the range of float32, blocks of 768 products are added in float32 before, which is more
-    exact than float32 gradients are; else none.
+    model's trainable variables, one row for each example. It never exists as a whole: products are
+    added up variable by variable, in float64. The gradients themselves have the model's own dtype.
+    If the smallest eigenvalue of the cosines is above 0.001, and the squares of the gradients are
+    in the range of float32, blocks of 768 products are first added in float32. This is more exact
+    than float32 gradients are. Otherwise, no products are added in float32.
 
-    A classifier may give a prediction at each of several positions, (N', *P, K), or K labels that
-    are yes or no each. The loss of an example is then the sum over the positions that count: its
-    likelihood is the product.
+    A classifier may have a prediction at each of several positions, (N', *P, K), or K labels, each
+    of them yes or no. The loss of an example is then the sum over the positions that count,
+    because its likelihood is the product.
 
     The model is not changed. A call with a model traces a function and verifies it, which takes
-    seconds for a large network. For many calls make a `fisher_keras.classifier.Classifier` once
-    and give it instead: then only the first call for a number of examples traces.
+    seconds for a large network. For many calls, make a `fisher_keras.classifier.Classifier` once
+    and give it instead of the model. Then only the first call for each number of examples traces.
 
     Args:
         model: A Keras classifier with one output of shape (N, K), or (N, 1) for a single sigmoid
             unit, or (N, *P, K); or a `Classifier` of one.
         x: Inputs of N' examples, an array or a structure of arrays, as the model takes them.
         y: Labels: class indices, shape (N',) or (N', 1), or distributions, shape (N', K), of
-            which the most probable class counts; with positions, (N', *P) or (N', *P, K).
-        from_logits: Whether the model gives logits rather than probabilities. "auto" finds out: by
-            the softmax or sigmoid that it ends in, else by the values. A `Classifier` knows.
-        training: Evaluate in training mode: BatchNormalization takes the moments of the batch,
-            and an example's gradient contains its effect on the others' (slow).
-        chunk_size: Evaluate that many examples at a time, in pairs of chunks: takes less memory,
-            and more time. With `training` a chunk is the batch whose moments are taken. None
-            evaluates all at once.
+            which the most probable class is used; with positions, (N', *P) or (N', *P, K).
+        from_logits: Whether the model gives logits rather than probabilities. With "auto", this is
+            found out from the softmax or sigmoid at its end, or else from the values. A
+            `Classifier` has its own setting.
+        training: Whether to evaluate in training mode. BatchNormalization then takes the moments
+            of the batch, and an example's gradient includes its effect on the losses of the other
+            examples (slow).
+        chunk_size: The number of examples to evaluate at a time, in pairs of chunks. A smaller
+            number takes less memory and more time. With `training`, a chunk is the batch whose
+            moments are taken. None evaluates all examples at once.
         normalize_logits: If given, the losses are those of logits z / (normalize_logits ||z||),
-            which makes minima of different training loss comparable (Table 2). A `Classifier`
-            knows.
-        sample_weight: Which positions count, 1 or 0, shape (N', *P), of which trailing axes may be
-            left out; None for all. Those that Keras' mask of the outputs leaves out never do.
-        unit: "position" makes each position that counts a unit of its own: the matrix then has a
-            row for each, in their order.
-        by_layer: Also give the Gram matrix of each layer's weights, in the same pass. It takes
-            the memory of an N' x N' matrix a layer. Products are added up in another order, so
-            that the whole Gram matrix differs by rounding from that without the layers.
+            which makes minima of different training loss comparable (Table 2). A `Classifier` has
+            its own setting.
+        sample_weight: Whether each position counts, 1 or 0, shape (N', *P). Trailing axes may be
+            left out. None counts all positions. Positions that Keras' mask of the outputs
+            leaves out never count.
+        unit: "position" makes each position that counts a separate unit. The matrix then has a
+            row for each of them, in their order.
+        by_layer: Whether to compute the Gram matrix of each layer's weights, too, in the same
+            pass. It takes the memory of an N' x N' matrix for each layer. Products are added up in
+            another order, so that the whole Gram matrix differs by rounding from that without the
+            layers.
 
     Returns:
         The Gram matrix.
 
     Raises:
         ValueError: If inputs, labels and outputs do not fit each other, or outputs or gradients
-            are not finite; the message names the examples.
+            are not finite. The message names the examples.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -164,7 +168,7 @@ def loss_gradient_gram(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Group:
-    """Products of the gradients by some of the weights, with further inputs of `_normalized`."""
+    """Products of the gradients by some of the weights, with other inputs of `_normalized`."""
 
     products: np.ndarray
     others: tuple
@@ -174,7 +178,7 @@ class _Group:
         return _normalized(self.products, *self.others)
 
     def suffices_in_float32(self, slack: float = 1.0) -> bool:
-        """Returns whether the products may be in float32; with slack, whether others might."""
+        """Returns whether the products may be in float32; with slack, whether others may be."""
         squares = np.diagonal(self.products)
         # Where these leave float32's range, so do squares that they are sums of.
         in_range = (squares * slack > _SAFE_SQUARES[0]) & (squares / slack < _SAFE_SQUARES[1])
@@ -200,10 +204,11 @@ def _whole(
 def _float64_where_needed(
     function: GramFunction, evaluate: Callable[[np.ndarray], list[_Group]]
 ) -> list[_Group]:
-    """Returns of each group the fast result if its cosines are well conditioned, else in float64.
+    """Returns each group's fast result if its cosines are well conditioned, else the float64 one.
 
-    So it depends on the examples alone. What the last ones needed is tried first: the two differ
-    by rounding, so that a smallest eigenvalue in float64 far below the limit needs no fast one.
+    Thus the result depends only on the examples. The precision that the last examples needed is
+    tried first. The two results differ only by rounding. Therefore no fast result is needed if the
+    smallest eigenvalue in float64 is far below the limit.
     """
     tried = function.needed_float64
     groups = evaluate(tried)

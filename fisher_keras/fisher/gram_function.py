@@ -22,19 +22,19 @@ from fisher_keras.graph.tracing import concrete_function, signature, specs
 
 
 class GramFunction:
-    """Products of the per-example loss gradients of one classifier, traced once a shape of data.
+    """Products of the per-example loss gradients of one classifier, traced once per data shape.
 
-    The first call for each number and shape of examples verifies the gradients (`verification`),
-    and each call does where the graph does not establish that examples are apart: then it may
-    depend on their values. Weights whose structured ones are wrong take the fallback from then
-    on: a backward pass for each example (`vectorized`). Where that is wrong, too, examples
-    interact.
+    The first call for each number and shape of examples verifies the gradients (`verification`).
+    If the graph does not show that examples are independent, this may depend on their values, and
+    each call verifies. If the structured gradients of a weight are wrong, the weight takes the
+    fallback from then on: a backward pass for each example (`vectorized`). If this is wrong, too,
+    the examples interact.
 
     Attributes:
         fallback_weights: Indices of the weights whose structured gradients failed.
-        needed_float64: Of each of G groups of weights, whether the last examples needed products
-            in float64, see `loss_gradient_gram`: shape (G,). It decides what is tried first, and
-            changes no result.
+        needed_float64: For each of G groups of weights, whether the last examples needed products
+            in float64 (see `loss_gradient_gram`), shape (G,). It decides which precision is tried
+            first, and changes no result.
     """
 
     def __init__(self, classifier: Classifier, training: bool, by_layer: bool = False) -> None:
@@ -43,7 +43,7 @@ class GramFunction:
         Args:
             classifier: A built classifier.
             training: See `loss_gradient_gram`.
-            by_layer: Whether each layer's weights are a group, rather than all weights one.
+            by_layer: Whether each layer's weights are a group, rather than all weights.
         """
         self._classifier = classifier
         self._training = training
@@ -57,7 +57,7 @@ class GramFunction:
         self._trace_anew()
 
     def take_fallback(self, indices: Iterable[int]) -> None:
-        """Takes the gradients of some weights, by their index, example by example."""
+        """Sets weights, by their index, whose gradients are taken example by example."""
         self.fallback_weights |= set(indices)
         self._trace_anew()
 
@@ -71,17 +71,17 @@ class GramFunction:
 
         Args:
             data: N examples, the inputs a structure of tensors; labels in any form.
-            chunk_size: How many examples at a time, in pairs of chunks.
-            float64: Of each group whether all products are taken in float64, see
-                `sum_of_products`: shape (G,), bool.
+            chunk_size: The number of examples at a time, in pairs of chunks.
+            float64: For each group, whether all products are taken in float64 (see
+                `sum_of_products`), shape (G,), bool.
 
         Returns:
             The products of each group without the gradients' scale, shape (G, N, N), the scale's
-            logarithms, shape (N,), and the logits, shape (N, *P, K), all float64; and whether each
-            position counts, shape (N, *P), booleans.
+            logarithms, shape (N,), and the logits, shape (N, *P, K), all float64. Also whether
+            each position counts, shape (N, *P), booleans.
 
         Raises:
-            ValueError: If labels or outputs are not what they should be.
+            ValueError: If labels or outputs are not valid.
         """
         count = len(data)
         chunks = [
@@ -164,9 +164,9 @@ class GramFunction:
         float64: tf.Tensor,
         verify: tf.Tensor,
     ) -> list[tf.Tensor]:
-        """Computes the products and, where they are to be verified, the gradients' errors.
+        """Computes the products and, if they are verified, the errors of the gradients.
 
-        One trace serves for all: to trace a large network takes seconds.
+        One trace is used for both, because tracing a large network takes seconds.
         """
         batches = [
             TracedBatch(self._classifier, self._training, *part, self._sequential)
@@ -218,7 +218,7 @@ def check_finite(finite: np.ndarray, rows: np.ndarray) -> None:
     """Raises an ExamplesError unless the gradients of examples are finite.
 
     Args:
-        finite: Whether the gradient of each is, booleans, shape (n,).
+        finite: Whether the gradient of each example is finite, booleans, shape (n,).
         rows: The rows of the examples, shape (n,).
     """
     if not finite.all():

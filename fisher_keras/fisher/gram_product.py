@@ -1,4 +1,4 @@
-"""The products of all pairs of per-example gradients, without ever holding all gradients."""
+"""The products of all pairs of per-example gradients, which are never stored all at once."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ _COLLECTED_ENTRIES = 2**22
 
 
 def products_of_groups(groups: Sequence[list[Gradients]], float64: tf.Tensor) -> tf.Tensor:
-    """Takes the `sum_of_products` of groups of weights, each in its own precision.
+    """Computes the `sum_of_products` of groups of weights, each in its own precision.
 
     Args:
         groups: The gradients of the weights of each of G groups, for the same N examples.
-        float64: Of each group whether all its products are taken in float64, bool, shape (G,).
+        float64: For each group, whether all its products are in float64, bool, shape (G,).
 
     Returns:
         Shape (G, N, N), float64.
@@ -41,13 +41,13 @@ def products_of_groups(groups: Sequence[list[Gradients]], float64: tf.Tensor) ->
 
 
 def sum_of_products(gradients: list[Gradients], float64: bool) -> tf.Tensor:
-    """Adds up G G^T over the weights, G being a weight's per-example gradients.
+    """Adds up G G^T over the weights, where G has the per-example gradients of a weight.
 
     Args:
-        gradients: Of each weight, for the same N examples.
-        float64: Take all products in float64. Otherwise those of float32 gradients are taken in
-            float32 and added up in float64 after every 768; cosines are then off by about 1e-7
-            (less for many weights), and it takes half the time.
+        gradients: The gradients of each weight, for the same N examples.
+        float64: Whether all products are in float64. Otherwise, the products of float32 gradients
+            are in float32, and added up in float64 after every 768. Cosines then have errors of
+            about 1e-7 (less for many weights), and the time is halved.
 
     Returns:
         J J^T, shape (N, N), float64.
@@ -69,7 +69,7 @@ def squared_norms(gradients: list[Gradients]) -> tf.Tensor:
     """Adds up the squared norms of per-example gradients over the weights.
 
     Args:
-        gradients: Of each weight, for the same N examples.
+        gradients: The gradients of each weight, for the same N examples.
 
     Returns:
         The diagonal of J J^T, shape (N,), float64.
@@ -92,7 +92,7 @@ def _squares(rows: tf.Tensor) -> tf.Tensor:
 
 
 class _Products:
-    """Multiplies columns once there are enough of them."""
+    """Collects columns, and multiplies them as soon as there are enough."""
 
     def __init__(self, float64: bool) -> None:
         self._float64 = float64
@@ -149,6 +149,6 @@ def _blocked_product(columns: tf.Tensor) -> tf.Tensor:
 
 
 def _product_of_factors(part: Factored) -> tf.Tensor:
-    """Takes <x_i d_i^T, x_j d_j^T> = <x_i, x_j> <d_i, d_j>, which needs no gradient at all."""
+    """Computes <x_i d_i^T, x_j d_j^T> = <x_i, x_j> <d_i, d_j>, without any gradient."""
     x, delta = (tf.cast(tf.squeeze(t, 1), tf.float64) for t in part.factors)
     return tf.matmul(x, x, transpose_b=True) * tf.matmul(delta, delta, transpose_b=True)

@@ -13,9 +13,9 @@ def weights_by_layer(model: keras.Model) -> dict[str, list[int]]:
         model: A built Keras model.
 
     Returns:
-        Of each such layer, by its path in the model, the indices of its weights among all
-        trainable ones; in the order of the weights. A layer in a layer is one of its own, and a
-        weight that several layers share is of one of them.
+        For each such layer, by its path in the model, the indices of its weights among all
+        trainable weights, in the order of the weights. A layer in a layer is a separate layer. A
+        weight that several layers share belongs to one of them.
     """
     # A layer has the weights of those in it, too: the one with the fewest is the owner.
     layers = keras_private.all_layers(model)

@@ -27,7 +27,7 @@ class TracedBatch:
         weights: The model's trainable variables in the graph.
         distance: How far that is from probabilities, a scalar.
         log_scale: ln of the factor that the gradients below lack, shape (N,), float64.
-        established: Whether it is established where examples are, see `CallGraph`.
+        established: Whether the axis of the examples is established (see `CallGraph`).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class TracedBatch:
 
         Args:
             classifier: A built classifier.
-            training: Whether in training mode.
+            training: Whether to use training mode.
             x: The inputs, a structure of tensors of shape (N, ...).
             labels: Class indices, int32, shape (N, *P).
             weights: Whether each position counts, booleans, shape (N, *P).
@@ -73,21 +73,21 @@ class TracedBatch:
         self.log_scale = log_scale - tf.math.log(tf.constant(scale, tf.float64))
 
     def structured(self) -> list[Gradients | None]:
-        """Returns the `structured_gradients`. To be called before anything else."""
+        """Returns the `structured_gradients`. It must be called before any other method."""
         inputs = keras.tree.flatten(self._x)
         leading = self._leading | {tensor.ref() for tensor in inputs}
         return structured_gradients(self._outputs, self._cotangents, inputs, self.weights, leading)
 
     def by_vectorized_map(self, indices: list[int]) -> list[tf.Tensor]:
-        """Returns gradients of some of the weights, each example a batch of its own.
+        """Returns gradients of some of the weights, with each example as a separate batch.
 
-        It is the fallback where there are no structured ones.
+        It is the fallback for weights without structured gradients.
 
         Args:
-            indices: Which of the weights.
+            indices: Indices of the weights.
 
         Returns:
-            Of each weight the gradients, shape (N, *weight.shape).
+            For each weight, the gradients, shape (N, *weight.shape).
         """
         if not indices:
             return []
@@ -103,7 +103,7 @@ class TracedBatch:
         return self._map(one_example, (self._x, self._cotangents))
 
     def with_interactions(self) -> list[tf.Tensor]:
-        """Returns the gradients where a loss depends on the other examples of the batch, too."""
+        """Returns the gradients for losses that also depend on other examples of the batch."""
         # Each row of the unit matrix picks one loss: N backward passes over the whole batch.
         return self._map(self.weighted_sum, tf.eye(self.size, dtype=self._outputs.dtype))
 
@@ -114,7 +114,7 @@ class TracedBatch:
             coefficients: The losses' coefficients, shape (N,).
 
         Returns:
-            Of each weight the gradient.
+            The gradient for each weight.
         """
         coefficients = tf.cast(coefficients, self._outputs.dtype)
         ones = [1] * (self._outputs.shape.rank - 1)

@@ -17,8 +17,8 @@ class WeightUse:
     Attributes:
         op: The operation.
         input_index: The index of its input that is a weight or computed from weights.
-        leading: References to the tensors with the examples on the leading axis, in order; each
-            may have several entries in a row there.
+        leading: References to the tensors with the examples on the leading axis, in order. Each
+            example may have several consecutive entries there.
     """
 
     op: tf.Operation
@@ -41,7 +41,7 @@ class WeightUse:
 
 
 def _matrix_product(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
-    """The weight is a matrix; its other factor (N, ..., A), or (N L, A) as layers flatten it."""
+    """The weight is a matrix; its other factor is (N, ..., A), or flattened to (N L, A)."""
     names = ("transpose_a", "transpose_b") if use.op.type == "MatMul" else ("adj_x", "adj_y")
     other_transposed, transposed = map(use.op.get_attr, names)
     # As the left factor, or with batch axes, the weight has gradients of another form.
@@ -59,7 +59,7 @@ def _matrix_product(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients |
 
 
 def _lookup(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
-    """The weight is a table of which the examples take rows."""
+    """The weight is a table of which the examples look up rows."""
     indices = use.op.inputs[1]
     plain = use.op.get_attr("batch_dims") == 0 and tf.get_static_value(use.op.inputs[2]) == 0
     if use.input_index != 0 or not plain or not use.leads(indices, count):
@@ -74,7 +74,7 @@ def _lookup(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
 
 
 def _convolution(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
-    """The weight is a filter of a two-dimensional convolution (of which 1D ones are made)."""
+    """The weight is a filter of a two-dimensional convolution (used for 1D ones, too)."""
     images = _images(use, delta, count)
     if images is None or images[0].shape[-1] != use.tensor.shape[2]:  # Of groups.
         return None

@@ -1,9 +1,9 @@
 """Per-example gradients of weights from the structure of the operations that use them.
 
-In one forward and one backward pass over a batch, an operation's input X and the gradient Delta
-at its output hold all that the gradient of one example with respect to the operation's weight
-consists of: for a convolution or a matrix product, a product of the two over positions; for a
-broadcast sum or product, a sum. No example needs a pass of its own.
+One forward and one backward pass over a batch give an operation's input X and the gradient Delta
+at its output. The gradient of one example with respect to the operation's weight is computed from
+these two. For a convolution or a matrix product, it is a product of the two over positions. For a
+broadcast sum or product, it is a sum. No example needs its own pass.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ class Weight:
     """A trainable variable and its reads in a graph that evaluates the model.
 
     Attributes:
-        variable: TensorFlow's variable; of one that is mirrored, the copy that the graph uses.
-        handle: The graph's own handle of it, by which gradients can be taken; None if the graph
-            does not use it.
-        reads: The values that the graph has read, all the same.
-        read_in_this_graph: Whether the graph itself reads the variable wherever it is used.
-            Otherwise a function that the graph calls does (`tf.function`, a loop), in which uses
-            are not looked for.
+        variable: TensorFlow's variable. If it is mirrored, this is the copy that the graph uses.
+        handle: The graph's own handle of it, for taking gradients; None if the graph does not use
+            the variable.
+        reads: The values that the graph has read. All of them are equal.
+        read_in_this_graph: Whether the graph itself does all reads of the variable. Otherwise a
+            function that the graph calls reads it (`tf.function`, a loop), and its uses in there
+            are not searched.
     """
 
     variable: tf.Variable
@@ -47,7 +47,7 @@ def weights_in_graph(variables: Sequence[keras.Variable], graph: tf.Graph) -> li
         graph: The graph of a `tf.function`.
 
     Returns:
-        A weight for each, in their order.
+        A `Weight` for each variable, in their order.
     """
     # A graph has a placeholder of its own for the handle of each variable outside of it.
     handles = {id(outside): inside for outside, inside in graph.captures}
@@ -61,19 +61,19 @@ def structured_gradients(
     weights: Sequence[Weight],
     leading: Set,
 ) -> list[Gradients | None]:
-    """Finds the per-example gradients of those weights that only known operations use.
+    """Finds the per-example gradients of weights that only known operations use.
 
     Args:
-        outputs: What a model gives for a batch of N examples, shape (N, K), in a graph that holds
-            no gradients yet.
+        outputs: A model's outputs for a batch of N examples, shape (N, K), in a graph that has no
+            gradients yet.
         cotangents: The gradient of each example's loss at `outputs`, of the same shape and dtype.
-        inputs: What the examples come in by, each of shape (N, ...).
-        weights: What the model was evaluated at.
+        inputs: The inputs with the examples, each of shape (N, ...).
+        weights: The weights at which the model was evaluated.
         leading: References to the tensors with the examples on the leading axis, in order.
 
     Returns:
-        For each weight its gradients, or None where an operation that uses it is not known, or
-        takes examples apart in a way that is not. It is for the caller to verify the result.
+        For each weight, its gradients, or None if an operation that uses it is not known, or
+        separates examples in an unknown way. The caller must verify the result.
     """
     count = outputs.shape[0]
     # Everything downstream of the inputs belongs to the examples. Rules are for the operations at
@@ -151,11 +151,11 @@ def _combined(parts: list[Gradients | None]) -> Gradients | None:
 
 
 def _pull_back(result: list, indirect: list, combined: dict, weights: Sequence[Weight]) -> None:
-    """Completes the weights that reach the examples by way of other tensors, as gamma does.
+    """Completes the weights that act on the examples through other tensors, as gamma does.
 
-    BatchNormalization multiplies by gamma / sqrt(variance + epsilon): gradients at such tensors
-    are taken back to the weights, one example after another (vectorized). In the part of the graph
-    between the weights and these tensors there are no examples, so that it is the same for all.
+    BatchNormalization multiplies by gamma / sqrt(variance + epsilon). Gradients at such tensors
+    are pulled back to the weights, one example after another (vectorized). The part of the graph
+    between the weights and these tensors has no examples, so that it is the same for all examples.
     """
     if not indirect:
         return

@@ -28,16 +28,16 @@ DIFFERS_AMONG_FEWER = (
 def relative_errors(
     batch: TracedBatch, gradients: list[Gradients], rounding: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Compares a random weighted sum of per-example gradients with that of reverse mode.
+    """Compares a random weighted sum of per-example gradients with that from reverse mode.
 
     Args:
         batch: The examples, in the graph in which the gradients were found.
-        gradients: Of each weight.
-        rounding: Relative rounding of the model, see `rounding_of`.
+        gradients: The gradients of each weight.
+        rounding: Relative rounding of the model (see `rounding_of`).
 
     Returns:
         The largest error of each weight's gradient relative to its largest entry, a vector in
-        float64, and whether there is an entry that is not zero.
+        float64, and whether any entry is not zero.
     """
     # A plain sum would not notice gradients that are given to the wrong examples.
     coefficients = tf.random.stateless_normal([batch.size], [0, 0])
@@ -61,15 +61,15 @@ def no_errors(number: int) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def wrong_weights(errors: np.ndarray) -> list[int]:
-    """Returns the indices of the weights whose `relative_errors` are no rounding."""
+    """Returns the indices of the weights whose `relative_errors` are larger than rounding."""
     return np.flatnonzero(errors > _TOLERANCE).tolist()
 
 
 def same_among_others(classifier: Classifier, x: Any) -> bool:
     """Returns whether examples have the same logits in batches of another composition.
 
-    They come in another order and in two halves, so that each loses neighbors and half of the
-    others.
+    The examples are given in another order and in two halves, so that each of them loses neighbors
+    and half of the others.
 
     Args:
         classifier: A built classifier.
@@ -88,12 +88,12 @@ def same_among_others(classifier: Classifier, x: Any) -> bool:
 
 
 def same_logits(these: np.ndarray, those: np.ndarray, rounding: float) -> bool:
-    """Returns whether logits are the same to within rounding; NaN and infinity are another error.
+    """Returns whether logits are equal to within rounding. NaN and infinity are another error.
 
     Args:
         these: Logits in float64.
         those: Logits of the same examples.
-        rounding: Relative rounding of the model, see `rounding_of`.
+        rounding: Relative rounding of the model (see `rounding_of`).
     """
     tolerance = min(_TOLERANCE, _ROUNDINGS_OF_LOGITS * rounding)
     finite = np.isfinite(these) & np.isfinite(those)

@@ -1,4 +1,4 @@
-"""The metrics of local minima (Sections 5.3 and 7.1), the names for users of the package."""
+"""The metrics of local minima (Sections 5.3 and 7.1), under the names that users import."""
 
 from fisher_keras.metrics.evaluation import evaluate_local_minimum
 from fisher_keras.metrics.gram_metrics import (

@@ -60,78 +60,82 @@ def evaluate_local_minimum(
 ) -> LocalMinimumReport:
     r"""Evaluates the local minimum that training has led a classifier to (Section 7.1).
 
-    T times it samples N' training examples and computes each metric: for the log-determinant,
-    the mean over the trials is $\hat\gamma(w)$ (Equation 5). All Fisher metrics come from one
-    Gram matrix a trial. The model is in inference mode and is not changed.
+    It samples N' training examples T times, and computes each metric for each sample. The mean of
+    the log-determinant over these trials is $\hat\gamma(w)$ (Equation 5). All Fisher metrics of a
+    trial come from one Gram matrix. The model is in inference mode and is not changed.
 
     In the scope of a `tf.distribute.MirroredStrategy`, or if the model was made in one, the
     trials are spread over its replicas, one at a time on each device. The results are those of
-    one device, up to the rounding of the model's dtype. What no trial samples is evaluated on one
-    device. With a `tf.distribute.MultiWorkerMirroredStrategy`, each process that calls this
-    evaluates all trials on its own replicas; only the chief reads and writes `trials_path` and
-    shows progress. Other strategies of several replicas are refused.
+    one device, up to the rounding of the model's dtype. Examples that no trial samples are
+    evaluated on one device. With a `tf.distribute.MultiWorkerMirroredStrategy`, each process that
+    calls this evaluates all trials on its own replicas; only the chief reads and writes
+    `trials_path` and shows progress. Other strategies of several replicas are refused.
 
     Args:
-        model: A Keras classifier; of a `FisherRegularizedModel`, the wrapped one. For many
-            evaluations of the same model, a `fisher_keras.classifier.Classifier` of it. It may
-            give several predictions an example (docs/more_than_one_prediction.md).
+        model: A Keras classifier. For a `FisherRegularizedModel`, the wrapped classifier is
+            evaluated. For many evaluations of the same model, give a
+            `fisher_keras.classifier.Classifier` of it. The model may have several predictions for
+            each example (docs/more_than_one_prediction.md).
         data: The training data without augmentation: a pair (x, y) of arrays, or a finite
             `tf.data.Dataset` or `keras.utils.PyDataset` of batches (x, y), which is read into
             memory, and ordered by content if it is shuffled. y holds classes, or distributions
-            over them; Fisher metrics take the most probable class. Sample weights that follow y
-            tell which positions count, 1 or 0, where an example has several predictions; those of
-            examples are ignored. Of data that are not in memory, which are arrays mapped from a
-            file (`np.memmap`) and any `fisher_keras.datasets.Examples`, no other examples are read
-            than the trials sample, and the training loss and error are of these.
-        num_samples: N', how many examples a trial samples, without replacement.
+            over them; Fisher metrics use the most probable class. If an example has several
+            predictions, sample weights after y say which positions count, 1 or 0. Sample weights
+            of whole examples are ignored. Data that are not in memory are arrays mapped from a
+            file (`np.memmap`) and any `fisher_keras.datasets.Examples`. Of these, only the
+            examples that the trials sample are read, and the training loss and error are theirs.
+        num_samples: N', the number of examples that a trial samples, without replacement.
         num_trials: Number of samples T that the metrics are averaged over.
-        seed: Seed of the samples. A trial's sample depends on the seed and the trial's index
-            alone.
-        metrics: Names out of `METRICS`. "robustness" costs K backward passes a trial; the others
-            together cost one.
+        seed: Seed of the samples. A trial's sample depends only on the seed and the index of the
+            trial.
+        metrics: Names out of `METRICS`. "robustness" costs K backward passes for each trial.
+            All others together cost one.
         normalize_logits: A number c divides each logit vector by its norm times c, so that minima
-            of different training loss can be compared (0.04 for Table 2); None does not. It is
-            for the metrics, robustness included; losses are of the model as it is, and errors are
-            the same either way.
-        test_data: As data, to also give test loss and error; None for none.
+            of different training loss can be compared (0.04 for Table 2). None leaves them
+            as they are. All metrics use the normalized logits, robustness included. Losses are
+            those of the model itself, and errors are the same in both cases.
+        test_data: Test data in the forms of `data`, for the test loss and error. None leaves them
+            out.
         label_smoothing: Share of each label that is spread evenly over the classes, as in the
-            training; for the training loss and the least that it can have. Metrics do not depend
-            on it.
+            training. It is used for the training loss and its smallest possible value. Metrics do
+            not depend on it.
         stratified: Whether each class gets its share of every sample.
-        from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
-        chunk_size: How many examples at a time: takes less memory, and more time. None takes all
-            N' of a trial at once.
-        trials_path: A file to keep the trials in, one JSON line each. An evaluation that finds
-            trials of its own there goes on after them, also to a larger num_trials. Trials of
-            other weights, data or options, of another function of the same weights (other
-            `from_logits`, frozen layers or activations, another dtype policy), or of version 0.2
-            are refused, and the file is left as it is.
-        progress: Whether to show a progress bar, and to say how long the trials will take once
-            one of them was timed: the second, as the first one includes the tracing.
-        unit: What a trial samples: "example", whose loss is the sum over its positions, or
-            "position", of which each that counts is a unit of its own. Losses and errors are the
-            same either way.
-        layers: Whether to evaluate each layer, too, for `report.layers`. In the same pass; it
-            takes the memory of an N' x N' matrix a layer, and metrics differ by rounding from
-            those without it.
-        standard_error: If given, trials end once the standard error of gamma-hat (the mean
-            log-determinant) is below it: with the first T from 10 on of which it is, so that T
-            depends on the samples alone. num_trials is then the largest T. Where a sample's Fisher
-            information is singular, there is no standard error, and all trials are evaluated.
-        reference: With standard_error, the report of another network on the same samples: trials
-            end once the standard error of the difference of the two gamma-hats, over pairs of
-            trials, is below it, or the reference has no more trials. That difference is
-            `report.difference(reference)`.
+        from_logits: Whether the model's outputs are logits, True or False. With "auto", this is
+            found out.
+        chunk_size: The number of examples to evaluate at a time. A smaller number takes less
+            memory and more time. None evaluates all N' examples of a trial at once.
+        trials_path: A file to keep the trials in, one JSON line each. If the file has trials of
+            the same evaluation, the evaluation resumes after them, also with a larger num_trials.
+            Other trials are refused, and the file is left as it is. These are trials of other
+            weights, data or options, of another function of the same weights (other
+            `from_logits`, frozen layers or activations, another dtype policy), or of version 0.2.
+        progress: Whether to show a progress bar, and to print how long the trials will take. This
+            time comes from the second trial, because the first one includes the tracing.
+        unit: The unit that a trial samples: "example", whose loss is the sum over its positions,
+            or "position", which makes each position that counts a separate unit. Losses and
+            errors are the same in both cases.
+        layers: Whether to evaluate each layer in the same pass, too, for `report.layers`. This
+            takes the memory of an N' x N' matrix for each layer, and metrics differ by rounding
+            from those without it.
+        standard_error: If given, the trials end as soon as the standard error of gamma-hat (the
+            mean log-determinant) is below it, after at least 10 trials. T then depends only on the
+            samples, and num_trials is the largest T. If the Fisher information of a sample is
+            singular, there is no standard error, and all trials are evaluated.
+        reference: With standard_error, the report of another network on the same samples. The
+            trials then end as soon as the standard error of the difference of the two gamma-hats,
+            over pairs of trials, is below it, or if the reference has no more trials. This
+            difference is `report.difference(reference)`.
 
     Returns:
-        The report. Its notes tell if the metric's assumptions do not hold: if the training
-        error is not 0, or the training loss more than `MAX_TRAIN_LOSS` over the least that the
-        labels allow; and which examples make a sample's Fisher information singular.
+        The report. Its notes say if the assumptions of the metric do not hold: the training error
+        is not 0, or the training loss is more than `MAX_TRAIN_LOSS` above the smallest loss that
+        the labels allow. They also name the examples that make the Fisher information of a sample
+        singular.
 
     Raises:
         ValueError: If an argument is out of range, the model's outputs are not finite, the file
-            holds the trials of another evaluation, or a strategy of several replicas is of
-            another kind.
+            holds the trials of another evaluation, or a strategy with several replicas is not
+            supported.
 
     Examples:
         >>> classifier = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
@@ -163,7 +167,7 @@ def evaluate(
     trials_path: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> LocalMinimumReport:
-    """Evaluates a local minimum; see `evaluate_local_minimum`.
+    """Evaluates a local minimum (see `evaluate_local_minimum`).
 
     Args:
         classifier: Of the model.
@@ -230,7 +234,7 @@ class _Evaluation:
     strategy: tf.distribute.Strategy
 
     def training_loss(self, trials: Sequence[int]) -> RunningDataLoss:
-        """Starts the loss of the training data; of those not in memory, of what trials sample."""
+        """Starts the training loss; of data not in memory, only of the sampled examples."""
         rows = None if self.data.in_memory else self._sampled(trials)
         return RunningDataLoss(self.data, label_smoothing=self.options.label_smoothing, rows=rows)
 
@@ -245,7 +249,7 @@ class _Evaluation:
     def trials(
         self, file: TrialFile, train: RunningDataLoss, bar: tqdm.auto.tqdm, rule: StoppingRule
     ) -> tuple[Trial, ...]:
-        """Evaluates the trials that the file lacks, and the loss of all training data.
+        """Evaluates the trials that are not in the file, and the loss of all training data.
 
         Returns:
             The trials that count. The file may hold more, of an earlier call with a larger T.
@@ -306,7 +310,7 @@ class _Evaluation:
 
 
 def _say_time(bar: tqdm.auto.tqdm, times: list[float], num_devices: int, count: int) -> None:
-    """Says how long the trials will take, after the first ones that need no tracing."""
+    """Prints how long the trials will take, after the first ones that need no tracing."""
     if bar.disable or len(times) != 2 * num_devices:
         return
     each = (times[-1] - times[num_devices - 1]) / num_devices
@@ -320,12 +324,12 @@ def _say_time(bar: tqdm.auto.tqdm, times: list[float], num_devices: int, count: 
 
 
 def _on_a_replica(classifier: Classifier, device: str) -> Classifier:
-    """Makes the classifier of one replica; the device only tells them apart."""
+    """Makes the classifier of one replica; the device only identifies the replica."""
     return classifier.copy()
 
 
 def _trial(index: int, sample: Sample, names: Sequence[str]) -> Trial:
-    """Computes the metrics; in one thread, as it changes filters of warnings and BLAS' threads."""
+    """Computes the metrics in one thread, as it changes warning filters and BLAS' threads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SingularGramWarning)  # Said once, in the end.
         values = {name: METRICS[name].function(sample) for name in names}

@@ -41,7 +41,7 @@ class EvaluationOptions:
     standard_error: float | None = None
 
     def __post_init__(self) -> None:
-        """Checks what does not depend on the data.
+        """Checks everything that does not depend on the data.
 
         Raises:
             ValueError: If a value cannot be used.
@@ -86,7 +86,7 @@ class EvaluationOptions:
             )
 
     def units(self, classifier: Classifier, data: Examples) -> Examples | Positions:
-        """Returns what trials sample, the examples or their positions, once all is checked.
+        """Returns the units that trials sample, examples or positions, once all is checked.
 
         Raises:
             ValueError: If there are too few, or `check` finds something wrong.
@@ -103,15 +103,15 @@ class EvaluationOptions:
         return draw_sample(labels, self.num_samples, self.seed, trial, self.stratified)
 
     def check(self, classifier: Classifier, data: Examples) -> None:
-        """Checks what can be checked before the first trial, and builds the model.
+        """Checks all that can be checked before the first trial, and builds the model.
 
         Args:
             classifier: Of the model.
             data: The training data.
 
         Raises:
-            ValueError: If the data are too few, or the model does not take them, or their labels
-                are not its classes, or nothing of it is trainable.
+            ValueError: If there are too few data, the model does not accept them, their labels are
+                not its classes, or it has no trainable weights.
         """
         if self.unit == "example":
             self.check_count(data)
@@ -134,8 +134,8 @@ class EvaluationOptions:
     def identity(self, classifier: Classifier, data: Examples) -> dict[str, Any]:
         """Returns all that trials depend on, for JSON.
 
-        Weights and data alone do not make a function: attributes of layers and `from_logits` act
-        on the logits, of which a few are compared.
+        Weights and data alone do not determine the function: attributes of layers and
+        `from_logits` change the logits, of which a few are compared.
 
         Args:
             classifier: Of the built model.
@@ -168,7 +168,7 @@ class EvaluationOptions:
 
 
 def _some_logits(classifier: Classifier, data: Examples) -> list[list[float]]:
-    """Returns two sums over the logits of each of a few examples, whatever the number K."""
+    """Returns two sums over the logits of each of a few examples, for any number K."""
     # Spread over all of the data, which may be ordered by class.
     rows = np.linspace(0, len(data) - 1, _COMPARED_EXAMPLES).astype(int)
     logits, counted = classifier.predictions(classifier.inputs(data.take(rows).x))

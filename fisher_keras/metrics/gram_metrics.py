@@ -1,10 +1,10 @@
 r"""Metrics of a Gram matrix: those of Section 7.1 that need only $\xi = J J^T$.
 
-J is the Jacobian of the hard-label losses of N' examples, row i the gradient g_i of one. A
-`FisherGram` holds $\xi$ as $D C D$ with C the cosines between gradients and D the diagonal matrix
-of their norms, in logarithms: near a minimum the norms span hundreds of decades, C does not. Each
-function divides the largest norm out before it computes, so that only a result that float64 cannot
-hold is lost: it is then 0.0 or inf, as each docstring says.
+J is the Jacobian of the hard-label losses of N' examples. Its row i is the gradient g_i of one
+example. A `FisherGram` holds $\xi$ as $D C D$. C has the cosines between the gradients, and D is
+the diagonal matrix of their norms, stored as logarithms: near a minimum, the norms span hundreds
+of decades, and C does not. Each function divides by the largest norm before it computes. Therefore
+only a result that float64 cannot hold is lost. It is then 0.0 or inf, as each docstring says.
 """
 
 import numpy as np
@@ -25,20 +25,20 @@ _LIBRARIES = ThreadpoolController()
 def log_determinant(gram: FisherGram) -> float:
     r"""Returns $\ln |\xi|$: the paper's metric for one sample $S^t$ (Section 5.3, Equation 5).
 
-    The mean over T samples is $\hat\gamma$. Gradients carry the rounding of float32, of relative
-    size $\epsilon = 2^{-23}$, or that of half precision or TensorFloat-32 where the model
-    computes in it (`FisherGram.epsilon`), and eigenvalues of C are squares of the singular values
-    of the matrix of unit gradients: one of $N' \epsilon^2$ (1.4e-12 for N' = 100 in float32, 1e-4
-    in float16, 6e-3 in bfloat16) or less is rounding and tells nothing of the network. $\xi$ is
-    then singular. Above, the logarithm of an eigenvalue $\lambda$ of C is good to about
-    $\epsilon \sqrt{N' / \lambda}$.
+    The mean over T samples is $\hat\gamma$. Gradients have the rounding of float32, whose relative
+    size is $\epsilon = 2^{-23}$, or the rounding of half precision or TensorFloat-32 if the model
+    computes in it (`FisherGram.epsilon`). The eigenvalues of C are squares of the singular values
+    of the matrix of unit gradients. An eigenvalue of $N' \epsilon^2$ (1.4e-12 for N' = 100 in
+    float32, 1e-4 in float16, 6e-3 in bfloat16) or less is therefore rounding and says nothing
+    about the network. $\xi$ is then singular. The logarithm of a larger eigenvalue $\lambda$ of C
+    has an error of about $\epsilon \sqrt{N' / \lambda}$.
 
     Args:
         gram: The Gram matrix of N' examples.
 
     Returns:
-        The natural logarithm; -inf, with a `SingularGramWarning` that says which examples, where
-        $\xi$ is singular.
+        The natural logarithm. If $\xi$ is singular, it is -inf, and a `SingularGramWarning` names
+        the examples that make it so.
     """
     if warn_if_singular(gram):
         return -np.inf
@@ -47,11 +47,12 @@ def log_determinant(gram: FisherGram) -> float:
 
 
 def log_squared_norms(gram: FisherGram) -> float:
-    r"""Returns $2 \sum_i \ln \|g_i\|$, the part of $\ln |\xi|$ that is the gradients' lengths.
+    r"""Returns $2 \sum_i \ln \|g_i\|$, the part of $\ln |\xi|$ from the gradients' lengths.
 
-    $\xi = D C D$ gives $\ln |\xi| = \ln |D^2| + \ln |C|$, with D the norms and C the cosines: as
-    the log-determinant of a covariance matrix is that of its variances and of its correlations.
-    Near a minimum the lengths follow the training loss, which the cosines do not.
+    $\xi = D C D$ gives $\ln |\xi| = \ln |D^2| + \ln |C|$, with the norms in D and the cosines in
+    C. In the same way, the log-determinant of a covariance matrix is the sum of those of its
+    variances and of its correlations. Near a minimum, the lengths follow the training loss, and
+    the cosines do not.
 
     Args:
         gram: The Gram matrix of N' examples.
@@ -64,9 +65,9 @@ def log_squared_norms(gram: FisherGram) -> float:
 
 
 def log_determinant_cosines(gram: FisherGram) -> float:
-    r"""Returns $\ln |C|$, C the cosines: the other part of $\ln |\xi|$, the gradients' directions.
+    r"""Returns $\ln |C|$ of the cosines C, the part of $\ln |\xi|$ from the gradients' directions.
 
-    See `log_squared_norms`. It is 0 for gradients at right angles to each other.
+    It is 0 for gradients at right angles to each other. See also `log_squared_norms`.
 
     Args:
         gram: The Gram matrix of N' examples.
@@ -95,8 +96,8 @@ def spectral_radius(gram: FisherGram) -> float:
 def frobenius_norm(gram: FisherGram) -> float:
     r"""Returns the paper's estimate of $\|I\|_F^2$: the mean of $\|g_i g_i^T\|_F^2$ (Appendix D).
 
-    The paper samples entries of $g_i g_i^T$; the sum over all of them is $\|g_i\|^4$ exactly.
-    `sample_frobenius_norm` is the squared norm of the sample's $I$ itself.
+    The paper samples entries of $g_i g_i^T$. The sum of their squares over all entries is exactly
+    $\|g_i\|^4$. `sample_frobenius_norm` is the squared norm of the sample's $I$ itself.
 
     Args:
         gram: The Gram matrix of N' examples.
@@ -138,9 +139,9 @@ def trace(gram: FisherGram) -> float:
 def effective_rank(gram: FisherGram) -> float:
     r"""Returns the effective rank of $\xi$ as Roy & Vetterli (2007) define it.
 
-    $\exp(-\sum_k p_k \ln p_k)$, $p_k = \lambda_k / \sum_j \lambda_j$: how many directions of
-    weight space share the sample's Fisher information. O. Roy and M. Vetterli, "The effective
-    rank: a measure of effective dimensionality", EUSIPCO 2007.
+    It is $\exp(-\sum_k p_k \ln p_k)$ with $p_k = \lambda_k / \sum_j \lambda_j$: the number of
+    directions in weight space that share the sample's Fisher information. O. Roy and M. Vetterli,
+    "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.
 
     Args:
         gram: The Gram matrix of N' examples.
@@ -161,7 +162,7 @@ def effective_rank(gram: FisherGram) -> float:
 def log_determinant_shifted(gram: FisherGram, delta: float = DELTA) -> float:
     r"""Returns $\ln |\xi / N' + \delta I|$, which is finite for singular matrices, too.
 
-    Directions of less Fisher information than $\delta$ hardly count.
+    Directions with less Fisher information than $\delta$ hardly count.
 
     Args:
         gram: The Gram matrix of N' examples.
@@ -177,7 +178,7 @@ def log_determinant_shifted(gram: FisherGram, delta: float = DELTA) -> float:
 def soft_rank(gram: FisherGram, delta: float = DELTA) -> float:
     r"""Returns $\mathrm{tr}[\xi / N' (\xi / N' + \delta I)^{-1}]$.
 
-    It counts the directions of more Fisher information than $\delta$.
+    It counts the directions with more Fisher information than $\delta$.
 
     Args:
         gram: The Gram matrix of N' examples.
@@ -193,8 +194,8 @@ def soft_rank(gram: FisherGram, delta: float = DELTA) -> float:
 def renyi_entropy(gram: FisherGram) -> float:
     r"""Returns the Rényi entropy of order 2 of the spectrum of $\xi$, in nats.
 
-    $-\ln \sum_k p_k^2$, $p_k = \lambda_k / \sum_j \lambda_j$; at most the logarithm of the
-    `effective_rank`, which takes the entropy of order 1.
+    It is $-\ln \sum_k p_k^2$ with $p_k = \lambda_k / \sum_j \lambda_j$. It is at most the
+    logarithm of the `effective_rank`, which uses the entropy of order 1.
 
     Args:
         gram: The Gram matrix of N' examples.
@@ -224,10 +225,10 @@ def spectrum(gram: FisherGram) -> np.ndarray:
 
 
 def log_spectrum(gram: FisherGram) -> np.ndarray:
-    r"""Returns the logarithms of the eigenvalues of $\xi$, which sum up to `log_determinant`.
+    r"""Returns the logarithms of the eigenvalues of $\xi$, whose sum is `log_determinant`.
 
-    Each eigenvalue is as precise as those of C, however far the scales of the gradients are
-    apart: a root R of $C = R R^T$ is scaled to $D R$, whose singular values come from LAPACK's
+    Each eigenvalue is as precise as those of C, even if the scales of the gradients are far apart:
+    a root R of $C = R R^T$ is scaled to $D R$, whose singular values come from LAPACK's
     preconditioned Jacobi method (dgejsv, made for such graded matrices).
 
     Args:
@@ -262,7 +263,7 @@ def log_spectrum(gram: FisherGram) -> np.ndarray:
 
 
 def _log_information(gram: FisherGram) -> np.ndarray:
-    """Returns the logarithms of the eigenvalues of xi / N', those of I that are not 0."""
+    """Returns the logarithms of the eigenvalues of xi / N', the nonzero eigenvalues of I."""
     return log_spectrum(gram) - np.log(len(gram.log_scale))
 
 
@@ -271,7 +272,7 @@ def _log_determinant_of_unit_matrix(gram: FisherGram) -> float:
 
 
 def _scaled(gram: FisherGram) -> tuple[np.ndarray, float]:
-    """Returns xi over its largest diagonal entry, and the logarithm of that entry."""
+    """Returns xi divided by its largest diagonal entry, and the logarithm of this entry."""
     log_scale = np.asarray(gram.log_scale)
     log_largest = log_scale.max()
     # All gradients are zero: there is no scale to divide by.

@@ -37,8 +37,8 @@ def hessian(
 ) -> np.ndarray:
     r"""Returns $\nabla_w^2 L(S, w)$, the Hessian of the mean cross-entropy (Equation 1).
 
-    Exact, by W Hessian-vector products over all examples at once: for models of up to a few
-    thousand parameters, with float64 where precision matters. Where $f_w(x) = y$ for all examples
+    It is exact, by W Hessian-vector products over all examples at once. Use it for models of up to
+    a few thousand parameters, in float64 if precision matters. If $f_w(x) = y$ for all examples,
     it equals the Fisher information of Equation 2. The loss of an example with several predictions
     is the sum over its positions that count, as for `loss_gradient_gram`.
 
@@ -47,19 +47,20 @@ def hessian(
             `Classifier` of one, without normalize_logits.
         x: Inputs of N examples, an array or a structure of arrays.
         y: Labels: integers (N,) or (N, 1), or distributions over the classes (N, K).
-        from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
+        from_logits: Whether the model's outputs are logits, True or False. With "auto", this is
+            found out.
         label_smoothing: Share of each label that is spread evenly over the K classes, as in
             `keras.losses.CategoricalCrossentropy`, from 0 to below 1.
-        sample_weight: Which positions count, see `loss_gradient_gram`.
+        sample_weight: Which positions count (see `loss_gradient_gram`).
 
     Returns:
-        Shape (W, W), float64, symmetric; the parameters in the order of
+        Shape (W, W), float64, symmetric. The parameters are in the order of
         `model.trainable_variables`.
 
     Raises:
         ValueError: If labels do not fit the model's classes, outputs are not what `from_logits`
-            says, nothing is trainable, an operation has no second derivative that TensorFlow knows
-            of or that is dropped by `tf.stop_gradient`, the matrix is not symmetric to within
+            says, nothing is trainable, TensorFlow has no second derivative of an operation,
+            `tf.stop_gradient` drops a second derivative, the matrix is not symmetric to within
             rounding, derivatives are not finite, or a `Classifier` normalizes its logits.
     """
     classifier = as_classifier(model, from_logits)
@@ -69,7 +70,7 @@ def hessian(
 def _hessian(
     classifier: Classifier, x: Any, y: Any, label_smoothing: float, sample_weight: Any
 ) -> tuple[np.ndarray, float]:
-    """Returns the Hessian and the relative rounding of what it is computed of."""
+    """Returns the Hessian and the relative rounding of the derivatives in it."""
     if classifier.normalize_logits is not None:
         raise ValueError(
             "The Hessian is that of the loss as the model is trained with it: give a Classifier "
@@ -111,8 +112,9 @@ def hessian_log_determinant(
 ) -> float:
     r"""Returns $\gamma(w) = \ln |\nabla_w^2 L(S, w)|$ (Equation 3), exactly.
 
-    The softmax ignores a number added to all logits, so that a last layer with a bias of every
-    class makes the Hessian singular; a model whose last logit is always 0 has no such direction.
+    The softmax does not change if a number is added to all logits. Therefore a last layer with a
+    bias for every class makes the Hessian singular. A model whose last logit is always 0 has no
+    such direction.
 
     Args:
         model: As for `hessian`.
@@ -123,9 +125,10 @@ def hessian_log_determinant(
         sample_weight: As for `hessian`.
 
     Returns:
-        The natural logarithm. With a warning, -inf if eigenvalues are zero to rounding (W times
-        that of the coarsest dtype that the model computes in, relative to the largest), and NaN
-        if there are negative ones: then w is not a local minimum.
+        The natural logarithm. It is -inf, with a warning, if eigenvalues are zero to rounding (W
+        times the rounding of the coarsest dtype that the model computes in, relative to the
+        largest eigenvalue). It is NaN, with a warning, if there are negative eigenvalues, as w is
+        then not a local minimum.
     """
     classifier = as_classifier(model, from_logits)
     matrix, rounding = _hessian(classifier, x, y, label_smoothing, sample_weight)
@@ -193,10 +196,10 @@ def _second_derivatives(classifier: Classifier) -> Any:
 def _check_symmetric(matrix: np.ndarray, rounding: float, model: keras.Model) -> None:
     """Raises a ValueError if a Hessian is not symmetric to within rounding.
 
-    Second derivatives do not depend on their order, so that an asymmetry tells that some gradient
-    is not the derivative of what it is the gradient of. Rounding errors are relative to what is
-    added up: the entries of a row come from the same pass, and where all of a row cancel out, as
-    those of a bias that softmax ignores, what is left is rounding of the largest entries.
+    Second derivatives do not depend on their order. An asymmetry therefore shows that some
+    gradient is not a true derivative. Rounding errors are relative to the terms of a sum. The
+    entries of a row come from the same pass. If all of a row cancel out, as for a bias that the
+    softmax ignores, only the rounding of the largest entries is left.
     """
     size = np.abs(matrix)
     of_rows = np.maximum(size.max(axis=0, initial=0), size.max(axis=1, initial=0))

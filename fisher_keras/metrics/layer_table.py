@@ -27,10 +27,10 @@ class LayerSummary:
     Attributes:
         name: Path of the layer.
         num_parameters: Number of its trainable parameters.
-        trace: Its part of the trace: the mean of $\|g_i\|^2$, with $g_i$ the gradient by its
-            weights alone. The parts add up to the trace.
-        log_determinant: $\ln |\xi|$ of these gradients; -inf where it is singular, as it is for
-            all layers with fewer parameters than examples in a sample.
+        trace: Its part of the trace: the mean of $\|g_i\|^2$, where $g_i$ is the gradient by only
+            the weights of this layer. The parts add up to the trace.
+        log_determinant: $\ln |\xi|$ of these gradients. It is -inf if $\xi$ is singular, as it is
+            for all layers with fewer parameters than a sample has examples.
         log_weight_norm: Logarithm of the Euclidean norm of its trainable parameters.
     """
 
@@ -42,11 +42,11 @@ class LayerSummary:
 
 
 class LayerTable(Sequence[LayerSummary]):
-    """The layers that have trainable weights, a `LayerSummary` each; `print` shows them all.
+    """The layers with trainable weights, one `LayerSummary` each. `print` shows all of them.
 
     Attributes:
-        evaluation: All that the trials depend on, see `LocalMinimumReport`.
-        values: By layer, its traces and its log-determinants of all trials, shape (2, T).
+        evaluation: All that the trials depend on (see `LocalMinimumReport`).
+        values: By layer, its traces and its log-determinants in all trials, shape (2, T).
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class LayerTable(Sequence[LayerSummary]):
         trials: Sequence[Trial],
         evaluation: Mapping[str, Any],
     ) -> None:
-        """Takes what a report holds.
+        """Makes the table from the parts of a report.
 
         Args:
-            weights: Of each layer, the number of its parameters and the logarithm of their norm.
-            trials: With the traces and log-determinants of the layers.
+            weights: For each layer, the number of its parameters and the logarithm of their norm.
+            trials: Trials with the traces and log-determinants of the layers.
             evaluation: See `LocalMinimumReport`.
         """
         self.evaluation = evaluation
@@ -90,12 +90,12 @@ class LayerTable(Sequence[LayerSummary]):
         """Returns the table of two networks side by side, layer by layer.
 
         Args:
-            other: Of a network with layers of the same sizes in the same order, evaluated on the
-                same samples.
+            other: The table of a network with layers of the same sizes in the same order,
+                evaluated on the same samples.
 
         Returns:
-            Means of both; of the difference, that one less this one, with the standard error over
-            pairs of trials.
+            The means of both networks, and the mean of the difference, other minus this one, with
+            the standard error over pairs of trials.
 
         Raises:
             ValueError: If the networks or their samples differ.
@@ -120,11 +120,11 @@ class LayerTable(Sequence[LayerSummary]):
         """Draws trace, log-determinant and norm of the weights over the layers.
 
         Args:
-            *others: Tables of further networks, as for `beside`.
+            *others: Tables of other networks, as for `beside`.
             labels: Names of the networks, for the legend.
 
         Returns:
-            The figure: `report.layers.plot().savefig("layers.png")`. What is infinite is left out.
+            The figure: `report.layers.plot().savefig("layers.png")`. It has no infinite values.
 
         Raises:
             ValueError: If the networks or their samples differ.
@@ -168,10 +168,10 @@ class LayerTable(Sequence[LayerSummary]):
 
 
 def layer_metrics(gram: FisherGram) -> dict[str, tuple[float, float]]:
-    """Returns of each layer its part of the trace, and its log-determinant, by path.
+    """Returns the part of the trace and the log-determinant of each layer, by path.
 
     Args:
-        gram: A Gram matrix with `layers`, or without.
+        gram: A Gram matrix, with or without `layers`.
     """
     return {
         name: (
@@ -183,7 +183,7 @@ def layer_metrics(gram: FisherGram) -> dict[str, tuple[float, float]]:
 
 
 def layer_weights(model: keras.Model) -> dict[str, tuple[int, float]]:
-    """Returns of each layer the number of its parameters, and ln of their norm, by path."""
+    """Returns the number of parameters of each layer, and ln of their norm, by path."""
     weights, found = stateless.weights(model), {}
     for name, indices in weights_by_layer(model).items():
         own = [weights[index] for index in indices]

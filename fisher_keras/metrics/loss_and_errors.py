@@ -15,15 +15,15 @@ _NUM_BINS = 15  # Of the calibration error, as its authors take.
 
 @dataclasses.dataclass(frozen=True)
 class DataLoss:
-    """Loss, errors and calibration of a classifier on a data set; formerly named `Fit`.
+    """Loss, errors and calibration of a classifier on a data set. Its old name is `Fit`.
 
-    Where an example has several predictions, all means and numbers are over the positions that
-    count, each with the same weight, as in Keras' own mean of masked outputs.
+    If an example has several predictions, all means and numbers are over the positions that count,
+    each with the same weight, as in Keras' own mean of masked outputs.
 
     Attributes:
         loss: Mean cross-entropy against the labels as given, in nats.
-        label_entropy: The least value that it can have: 0 for hard labels, more for soft ones.
-        num_errors: The number of examples whose most probable class is not that of their label.
+        label_entropy: The smallest possible loss: 0 for hard labels, more for soft labels.
+        num_errors: The number of examples whose most probable class is not that of the label.
         num_examples: Number of examples, or of positions that count.
         calibration_error: See `expected_calibration_error`.
         hard_label_loss: Mean cross-entropy against the most probable classes of the labels.
@@ -43,15 +43,15 @@ class DataLoss:
 
     @property
     def excess_loss(self) -> float:
-        """The loss over the least that the labels allow, in nats."""
+        """The loss above the smallest loss that the labels allow, in nats."""
         return self.loss - self.label_entropy
 
 
 class RunningDataLoss:
-    """A `DataLoss` of examples that are added as their logits become known, in any order.
+    """A `DataLoss` to which examples are added when their logits are known, in any order.
 
     Attributes:
-        rows: Rows in the data of the examples that it is of.
+        rows: Rows in the data of its examples.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RunningDataLoss:
             data: All examples.
             name: Name of the data, for errors.
             label_smoothing: Share of each label that is spread evenly over the classes.
-            rows: Rows of the examples that the loss is of, ascending; None for all.
+            rows: Rows of the examples of this loss, ascending; None for all.
         """
         self._data, self._name, self._label_smoothing = data, name, label_smoothing
         self.rows = np.arange(len(data)) if rows is None else rows
@@ -76,7 +76,7 @@ class RunningDataLoss:
         self._predictions: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray, logits: tf.Tensor, mask: tf.Tensor) -> None:
-        """Adds some of the examples, or replaces them.
+        """Adds some examples, or replaces them.
 
         Args:
             rows: Rows of n examples in the data.
@@ -122,7 +122,7 @@ class RunningDataLoss:
             all_of_them[rows] = values
 
     def evaluate(self, classifier: Classifier, rows: np.ndarray) -> None:
-        """Adds some of the examples, which it evaluates in inference mode.
+        """Evaluates some examples in inference mode, and adds them.
 
         Args:
             classifier: The classifier.
@@ -136,7 +136,7 @@ class RunningDataLoss:
             self.add(batch, *classifier.predictions(classifier.inputs(self._data.take(batch).x)))
 
     def result(self) -> DataLoss:
-        """Returns the `DataLoss`, once all examples were added.
+        """Returns the `DataLoss`, after all examples were added.
 
         Raises:
             ValueError: If no position counts.
@@ -183,14 +183,14 @@ def expected_calibration_error(
 
     $$\mathrm{ECE} = \sum_m \frac{|B_m|}{N} \left|\mathrm{acc}(B_m) - \mathrm{conf}(B_m)\right|,$$
 
-    $B_m$ being the examples whose confidence is in $(\frac{m - 1}{M}, \frac{m}{M}]$: C. Guo,
+    where $B_m$ are the examples with a confidence in $(\frac{m - 1}{M}, \frac{m}{M}]$. C. Guo,
     G. Pleiss, Y. Sun and K. Q. Weinberger, "On Calibration of Modern Neural Networks", ICML 2017,
     Equation 3, with their M = 15.
 
     Args:
         confidence: The probability of each example's most probable class, shape (N,).
-        correct: Whether that is the right class, shape (N,).
-        num_bins: M, bins of equal width.
+        correct: Whether this class is right, shape (N,).
+        num_bins: M, the number of bins, which have equal widths.
 
     Returns:
         Between 0 and 1.

@@ -1,16 +1,16 @@
-r"""The part of the log-determinant that is the training loss, and the part that is free of it.
+r"""The part of the log-determinant that follows the training loss, and the part free of it.
 
-With the margin $m_i = z_{y_i} - \ln \sum_{k \ne y_i} e^{z_k}$ the hard-label loss of an example is
-$\ln(1 + e^{-m_i})$, and its gradient is $-(1 - p_i)$ times that of the margin, $p_i$ being the
-probability of the label. So
+The margin of an example is $m_i = z_{y_i} - \ln \sum_{k \ne y_i} e^{z_k}$, and $p_i$ is the
+probability of its label. Its hard-label loss is $\ln(1 + e^{-m_i})$, and the gradient of the loss
+is $-(1 - p_i)$ times that of the margin. Therefore
 
 $$\ln |\xi| = 2 \sum_i \ln(1 - p_i) + \ln |\Xi|,$$
 
-$\Xi$ being the Gram matrix of the margins' gradients: it costs no further pass.
+where $\Xi$ is the Gram matrix of the margins' gradients. It needs no further pass.
 
-An example with several predictions has one of the $|C|^{|P|}$ joint labels. With $\ell$ the sum of
-its losses, $p = e^{-\ell}$ is the probability of that, and its margin is $\ln p - \ln(1 - p)$: all
-of the above holds.
+An example with several predictions has one of the $|C|^{|P|}$ joint labels. If $\ell$ is the sum
+of its losses, the probability of this label is $p = e^{-\ell}$, and its margin is
+$\ln p - \ln(1 - p)$. All of the above holds for this margin.
 """
 
 import numpy as np
@@ -31,12 +31,12 @@ def margins(
     Args:
         logits: Shape (N', K) or (N', *P, K), float64.
         labels: The class of each example, shape (N',) or (N', *P), integers.
-        normalize_logits: c, where the losses are those of the logits z / (c ||z||); else None.
+        normalize_logits: c, if the losses are those of the logits z / (c ||z||); otherwise None.
         counted: Whether each prediction counts, in the shape of the labels; None if all do.
 
     Returns:
-        Shape (N',), float64; inf where all other classes have the probability 0, or nothing
-        counts.
+        Shape (N',), float64. A margin is inf if all other classes have the probability 0, or if no
+        position counts.
     """
     if normalize_logits is not None:
         # The gradients are those of losses of normalized logits, and so must the margins be.
@@ -68,24 +68,24 @@ def log_residuals(margins: np.ndarray) -> float:
     r"""Returns $2 \sum_i \ln(1 - p_i)$: the part of $\ln |\xi|$ that follows the training loss.
 
     Args:
-        margins: Of N' examples.
+        margins: Margins of N' examples.
 
     Returns:
-        The logarithm, at most 0; -inf where a probability is 1 exactly.
+        The logarithm, at most 0; -inf if a probability is exactly 1.
     """
     # ln(1 - p) from p would be lost in rounding near p = 1.
     return float(2.0 * np.sum(log_expit(-margins)))
 
 
 def log_determinant_margins(gram: FisherGram, margins: np.ndarray) -> float:
-    r"""Returns $\ln |\Xi|$: $\ln |\xi|$ without the part that is the training loss.
+    r"""Returns $\ln |\Xi|$: $\ln |\xi|$ without the part that follows the training loss.
 
     Args:
         gram: The Gram matrix of N' examples.
-        margins: Of the same examples.
+        margins: Margins of the same examples.
 
     Returns:
-        The natural logarithm; -inf where $\xi$ is singular, with the warning of
+        The natural logarithm. If $\xi$ is singular, it is -inf, with the warning of
         `log_determinant`.
     """
     value = log_determinant(gram)

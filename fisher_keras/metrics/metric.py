@@ -38,7 +38,7 @@ class Sample:
 
     @property
     def margins(self) -> np.ndarray:
-        """The margins of the examples, of the logits that the losses are of, shape (N',)."""
+        """The margins of the examples, from the logits that the losses use, shape (N',)."""
         # Samples are in several threads at once, so that nothing here may hold a lock: a
         # `functools.cached_property` of Python 3.11 does.
         logits, counted = self.gram.logits.numpy(), self.gram.counted.numpy()

@@ -1,4 +1,4 @@
-"""The notes of a report: what to read before trusting its metrics."""
+"""The notes of a report, to be read before trusting its metrics."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ MAX_TRAIN_LOSS = 0.05
 
 
 def training_notes(train: DataLoss, num_examples: int, data: Examples) -> list[str]:
-    """Describes the assumptions about a minimum (Section 4) that the data do not bear out.
+    """Describes the assumptions about a minimum (Section 4) that do not hold for the data.
 
     Args:
         train: Loss and errors on the training data.
-        num_examples: The number of examples that they are of.
+        num_examples: The number of examples of these losses and errors.
         data: The training data.
     """
     notes, what = [], "examples" if train.num_examples == num_examples else "predictions"
@@ -54,8 +54,8 @@ def singular_notes(
     """Describes the examples that make samples singular, if any do.
 
     Args:
-        trials: Of an evaluation.
-        options: Its options.
+        trials: The trials of an evaluation.
+        options: The options of this evaluation.
         num_parameters: W, the number of trainable parameters.
     """
     singular = [trial.dependence for trial in trials if trial.dependence]

@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LocalMinimumReport:
-    """The result of `evaluate_local_minimum`; `str` of it is a table.
+    """The result of `evaluate_local_minimum`. `print` shows it as a table.
 
     Attributes:
-        metrics: Summary over the trials by the metric's name.
+        metrics: Summaries over the trials, by the name of the metric.
         train: Loss, errors and calibration on the training data.
-        test: The same on the test data, None if there were none.
+        test: The same on the test data, or None without test data.
         notes: Warnings to read before trusting the metrics, such as assumptions that do not hold.
         evaluation: All that the trials depend on: num_samples (N'), seed, metrics,
-            normalize_logits, stratified, fingerprints of the model's weights, of the trainable
-            ones among them and of the data, dtypes, and sums over a few logits; unit and layers
-            where they are not the usual ones.
+            normalize_logits, stratified, fingerprints of the model's weights, of its trainable
+            weights and of the data, dtypes, and sums over a few logits; also unit and layers if
+            they are not the defaults.
         num_parameters: W, the number of trainable parameters.
-        seconds: The time that the trials of this call took, together with the training loss; those
+        seconds: The time of the trials of this call and of the training loss. Trials that were
             found in a file do not count.
         trials: The trials one by one.
-        layer_weights: Of each layer, by its path, the number of its trainable parameters and the
-            logarithm of their norm; empty if layers were not asked for.
+        layer_weights: For each layer, by its path, the number of its trainable parameters and the
+            logarithm of their norm. It is empty without `layers=True`.
     """
 
     metrics: dict[str, MetricSummary]
@@ -54,10 +54,10 @@ class LocalMinimumReport:
 
     @property
     def layers(self) -> LayerTable:
-        """The layers of the network, a row each: `print(report.layers)`.
+        """The layers of the network, one row each: `print(report.layers)`.
 
         Raises:
-            ValueError: If they were not asked for.
+            ValueError: If the evaluation had no `layers=True`.
         """
         if not self.layer_weights:
             raise ValueError(
@@ -66,17 +66,17 @@ class LocalMinimumReport:
         return LayerTable(self.layer_weights, self.trials, self.evaluation)
 
     def difference(self, other: "LocalMinimumReport") -> dict[str, MetricSummary]:
-        """Returns the metrics of this network less those of another, over pairs of trials.
+        """Returns the metrics of this network minus those of another, over pairs of trials.
 
-        Trial t of both has the same examples: what a sample does to both networks drops out, and
-        the standard error is often far below that of two networks alone.
+        Trial t of both networks has the same examples. The common effect of a sample on both
+        networks cancels out, so that the standard error is often far below that of each network.
 
         Args:
-            other: Of the other network, with the same samples of the same data. Trials that only
-                one of the reports has do not count.
+            other: The report of the other network, with the same samples of the same data. Trials
+                that only one of the reports has do not count.
 
         Returns:
-            Summaries by the metric's name, of the metrics that both have.
+            Summaries of the metrics that both reports have, by the name of the metric.
 
         Raises:
             ValueError: If the samples differ.
@@ -91,7 +91,7 @@ class LocalMinimumReport:
         }
 
     def to_frame(self) -> "pandas.DataFrame":
-        """Returns the metrics as a data frame: a row each, with mean, std and standard_error.
+        """Returns the metrics as a data frame, one row each: mean, std and standard_error.
 
         Raises:
             ImportError: If pandas is not installed.
@@ -117,7 +117,7 @@ class LocalMinimumReport:
         return "\n\n".join([*parts, markdown_table(losses), *([notes] if notes else [])]) + "\n"
 
     def to_json(self) -> str:
-        """Returns everything as JSON, infinite and undefined numbers as "-inf", "inf", "nan"."""
+        """Returns everything as JSON, with "-inf", "inf" and "nan" for numbers that JSON lacks."""
         record = dataclasses.asdict(self)
         for name, losses in self._losses().items():
             # A property, which `asdict` leaves out.
@@ -165,15 +165,15 @@ class LocalMinimumReport:
         """Draws the eigenvalues of xi by rank: their geometric mean and its spread over trials.
 
         Args:
-            axes: Matplotlib axes to draw into; None makes a figure, which the axes know:
+            axes: Matplotlib axes to draw into. None makes a new figure, which you can save with
                 `report.plot_spectrum().figure.savefig("spectrum.png")`.
 
         Returns:
-            The axes. Decimal logarithms are drawn, as eigenvalues may be beyond float64.
+            The axes. They show decimal logarithms, as eigenvalues may be out of float64's range.
 
         Raises:
             ValueError: If no metric needed xi.
-            ImportError: If there are no axes, and matplotlib is not installed.
+            ImportError: If no axes are given, and matplotlib is not installed.
         """
         if not self.trials[0].log_spectrum:
             raise ValueError(

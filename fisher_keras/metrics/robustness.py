@@ -32,27 +32,30 @@ def robustness(
     *,
     normalize_logits: float | None = None,
 ) -> float:
-    r"""Returns $\frac{1}{N} \sum_x \|J_x[f_w(x)]\|_2^2$, f being the softmax probabilities.
+    r"""Returns $\frac{1}{N} \sum_x \|J_x[f_w(x)]\|_2^2$ of the softmax probabilities f.
 
-    Exact for any number of classes K: each batch costs K backward passes. Batches are made smaller
-    where the Jacobians of many classes by many inputs would not fit into a quarter of a gigabyte.
+    The result is exact for any number of classes K. Each batch costs K backward passes. Batches
+    are made smaller if the Jacobians of many classes by many inputs would not fit into a quarter
+    of a gigabyte.
 
     Args:
         model: A Keras classifier, or a `Classifier` of one, evaluated in inference mode. Its
             outputs for one example must not depend on the others.
-        x: Inputs of N examples, an array or a structure of arrays. The Jacobian is that with
-            respect to all inputs of floats, as the model's call takes them.
-        from_logits: Whether the model's outputs are logits, True or False; "auto" finds out.
-        batch_size: How many examples at once, at most.
-        normalize_logits: A number c divides each logit vector by its norm times c; None does not.
+        x: Inputs of N examples, an array or a structure of arrays. The Jacobian is with respect to
+            all floating-point inputs, as the model's call takes them.
+        from_logits: Whether the model's outputs are logits, True or False. With "auto", this is
+            found out.
+        batch_size: The largest number of examples to evaluate at once.
+        normalize_logits: A number c divides each logit vector by its norm times c. None leaves
+            them as they are.
 
     Returns:
         The mean; 0.0 below 5e-324.
 
     Raises:
-        ValueError: If there are no examples, or no input can be differentiated by, or the outputs
-            are NaN, or are not what `from_logits` and `normalize_logits` need; or if the outputs
-            for an example depend on the others.
+        ValueError: If there are no examples, no input has floating-point numbers, the outputs are
+            NaN or are not what `from_logits` and `normalize_logits` need, or the outputs for an
+            example depend on the other examples.
     """
     classifier = as_classifier(model, from_logits, normalize_logits)
     batch_size = whole_number("batch_size", batch_size, least=1)
@@ -61,20 +64,20 @@ def robustness(
 
 
 def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any, int], np.ndarray]:
-    r"""Makes a function of examples x that returns each one's $\|J_x[f_w(x)]\|_2^2$.
+    r"""Makes a function that returns $\|J_x[f_w(x)]\|_2^2$ for each of some examples x.
 
-    The Jacobian of the probabilities is $S J_z$, with that of the logits and the derivative
-    $S = \mathrm{diag}(p) - p p^T$ of the softmax. Only the K x K matrix $S J_z J_z^T S$, of which
-    it returns the largest eigenvalue, is in float64. S takes every vector of equal numbers to
-    zero, so that $J_z$ may be that of the logits less the largest: then nothing cancels where the
-    softmax saturates.
+    The Jacobian of the probabilities is $S J_z$, where $J_z$ is that of the logits and
+    $S = \mathrm{diag}(p) - p p^T$ is the derivative of the softmax. The result is the largest
+    eigenvalue of the K x K matrix $S J_z J_z^T S$, which alone is in float64. S maps every vector
+    of equal numbers to zero. Therefore $J_z$ may be that of the logits minus the largest logit, so
+    that nothing cancels if the softmax saturates.
 
     Args:
         classifier: A built classifier.
 
     Returns:
-        The function, of x and how many examples to take at once, at most; it traces TensorFlow
-        code once. Its result has shape (N,), float64.
+        The function. It takes x and the largest number of examples to evaluate at once, and traces
+        TensorFlow code once. Its result has shape (N,), float64.
     """
     norms_of_batch = _norms_of_batches(classifier)
 
@@ -103,7 +106,7 @@ def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any, int], np.nd
 
 
 def _norms_of_batches(classifier: Classifier) -> Callable[[Any], np.ndarray]:
-    """Makes a function of a batch x that returns the norms (B,), NaN where they are not finite."""
+    """Makes a function of a batch x that returns the norms (B,), with NaN if not finite."""
     logits = logits_function(classifier)
     c = classifier.normalize_logits
 
@@ -147,7 +150,7 @@ def _slice(x: Any, begin: int, end: int) -> Any:
 def _relative_jacobian(
     tape: tf.GradientTape, logits: tf.Tensor, inputs: list[tf.Tensor], given: str
 ) -> tf.Tensor:
-    """Returns the gradients of all logits less the largest by all inputs, (B, K, D), float64.
+    """Returns the gradients of all logits minus the largest by all inputs, (B, K, D), float64.
 
     If there are none, the error names the dtypes that are `given`.
     """

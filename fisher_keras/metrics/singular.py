@@ -19,14 +19,14 @@ class SingularGramWarning(UserWarning):
 
 @dataclasses.dataclass(frozen=True)
 class LinearDependence:
-    """The examples whose gradients make xi singular, by row; formerly named `Dependence`.
+    """The examples whose gradients make xi singular, by row. Its old name is `Dependence`.
 
     Attributes:
         zero: Examples whose gradient is zero.
-        parallel: Groups of examples whose gradients have the same direction, or the opposite
-            one; such as a repeated example.
+        parallel: Groups of examples whose gradients have the same or the opposite direction, such
+            as repeated examples.
         dependent: Examples whose gradients are linearly dependent in another way.
-        epsilon: Relative rounding of the gradients, see `FisherGram`.
+        epsilon: Relative rounding of the gradients (see `FisherGram`).
     """
 
     zero: tuple[int, ...]
@@ -36,7 +36,7 @@ class LinearDependence:
 
     @classmethod
     def of_all(cls, dependences: Iterable["LinearDependence"]) -> "LinearDependence":
-        """Returns the examples that are in any of several."""
+        """Returns the union of several dependences."""
         several = list(dependences)
         return cls(
             tuple(sorted({row for d in several for row in d.zero})),
@@ -46,15 +46,15 @@ class LinearDependence:
         )
 
     def __bool__(self) -> bool:
-        """Returns whether there are any."""
+        """Returns whether there are any such examples."""
         return bool(self.zero or self.parallel or self.dependent)
 
     def __str__(self) -> str:
-        """Returns a clause for each kind."""
+        """Returns a text with a clause for each kind of dependence."""
         return self.describe("example")
 
     def describe(self, unit: str) -> str:
-        """Returns the same, of rows that are those of units: "example" or "position"."""
+        """Returns this text for rows of units, "example" or "position"."""
         clauses = []
         if self.zero:
             clauses.append(f"the gradient is zero for {_listed(self.zero, unit)}")
@@ -76,9 +76,9 @@ class LinearDependence:
 
 
 def rank_tolerance(gram: FisherGram) -> float:
-    """Returns the largest eigenvalue of the unit matrix that may be rounding: N' eps^2.
+    """Returns the largest eigenvalue of the cosines that may be rounding: N' eps^2.
 
-    eps is that of the gradients; see `log_determinant`.
+    eps is the rounding of the gradients (see `log_determinant`).
     """
     return len(gram.log_scale) * gram.epsilon**2
 
@@ -98,7 +98,7 @@ def find_dependence(gram: FisherGram, examples: np.ndarray | None = None) -> Lin
         examples: Their rows in the data, shape (N',), integers; None counts them from 0.
 
     Returns:
-        The examples; nothing (and false) where xi is regular.
+        The examples. If xi is regular, there are none, and the result is false.
     """
     matrix, log_scale = np.asarray(gram.matrix), np.asarray(gram.log_scale)
     names = np.arange(len(log_scale)) if examples is None else np.asarray(examples)

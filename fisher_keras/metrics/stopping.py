@@ -1,4 +1,4 @@
-"""The number of trials of an evaluation, and the standard error that ends it before."""
+"""The number of trials of an evaluation, and the standard error that ends it earlier."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ MIN_TRIALS = 10
 
 @dataclasses.dataclass(frozen=True)
 class StoppingRule:
-    """The number of trials, and the standard error that ends them before.
+    """The number of trials, and the standard error that ends them earlier.
 
     Attributes:
         num_trials: The largest number of trials.
-        standard_error: See `evaluate_local_minimum`; None evaluates all.
-        others: gamma-hat's values of the report to compare with, 0 without one.
+        standard_error: See `evaluate_local_minimum`. None evaluates all trials.
+        others: The log-determinants of the report to compare with, 0 without a report.
     """
 
     num_trials: int
@@ -43,11 +43,11 @@ class StoppingRule:
         Args:
             options: Options of the evaluation.
             reference: A report to compare with, if there is one.
-            identity: Of the evaluation, see `EvaluationOptions.identity`.
-            processes: That evaluate together.
+            identity: Identity of the evaluation (see `EvaluationOptions.identity`).
+            processes: The processes that evaluate together.
 
         Raises:
-            ValueError: If the options do not go together, or the reference is of other samples.
+            ValueError: If the options contradict each other, or the reference has other samples.
         """
         limit, most = options.standard_error, options.num_trials
         # Each evaluates the trials by itself, and one that rounds otherwise might go on alone.

@@ -19,9 +19,9 @@ class MetricSummary:
 
     Attributes:
         mean: The estimate; for the log-determinant, the paper's gamma-hat.
-        std: Standard deviation between the trials (T - 1 in the denominator); NaN for one trial,
-            or where a trial's value is infinite.
-        standard_error: Of the mean: std / sqrt(T).
+        std: Standard deviation between the trials (T - 1 in the denominator). It is NaN for one
+            trial, or if the value of a trial is infinite.
+        standard_error: Standard error of the mean, std / sqrt(T).
     """
 
     mean: float
@@ -39,7 +39,7 @@ def summarize(values: Sequence[float]) -> MetricSummary:
 
 
 def summarize_differences(values: Sequence[float], others: Sequence[float]) -> MetricSummary:
-    """Summarizes values less others, over the trials that both have."""
+    """Summarizes the differences of two sets of values over their common trials."""
     count = min(len(values), len(others))
     with np.errstate(invalid="ignore"):
         return summarize(np.subtract(values[:count], others[:count]))
@@ -49,8 +49,8 @@ def check_same_samples(evaluation: Mapping[str, Any], other: Mapping[str, Any]) 
     """Raises a ValueError unless trial t of two evaluations has the same examples.
 
     Args:
-        evaluation: All that the trials of one depend on.
-        other: Of the other one.
+        evaluation: All that the trials of one evaluation depend on.
+        other: The same of the other evaluation.
     """
     mine, others = ({name: e.get(name) for name in _OF_THE_SAMPLES} for e in (evaluation, other))
     changed = differences(others, mine)

@@ -28,8 +28,8 @@ class Trial:
         log_spectrum: Logarithms of the eigenvalues of xi, in descending order; empty if no
             metric needs xi.
         dependence: The examples, by their rows in the data, that make xi singular.
-        layers: Of each layer, by its path, its part of the trace and its log-determinant; empty
-            if they were not asked for.
+        layers: For each layer, by its path, its part of the trace and its log-determinant. It is
+            empty without `layers=True`.
     """
 
     index: int
@@ -48,7 +48,7 @@ def draw_sample(
         labels: Class of each example in the data, shape (N,), integers.
         num_samples: Number of examples N'.
         seed: Seed of the evaluation.
-        trial: Index of the trial; the sample depends on it and the seed alone.
+        trial: Index of the trial. The sample depends only on this index and the seed.
         stratified: Whether each class gets its share of the sample, rounded up or down.
 
     Returns:
@@ -69,10 +69,10 @@ def draw_sample(
 class TrialFile:
     """The finished trials of an evaluation, and the file of JSON lines that keeps them.
 
-    Its first line is a header with the evaluation's identity; then comes a trial a line.
+    The first line is a header with the identity of the evaluation. Each further line is a trial.
 
-    A line that a killed process left unfinished at the end is dropped. A file that holds no trial
-    yet is any evaluation's.
+    If a killed process left an unfinished line at the end, this line is dropped. Any evaluation
+    may use a file that has no trial yet.
 
     Attributes:
         finished: The trials, by index.
@@ -82,11 +82,11 @@ class TrialFile:
         """Opens the file, or starts it.
 
         Args:
-            path: Path of the file; None keeps the trials in memory alone.
+            path: Path of the file; None keeps the trials only in memory.
             evaluation: All that trials depend on, for JSON.
 
         Raises:
-            ValueError: If the file is of another evaluation, or is not such a file.
+            ValueError: If the file belongs to another evaluation, or is not such a file.
         """
         self.finished: dict[int, Trial] = {}
         self._path = None if path is None else pathlib.Path(path)
@@ -122,7 +122,7 @@ class TrialFile:
             file.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
 
     def _read(self, content: bytes) -> dict[str, Any]:
-        """Reads the trials; returns the identity of their evaluation."""
+        """Reads the trials, and returns the identity of their evaluation."""
         try:
             records = [json.loads(line) for line in content.splitlines()]
             written, found = records[0].get("format", 1), records[0]["evaluation"]

@@ -1,4 +1,4 @@
-"""The regularizer (Section 6, Equation 6, Algorithm 1), and SAM to compare it with."""
+"""The regularizer (Section 6, Equation 6, Algorithm 1), and SAM for comparison."""
 
 from fisher_keras.regularizer.fisher import GRADIENTS, FisherRegularizedModel
 from fisher_keras.regularizer.sam import SharpnessAwareModel

@@ -9,11 +9,11 @@ r"""Algorithm 1: one step of regularized learning at weights w, on a mini-batch 
     9   clip it to the global norm tau                                 regularized_step
     10  update w with it                                               TrainingMethod
 
-Line 7 is Equation 6. A sub-batch's part of it, and of its gradient, can be taken in two ways:
-`finite_difference`, the paper's, and `hessian_vector_product`, its limit for small alpha. In both,
-g_i may be known already: so it is with shared gradients, where L(B, w) is the mean of the
-L(B_i, w), and one pass over a sub-batch gives the gradients of L and L~. The paper takes L(B, w)
-from another pass, over the whole mini-batch.
+Line 7 is Equation 6. There are two ways to compute a sub-batch's part of it and of its gradient:
+`finite_difference`, as in the paper, and `hessian_vector_product`, its limit for small alpha. In
+both, g_i may be known already. This is the case with shared gradients: L(B, w) is then the mean of
+the L(B_i, w), and one pass over a sub-batch gives the gradients of L and L~. The paper computes
+L(B, w) in another pass over the whole mini-batch.
 
 L and L~ come from a `BatchLosses`, as functions of any weights.
 """
@@ -61,26 +61,27 @@ def finite_difference(
     step_length: float | None = None,
     direction: str = "descent",
 ) -> LossAndGradient:
-    r"""Takes Equation 6 of a sub-batch as the paper does, or at another distance from w.
+    r"""Computes Equation 6 of a sub-batch as the paper does, or at another distance from w.
 
     $$\tilde L(B_i, w) - \tilde L(B_i, w - \alpha g_i), \qquad
       g_i - \nabla_w \tilde L(B_i, w - \alpha g_i)$$
 
-    At a distance of $\epsilon$ they are those between $w$ and $w - \epsilon g_i / \|g_i\|$, times
-    $\alpha \|g_i\| / \epsilon$: to first order in $\epsilon$ the same.
+    At a distance of $\epsilon$, the differences are those between $w$ and
+    $w - \epsilon g_i / \|g_i\|$, times $\alpha \|g_i\| / \epsilon$. To first order in $\epsilon$,
+    they are the same.
 
     Args:
         loss: Gives L~(B_i, .) and its gradient at any weights.
         weights: w.
-        alpha: Length of the step along g_i.
-        here: The result of `loss` at w, if that is known already.
-        step_length: epsilon; None steps by alpha g_i.
+        alpha: Factor of the step -alpha g_i.
+        here: The result of `loss` at w, if it is known already.
+        step_length: epsilon; with None, the step is alpha g_i.
         direction: One of `DIRECTIONS`: "ascent" steps along g_i, from w to w + alpha g_i, and
             "central" takes the mean of both.
 
     Returns:
-        The sub-batch's part of R_alpha(w), and its gradient with g_i held constant; zero where
-        g_i is.
+        The sub-batch's part of R_alpha(w), and its gradient with g_i held constant. Both are zero
+        if g_i is zero.
     """
     if here is None or direction == "central":
         loss = traced_once(loss)  # One trace for all weights.
@@ -112,11 +113,11 @@ def hessian_vector_product(
     alpha: float,
     here: LossAndGradient | None = None,
 ) -> LossAndGradient:
-    r"""Takes Equation 6 of a sub-batch to first order in alpha.
+    r"""Computes Equation 6 of a sub-batch to first order in alpha.
 
     $$\alpha \|g_i\|^2, \qquad \alpha H_i g_i, \quad H_i = \nabla_w^2 \tilde L(B_i, w)$$
 
-    Arguments and result are those of `finite_difference`.
+    The arguments and the result are those of `finite_difference`.
 
     Raises:
         ValueError: If a second derivative does not exist.
@@ -139,7 +140,7 @@ def hessian_vector_product(
 def no_regularizer(
     loss: LossFunction, weights: list[tf.Tensor], alpha: float, here: LossAndGradient | None = None
 ) -> LossAndGradient:
-    """Takes zero for Equation 6 of a sub-batch; L, with `here`, is all that is computed of it."""
+    """Returns zero for Equation 6 of a sub-batch; only L is computed, with `here`."""
     zeros = [map_values(tf.zeros_like, part) for part in here.gradient]
     return LossAndGradient(tf.zeros((), scalar_dtype(weights)), zeros)
 
@@ -156,11 +157,11 @@ class Settings:
     """Hyperparameters of Algorithm 1, and its form of computation.
 
     Attributes:
-        alpha: Length of the steps along g_i.
+        alpha: Factor of the steps -alpha g_i.
         beta: Weight of the regularizer.
         num_sub_batches: Number of sub-batches M.
-        clip_norm: tau; None does not clip.
-        equation_6: One of `EQUATION_6`, maybe with options of its own, or `no_regularizer`.
+        clip_norm: tau; with None, gradients are not clipped.
+        equation_6: One of `EQUATION_6`, maybe with its own options, or `no_regularizer`.
         seed: Of the split, shape (2,), integers.
         equal_sizes: See `SubBatches.sum_over`.
         mean_over_examples: Whether L, if gradients are shared, is the mean over examples rather
@@ -186,18 +187,18 @@ def regularized_step(
     loss: BatchLoss | None,
     settings: Settings,
 ) -> RegularizedStep:
-    """Does all of Algorithm 1 but the update.
+    """Does all of Algorithm 1 except the update.
 
     Args:
         losses: L and L~ on the mini-batch.
         weights: w.
-        state: What else the losses depend on: the model's moving statistics and seeds.
-        loss: L(B, w) and its gradient; None shares gradients.
+        state: The model's moving statistics and seeds, on which the losses depend, too.
+        loss: L(B, w) and its gradient; with None, gradients are shared.
         settings: alpha, beta, M, tau and the others.
 
     Returns:
-        The step; on several replicas, this one's part of it. Its changes are None unless gradients
-        are shared.
+        The step; on several replicas, the part of this replica. Its changes are None unless
+        gradients are shared.
     """
     share_gradients = loss is None
     equation_6, alpha = settings.equation_6, settings.alpha

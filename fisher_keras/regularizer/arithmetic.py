@@ -1,6 +1,6 @@
 """Arithmetic of gradients whose parts may have several dtypes, be sparse, or be None.
 
-A part is a tensor, or, for a table of which few rows are looked up, the `tf.IndexedSlices` of
+A part is a tensor. For a table of which few rows are looked up, it is the `tf.IndexedSlices` of
 these rows. Sums of sparse parts name each row once, so that squares of their values are right.
 """
 
@@ -53,7 +53,7 @@ def global_norm(gradient: list) -> tf.Tensor:
 
 
 def is_sparse(part: Any) -> bool:
-    """Returns whether a part of a gradient has some rows alone."""
+    """Returns whether a part of a gradient has only some rows."""
     return isinstance(part, tf.IndexedSlices)
 
 
@@ -73,7 +73,7 @@ def times(part: Part, factor: float | tf.Tensor) -> Part:
 
 
 def unit_vector(gradient: list, norm: tf.Tensor) -> list:
-    """Returns a gradient without None divided by its norm; zero where that is."""
+    """Returns a gradient without None divided by its norm; zero if the norm is zero."""
 
     def divided(values: tf.Tensor) -> tf.Tensor:
         return tf.math.divide_no_nan(values, tf.cast(norm, values.dtype))
@@ -97,14 +97,14 @@ def add(first: Part, second: Part) -> Part:
 
 
 def subtract(first: Part, second: Part) -> Part:
-    """Returns the difference of what `add` takes."""
+    """Returns the difference of two parts, with the arguments of `add`."""
     if is_sparse(first) or is_sparse(second):
         return add(first, times(second, -1))
     return first - second
 
 
 def in_dtype(number: float | tf.Tensor, dtype: tf.DType) -> float | tf.Tensor:
-    """Returns a number to multiply tensors of a dtype with; a Python number has any dtype."""
+    """Returns a number as a factor for tensors of a dtype; a Python number fits any dtype."""
     return tf.cast(number, dtype) if isinstance(number, tf.Tensor) else number
 
 
@@ -125,14 +125,14 @@ def clip(gradient: list, clip_norm: float | tf.Tensor, norm: tf.Tensor) -> list:
 
 
 def map_values(function: Callable[[tf.Tensor], tf.Tensor], part: Part) -> Part:
-    """Returns a function that takes 0 to 0 of the values of a part of a gradient."""
+    """Applies a function, which must map 0 to 0, to the values of a part of a gradient."""
     if is_sparse(part):
         return tf.IndexedSlices(function(part.values), part.indices, part.dense_shape)
     return function(part)
 
 
 def map_parts(function: Callable[[Any], Any], gradient: list) -> list:
-    """Returns a function of each part of a gradient; None stays None."""
+    """Applies a function to each part of a gradient; None stays None."""
     return [None if g is None else function(g) for g in gradient]
 
 
@@ -146,7 +146,7 @@ def with_shape(part: Part | None, weight: tf.Tensor) -> Part | None:
 def with_zeros(gradient: list, weights: list) -> list:
     """Returns a gradient that is zero instead of None where a weight has no influence.
 
-    Dense parts have the shapes of the weights, also where tracing has lost them.
+    Dense parts have the shapes of the weights, even if tracing has lost these shapes.
     """
     for part, weight in zip(gradient, weights, strict=True):
         if isinstance(part, tf.Tensor):
@@ -172,7 +172,7 @@ class LossScale:
 
     @classmethod
     def of(cls, optimizer: keras.optimizers.Optimizer) -> "LossScale":
-        """Returns the factor that an optimizer divides by at present."""
+        """Returns the factor that an optimizer currently divides by."""
         # Keras' own take a number, which adds nothing to the graph. An overriding method may not.
         own = type(optimizer).scale_loss in _SCALE_LOSS
         one = 1.0 if own else tf.ones(())

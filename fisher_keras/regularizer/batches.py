@@ -29,7 +29,7 @@ class Batch(Structure):
         return tf.shape(keras.tree.flatten(self.x)[0])[0]
 
     def check(self) -> None:
-        """Raises a ValueError without labels, or if examples are not as many in all tensors."""
+        """Raises a ValueError if labels are missing, or numbers of examples differ."""
         labels = keras.tree.flatten(self.y)
         strings = [y for y in labels if y is not None and y.dtype == tf.string]
         if strings or any(y is None for y in labels):
@@ -70,7 +70,7 @@ class Batch(Structure):
         return Batch(*keras.tree.map_structure(lambda t: _gather(t, index), self._fields()))
 
     def signature(self) -> tuple:
-        """Returns shapes and dtypes of everything but for the number of examples."""
+        """Returns the shapes and dtypes of all tensors, without the number of examples."""
         leaves = keras.tree.flatten(self._fields())
         return tuple(None if t is None else (*t.shape[1:], t.dtype) for t in leaves)
 
@@ -90,7 +90,7 @@ class SubBatch(Structure):
     Attributes:
         batch: Its examples.
         rows: Their positions in the mini-batch, int32, shape (|B_i|,).
-        state: Values of the model's non-trainable variables, with seeds of its own.
+        state: Values of the model's non-trainable variables, with the sub-batch's own seeds.
     """
 
     batch: Batch
@@ -110,7 +110,7 @@ class SubBatch(Structure):
 
 
 def only_tensor(structure: Any) -> tf.Tensor:
-    """Returns the one tensor of a structure, as labels may come by the name of their output."""
+    """Returns the only tensor of a structure: labels may have the name of their output."""
     return keras.tree.flatten(structure)[0]
 
 
@@ -130,7 +130,7 @@ def trace_and_discard(function: Callable, *arguments: Any) -> None:
 
 
 def traced_once(function: Callable) -> Callable:
-    """Makes a function a piece of the graph that is traced once; eager mode leaves it as it is."""
+    """Returns a function that is traced once in a graph, and is unchanged in eager mode."""
     return function if tf.executing_eagerly() else tf.function(function, autograph=False)
 
 

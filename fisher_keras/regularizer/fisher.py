@@ -33,8 +33,8 @@ GRADIENTS = tuple(EQUATION_6)
 class FisherRegularizedModel(RelativeStrength):
     r"""A Keras classifier trained with the Fisher-information regularizer.
 
-    Wraps any Keras classifier; `compile`, `fit`, `train_on_batch`, `evaluate` and `predict` are
-    Keras' own. One training step is Algorithm 1: the mini-batch $B$ is split at random into
+    It wraps any Keras classifier. Its `compile`, `fit`, `train_on_batch`, `evaluate` and `predict`
+    are Keras' own. One training step is Algorithm 1: the mini-batch $B$ is split at random into
     $M$ sub-batches $B_i$, and the update follows
 
     $$\nabla_w L(B, w) + \beta \frac{1}{M} \sum_{i=1}^M
@@ -42,36 +42,36 @@ class FisherRegularizedModel(RelativeStrength):
         \qquad g_i = \nabla_w \tilde L(B_i, w),$$
 
     which is the gradient of $L(B, w) + \beta R_\alpha(w)$ (Equation 6) with $g_i$ held constant.
-    To first order $R_\alpha(w)$ is $\alpha$ times the mean of $\|g_i\|^2$: with one example a
-    sub-batch, $\alpha$ times the trace of the observed Fisher information. The gradient is then
-    clipped to the global norm $\tau$.
+    To first order, $R_\alpha(w)$ is $\alpha$ times the mean of $\|g_i\|^2$. If each sub-batch has
+    one example, this is $\alpha$ times the trace of the observed Fisher information. The gradient
+    is then clipped to the global norm $\tau$.
 
     $L$ is the compiled loss with all penalties of the model. $\tilde L$ is the cross-entropy
     against the most probable label, weighted by the sample weights,
     $\frac{1}{|B_i|} \sum_j s_j \ell_j$, without penalties. BatchNormalization takes its moments
-    from the sub-batch in $\tilde L$, and from the whole batch in $L$; its moving statistics, like
-    the seeds of dropout, end a step as they would without the regularizer.
+    from the sub-batch in $\tilde L$, and from the whole batch in $L$. After a step, its moving
+    statistics and the seeds of dropout are the same as without the regularizer.
 
-    A classifier's own `compute_loss` is $L$, and its own `compute_metrics` adds to the logs. With
-    an optimizer that accumulates gradients, each mini-batch has a split of its own, and what is
-    clipped is their mean. What $\tilde L$ cannot be evaluated with at other weights is refused
-    when the first step is traced: functions that have captured a weight (`tf.function`,
-    `keras.remat`), random numbers that are not of `keras.random`, and second derivatives that do
-    not exist.
+    If a classifier has its own `compute_loss`, this is $L$. Its own `compute_metrics` adds to the
+    logs. If an optimizer accumulates gradients, each mini-batch is split by itself, and the mean
+    of their gradients is clipped. A model is refused when the first step is traced if $\tilde L$
+    cannot be evaluated at other weights. The reasons are functions that have captured a weight
+    (`tf.function`, `keras.remat`), random numbers that are not from `keras.random`, and second
+    derivatives that do not exist.
 
-    Under a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`, made and compiled in
-    its scope, $R$ replicas do what one device does with $R M$ sub-batches of the same examples;
-    docs/several_devices.md has the details.
+    Make and compile the model in the scope of a `tf.distribute.MirroredStrategy` or
+    `MultiWorkerMirroredStrategy` to train on $R$ replicas. They do the same as one device with
+    $R M$ sub-batches of the same examples; docs/several_devices.md has the details.
 
-    The training logs also have `fisher_regularizer`, $R_\alpha$, `fisher_trace`,
-    $R_\alpha / \alpha$, and `gradient_norm` (before clipping), as means over the epoch's steps;
-    the first two are NaN where no step of the epoch computed them, because beta was 0.
+    The training logs also have `fisher_regularizer`, which is $R_\alpha$, `fisher_trace`, which is
+    $R_\alpha / \alpha$, and `gradient_norm` (before clipping), as means over the epoch's steps.
+    The first two are NaN if no step of the epoch computed them, because beta was 0.
 
-    They have `explicit_to_implicit`, too, by how much this regularizer is stronger than the one
-    that SGD has anyway: $2 \alpha \beta M (1 - m) / \eta$ at a learning rate of $\eta$ and a
-    momentum of $m$, with $R M$ for $M$ on $R$ replicas (`fisher_keras.regularizer.strength`
-    derives it); NaN with other optimizers. Far below 1, $\beta$ changes next to nothing: the
-    first `fit` warns of that.
+    The log `explicit_to_implicit` is the ratio of the strength of this regularizer to that of the
+    regularizer that SGD has by itself. It is $2 \alpha \beta M (1 - m) / \eta$ at a learning rate
+    of $\eta$ and a momentum of $m$, with $R M$ for $M$ on $R$ replicas
+    (`fisher_keras.regularizer.strength` derives it). It is NaN with other optimizers. If it is far
+    below 1, $\beta$ changes next to nothing, and the first `fit` warns of that.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -115,49 +115,53 @@ class FisherRegularizedModel(RelativeStrength):
         r"""Wraps a classifier.
 
         Args:
-            model: A Keras classifier with one output of shape (B, K): logits or probabilities,
-                as the loss given to `compile` says. Or (B, 1) with a binary cross-entropy. Several
-                predictions an example, (B, ..., K), or labels that are yes or no, (B, K), have
-                Keras' mean over them as their loss (docs/more_than_one_prediction.md).
-            alpha: Length of the step along $g_i$ ($\alpha$, 0.0001 in all experiments of the
+            model: A Keras classifier with one output of shape (B, K), logits or probabilities as
+                the loss given to `compile` says, or of shape (B, 1) with a binary cross-entropy.
+                With several predictions for each example, (B, ..., K), or with labels that are
+                yes or no, (B, K), the loss is Keras' mean over them
+                (docs/more_than_one_prediction.md).
+            alpha: The factor $\alpha$ of the step $-\alpha g_i$ (0.0001 in all experiments of the
                 paper); > 0.
-            beta: Weight of the regularizer ($\beta$, 10 to 125 in the paper), >= 0; by default 10,
-                without `strength`. A Keras `LearningRateSchedule` makes it a function of the
-                optimizer's step: where that is 0, the step is plain but for the clipping, which
-                is the same in all steps. The number 0 makes all steps plain Keras steps, the same
-                operations, not clipped.
-            num_sub_batches: $M$ (4, 8 or 16 in the paper). Sizes that do not divide are split as
-                evenly as they can be; a batch of fewer than M examples is split into single ones.
-                On R replicas each splits its share of the batch into M: R M sub-batches in all.
+            beta: Weight of the regularizer ($\beta$, 10 to 125 in the paper), >= 0. The default
+                is 10 if there is no `strength`. A Keras `LearningRateSchedule` makes it a function
+                of the optimizer's step. If its value is 0, the step is a plain one, but its
+                gradient is clipped as in all steps. The number 0 makes all steps plain Keras
+                steps with the same operations, without clipping.
+            num_sub_batches: $M$ (4, 8 or 16 in the paper). If M does not divide the size of a
+                batch, the batch is split as evenly as possible. A batch of fewer than M examples
+                is split into single examples. On R replicas, each one splits its share of the
+                batch into M parts, which makes R M sub-batches in all.
             clip_norm: The global norm that gradients are clipped to ($\tau$, 1 to 15 in the
-                paper); None does not clip.
-            gradient: "finite_difference" as in the paper, or "hessian_vector_product": its limit
-                as $\alpha$ falls to 0, $\alpha H_i g_i$, which takes no difference of almost equal
-                gradients and so also works in half precision.
-            share_gradients: Let the $g_i$ serve for $L$ as well: a step costs two gradients
-                instead of three. "auto" does where the step is the same but for rounding: no layer
-                takes examples together, draws random numbers or has a state, and labels are
-                integers; on several replicas it never does. True always does: L is then the mean
-                of the sub-batches' losses, and the moving statistics move by the mean over the
-                sub-batches. Labels that may be soft (one-hot or smoothed) cost one more backward
-                pass. BatchNormalization takes its moments from the sub-batches, which is ghost
-                batch normalization (Hoffer et al., 2017), and regularizes by itself: the control
-                is True with beta=0, the same step but for R. False never does.
-            seed: Seed of the random splits, an int, 0 or greater; None draws one.
+                paper). With None, they are not clipped.
+            gradient: "finite_difference" as in the paper, or "hessian_vector_product", which is
+                its limit $\alpha H_i g_i$ as $\alpha$ falls to 0. The product takes no difference
+                of almost equal gradients, and therefore also works in half precision.
+            share_gradients: Whether the $g_i$ are used for $L$ as well. A step then costs two
+                gradients instead of three. "auto" shares them if the step is the same except for
+                rounding: no layer processes examples together, draws random numbers or has a
+                state, labels are integers, and there is one replica. True always shares them. $L$
+                is then the mean of the losses of the sub-batches, and the moving statistics move
+                by the mean over the sub-batches. Labels that may be soft (one-hot or smoothed)
+                cost one more backward pass. BatchNormalization takes its moments from the
+                sub-batches. This is ghost batch normalization (Hoffer et al., 2017), which
+                regularizes by itself. Its control is True with beta=0, which is the same step
+                without R. False never shares them.
+            seed: Seed of the random splits, an int, 0 or greater. With None, a seed is drawn.
             name: Name of the model.
-            strength: `explicit_to_implicit`, instead of beta: in each step
-                $\beta = s \eta / (2 \alpha M (1 - m))$, with the learning rate and the momentum of
-                Keras' SGD, so that the regularizer is $s$ times as strong as SGD's own in all
-                phases of the training. A number or a schedule, >= 0.
+            strength: The value $s$ of `explicit_to_implicit` to keep, instead of beta. Each step
+                has $\beta = s \eta / (2 \alpha M (1 - m))$, with the learning rate and the
+                momentum of Keras' SGD. Thus the regularizer is $s$ times as strong as that of SGD
+                in all phases of the training. It is a number or a schedule, >= 0.
             step_length: Distance $\epsilon$ at which the finite difference takes its second
                 gradient: $\frac{\alpha \|g_i\|}{\epsilon} [g_i - \nabla_w \tilde L(B_i, w -
-                \epsilon g_i / \|g_i\|)]$ and $R$ likewise, to first order the same as the paper's
-                and possible in half precision; 0.05 to 0.2 are usual. None is the paper's step,
-                $\alpha g_i$. A strength of its own is best for each.
-            direction: Side of $w$ that it is taken on: "descent", the paper's, "ascent", at
-                $w + \epsilon g_i / \|g_i\|$, or "central", half the difference of both: one
-                gradient more.
-            interval: $k$; every $k$-th step has the regularizer, with $k \beta$.
+                \epsilon g_i / \|g_i\|)]$, and $R$ likewise. To first order, this is the same as
+                with the paper's step, and it is possible in half precision. Values from 0.05 to
+                0.2 are usual. None is the paper's step, $\alpha g_i$. Each length has its own best
+                strength.
+            direction: The side of $w$ on which the second gradient is taken: "descent" as in the
+                paper, "ascent" at $w + \epsilon g_i / \|g_i\|$, or "central", which is the mean of
+                both and takes one more gradient.
+            interval: $k$. Every $k$-th step has the regularizer, with $k \beta$.
 
         Raises:
             ValueError: If an argument is out of range; the message says what was expected.
@@ -172,7 +176,7 @@ class FisherRegularizedModel(RelativeStrength):
         self._separable: dict[tuple, bool] = {}  # By signature: whether "auto" shares gradients.
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Configures training; the arguments are those of `keras.Model.compile`.
+        """Configures the training. The arguments are those of `keras.Model.compile`.
 
         Raises:
             ValueError: If the loss is not a cross-entropy of Keras, or contradicts the model's
@@ -243,18 +247,18 @@ class FisherRegularizedModel(RelativeStrength):
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """Returns the gradient that the next training step on this batch would clip and apply.
 
-        Also for use in a custom training loop: there, let the state be updated. Inside a
-        `tf.function` it is as fast as `fit`, and random as that function is: with XLA, other
-        examples are dropped out than without. It then keeps the options (alpha, beta, ...) that
-        the model had when it was traced. On several replicas, by `strategy.run`, all get the
-        gradient of the whole mini-batch.
+        It can be used in a custom training loop. There, set `update_state`. Inside a
+        `tf.function`, it is as fast as `fit`. Its random numbers are those of that function: with
+        XLA, dropout drops other units than without XLA. It also keeps the options (alpha, beta,
+        ...) that the model had when it was traced. On several replicas, with `strategy.run`, all
+        of them get the gradient of the whole mini-batch.
 
         Args:
             x: Inputs, as the wrapped model takes them, B examples.
             y: Labels, as the compiled loss takes them.
             sample_weight: Weights of the examples, shape (B,), or None.
-            update_state: Whether moving statistics and the seeds of dropout move as in a step.
-                Without, nothing changes, and the next call has the same masks.
+            update_state: Whether moving statistics and the seeds of dropout change as in a step.
+                If not, nothing changes, and the next call has the same masks.
 
         Returns:
             The unclipped gradients of L + beta R_alpha in the order of `trainable_variables`
@@ -293,14 +297,14 @@ class FisherRegularizedModel(RelativeStrength):
         return losses.replica.all_reduce_sum((gradient, step.loss, step.regularizer))
 
     def equation_6(self) -> Equation6:
-        """Returns the way to take Equation 6 that the options ask for."""
+        """Returns the form of Equation 6 that the options ask for."""
         if self.gradient != "finite_difference":
             return EQUATION_6[self.gradient]
         options = {"step_length": self.step_length, "direction": self.direction}
         return functools.partial(finite_difference, **options)
 
     def shares(self, losses: BatchLosses) -> bool:
-        """Returns whether the gradients of the sub-batches serve for L, too."""
+        """Returns whether the gradients of the sub-batches are used for L, too."""
         if self.share_gradients != "auto":
             return self.share_gradients
         signature = losses.batch.signature()
@@ -316,11 +320,11 @@ class FisherRegularizedModel(RelativeStrength):
         return weights.sub_batches if self.shares(losses) else weights.examples
 
     def accumulated_clip_norm(self) -> float | None:
-        """Returns tau where gradients are clipped after they are summed; plain steps never are."""
+        """Returns tau if gradients are clipped after they are summed; plain steps never are."""
         return self.clip_norm if self.regularizes or self.share_gradients is True else None
 
     def first_messages(self) -> list[str]:
-        """Returns what the first `fit` warns of: ghost batch normalization, too."""
+        """Returns the warnings of the first `fit`, with that of ghost batch normalization."""
         messages = super().first_messages()
         if self.share_gradients is True and self.regularizes and normalizes_batches(self.model):
             messages.append(

@@ -85,7 +85,7 @@ def algorithm_1(
     clip_norm: float | None,
     equation_6: Equation6,
 ) -> RegularizedStep:
-    """Runs lines 2 to 9, and moves the state of the classifier."""
+    """Runs lines 2 to 9, and updates the state of the classifier."""
     variables = model.model.non_trainable_variables
     state = stateless.values(variables)
     updates = keras_private.num_updates(model.optimizer)
@@ -112,7 +112,7 @@ def algorithm_1(
 
 
 def _plain_step(losses: BatchLosses, loss: BatchLoss) -> RegularizedStep:
-    """Returns Keras' own step, given `whole_batch()`: its gradient as it is, without R."""
+    """Returns Keras' own step from `whole_batch()`: its gradient is unchanged, without R."""
     norm = losses.scale().remove(global_norm(loss.gradient))
     not_computed = tf.constant(math.nan, norm.dtype)
     return RegularizedStep(loss.loss, loss.gradient, loss.outputs, None, not_computed, norm)

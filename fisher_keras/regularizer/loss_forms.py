@@ -1,7 +1,7 @@
 """Forms of a compiled loss, established by comparing gradients on a few examples.
 
-The class of a loss does not tell its function: a subclass may smooth labels or weigh examples, and
-a later Keras may give its own classes new arguments.
+The class of a loss does not determine its function: a subclass may smooth labels or weigh
+examples, and a later version of Keras may give its own classes new arguments.
 """
 
 import concurrent.futures
@@ -50,7 +50,7 @@ def check_mean(
 ) -> None:
     """Checks that the compiled loss of a mini-batch is the mean of those of its sub-batches.
 
-    A custom `compute_loss`, which may look at the inputs, is taken for one.
+    A custom `compute_loss`, which may use the inputs, is assumed to be such a mean.
 
     Args:
         cross_entropy: L~.
@@ -84,8 +84,9 @@ def hard_label_mean(
 ) -> tf.Tensor:
     """Returns L~, the mean of the hard-label losses times the sample weights.
 
-    As Keras' own mean it is over the examples, or over all their positions: over those that
-    Keras' mask of the outputs leaves, if there is one. Weights of 0 count in the number.
+    Like Keras' own mean, it is over the examples, or over all their positions. If the outputs have
+    Keras' mask, it is over the positions that the mask leaves in. Weights of 0 count in the
+    number.
     """
     losses = cross_entropy(only_tensor(batch.y), outputs)
     if batch.sample_weight is not None:
@@ -121,7 +122,7 @@ def _weights(given: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
 def _examples(
     cross_entropy: HardLabelCrossEntropy, model: ClassifierWrapper, batch: Batch
 ) -> tuple[Batch, np.ndarray]:
-    """Returns labels and weights of a few examples, as the batch has them, and outputs."""
+    """Returns labels and weights of a few examples in the form of the batch, and outputs."""
     random = np.random.default_rng(0)
     (spec,) = keras.tree.flatten(model.output_spec(batch.x))
     cross_entropy.check_shape(spec)
@@ -172,7 +173,7 @@ def _even_count(sizes: list[int]) -> int:
 
 
 def _sizes(tensor: Any, y: Any) -> list[int]:
-    """Returns the sizes of axes but the first; where they are not known, those of the labels."""
+    """Returns the sizes of all axes but the first; unknown ones are those of the labels."""
     known = [*y.shape[1:], *[None] * len(tensor.shape)]
     return [size or other or 2 for size, other in zip(tensor.shape[1:], known, strict=False)]
 
@@ -182,7 +183,7 @@ def _compiled_loss(model: ClassifierWrapper, batch: Batch) -> Callable[[tf.Tenso
 
 
 def _gradient(loss: Callable[[tf.Tensor], tf.Tensor], outputs: np.ndarray) -> np.ndarray:
-    """Returns the gradient of a loss by outputs; penalties, which L has besides, have none."""
+    """Returns the gradient of a loss by the outputs; penalties, which L also has, add none."""
 
     def compute() -> np.ndarray:
         at = tf.constant(outputs)

@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
         losses: Scalars.
         gradients: The gradient of each loss, scaled as the optimizer wants it.
         scope: The scope with the model's state afterwards; None if the state itself has moved.
-        operations: What was traced for all of it; empty in eager mode.
+        operations: The operations that were traced for all of it; empty in eager mode.
     """
 
     outputs: tf.Tensor
@@ -64,7 +64,7 @@ class BatchLosses:
         weights: w, the values of the trainable variables before the step.
         state: The values of the non-trainable variables before the step.
         replica: The replica that the step runs on.
-        replica_weights: Its weights in the means over all replicas; None if it is the only one.
+        replica_weights: Its weights in the means over all replicas; None for the only replica.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class BatchLosses:
         Args:
             model: The compiled model around the classifier.
             batch: The mini-batch; on several replicas, the share of this one.
-            cross_entropy: The hard-label loss of an example; None where L alone is asked for.
+            cross_entropy: The hard-label loss of an example; None if only L is needed.
             num_sub_batches: M, of each replica.
             second_derivatives: Whether gradients of L~ are differentiated again.
         """
@@ -100,7 +100,7 @@ class BatchLosses:
     # ------------------------------------------------------------------- L, on the whole batch
 
     def whole_batch_sum(self) -> BatchLoss:
-        """Returns L(B, w) of all replicas and its gradient; moving statistics and seeds move.
+        """Returns L(B, w) of all replicas and its gradient; updates moving statistics and seeds.
 
         The outputs are those of this replica's examples.
         """
@@ -112,8 +112,8 @@ class BatchLosses:
     def at(self, weights: list[tf.Tensor]) -> LossAndGradient:
         """Returns L(B, .) of all replicas and its gradient at any weights.
 
-        The model's state is that before the step, so that dropout has the masks that it has in
-        `whole_batch_sum`; nothing moves.
+        The model's state is that before the step, so that dropout has the same masks as in
+        `whole_batch_sum`. The state does not change.
 
         Args:
             weights: Values for the trainable variables.
@@ -132,8 +132,8 @@ class BatchLosses:
     def whole_batch(self, weights: list[tf.Tensor] | None = None) -> BatchLoss:
         """Returns this replica's part of L(B, w), as the operations of Keras' own step.
 
-        The gradient is scaled as the optimizer wants it, and may be sparse; moving statistics and
-        seeds move.
+        The gradient is scaled as the optimizer wants it, and may be sparse. Moving statistics and
+        seeds are updated.
 
         Args:
             weights: The weights of the scope that the model is in; None for its variables.
@@ -166,7 +166,7 @@ class BatchLosses:
         return SubBatch(self.batch.rows(rows), rows, own_state)
 
     def hard_label_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> LossAndGradient:
-        """Returns L~(B_i, w) and its gradient, parts of which may be sparse; nothing moves."""
+        """Returns L~(B_i, w) and its gradient, whose parts may be sparse; changes no state."""
         with self.replica.local_batch_norm(self.model.model):
             loss = functools.partial(self._hard_label_mean, sub_batch.batch)
             found = self._evaluate(loss, sub_batch.batch, weights, sub_batch.state)
@@ -207,7 +207,7 @@ class BatchLosses:
         return LossAndGradient(hard_loss, hard), loss
 
     def compiled_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> BatchLoss:
-        """Returns L(B_i, w) and its gradient; nothing moves."""
+        """Returns L(B_i, w) and its gradient; changes no state."""
 
         def loss(outputs: tf.Tensor) -> list[tf.Tensor]:
             check_no_mask(outputs, "SharpnessAwareModel(sub_batches > 1)", "sub_batches=1")
@@ -222,8 +222,8 @@ class BatchLosses:
     def ordinary_gradient(self) -> tuple[list, list]:
         """Returns the gradient of L~(B, w) by the variables, and other terms of the outputs in L.
 
-        These are penalties of activations, and a mask by which Keras leaves examples out. All is
-        symbolic, of a graph that is thrown away.
+        These terms are penalties of activations, and a mask by which Keras leaves examples out.
+        All results are symbolic, in a graph that is thrown away.
         """
         found, masks = [], []
 
@@ -248,14 +248,14 @@ class BatchLosses:
         weights: list[tf.Tensor] | None = None,
         state: list[tf.Tensor] | None = None,
     ) -> Evaluation:
-        """Evaluates losses and their gradients: the one place where a model is differentiated.
+        """Evaluates losses and their gradients: the only place where a model is differentiated.
 
         Args:
             losses: Makes the losses from the model's outputs.
             batch: The examples.
             weights: w; None for the variables themselves.
-            state: Values of the model's non-trainable variables. None leaves the model in the
-                scope of the caller, where its state moves.
+            state: Values of the model's non-trainable variables. With None, the model stays in the
+                scope of the caller, where its state changes.
         """
         variables = stateless.weights(self.model)
         sources = variables if weights is None else weights
@@ -282,7 +282,7 @@ class BatchLosses:
     def parts(self, gradient: list) -> list[Part | None]:
         """Returns a gradient with sparse parts, each row once, where that is possible.
 
-        XLA asks for known shapes, and tangents are dense.
+        XLA needs known shapes, and tangents are dense.
         """
         dense = self.second_derivatives or self.model.jit_compile
         return map_parts(tf.convert_to_tensor if dense else sum_rows, gradient)
@@ -314,7 +314,7 @@ class BatchLosses:
         return loss * tf.cast(self.replica.count, loss.dtype)
 
     def _assertions(self, outputs: tf.Tensor) -> list[tf.Operation]:
-        """Returns assertions that outputs are what the loss expects, unless the model tells."""
+        """Returns assertions that outputs are as the loss expects, unless the model shows it."""
         cross_entropy = self.cross_entropy
         if cross_entropy is None or not needs_check(self.model.model, cross_entropy.kind):
             return []
@@ -334,12 +334,12 @@ class BatchLosses:
 
 
 def check_no_mask(outputs: tf.Tensor, what: str, remedy: str) -> None:
-    """Raises a ValueError where a mask makes the batch's loss another mean than that of its parts.
+    """Raises a ValueError if a mask makes a batch's loss differ from the mean of its parts.
 
     Args:
         outputs: The model's outputs.
-        what: What takes the mean of parts.
-        remedy: What to use instead.
+        what: The option that takes the mean of parts.
+        remedy: The option to use instead.
     """
     if keras_private.mask_of(outputs) is not None:
         raise ValueError(

@@ -10,10 +10,10 @@ from fisher_keras.arguments import real_number, whole_number
 
 
 class Option:
-    """An attribute of a model that is checked whenever it is set, acts at once, and is saved.
+    """An attribute of a model that is checked when it is set, takes effect at once, and is saved.
 
-    The argument of the constructor must have the same name. A value that is set after `compile`,
-    also in a callback, makes the next step be traced anew.
+    The argument of the constructor must have the same name. If a value is set after `compile`,
+    also in a callback, the next step is traced again.
 
     Examples:
         >>> class Method:
@@ -30,8 +30,8 @@ class Option:
         Args:
             check: Takes its name and a value that is given; returns the value to keep, or raises
                 a ValueError.
-            instead_of: Name of another attribute that says the same in other terms: None as soon
-                as this one is set.
+            instead_of: Name of another attribute with the same meaning in other terms. It becomes
+                None as soon as this one is set.
         """
         self._check, self._instead_of = check, instead_of
 
@@ -48,7 +48,7 @@ class Option:
         return vars(model)[self._name]
 
     def __set__(self, model: Any, value: Any) -> None:
-        """Checks a value and keeps it; traces with another value are forgotten."""
+        """Checks a value and keeps it; forgets traces with another value."""
 
         def values() -> dict[str, Any]:
             names = [name for name in (self._name, self._instead_of) if name is not None]
@@ -68,7 +68,7 @@ class Option:
 
 
 class WithOptions(keras.Model):
-    """A model around a classifier, made again from it, its options and its name."""
+    """A model around a classifier that can be made again from it, its options and its name."""
 
     @classmethod
     def option_names(cls) -> list[str]:
@@ -77,7 +77,7 @@ class WithOptions(keras.Model):
         return [name for name, value in found if isinstance(value, Option)]
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments that make this model again."""
+        """Returns the arguments to make this model again."""
         config = {"model": keras.saving.serialize_keras_object(self.model)}
         for option in self.option_names():
             value = getattr(self, option)

@@ -1,9 +1,9 @@
 """Preconditions of Algorithm 1, established from the graph that is traced.
 
-L~ is evaluated at w and at w - alpha g_i, by values that stand in for the classifier's variables
-(`stateless.scope`). That is right if its graph computes with these values alone, always does the
-same, and leaves nothing behind. All functions here look at operations that have just been traced:
-they cost time when a step is traced, and none when it runs.
+L~ is evaluated at w and at w - alpha g_i, with values in place of the classifier's variables
+(`stateless.scope`). The result is right if the graph of L~ uses only these values, always computes
+the same, and has no side effects. All functions here look at operations that have just been
+traced. They cost time when a step is traced, and none when it runs.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ LEAST_STEP_LENGTHS = {
 
 
 def check_layers(model: keras.Model) -> None:
-    """Checks that no layer holds something for each example of a batch.
+    """Checks that no layer has a state for each example of a batch.
 
     Args:
         model: The model.
@@ -69,7 +69,7 @@ def check_difference(model: Any) -> None:
 
     Raises:
         ValueError: If the rounding of the classifier is too coarse for a step of alpha, or for
-            `step_length`; or if there is no finite difference to have these options.
+            `step_length`; or if these options are given without a finite difference.
     """
     step_length, direction = model.step_length, model.direction
     if model.gradient != "finite_difference":
@@ -110,11 +110,11 @@ def normalizes_batches(model: keras.Model) -> bool:
 
 
 def check_calls(call: Callable[[], Any], model: keras.Model) -> Any:
-    """Checks, before other values stand in for a model's weights, that no function captured them.
+    """Checks, before other values replace a model's weights, that no function captured them.
 
-    A `tf.function` that lasts is traced once, with the variables of its first call. Traced with
-    values that stand in for them, it could never be called again. One that is made anew in each
-    call, such as that of Keras' grouped convolution, has another name each time.
+    A lasting `tf.function` is traced once, with the variables of its first call. If it were traced
+    with the values that replace them, it could never be called again. A function that each call
+    makes again, such as that of Keras' grouped convolution, has another name each time.
 
     Args:
         call: Calls the model, in a graph that is thrown away.
@@ -124,7 +124,7 @@ def check_calls(call: Callable[[], Any], model: keras.Model) -> Any:
         What the call returns.
 
     Raises:
-        ValueError: If a function that lasts holds a trainable variable of the model.
+        ValueError: If a lasting function holds a trainable variable of the model.
     """
     with traced_operations() as operations:
         result = call()
@@ -165,10 +165,10 @@ def check_unassigned(weights: list[keras.Variable], before: list, after: list) -
     Args:
         weights: The variables.
         before: Their values in the scope of an evaluation.
-        after: The same after the model was called: the same tensors, unless it assigns others.
+        after: The values after the model was called: the same tensors, unless it assigns others.
 
     Raises:
-        ValueError: If it assigns, as spectral normalization does to the kernels that it divides.
+        ValueError: If the call assigns to them, as spectral normalization does to its kernels.
     """
     for variable, value, now in zip(weights, before, after, strict=True):
         if now is not value:
@@ -212,25 +212,25 @@ def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> 
 def check_second_derivatives(
     operations: Iterable[tf.Operation], weights: list[tf.Tensor], model: keras.Model
 ) -> None:
-    """Checks that no second derivative of L~ is dropped, see `graph.second_derivatives`."""
+    """Checks that no second derivative of L~ is dropped (see `graph.second_derivatives`)."""
     second.check_second_derivatives(operations, weights, model, _REMEDY)
 
 
 def second_derivatives() -> contextlib.AbstractContextManager:
-    """Returns the context in which L~ is traced where its second derivatives are asked for."""
+    """Returns the context for tracing L~ if its second derivatives are needed."""
     return second.exact_second_derivatives(_REMEDY)
 
 
 def check_gradients(given: list, ordinary: list, weights: list[keras.Variable]) -> None:
-    """Checks that a gradient by values that stand in for weights reaches all that it should.
+    """Checks that a gradient by values in place of weights reaches all weights that it should.
 
     Args:
         given: The gradient, None where the loss does not depend on a weight.
-        ordinary: The same of an ordinary backward pass on the variables.
+        ordinary: The gradient from an ordinary backward pass on the variables.
         weights: The variables.
 
     Raises:
-        ValueError: If a weight has a gradient in the ordinary pass alone.
+        ValueError: If a weight has a gradient only in the ordinary pass.
     """
     for stateless_one, one, weight in zip(given, ordinary, weights, strict=True):
         if stateless_one is None and one is not None:

@@ -24,7 +24,7 @@ _MEANS = ("sum_over_batch_size", "mean")
 
 @dataclasses.dataclass(frozen=True)
 class ReplicaWeights:
-    """A replica's fractions of a mini-batch; those of all replicas add up to 1. float64 scalars.
+    """A replica's fractions of a mini-batch, float64 scalars. Over all replicas, they add up to 1.
 
     Attributes:
         examples: |B_r| / |B|.
@@ -41,7 +41,7 @@ class Replica:
 
     Attributes:
         index: r, from 0; int64 scalar.
-        count: R. With 1, nothing is summed.
+        count: R. If it is 1, nothing is summed.
     """
 
     index: int | tf.Tensor = 0
@@ -90,7 +90,7 @@ class Replica:
         return tf.nest.pack_sequence_as(values, flat)
 
     def statistics(self, model: keras.Model) -> list[keras.Variable]:
-        """Returns the moving statistics, which `average_updates` keeps alike on all replicas."""
+        """Returns the moving statistics, which `average_updates` keeps equal on all replicas."""
         if self.count == 1:
             return []
         return [v for v in model.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
@@ -114,9 +114,9 @@ class Replica:
 
     @contextlib.contextmanager
     def local_batch_norm(self, model: keras.Model) -> Iterator[None]:
-        """Lets synchronized batch normalization take the moments of this replica alone.
+        """Lets synchronized batch normalization take the moments of only this replica.
 
-        That is for the examples of a sub-batch, which no other replica knows of.
+        This is for the examples of a sub-batch, which no other replica has.
         """
         layers = []
         if self.count > 1:
@@ -155,8 +155,8 @@ def check_replicas(model: ClassifierWrapper) -> None:
         model: A compiled model around a classifier.
 
     Raises:
-        ValueError: If there are several replicas and the strategy, the model, the loss or the
-            optimizer is none that trains as one device would.
+        ValueError: If there are several replicas, and with the strategy, the model, the loss or
+            the optimizer they would not train as one device does.
     """
     strategy = tf.distribute.get_strategy()
     if strategy.num_replicas_in_sync == 1:
@@ -185,7 +185,7 @@ def check_replicas(model: ClassifierWrapper) -> None:
 
 
 def check_in_scope(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
-    """Raises a ValueError if replicas have no copies of their own of a model's variables."""
+    """Raises a ValueError if replicas do not have their own copies of a model's variables."""
     if strategy.num_replicas_in_sync == 1:
         return
     variables = [*model.model.variables, *(model.optimizer.variables if model.optimizer else ())]

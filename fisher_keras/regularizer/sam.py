@@ -31,26 +31,27 @@ _ETA = 0.01  # ASAM's, which keeps weights of 0 from standing still.
 class SharpnessAwareModel(TrainingMethod):
     r"""A Keras classifier trained by sharpness-aware minimization.
 
-    Wraps any Keras classifier, as `FisherRegularizedModel` does; `compile`, `fit`,
+    It wraps any Keras classifier, as `FisherRegularizedModel` does. Its `compile`, `fit`,
     `train_on_batch`, `evaluate` and `predict` are Keras' own. A training step follows
 
     $$\nabla_w L(B, w + \epsilon), \qquad
         \epsilon = \rho\, \frac{\nabla_w L(B, w)}{\|\nabla_w L(B, w)\|},$$
 
-    the gradient of $\max_{\|\epsilon\| \le \rho} L(B, w + \epsilon)$ to first order, with
-    $\epsilon$ held constant: two gradients a step. The adaptive form measures $\epsilon$ in units
-    of the weights, $T = \mathrm{diag}(|w_k| + 0.01)$: $\epsilon = \rho\, T^2 g / \|T g\|$.
-    With several sub-batches (m-SAM) it is the mean of such gradients, each of a sub-batch $B_i$ at
-    an $\epsilon_i$ of its own; BatchNormalization then takes its moments from the sub-batches.
+    which is the gradient of $\max_{\|\epsilon\| \le \rho} L(B, w + \epsilon)$ to first order, with
+    $\epsilon$ held constant. A step takes two gradients. The adaptive form measures $\epsilon$ in
+    units of the weights, $T = \mathrm{diag}(|w_k| + 0.01)$: $\epsilon = \rho\, T^2 g / \|T g\|$.
+    With several sub-batches (m-SAM), the step follows the mean of such gradients. Each sub-batch
+    $B_i$ then has its own $\epsilon_i$, and BatchNormalization takes its moments from the
+    sub-batches.
 
-    L is the compiled loss, any of Keras', with all penalties of the model. At both weights the
-    same examples are dropped out, and BatchNormalization takes its moments from the batch; its
-    moving statistics, like the seeds of dropout, end a step as they would without SAM. The logs
-    are of w, and have `sharpness`, $L(B, w + \epsilon) - L(B, w)$, as a mean over the epoch's
-    steps.
+    $L$ is the compiled loss, which may be any loss of Keras, with all penalties of the model.
+    Dropout has the same masks at both weights, and BatchNormalization takes its moments from the
+    batch. After a step, its moving statistics and the seeds of dropout are the same as without
+    SAM. The logs are those at $w$. They also have `sharpness`, $L(B, w + \epsilon) - L(B, w)$, as
+    a mean over the epoch's steps.
 
-    Under a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy` epsilon is that of
-    the whole batch, the same on all replicas; see docs/several_devices.md.
+    Under a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`, $\epsilon$ is that
+    of the whole batch, and is the same on all replicas; see docs/several_devices.md.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -81,15 +82,15 @@ class SharpnessAwareModel(TrainingMethod):
 
         Args:
             model: A Keras classifier with one output.
-            rho: Length of the step to w + epsilon (rho), >= 0; by default 0.05, SAM's for CIFAR-10
-                and CIFAR-100, or 0.5 if it is adaptive, ASAM's for CIFAR-10. A Keras
-                `LearningRateSchedule` makes it a function of the optimizer's step. Where it is 0,
-                the step is a plain one, of one gradient, and with several sub-batches the mean of
-                their plain ones.
-            adaptive: Whether it is ASAM.
+            rho: Length of the step to w + epsilon, >= 0. The default is 0.05 (SAM's value for
+                CIFAR-10 and CIFAR-100), or 0.5 for the adaptive form (ASAM's value for CIFAR-10).
+                A Keras `LearningRateSchedule` makes it a function of the optimizer's step. If it
+                is 0, the step is a plain one with one gradient; with several sub-batches, this is
+                the mean of their gradients.
+            adaptive: Whether to use the adaptive form, ASAM.
             name: Name of the model.
-            sub_batches: How many sub-batches the examples of a batch are split into, in their
-                order; on R replicas, those of each.
+            sub_batches: The number of sub-batches that the examples of a batch are split into, in
+                their order. On R replicas, it is the number of sub-batches of each.
 
         Raises:
             ValueError: If an argument is out of range; the message says what was expected.
@@ -170,12 +171,12 @@ def perturbed_weights(
 
     Args:
         weights: w.
-        gradient: That of the loss at w; None where it does not depend on a weight.
+        gradient: The gradient of the loss at w; None for a weight that it does not depend on.
         rho: Length of epsilon.
-        adaptive: Whether that is measured in units of the weights.
+        adaptive: Whether this length is measured in units of the weights.
 
     Returns:
-        The other weights; w itself where the gradient is zero.
+        The other weights; w itself if the gradient is zero.
     """
     units = [tf.abs(w) + _ETA if adaptive else tf.ones_like(w) for w in weights]
     directions = [None if g is None else t * g for g, t in zip(gradient, units, strict=True)]

@@ -1,4 +1,4 @@
-"""The base of training methods: everything that Keras asks of a model with a step of its own."""
+"""The base of training methods: all that Keras needs from a model with its own step."""
 
 import contextlib
 import dataclasses
@@ -31,8 +31,8 @@ from fisher_keras.regularizer.traces import check_whole_batch
 class TrainingLog(keras.metrics.Metric):
     """Mean of a training log over the steps where it is not NaN; NaN if there is none.
 
-    The logs of a model share the variable of the first: a step adds to one variable, and Keras
-    resets one, which it does before each `train_on_batch`.
+    The logs of a model share the variable of the first log. So a step adds to only one variable,
+    and Keras resets only one, which it does before each `train_on_batch`.
     """
 
     @classmethod
@@ -62,14 +62,14 @@ class TrainingLog(keras.metrics.Metric):
 class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper):
     """A Keras classifier trained by steps that need gradients at several weights.
 
-    A method is a subclass with a `step`, its `Option`s (whatever the constructor takes besides
-    the classifier and a name) and the names of its `training_logs`. All else is done here: the
-    data, the checks of what the classifier overrides, replicas, moving statistics, loss scaling,
-    the optimizer, logs, saving.
+    A method is a subclass with a `step`, its `Option`s (all arguments of the constructor except
+    the classifier and the name) and the names of its `training_logs`. This class does all the
+    rest: the data, the checks of overridden methods, replicas, moving statistics, loss scaling,
+    the optimizer, logs and saving.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
-        training_logs: Names of the logs that are of training alone.
+        training_logs: Names of the logs that only training has.
     """
 
     training_logs: tuple[str, ...] = ()
@@ -127,11 +127,11 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
         return None if weights is None else weights.examples
 
     def accumulated_clip_norm(self) -> float | tf.Tensor | None:
-        """Returns the norm to clip a sum of several gradients to; None for not at all."""
+        """Returns the norm to clip a sum of several gradients to; None does not clip."""
         return None
 
     def sums_gradients(self) -> bool:
-        """Returns whether an update has the sum of several replicas' or steps' gradients."""
+        """Returns whether an update uses the sum of several replicas' or steps' gradients."""
         optimizer = keras_private.unwrapped(self.optimizer)
         return bool(optimizer.gradient_accumulation_steps) or Replica.current().count > 1
 
@@ -158,25 +158,25 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
 
     @contextlib.contextmanager
     def averaging(self, losses: BatchLosses) -> Iterator[None]:
-        """Averages over the replicas by how much moving statistics move in the context."""
+        """Averages over the replicas how much moving statistics change in the context."""
         statistics = losses.replica.statistics(self.model)
         before = stateless.values(statistics)
         yield
         losses.replica.average_updates(statistics, before, self.statistics_weight(losses))
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Evaluates one batch as Keras does; logs of training alone are left out."""
+        """Evaluates one batch as Keras does, without the logs that only training has."""
         logs = super().test_step(data)
         return replica_logs({n: v for n, v in logs.items() if n not in self.training_logs})
 
     def prepare(self, batch: Batch) -> None:
-        """Builds what is not built, and refuses what cannot be trained.
+        """Builds the model if needed, and refuses a model that cannot be trained.
 
         Args:
             batch: A mini-batch.
 
         Raises:
-            ValueError: If there are no trainable variables, see `Batch.check`, or see
+            ValueError: If there are no trainable variables. See also `Batch.check` and
                 `check_replicas`.
         """
         batch.check()
@@ -197,7 +197,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
             )
 
     def _update(self, replica: Replica, gradient: list) -> None:
-        """Updates the weights, and clips a sum of gradients before."""
+        """Clips a sum of gradients, and updates the weights."""
         clipping = contextlib.nullcontext()
         # Of several steps or replicas it is the sum of the gradients that is to be clipped.
         clip_norm = self.accumulated_clip_norm() if self.sums_gradients() else None
@@ -209,13 +209,13 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
             replica.apply(self.optimizer, gradient, self.trainable_weights)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Configures training; the arguments are those of `keras.Model.compile`."""
+        """Configures the training. The arguments are those of `keras.Model.compile`."""
         super().compile(*args, **kwargs)
         stateless.weights(self)  # Refuses float8.
         self.forget_traces()
 
     def forget_traces(self) -> None:
-        """Forgets what was traced, or established, with other options."""
+        """Forgets traces, and facts established with other options."""
         self._checked = frozenset()
         if self.train_function is not None:  # `fit` may be running: it needs another one.
             self.make_train_function(force=True)
@@ -237,7 +237,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
         return {name: found[name] for name in logs}
 
     def build_from(self, iterator: Any, data_batch: Any) -> None:
-        """Builds as Keras does, and what a step would make: that would be traced twice."""
+        """Builds as Keras does, and also the parts that would make a step be traced twice."""
         # Keras' own takes the batches of several workers for tensors.
         strategy = self.distribute_strategy
         check_in_scope(self, strategy)

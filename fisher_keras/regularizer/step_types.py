@@ -9,10 +9,10 @@ from fisher_keras.regularizer.arithmetic import Part, times
 
 
 class Structure:
-    """Base of dataclasses that TensorFlow takes apart into their tensors, as it does lists.
+    """Base of dataclasses that TensorFlow splits into their tensors, as it does with lists.
 
-    So they go in and out of a `tf.function`, a loop or a branch. A field that is None is no part
-    of the structure.
+    Therefore they can go in and out of a `tf.function`, a loop or a branch. A field that is None
+    is not a part of the structure.
     """
 
     def __tf_flatten__(self) -> tuple[tuple[str, ...], tuple]:
@@ -23,7 +23,7 @@ class Structure:
 
     @classmethod
     def __tf_unflatten__(cls, names: tuple[str, ...], values: tuple) -> Any:
-        """Puts together what `__tf_flatten__` took apart."""
+        """Makes the dataclass again from the values of `__tf_flatten__`."""
         return cls(**dict(zip(names, values, strict=True)))
 
 
@@ -53,8 +53,8 @@ class BatchLoss(LossAndGradient):
 
     Attributes:
         outputs: The model's outputs, shape (B, K).
-        changes: By how much the pass moves the model's state (moving statistics, seeds); None if
-            it has moved it.
+        changes: The changes of the model's state (moving statistics, seeds) by the pass; None if
+            the state itself has changed.
     """
 
     outputs: tf.Tensor | None = None
@@ -75,7 +75,7 @@ class SubBatchTerms(Structure):
     loss: BatchLoss | None = None
 
     def weighted(self, weight: tf.Tensor | None) -> "SubBatchTerms":
-        """Returns losses and gradients times a replica's weight; None is 1."""
+        """Returns losses and gradients times a replica's weight; None stands for 1."""
         if weight is None:
             return self
         loss = None if self.loss is None else self.loss.scaled(weight)
@@ -86,7 +86,7 @@ class SubBatchTerms(Structure):
 class RegularizedStep(BatchLoss):
     """Result of Algorithm 1, up to the update.
 
-    Its loss is L(B, w), its gradient that of L + beta R_alpha, clipped.
+    Its loss is L(B, w), and its gradient is that of L + beta R_alpha, clipped.
 
     Attributes:
         regularizer: R_alpha(w), scalar; NaN where it was not computed.

@@ -1,15 +1,15 @@
-r"""Strength of the regularizer beside that which SGD has anyway.
+r"""Strength of the regularizer relative to the one that SGD has by itself.
 
 With steps of a small learning rate $\eta$, SGD follows the gradient of
 $L(w) + \frac{\eta}{4} \|g_B\|^2$, in the mean over mini-batches $B$ (S. L. Smith, B. Dherin,
 D. G. T. Barrett and S. De, "On the Origin of Implicit Regularization in Stochastic Gradient
-Descent", ICLR 2021, arXiv 2101.12176); $\beta R_\alpha$, its $g_i$ held constant, is
-$\frac{\alpha \beta}{2}$ times the mean of $\|g_i\|^2$. Where noise dominates gradients, those of
+Descent", ICLR 2021, arXiv 2101.12176); with its $g_i$ held constant, $\beta R_\alpha$ is
+$\frac{\alpha \beta}{2}$ times the mean of $\|g_i\|^2$. If noise dominates the gradients, those of
 $|B| / M$ examples are $\sqrt M$ times as long. A momentum of $m$ makes the learning rate
-$1 / (1 - m)$ times as large in effect. So the ratio of the two is
-$2 \alpha \beta M (1 - m) / \eta$. It takes $|B|$ for larger than $M$. An update with the mean of
-several mini-batches, those of $R$ replicas or accumulated ones, has all their sub-batches for
-$M$. Far below 1, $\beta$ changes next to nothing.
+$1 / (1 - m)$ times as large in effect. The ratio of the two is therefore
+$2 \alpha \beta M (1 - m) / \eta$. This assumes that $|B|$ is larger than $M$. If an update has the
+mean of several mini-batches, those of $R$ replicas or accumulated ones, $M$ is the number of all
+their sub-batches. If the ratio is far below 1, $\beta$ changes next to nothing.
 """
 
 import math
@@ -54,8 +54,8 @@ def explicit_to_implicit(
         momentum: That of SGD; None for another optimizer.
 
     Returns:
-        The ratio; 0 where the learning rate is, as nothing moves then, and NaN for an optimizer
-        that is not SGD.
+        The ratio. It is 0 if the learning rate is 0, as nothing moves then, and NaN for an
+        optimizer that is not SGD.
     """
     if momentum is None:
         return tf.constant(math.nan)
@@ -65,15 +65,15 @@ def explicit_to_implicit(
 
 
 class RelativeStrength(TrainingMethod):
-    """A training method whose regularizer has a weight beta, given as such or by a ratio.
+    """A training method whose regularizer has a weight beta, given directly or by a ratio.
 
     Attributes:
         alpha: Length of the steps along g_i.
         beta: Weight of the regularizer, a number or a schedule; None with a `strength`.
         strength: The ratio of `explicit_to_implicit` to keep, a number or a schedule; None with a
-            `beta`. To set one of the two takes the other away.
+            `beta`. Setting one of the two removes the other.
         num_sub_batches: Number of sub-batches M.
-        interval: Every so many steps have the regularizer, with a beta that is larger by that.
+        interval: k; every k-th step has the regularizer, with k times beta.
     """
 
     alpha = Option(positive)
@@ -89,7 +89,7 @@ class RelativeStrength(TrainingMethod):
             model: A Keras classifier with one output.
             name: Name of the model.
             beta: Weight of the regularizer, or None.
-            strength: A ratio instead, or None. Without both, beta is `DEFAULT_BETA`.
+            strength: A ratio instead, or None. If both are None, beta is `DEFAULT_BETA`.
 
         Raises:
             ValueError: If both are given, or one is out of range.
@@ -114,7 +114,7 @@ class RelativeStrength(TrainingMethod):
         return callable(given) or given != 0
 
     def check_optimizer(self) -> None:
-        """Raises a ValueError if there is a `strength` that means nothing for the optimizer."""
+        """Raises a ValueError if a `strength` has no meaning for the optimizer."""
         if self.strength is not None and sgd_momentum(self.optimizer) is None:
             raise ValueError(
                 "strength is relative to the regularization of Keras' SGD, which other optimizers "
@@ -142,9 +142,9 @@ class RelativeStrength(TrainingMethod):
         )
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains; the arguments are those of `keras.Model.fit`.
+        """Trains the classifier. The arguments are those of `keras.Model.fit`.
 
-        The first call warns of what the options mean, if that is likely to surprise.
+        The first call warns if the options have an effect that users may not expect.
         """
         if not self._fitted and self.optimizer is not None:
             for message in self.first_messages():
@@ -153,7 +153,7 @@ class RelativeStrength(TrainingMethod):
         return super().fit(*args, **kwargs)
 
     def first_messages(self) -> list[str]:
-        """Returns what the first `fit` warns of."""
+        """Returns the warnings of the first `fit`."""
         beta = float(self._mean_beta())
         ratio = float(self.ratio(beta))
         # At a learning rate of 0, as a warm-up begins with, the ratio tells nothing.
@@ -181,7 +181,7 @@ class RelativeStrength(TrainingMethod):
         return tf.cast(given, tf.float64) * rate / (2 * self.alpha * self._sub_batches_of_update())
 
     def _sub_batches_of_update(self) -> int:
-        """Returns how many sub-batches there are on all replicas, and in all accumulated steps."""
+        """Returns the number of sub-batches on all replicas and in all accumulated steps."""
         optimizer = keras_private.unwrapped(self.optimizer)
         steps = optimizer.gradient_accumulation_steps or 1
         return self.num_sub_batches * self.distribute_strategy.num_replicas_in_sync * steps

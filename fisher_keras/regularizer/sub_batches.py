@@ -22,10 +22,10 @@ class SubBatches:
     The first `remainder` sub-batches hold one example more than the others.
 
     Attributes:
-        permutation: The order of the examples, shape (B,), int32: sub-batches are runs of it.
+        permutation: The order of the examples, shape (B,), int32. A sub-batch is a range of it.
         count: M, the number of sub-batches, at most B; int32 scalar.
         size: The size of the smaller sub-batches, int32 scalar.
-        remainder: How many sub-batches hold size + 1, int32 scalar.
+        remainder: The number of sub-batches that hold size + 1 examples, int32 scalar.
     """
 
     permutation: tf.Tensor
@@ -41,10 +41,10 @@ class SubBatches:
         Args:
             terms: Takes the index i of a sub-batch, and the positions of its examples in the
                 mini-batch (int32, shape (|B_i|,)); returns a structure of tensors, maybe sparse
-                (`tf.IndexedSlices` as `arithmetic.add` returns them). A dimension that is not
-                known is the number of examples in the mini-batch. It is traced once.
-            equal_sizes: Whether |B_i| must not depend on the loop's index, as XLA asks: then
-                the larger and the smaller sub-batches have a loop each.
+                (`tf.IndexedSlices` as `arithmetic.add` returns them). An unknown dimension is
+                the number of examples in the mini-batch. The function is traced once.
+            equal_sizes: Whether |B_i| must not depend on the loop's index, as XLA needs it. Then
+                there is one loop for the larger and one for the smaller sub-batches.
 
         Returns:
             The sums, in the structure of a term.
@@ -63,7 +63,7 @@ class SubBatches:
         return self._sum_range(terms, sums, self.remainder, self.count, False)
 
     def weight(self, rows: tf.Tensor) -> tf.Tensor:
-        """Returns M |B_i| / |B|, by which `mean` becomes one over examples; float64."""
+        """Returns M |B_i| / |B|, which turns `mean` into a mean over examples; float64."""
         # Sizes may differ by one: then a mean of means is not a mean over examples.
         weight = tf.cast(self.count * tf.size(rows), tf.float64)
         return weight / tf.cast(tf.size(self.permutation), tf.float64)
@@ -76,7 +76,7 @@ class SubBatches:
     def _sum_range(
         self, terms: Callable, sums: Any, first: Any, end: Any, larger: bool | None
     ) -> Any:
-        """Adds the terms of a range of sub-batches; `larger` says of which size, None of both."""
+        """Adds the terms of a range of sub-batches; `larger` selects the size, None both sizes."""
 
         def body(index: tf.Tensor, sums: list) -> tuple[tf.Tensor, list]:
             rows = self._rows(index, index < self.remainder if larger is None else larger)
@@ -115,7 +115,7 @@ class SubBatches:
 
 
 def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor | None) -> SubBatches:
-    """Splits a mini-batch, at random if there is a seed.
+    """Splits a mini-batch, at random if a seed is given.
 
     Args:
         batch_size: |B|, int32 scalar.
@@ -138,7 +138,7 @@ def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor | N
 
 
 def _add(total: Any, term: Any) -> Any:
-    """Adds tensors of one shape; where that has a 1, TensorFlow would think of broadcasting."""
+    """Adds tensors of one shape; with a 1 in the shape, TensorFlow would expect broadcasting."""
     added = add(total, term)
     if not is_sparse(added):
         added.set_shape(total.shape)
@@ -146,12 +146,12 @@ def _add(total: Any, term: Any) -> Any:
 
 
 def _invariant(term: Any) -> tf.TensorShape:
-    """Returns the shape that all iterations have in common: a sparse part gains rows."""
+    """Returns the shape common to all iterations, in which a sparse part gains rows."""
     return tf.TensorShape([None, *term.values.shape[1:]]) if is_sparse(term) else term.shape
 
 
 def _divide(total: Any, count: tf.Tensor) -> Any:
-    """Divides a sum by M; counters, which all move alike, stay whole."""
+    """Divides a sum by M; counters, which all change equally, stay integers."""
     if total.dtype.is_floating:
         return map_values(lambda values: values / count, total)
     return total // count

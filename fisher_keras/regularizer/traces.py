@@ -1,6 +1,6 @@
 """Properties of a classifier's losses that are established once for each signature of a batch.
 
-Graphs are traced for that and thrown away: nothing is computed, and nothing changes.
+To establish them, graphs are traced and thrown away. Nothing is computed, and nothing changes.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from fisher_keras.regularizer.losses import BatchLosses
 
 
 def check_whole_batch(losses: BatchLosses) -> None:
-    """Refuses a classifier for which L at other weights would not be what it says.
+    """Refuses a classifier for which L at other weights would be wrong.
 
     Raises:
         ValueError: See `fisher_keras.regularizer.preconditions`.
@@ -25,10 +25,10 @@ def check_whole_batch(losses: BatchLosses) -> None:
 
 
 def check_sub_batches(losses: BatchLosses) -> None:
-    """Refuses a classifier for which L~ of sub-batches would not be what it says.
+    """Refuses a classifier for which L~ of sub-batches would be wrong.
 
     Raises:
-        ValueError: If its outputs are not those of a classifier, or see
+        ValueError: If its outputs are not those of a classifier. See also
             `fisher_keras.regularizer.preconditions`.
     """
     classifier = losses.model.model
@@ -56,10 +56,10 @@ def check_sub_batches(losses: BatchLosses) -> None:
 
 
 def decomposes_over_examples(losses: BatchLosses) -> bool:
-    """Returns whether L(B, w) is the mean of the examples' L~, whatever the sub-batches.
+    """Returns whether L(B, w) is the mean of the examples' L~ for any sub-batches.
 
-    That is so where the compiled loss is L~ but for penalties of weights, and the classifier has
-    neither a state nor random numbers, and takes each example by itself.
+    This is the case if the compiled loss is L~ except for penalties of weights, and if the
+    classifier has no state and no random numbers and processes each example by itself.
     """
     classifier = losses.model.model
     if losses.replica_weights is not None or not losses.cross_entropy.equals_compiled_loss:
