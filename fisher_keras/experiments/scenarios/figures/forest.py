@@ -44,7 +44,8 @@ def forest_figure(lines: Sequence[Correlation], target: str = TEST_ERROR) -> Fig
     panels = figure.subplots(len(groups), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (name, group) in zip(panels, groups.items(), strict=True):
         _draw(axes, group, target)
-        title = f"{TITLES.get(name, name)} ({group[0].rank.num_runs} networks)"
+        # Its own line for the number: a narrow figure cuts off longer titles.
+        title = f"{TITLES.get(name, name)}\n({group[0].rank.num_runs} networks)"
         axes.set_title(title, loc="left", fontsize=FONT_SIZE)
     panels[-1].set_xlabel(f"tau with the {TARGETS[target]}", fontsize=FONT_SIZE)
     handles, labels = panels[0].get_legend_handles_labels()
