@@ -55,23 +55,19 @@ class FisherRegularizedModel(RelativeStrength):
     If a classifier has its own `compute_loss`, this is $L$. Its own `compute_metrics` adds to the
     logs. If an optimizer accumulates gradients, each mini-batch is split by itself, and the mean
     of their gradients is clipped. A model is refused when the first step is traced if $\tilde L$
-    cannot be evaluated at other weights. The reasons are functions that have captured a weight
-    (`tf.function`, `keras.remat`), random numbers that are not from `keras.random`, and second
-    derivatives that do not exist.
+    cannot be evaluated at other weights: a function has captured a weight (`tf.function`,
+    `keras.remat`), random numbers are not from `keras.random`, or second derivatives do not exist.
 
-    Make and compile the model in the scope of a `tf.distribute.MirroredStrategy` or
-    `MultiWorkerMirroredStrategy` to train on $R$ replicas. They do the same as one device with
-    $R M$ sub-batches of the same examples; docs/several_devices.md has the details.
+    To train on $R$ replicas, make and compile the model in a `tf.distribute` strategy's scope. They
+    do the same as one device with $R M$ sub-batches (docs/several_devices.md).
 
-    The training logs also have `fisher_regularizer`, which is $R_\alpha$, `fisher_trace`, which is
-    $R_\alpha / \alpha$, and `gradient_norm` (before clipping), as means over the epoch's steps.
-    The first two are NaN if no step of the epoch computed them, because beta was 0.
+    The logs also have the means of `fisher_regularizer` ($R_\alpha$), `fisher_trace` ($R_\alpha /
+    \alpha$) and `gradient_norm` (before clipping). The first two are NaN if beta was always 0.
 
-    The log `explicit_to_implicit` is the ratio of the strength of this regularizer to that of the
-    regularizer that SGD has by itself. It is $2 \alpha \beta M (1 - m) / \eta$ at a learning rate
-    of $\eta$ and a momentum of $m$, with $R M$ for $M$ on $R$ replicas
-    (`fisher_keras.regularizer.strength` derives it). It is NaN with other optimizers. If it is far
-    below 1, $\beta$ changes next to nothing, and the first `fit` warns of that.
+    The log `explicit_to_implicit` is the strength of this regularizer relative to SGD's own. It is
+    $2 \alpha \beta M (1 - m) / \eta$ at a learning rate of $\eta$ and a momentum of $m$, on $R$
+    replicas with $R M$ for $M$ (see `fisher_keras.regularizer.strength`). It is NaN with other
+    optimizers. If it is far below 1, $\beta$ changes little, and the first `fit` warns of that.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.

@@ -186,7 +186,7 @@ class BatchLosses:
             if not equals_compiled_loss:
                 return [hard, self._compiled_loss(sub_batch.batch, outputs)]
             # Where L is L~ but for penalties, these are all that is new.
-            with tf.control_dependencies(self._assertions(outputs)):
+            with tf.control_dependencies(_assertions(self.model, self.cross_entropy, outputs)):
                 # One may have a value for each example: Keras adds those up, too.
                 penalties = [tf.reduce_sum(tf.cast(p, hard.dtype)) for p in self.model.losses]
                 return [hard, tf.add_n([tf.zeros_like(hard), *penalties])]
@@ -306,19 +306,12 @@ class BatchLosses:
 
     def _compiled_loss(self, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
         """Returns L, the compiled loss with all penalties."""
-        with tf.control_dependencies(self._assertions(outputs)):
+        with tf.control_dependencies(_assertions(self.model, self.cross_entropy, outputs)):
             loss = self.model.compute_loss(batch.x, batch.y, outputs, batch.sample_weight, True)
         if self.replica_weights is None:
             return loss
         # Keras divides by the number of replicas, for a sum that has no other weights.
         return loss * tf.cast(self.replica.count, loss.dtype)
-
-    def _assertions(self, outputs: tf.Tensor) -> list[tf.Operation]:
-        """Returns assertions that outputs are as the loss expects, unless the model shows it."""
-        cross_entropy = self.cross_entropy
-        if cross_entropy is None or not needs_check(self.model.model, cross_entropy.kind):
-            return []
-        return cross_entropy.check_outputs(outputs)
 
     def _part_of_loss(self, outputs: tf.Tensor) -> list[tf.Tensor]:
         """Returns L on this replica's examples, times its weight in the mean over all."""
@@ -331,6 +324,15 @@ class BatchLosses:
         """Returns L~, in a list."""
         loss = hard_label_mean(self.cross_entropy, batch, outputs)
         return [tf.cast(loss, scalar_dtype(stateless.weights(self.model)))]
+
+
+def _assertions(
+    model: ClassifierWrapper, cross_entropy: HardLabelCrossEntropy | None, outputs: tf.Tensor
+) -> list[tf.Operation]:
+    """Returns assertions that outputs are what the loss expects, unless the model tells."""
+    if cross_entropy is None or not needs_check(model.model, cross_entropy.kind):
+        return []
+    return cross_entropy.check_outputs(outputs)
 
 
 def check_no_mask(outputs: tf.Tensor, what: str, remedy: str) -> None:

@@ -42,19 +42,19 @@ class TrainingLog(keras.metrics.Metric):
         sums = logs[0].add_variable((len(names), 2), "zeros", name="sums") if logs else None
         for index, log in enumerate(logs):
             # By a function, or Keras would take the variable for one that each log has to reset.
-            log._sums = lambda index=index: (sums, index)
+            log.shared_sums = lambda index=index: (sums, index)
         return logs
 
     def update_state(self, values: list[tf.Tensor]) -> None:
         """Adds the values that all logs have in a step."""
-        sums, _ = self._sums()
+        sums, _ = self.shared_sums()
         values = tf.stack([tf.cast(value, self.dtype) for value in values])
         known = ~tf.math.is_nan(values)
         sums.assign_add(tf.stack([tf.where(known, values, 0), tf.cast(known, self.dtype)], axis=1))
 
     def result(self) -> tf.Tensor:
         """Returns the mean so far."""
-        sums, index = self._sums()
+        sums, index = self.shared_sums()
         total, count = tf.unstack(tf.gather(sums, index))
         return total / count  # Keras would return 0 for 0 / 0.
 
