@@ -58,7 +58,7 @@ class FisherRegularizedModel(RelativeStrength):
     cannot be evaluated at other weights: a function has captured a weight (`tf.function`,
     `keras.remat`), random numbers are not from `keras.random`, or second derivatives do not exist.
 
-    To train on $R$ replicas, make and compile the model in a `tf.distribute` strategy's scope. They
+    To train on $R$ replicas, make and compile the model in a strategy of `tf.distribute`. They
     do the same as one device with $R M$ sub-batches (docs/several_devices.md).
 
     The logs also have the means of `fisher_regularizer` ($R_\alpha$), `fisher_trace` ($R_\alpha /
