@@ -113,6 +113,7 @@ ERROR = Column("test error (%)", 2, TEST_ERROR)
 CROSS_ENTROPY = Column("test cross-entropy", 3, result_of("test", "loss"))
 CALIBRATION_ERROR = Column("calibration error", 3, result_of("test", "calibration_error"))
 TRAIN_ERROR = Column("train error (%)", 2, result_of("train", "error_percent"))
+GAMMA_HAT = Column("gamma-hat", 1, metric("log_determinant"))
 LOG_DET_MARGINS = Column("ln det Xi", 1, metric("log_determinant_margins"))
 
 

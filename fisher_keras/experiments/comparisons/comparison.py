@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from fisher_keras.experiments.comparisons.common import (
     CROSS_ENTROPY,
     ERROR,
+    GAMMA_HAT,
     LOG_DET_MARGINS,
     TRAIN_ERROR,
     Column,
     Group,
     grouped,
-    metric,
     result_of,
 )
 from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run
@@ -79,7 +79,7 @@ QUANTITIES = {
     "calibration_error": Column(
         "calibration error (%)", 2, lambda group: [100 * n.test.calibration_error for n in group]
     ),
-    "gamma_hat": Column("gamma-hat", 1, metric("log_determinant")),
+    "gamma_hat": GAMMA_HAT,
     "log_determinant_margins": LOG_DET_MARGINS,
     "train_error": TRAIN_ERROR,
     "excess_loss": Column("excess train loss", 4, result_of("train", "excess_loss")),

@@ -24,6 +24,7 @@ from fisher_keras.experiments.comparisons.common import (
     CALIBRATION_ERROR,
     CROSS_ENTROPY,
     ERROR,
+    GAMMA_HAT,
     LOG_DET_MARGINS,
     TRAIN_ERROR,
     Column,
@@ -233,6 +234,6 @@ _COLUMNS = (
     TRAIN_ERROR,
     Column("excess train loss", 4, excess_losses),
     Column("ln trace", 2, _log_trace),
-    Column("gamma-hat", 1, metric("log_determinant")),
+    GAMMA_HAT,
     Column("normalized", 1, metric("log_determinant", normalized=True)),
 )
