@@ -10,8 +10,8 @@ import tensorflow as tf
 import tqdm.auto
 
 from fisher_keras.classifier.labels import Examples
-from fisher_keras.datasets import ImageDataset, load_dataset
 from fisher_keras.experiments.runs.completion_options import CompletionOptions
+from fisher_keras.experiments.runs.experiment import cached_loader
 from fisher_keras.experiments.runs.presets import MetricSettings
 from fisher_keras.experiments.runs.store import ExperimentStore, Record
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork
@@ -70,10 +70,7 @@ def complete_metrics(options: CompletionOptions) -> None:
 
 def _examples(options: CompletionOptions) -> _Examples:
     """Returns a function that loads each data set, and draws each set of training images, once."""
-
-    @functools.cache
-    def loaded(name: str, image_size: int | None) -> ImageDataset:
-        return load_dataset(name, options.data_dir, options.download, image_size)
+    loaded = cached_loader(options.data_dir, options.download)
 
     # One at a time: the next networks mostly have the same.
     @functools.lru_cache(maxsize=1)

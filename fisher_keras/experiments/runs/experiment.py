@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -131,16 +131,21 @@ def _check_same_images(
         )
 
 
+def cached_loader(
+    data_dir: str | None, download: bool
+) -> Callable[[str, int | None], ImageDataset]:
+    """Returns a function of a data set's name and `image_size` that loads each once."""
+    return functools.cache(
+        lambda name, image_size: load_dataset(name, data_dir, download, image_size)
+    )
+
+
 def _check_datasets(runs: Sequence[Run], options: ExperimentOptions) -> None:
     """Loads each data set once: an error comes before all runs, a download before workers race.
 
     Likewise, it splits them into parts of each size, and builds each network.
     """
-
-    @functools.cache
-    def loaded(name: str, image_size: int | None) -> ImageDataset:
-        return load_dataset(name, options.data_dir, options.download, image_size)
-
+    loaded = cached_loader(options.data_dir, options.download)
     different = {}
     for run in runs:
         training = TrainingConfig(**run.config["training"])
