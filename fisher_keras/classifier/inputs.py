@@ -81,6 +81,11 @@ def with_text(x: Any) -> Any:
     return keras.tree.map_structure(lambda t: tensor(t) if _kind(t) in _TEXT else t, x)
 
 
+def rows_of(x: Any, rows: np.ndarray) -> Any:
+    """Returns some rows of each tensor of a structure."""
+    return keras.tree.map_structure(lambda values: tf.gather(values, rows), x)
+
+
 def _kind(values: Any) -> str:
     return getattr(getattr(values, "dtype", None), "kind", "none")
 

@@ -4,13 +4,12 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier, stateless
 from fisher_keras.classifier.batch_axis import interaction
-from fisher_keras.classifier.inputs import ExamplesError
+from fisher_keras.classifier.inputs import ExamplesError, rows_of
 from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher import verification
@@ -117,7 +116,7 @@ class GramFunction:
             wrong = set(verification.wrong_weights(errors[0].numpy()))
             independent = established and self._classifier.call_graph(x).independent
             same = independent or verification.same_among_others(
-                self._classifier, _rows(x, batches[0])
+                self._classifier, rows_of(x, batches[0])
             )
             # The fallback evaluates each example alone. If it is wrong within the batch, others
             # have a part in the example's gradient.
@@ -133,7 +132,7 @@ class GramFunction:
         return xi, log_scale, logits.numpy(), counted.numpy()
 
     def _run(self, data: LabelledData, batches: Sequence[np.ndarray], *options: Any) -> Any:
-        chunks = [_rows(data.x, rows) for rows in batches]
+        chunks = [rows_of(data.x, rows) for rows in batches]
         # What positions there are is known once the model's call has been traced.
         labels, weights = ([tf.TensorSpec(None, t)] * len(batches) for t in (tf.int32, tf.bool))
         flags = list(map(tf.constant, options))
@@ -228,7 +227,3 @@ def check_finite(finite: np.ndarray, rows: np.ndarray) -> None:
             "training), and for labels of probability 0.",
             rows[~finite],
         )
-
-
-def _rows(x: Any, rows: np.ndarray) -> Any:
-    return keras.tree.map_structure(lambda values: tf.gather(values, rows), x)

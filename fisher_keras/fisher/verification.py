@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
+from fisher_keras.classifier.inputs import rows_of
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gradients import Gradients
 from fisher_keras.fisher.per_example import TracedBatch
@@ -77,8 +78,7 @@ def same_among_others(classifier: Classifier, x: Any) -> bool:
     """
 
     def logits(rows: np.ndarray) -> np.ndarray:
-        those = keras.tree.map_structure(lambda values: tf.gather(values, rows), x)
-        return classifier.predictions(those)[0].numpy()
+        return classifier.predictions(rows_of(x, rows))[0].numpy()
 
     count = keras.tree.flatten(x)[0].shape[0]
     order = np.random.default_rng(0).permutation(count)
