@@ -44,7 +44,12 @@ def pytest_configure(config):
 
 
 # Files of more than a minute.
-LONGEST = ("test_replicas.py", "test_four_replicas.py", "test_examples.py", "test_regularizer.py")
+LONGEST = (
+    "test_replicas.py",
+    "test_four_replicas.py",
+    "test_examples.py",
+    "test_regularized_gradients.py",
+)
 
 
 def pytest_collection_modifyitems(items):
