@@ -471,7 +471,7 @@ class Remembering:
 def test_exact_products_where_they_are_needed(
     fast, exact, is_exact, calls_after_fast, calls_after_exact
 ):
-    """What the last examples needed is tried first, and decides nothing."""
+    """The needs of the last examples are tried first, and decide nothing."""
     for needed_float64, expected_calls in ((False, calls_after_fast), (True, calls_after_exact)):
         calls = []
 

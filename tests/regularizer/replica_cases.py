@@ -98,7 +98,7 @@ def compiled(model, optimizer=None, **options):
 
 
 def shares_of(size, global_size):
-    """How many examples each replica gets of a batch, as TensorFlow splits it."""
+    """Number of examples of a batch on each replica, as TensorFlow splits it."""
     most = global_size // R
     return [min(most, max(0, size - r * most)) for r in range(R)]
 
@@ -146,7 +146,7 @@ def assert_close(mine, right, floatx, what):
 
 
 def gradients(wrapped, size, weighted=False):
-    """What the replicas of a strategy give for a mini-batch."""
+    """Gradients, loss and regularizer of a mini-batch on the replicas of a strategy."""
     dtype = keras.config.floatx()
     data = (X[:size].astype(dtype), Y[:size], *([WEIGHT[:size].astype(dtype)] * weighted))
     per_replica = STRATEGY.experimental_distribute_values_from_function(

@@ -417,7 +417,7 @@ def test_second_derivatives_in_eager_mode():
     ],
 )
 def test_second_derivatives_that_exist(layers):
-    """What is held constant there makes no difference."""
+    """A part that is held constant there makes no difference."""
     compiled(images(*layers()), **MODES["hessian"]).train_on_batch(*data())
 
 

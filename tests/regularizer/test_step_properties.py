@@ -90,6 +90,45 @@ def losses(case, smoothing, own):
     )
 
 
+def mean_over(parts, loss_and_gradient_of):
+    """The mean of some losses and gradients, one of each sub-batch."""
+    found = [loss_and_gradient_of(part) for part in parts]
+    sums = [np.sum(arrays, axis=0) for arrays in zip(*(g for _, g in found), strict=True)]
+    return np.mean([value for value, _ in found]), [s / len(parts) for s in sums]
+
+
+def plain_part(classifier, case, weight, loss, parts):
+    """L and its gradient, as means over sub-batches, or of the whole batch as the only one."""
+    x, y, _ = case.examples()
+
+    def whole_loss(rows, outputs):
+        value = loss(y[rows], outputs, sample_weight=None if weight is None else weight[rows])
+        own = isinstance(classifier, OwnLoss)
+        return 1.5 * value + tf.reduce_mean(outputs**2) if own else value
+
+    return mean_over(
+        parts,
+        lambda rows: loss_and_gradient(classifier, x[rows], lambda o: whole_loss(rows, o)),
+    )
+
+
+def regularizer_part(classifier, case, weight, variant, parts):
+    """The regularizer and its gradient, from Equation 6 at weights nearby."""
+    x, _, classes = case.examples()
+    weight = np.ones(case.count) if weight is None else weight
+
+    def hard_loss(rows, outputs):
+        # Not clipped: Keras' losses, too, are of the logits that a softmax layer is called with.
+        p = outputs if case.probabilities else tf.nn.softmax(outputs)
+        chosen = tf.gather(p, classes[rows], batch_dims=1)
+        return -tf.reduce_mean(weight[rows] * tf.math.log(chosen))
+
+    return mean_over(
+        parts,
+        lambda rows: equation_6(classifier, x[rows], lambda o: hard_loss(rows, o), **variant),
+    )
+
+
 @given(
     st.one_of(cases(st.integers(1, 7)), cases(st.integers(1, 7), also="interaction")),
     st.integers(1, 8),
@@ -106,49 +145,27 @@ def test_step(
     classifier = case.model()
     if own == "classifier":
         classifier = OwnLoss(classifier.inputs, classifier.outputs)
-    x, y, classes = case.examples()
+    x, y, _ = case.examples()
     weight = np.random.default_rng(case.seed).random(case.count) if weighted else None
-    ones = np.ones(case.count) if weight is None else weight
     options = {"alpha": ALPHA, "beta": BETA, "num_sub_batches": num_sub_batches, "seed": 3}
     options |= {"share_gradients": share_gradients, **variant}
     before = {"alpha": 1.0, "beta": 0.5, "num_sub_batches": 1, "share_gradients": "auto"}
     model = FisherRegularizedModel(classifier, **(options | before if changed else options))
-    compiled_loss = losses(case, smoothing, own)
-    model.compile("sgd", compiled_loss)
+    loss = losses(case, smoothing, own)
+    model.compile("sgd", loss)
     if changed:
         model.regularized_gradients(x, y, weight)
         for name, value in options.items():
             setattr(model, name, value)
-    gradient, loss, regularizer = model.regularized_gradients(x, y, weight)
-
-    def hard_loss(rows, outputs):
-        # Not clipped: Keras' losses, too, are of the logits that a softmax layer is called with.
-        p = outputs if case.probabilities else tf.nn.softmax(outputs)
-        chosen = tf.gather(p, classes[rows], batch_dims=1)
-        return -tf.reduce_mean(ones[rows] * tf.math.log(chosen))
-
-    def whole_loss(rows, outputs):
-        weights = None if weight is None else ones[rows]
-        loss = compiled_loss(y[rows], outputs, sample_weight=weights)
-        return 1.5 * loss + tf.reduce_mean(outputs**2) if own == "classifier" else loss
-
-    def means(function, parts):
-        found = [function(part) for part in parts]
-        sums = [np.sum(arrays, axis=0) for arrays in zip(*(g for _, g in found), strict=True)]
-        return np.mean([v for v, _ in found]), [s / len(parts) for s in sums]
+    gradient, found_loss, found_regularizer = model.regularized_gradients(x, y, weight)
 
     parts = parts_of(model, case.count)
-    expected_loss, plain = means(
-        lambda part: loss_and_gradient(classifier, x[part], lambda o: whole_loss(part, o)),
-        parts if share_gradients is True else [np.arange(case.count)],
-    )
-    expected_regularizer, rest = means(
-        lambda part: equation_6(classifier, x[part], lambda o: hard_loss(part, o), **variant),
-        parts,
-    )
+    of_loss = parts if share_gradients is True else [np.arange(case.count)]
+    expected_loss, plain = plain_part(classifier, case, weight, loss, of_loss)
+    regularizer, rest = regularizer_part(classifier, case, weight, variant, parts)
     exact = "gradient" not in variant
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-9)
-    np.testing.assert_allclose(regularizer, expected_regularizer, rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(found_loss, expected_loss, rtol=1e-9)
+    np.testing.assert_allclose(found_regularizer, regularizer, rtol=1e-7, atol=1e-12)
     expected = moved(plain, rest, BETA)
     scale = max(np.max(np.abs(g)) for g in expected)
     for mine, right in zip(gradient, expected, strict=True):

@@ -149,43 +149,17 @@ def test_table_of_a_scenario(tmp_path):
         record(BATCH_SIZE, 512, 2, 9.5, {"log_determinant": -940.0}),
     ]
     head, _, *rows = cells(scenario_table(read(tmp_path, runs)[0]))
-    assert head == [
-        "batch_size",
-        "runs",
-        "test error (%)",
-        "test cross-entropy",
-        "calibration error",
-        "log_determinant",
-        "train loss",
-        "train error (%)",
-        "flagged",
-    ]
+    assert [head] == cells(
+        "batch_size | runs | test error (%) | test cross-entropy | calibration error "
+        "| log_determinant | train loss | train error (%) | flagged"
+    )
     # Standard deviations are those of samples: of 8 and 9, sqrt(1/2).
-    assert rows == [
-        [
-            "128",
-            "2",
-            "8.50 ± 0.707",
-            "0.500 ± 0",
-            "0.040 ± 0",
-            "-990 ± 14.1",
-            "0.002 ± 0.00141",
-            "0.000 ± 0",
-            "",
-        ],
-        ["256", "1", "9.50", "0.500", "0.040", "– (1 of 1: -inf)", "0.001", "0.600", "1"],
-        [
-            "512",
-            "3",
-            "9.50 ± 0",
-            "0.500 ± 0",
-            "0.040 ± 0",
-            "-940 (1 of 3: -inf) (1 of 3: nan)",
-            "0.001 ± 0",
-            "0.000 ± 0",
-            "",
-        ],
-    ]
+    expected = """\
+| 128 | 2 | 8.50 ± 0.707 | 0.500 ± 0 | 0.040 ± 0 | -990 ± 14.1 | 0.002 ± 0.00141 | 0.000 ± 0 | |
+| 256 | 1 | 9.50 | 0.500 | 0.040 | – (1 of 1: -inf) | 0.001 | 0.600 | 1 |
+| 512 | 3 | 9.50 ± 0 | 0.500 ± 0 | 0.040 ± 0 | -940 (1 of 3: -inf) (1 of 3: nan) | 0.001 ± 0 \
+| 0.000 ± 0 | |"""
+    assert rows == cells(expected)
 
 
 def test_old_records_have_no_calibration_error(tmp_path):

@@ -1,4 +1,4 @@
-"""How --method decides what trains a network."""
+"""--method decides what trains a network."""
 
 import dataclasses
 
