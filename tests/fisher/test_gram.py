@@ -62,6 +62,7 @@ class LearnedQueries(layers.Layer):
         return self.attention(queries, x)
 
 
+KERNEL = (3, 2, IMAGES[-1], 5)
 STRUCTURED = {
     "dense": lambda: [layers.Flatten(), layers.Dense(6, "tanh")],
     "dense on sequences": lambda: [layers.Reshape((16, 16)), layers.Dense(6, "gelu")],
@@ -70,6 +71,9 @@ STRUCTURED = {
     "strided": lambda: [layers.Conv2D(5, 3, strides=2, padding="same")],
     "strided, one axis": lambda: [layers.Conv2D(5, (1, 3), strides=(2, 1), padding="valid")],
     "even kernel": lambda: [layers.Conv2D(5, (4, 2), padding="same")],
+    "explicit padding": lambda: [
+        Own(lambda x, w: tf.tanh(tf.nn.conv2d(x, w, 1, [[0, 0], [2, 1], [0, 1], [0, 0]])), KERNEL)
+    ],
     "pointwise": lambda: [layers.Conv2D(5, 1)],
     "depthwise": lambda: [layers.DepthwiseConv2D((3, 2), depth_multiplier=2, padding="same")],
     "depthwise, strided": lambda: [layers.DepthwiseConv2D(3, strides=2, padding="same")],

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fisher_keras import evaluate_local_minimum
+from fisher_keras.metrics.summaries import summarize
 
 X = np.random.default_rng(0).normal(size=(40, 5)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 40)
@@ -85,6 +86,11 @@ def test_a_stopped_evaluation_ends_where_it_would_have(models, complete, tmp_pat
     evaluate(models[0], trials_path=path)
     assert evaluate(models[0], standard_error=limit, trials_path=path).trials == first.trials
     assert first.trials == complete[0].trials[:expected]
+
+
+def test_two_trials_have_a_standard_error():
+    found = summarize([1.0, 3.0])
+    assert (found.mean, found.std, found.standard_error) == pytest.approx((2.0, 2**0.5, 1.0))
 
 
 @pytest.mark.filterwarnings("ignore::fisher_keras.metrics.SingularGramWarning")

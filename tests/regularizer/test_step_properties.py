@@ -193,7 +193,7 @@ def test_one_mask_in_both_gradients_of_the_difference(case: Case, sub_batches: i
     )
     model.compile("sgd", losses(case, 0.0, None))
     difference, *_ = model.regularized_gradients(x, y)
-    model.gradient, model.step_length, model.direction = "hessian_vector_product", None, "descent"
+    model.step_length, model.direction, model.gradient = None, "descent", "hessian_vector_product"
     derivative, *_ = model.regularized_gradients(x, y)
     scale = max(np.max(np.abs(g)) for g in derivative if g is not None)
     for mine, right in zip(difference, derivative, strict=True):
