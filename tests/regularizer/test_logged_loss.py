@@ -260,3 +260,17 @@ def test_a_step_without_the_regularizer_is_that_of_keras(layers, labels, optimiz
     ours, found = trained(layers, labels, optimizer, unregularized)
     np.testing.assert_allclose(ours, losses, rtol=1e-6)
     np.testing.assert_allclose(found, weights, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("shared", [True, False, "auto"])
+def test_without_the_regularizer_only_gradients_of_sub_batches_are_clipped(shared):
+    def wrap(model):
+        return FisherRegularizedModel(
+            model, beta=0.0, num_sub_batches=2, clip_norm=1e-6, share_gradients=shared
+        )
+
+    plain, found = (
+        trained(lambda: [keras.layers.Dense(3)], np.arange(12) % 3, wrap=way)[1]
+        for way in (lambda model: model, wrap)
+    )
+    assert np.allclose(found, plain, rtol=1e-5, atol=1e-7) == (shared is not True)
