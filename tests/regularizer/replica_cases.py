@@ -558,8 +558,13 @@ def test_a_model_made_outside_of_the_scope_is_refused():
     classifier = network()
     with STRATEGY.scope():
         model = regularized(classifier)
-    with pytest.raises(ValueError, match=r"in strategy\.scope"):
-        fit(model, 16, 16)
+    batch = X[:4].astype("float32"), Y[:4]
+    for train in (
+        lambda: fit(model, 16, 16),
+        lambda: STRATEGY.run(model.regularized_gradients, batch),
+    ):
+        with pytest.raises(ValueError, match=r"in strategy\.scope"):
+            train()
 
 
 def test_gradients_outside_of_replicas_are_refused():
