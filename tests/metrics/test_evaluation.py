@@ -241,6 +241,27 @@ def with_another_activation():
     return model
 
 
+class Gate(keras.layers.Layer):
+    """Does nothing, but for gradients."""
+
+    way = None
+
+    def call(self, x):
+        if self.way == "stopped":
+            return tf.stop_gradient(x)
+        return x + 0 * x if self.way is None else x + self.way(x) - tf.stop_gradient(self.way(x))
+
+
+def gated(way=None, of_inputs=False):
+    keras.utils.set_random_seed(1)
+    inputs, gate = keras.Input((5,)), Gate()
+    gate.way = way
+    dense = keras.layers.Dense(4, "tanh")
+    features = dense(gate(inputs)) if of_inputs else gate(dense(inputs))
+    outputs = keras.layers.Dense(NUM_CLASSES)(features + keras.layers.Dense(4)(inputs))
+    return keras.Model(inputs, keras.layers.Softmax()(outputs))
+
+
 @pytest.mark.parametrize(
     ("first", "second", "options", "message"),
     [
@@ -249,13 +270,22 @@ def with_another_activation():
         (two_layers, lambda: frozen(0, 1), {}, "num_parameters was 78, is 18"),
         (lambda: frozen(0), lambda: frozen(1), {}, "another evaluation: trainable was"),
         (two_layers, lambda: two_layers("mixed_float16"), {}, "dtypes was"),
+        (gated, lambda: gated("stopped"), {}, "gradients are those of another function"),
+        (gated, lambda: gated(lambda x: 0.01 * x), {}, "gradients are those of another function"),
+        (
+            lambda: gated(of_inputs=True),
+            lambda: gated("stopped", of_inputs=True),
+            {"metrics": ("robustness",)},
+            "gradients are those of another function",
+        ),
     ],
 )
 def test_trials_of_another_function_of_the_same_weights_are_refused(
     first, second, options, message, tmp_path
 ):
     path = tmp_path / "trials.jsonl"
-    evaluate(first(), examples(), from_logits=False, trials_path=path)
+    metrics = {name: options[name] for name in options if name == "metrics"}
+    evaluate(first(), examples(), from_logits=False, trials_path=path, **metrics)
     before = path.read_text()
     with pytest.raises(ValueError, match=message):
         evaluate(second(), examples(), **{"from_logits": False} | options, trials_path=path)
