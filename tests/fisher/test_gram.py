@@ -266,6 +266,21 @@ def test_text_with_embedding_and_attention(vocabulary):
     np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=2e-4, atol=1e-5)
 
 
+def test_a_table_of_which_each_example_looks_up_rows_and_columns():
+    """Twice, so that the gradients of the two are added up as tables."""
+    inputs = keras.Input((2, 3), dtype="int32")
+    table = layers.Embedding(7, 4)
+    h = table(inputs) * keras.ops.tanh(table(6 - inputs))
+    model = shake(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(h))))
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 7, (5, 2, 3)), generator.integers(0, 3, 5)
+    j = jacobian(model, x, y)
+    with one_by_one() as weights:
+        found = xi(loss_gradient_gram(model, x, y))
+    np.testing.assert_allclose(found, j @ j.T, rtol=2e-4, atol=1e-5)
+    assert not weights
+
+
 def test_shared_layers_add_up():
     shared = layers.Conv2D(4, 3, padding="same", activation="tanh")
     model = network(shared, layers.BatchNormalization(), shared)

@@ -120,6 +120,18 @@ def test_a_slight_smoothing_of_many_classes_is_another_loss(float64):
         np.testing.assert_allclose(mine, right, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.parametrize("shared", ["auto", True, False])
+def test_metrics_are_of_the_outputs_themselves(shared):
+    """The accuracy of a part of them, or of their multiples, would be the same."""
+    x, y, _ = data()
+    model = FisherRegularizedModel(network(), num_sub_batches=3, share_gradients=shared)
+    metric = keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="metric")
+    model.compile("sgd", sparse_loss(), metrics=[metric])
+    expected = np.mean(sparse_loss()(y, model.model(x)))
+    found = model.train_on_batch(x, y, return_dict=True)
+    np.testing.assert_allclose(found["metric"], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("reduction", "weights"),
     [
