@@ -18,7 +18,7 @@ import tensorflow as tf
 from fisher_keras.classifier.labels import fingerprint
 
 _PACKAGE = __name__.partition(".")[0]
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
+_PLAIN = (bool, int, float, complex, bytes, type(None), type(...))
 # Attributes that Python itself gives to a class: none is code of its user.
 _OF_CLASSES = {
     *("__abstractmethods__", "__annotations__", "__dict__", "__doc__", "__firstlineno__"),
@@ -66,6 +66,9 @@ class _Code:
             value: Any object.
             names: Those that occur in the code that names the object.
         """
+        if isinstance(value, str):  # A name by which Keras may know code of the user.
+            registered = keras.saving.get_custom_objects().get(value)
+            return [value, None if registered is None else self.describe(registered)]
         if isinstance(value, _PLAIN):
             return repr(value)
         if id(value) in self._met:
@@ -120,17 +123,19 @@ class _Code:
         """Describes an object of any other class."""
         if hasattr(value, "__array__"):
             return fingerprint([np.asarray(value)])
-        if isinstance(value, (keras.Layer, tf.Module)):  # Such as a teacher.
-            return [self.describe(type(value)), fingerprint([v.numpy() for v in value.variables])]
-        # Keras numbers the names of objects as they are made.
-        attributes = {n: v for n, v in getattr(value, "__dict__", {}).items() if n != "name"}
-        if not _is_users(type(value).__module__):
+        attributes = getattr(value, "__dict__", {})
+        weights = None
+        if isinstance(value, (keras.Layer, tf.Module)):
+            weights = fingerprint([v.numpy() for v in value.variables])  # Such as a teacher's.
+        if weights is not None or not _is_users(type(value).__module__):
             # Of a library's objects, what the code names, and functions: a wrapper may hold one.
             functions = (types.FunctionType, functools.partial)
             attributes = {
                 n: v for n, v in attributes.items() if n in names or isinstance(v, functions)
             }
-        return [self.describe(type(value)), self.describe(attributes)]
+        # Keras numbers the names of objects as they are made.
+        attributes = {n: v for n, v in attributes.items() if n != "name"}
+        return [self.describe(type(value)), weights, self.describe(attributes)]
 
 
 _DESCRIBED: dict[Any, Callable] = {

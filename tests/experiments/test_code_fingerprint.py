@@ -44,10 +44,16 @@ partial = functools.partial(helper, power=4)
 INSTANCE = Focal(5.0)
 CLOSURE = weighed(6.0)
 
+@keras.saving.register_keras_serializable("mine")
+def by_name(y, p):
+    return 8.0 * p
+
+DENSE = keras.layers.Dense(2, activation=lambda x: 9.0 * x)
+
 def make_model():
     def loss(y, p):
         return clipped(p) * GAMMA + partial(p) + sum(WEIGHTS["a"]) + TEACHER(p)
-    return loss, INSTANCE, CLOSURE, Focal(7.0)
+    return loss, INSTANCE, CLOSURE, Focal(7.0), "mine>by_name", DENSE
 """
 CHANGES = {
     "a constant of a module": ("GAMMA = 2.0", "GAMMA = 2.5"),
@@ -64,6 +70,8 @@ CHANGES = {
     "a partial function": ("power=4", "power=5"),
     "a name": ("partial(p)", "helper(p)"),
     "an argument of a class": ("Focal(7.0)", "Focal(7.1)"),
+    "a function that Keras knows by its name": ("8.0 * p", "8.1 * p"),
+    "an activation of a layer": ("9.0 * x", "9.1 * x"),
 }
 
 
@@ -81,7 +89,7 @@ def test_a_change_is_told(change):
 
 
 def test_what_computes_the_same_is_the_same():
-    commented = "# Mine.\n\n" + USUAL.replace("    return x **", "    # The power.\n    return x **")
+    commented = "# Mine.\n\n" + USUAL.replace("    return x", "    # The power.\n    return x", 1)
     unused = USUAL + "\ndef unused():\n    return 3\n"
     found = {code_fingerprint(made_of(source)) for source in (USUAL, commented, unused)}
     assert len(found) == 1

@@ -168,7 +168,7 @@ class OwnModel:
             self.inputs.make_model,
             self.inputs.methods[name],
             trainer.loss,
-            [type(trainer), type(trainer.optimizer), *map(type, all_layers(model))],
+            [type(trainer), type(trainer.optimizer), *all_layers(model)],
         )
         return json_ready(
             {
