@@ -100,6 +100,8 @@ class BatchLosses:
         # Read before the model is called: each evaluation of the step starts from these.
         self.weights = stateless.values(stateless.weights(model))
         self.state = stateless.values(model.model.non_trainable_variables)
+        # XLA needs known shapes, and tangents are dense.
+        self._dense_parts = second_derivatives or model.jit_compile
 
     # ------------------------------------------------------------------- L, on the whole batch
 
@@ -169,6 +171,18 @@ class BatchLosses:
         index = tf.cast(index, tf.int64) + self.replica.index * self.num_sub_batches
         own_state = keras_private.with_own_seeds(self.model.model, state, index)
         return SubBatch(self.batch.rows(rows), rows, own_state)
+
+    def tables(self) -> list[int]:
+        """Returns the positions in w of embeddings, of which sub-batches look up few rows.
+
+        The list is empty in eager mode, and where gradients of tables are dense (see `parts`).
+        """
+        if tf.executing_eagerly() or self._dense_parts:
+            return []
+        layers = keras_private.all_layers(self.model.model)
+        embeddings = [layer for layer in layers if isinstance(layer, keras.layers.Embedding)]
+        found = {id(v) for layer in embeddings for v in layer.trainable_variables}
+        return [i for i, v in enumerate(stateless.weights(self.model)) if id(v) in found]
 
     def hard_label_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> LossAndGradient:
         """Returns L~(B_i, w) and its gradient, whose parts may be sparse; changes no state."""
@@ -288,12 +302,8 @@ class BatchLosses:
         return Evaluation(outputs, values, gradients, entered, operations)
 
     def parts(self, gradient: list) -> list[Part | None]:
-        """Returns a gradient with sparse parts, each row once, where that is possible.
-
-        XLA needs known shapes, and tangents are dense.
-        """
-        dense = self.second_derivatives or self.model.jit_compile
-        return map_parts(tf.convert_to_tensor if dense else sum_rows, gradient)
+        """Returns a gradient with sparse parts, each row once, where that is possible."""
+        return map_parts(tf.convert_to_tensor if self._dense_parts else sum_rows, gradient)
 
     def _unscaled(self, gradient: list) -> list[Part | None]:
         """Returns `parts` that are not scaled."""
