@@ -160,16 +160,24 @@ class ClassifierWrapper(preprocessing.PreprocessedData):
             arguments["training"] = training
         return self.model.compute_loss(**arguments)
 
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras' metrics of this model, and those that the classifier has made for itself."""
+        return [*super().metrics, *keras_private.metrics_made_by(self.model)]
+
     def compute_metrics(
         self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None
     ) -> dict[str, tf.Tensor]:
         """Returns the logs, with those of the classifier if it computes some itself."""
         arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
-        logs = {}
-        if overrides(self.model, "compute_metrics"):
-            logs = self.model.compute_metrics(**arguments)
-        # Where both have a log of one name, that of the wrapper, which does the step, counts.
-        return {**logs, **super().compute_metrics(**arguments)}
+        if not overrides(self.model, "compute_metrics"):
+            return super().compute_metrics(**arguments)
+        logs = self.model.compute_metrics(**arguments)
+        own = {metric.name for metric in keras_private.metrics_made_by(self.model)}
+        # Where both have a log of one name, that of the wrapper, which does the step, counts,
+        # unless the classifier has made the metric.
+        rest = super().compute_metrics(**arguments).items()
+        return {**logs, **{name: value for name, value in rest if name not in own & logs.keys()}}
 
     def reset_metrics(self) -> None:
         """Resets all metrics, the classifier's own too."""
