@@ -91,7 +91,7 @@ def call(model: keras.Model, x: Any, training: bool | None) -> Any:
 
 
 def accepts_training(model: keras.Model) -> bool:
-    """Returns whether a model's `call` has an argument `training`, which Keras' steps then pass."""
+    """Returns whether a model's `call` takes `training`, which Keras' own steps then give."""
     return "training" in inspect.signature(model.call).parameters
 
 

@@ -84,7 +84,7 @@ class ClassifierWrapper(preprocessing.PreprocessedData):
         super().__setattr__(name, value)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> tf.Tensor:
-        """Calls the classifier as Keras' own steps of it do: with `training` if it accepts that."""
+        """Calls the classifier as Keras' own steps do: with `training` if it accepts that."""
         # The layers of one that does not would take the mode of the call around them.
         if not stateless.accepts_training(unwrap(self.model)):
             kwargs.pop("training", None)
