@@ -36,6 +36,11 @@ def set_environment():
 
 
 set_environment()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the processors: further threads of theirs only wait for one another.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+# Graphs are large: by default, what a trace makes is searched for garbage some thousand times.
+gc.set_threshold(50_000)
 
 
 def pytest_configure(config):
@@ -44,7 +49,12 @@ def pytest_configure(config):
 
 
 # Files of more than a minute.
-LONGEST = ("test_replicas.py", "test_four_replicas.py", "test_examples.py", "test_regularizer.py")
+LONGEST = (
+    "test_replicas.py",
+    "test_four_replicas.py",
+    "test_examples.py",
+    "test_regularized_gradients.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,4 @@
-"""What check_classifier says works is what works, and what it refuses is refused."""
+"""The answers of check_classifier are true: of all that works, and of all that is refused."""
 
 import doctest
 

@@ -54,7 +54,7 @@ def what_the_page_speaks_of(page):
 
 
 def is_script(code):
-    """Whether the block is a file that the page names, such as one that submits jobs."""
+    """True if the block is a file that the page names, such as one that submits jobs."""
     return re.match(r"# \w+\.py: ", code) is not None
 
 

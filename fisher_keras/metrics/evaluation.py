@@ -21,7 +21,7 @@ from fisher_keras.classifier.positions import Positions, Unit
 from fisher_keras.devices import Processes, over_replicas, replica_devices, replica_strategy
 from fisher_keras.fisher.gram import loss_gradient_gram
 from fisher_keras.metrics import gram_metrics
-from fisher_keras.metrics.evaluation_options import EvaluationOptions
+from fisher_keras.metrics.evaluation_options import EvaluationOptions, gradient_norms
 from fisher_keras.metrics.layer_table import layer_metrics, layer_weights
 from fisher_keras.metrics.loss_and_errors import RunningDataLoss, evaluate_data_loss
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, Sample
@@ -108,7 +108,8 @@ def evaluate_local_minimum(
             the same evaluation, the evaluation resumes after them, also with a larger num_trials.
             Other trials are refused, and the file is left as it is. These are trials of other
             weights, data or options, of another function of the same weights (other
-            `from_logits`, frozen layers or activations, another dtype policy), or of version 0.2.
+            `from_logits`, frozen layers or activations, gradients that are stopped elsewhere,
+            another dtype policy), or of an earlier version.
         progress: Whether to show a progress bar, and to print how long the trials will take. This
             time comes from the second trial, because the first one includes the tracing.
         unit: The unit that a trial samples: "example", whose loss is the sum over its positions,
@@ -189,7 +190,11 @@ def evaluate(
     rule = StoppingRule.of(options, reference, identity, processes)
     test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
     # The other processes evaluate the same trials and keep them in memory: one alone may write.
-    file = TrialFile(trials_path if processes.is_chief else None, identity)
+    file = TrialFile(None, identity)
+    if trials_path is not None and processes.is_chief:
+        # Traced only where they are compared, and matter.
+        gradients = gradient_norms(classifier, data) if options.needs else []
+        file = TrialFile(trials_path, {**identity, "gradients": gradients})
     train = evaluation.training_loss(range(rule.num_trials))
     start = time.monotonic()
     progress = progress and processes.is_chief

@@ -1,4 +1,4 @@
-"""What the package relies on that Keras and TensorFlow keep to themselves, all of it.
+"""All private parts of Keras and TensorFlow that the package relies on.
 
 If a test here fails with a new version of Keras or TensorFlow, mend the function that it names
 before looking at anything else.

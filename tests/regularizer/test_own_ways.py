@@ -1,4 +1,4 @@
-"""What a classifier or an optimizer does in its own way: as Keras' own fit does it, or refused."""
+"""Classifiers and optimizers with a way of their own: trained as by Keras' own fit, or refused."""
 
 import keras
 import numpy as np

@@ -405,6 +405,11 @@ def test_second_derivatives_in_eager_mode():
     make = WITHOUT_SECOND_DERIVATIVE["held constant"]
     match = "StopGradient in layer 'here'.*finite_difference"
     assert_refused(make, match, **MODES["hessian"], **MODES["eager"])
+    model = compiled(make(), **MODES["eager"])
+    model.train_on_batch(*data())
+    model.gradient = "hessian_vector_product"  # What was found out holds no longer.
+    with pytest.raises(ValueError, match=match):
+        model.train_on_batch(*data())
 
 
 @pytest.mark.parametrize(
@@ -417,7 +422,7 @@ def test_second_derivatives_in_eager_mode():
     ],
 )
 def test_second_derivatives_that_exist(layers):
-    """What is held constant there makes no difference."""
+    """A part that is held constant there makes no difference."""
     compiled(images(*layers()), **MODES["hessian"]).train_on_batch(*data())
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from closed_forms import softmax_regression
 from marks import each_value
-from test_regularizer import (
+from small_models import (
     L2,
     NETWORKS,
     NUM_CLASSES,

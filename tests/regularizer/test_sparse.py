@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from marks import each_value, nightly
-from test_regularizer import assert_close, compiled, weights_of
+from small_models import assert_close, compiled, weights_of
 
 from fisher_keras import SharpnessAwareModel
 from fisher_keras.regularizer import arithmetic

@@ -9,8 +9,7 @@ import tensorflow as tf
 from closed_forms import softmax_regression
 from gradient_norm_penalty import GradientNormPenalty
 from marks import each_value
-from test_own_ways import OwnLoss, network
-from test_regularizer import (
+from small_models import (
     NETWORKS,
     NUM_CLASSES,
     assert_close,
@@ -21,6 +20,7 @@ from test_regularizer import (
     state_of,
     weights_of,
 )
+from test_own_ways import OwnLoss, network
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.regularizer.step import TrainingMethod

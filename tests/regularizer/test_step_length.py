@@ -6,8 +6,7 @@ import pytest
 import tensorflow as tf
 from closed_forms import softmax_regression
 from marks import each_value
-from test_algorithm import cross_entropy, examples, pieces, quadratic, weights_at
-from test_regularizer import (
+from small_models import (
     assert_close,
     assert_equal,
     compiled,
@@ -16,6 +15,7 @@ from test_regularizer import (
     sub_batches_of,
     weights_of,
 )
+from test_algorithm import cross_entropy, examples, pieces, quadratic, weights_at
 
 from fisher_keras import FisherRegularizedModel
 from fisher_keras.classifier import precision

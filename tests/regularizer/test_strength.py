@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from closed_forms import algorithm_1
 from marks import each_value
+from small_models import assert_close, compiled, conv_net, images, sub_batches_of, weights_of
 from test_algorithm import examples
-from test_regularizer import assert_close, compiled, conv_net, images, sub_batches_of, weights_of
 
 from fisher_keras import FisherRegularizedModel
 from fisher_keras.regularizer.sub_batches import split_batch
