@@ -218,6 +218,12 @@ class Classifier:
             distance: The value of `Logits.distance_from_probabilities`.
         """
         if are_logits:
+            if distance == 0:
+                raise ValueError(
+                    "from_logits=True, but the model's outputs are probabilities: for each "
+                    "example, they are at least 0 and add up to 1. Pass from_logits='auto' or "
+                    "False."
+                )
             return
         if distance > 0:
             raise ValueError(

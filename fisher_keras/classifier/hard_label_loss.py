@@ -16,6 +16,7 @@ _LOSSES = (
     (losses.CategoricalCrossentropy, losses.categorical_crossentropy, "one_hot"),
     (losses.CategoricalFocalCrossentropy, losses.categorical_focal_crossentropy, "one_hot"),
     (losses.BinaryCrossentropy, losses.binary_crossentropy, "binary"),
+    (losses.BinaryFocalCrossentropy, losses.binary_focal_crossentropy, "binary"),
 )
 # Arguments of a sparse loss that leave it the cross-entropy of the labels given.
 _NEUTRAL = {"name", "reduction", "from_logits", "axis", "dtype"}

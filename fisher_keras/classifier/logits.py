@@ -1,6 +1,7 @@
 """Detects and checks whether a classifier outputs logits or probabilities."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import keras
@@ -32,7 +33,8 @@ class Logits:
             unit. K labels that are yes or no each are positions, (N, *P, 1).
         are_logits: Which of the two, a boolean scalar tensor.
         normalize: c, where the losses are those of the logits z / (c ||z||); None if of z.
-        tolerance: How far from probabilities the values may be by rounding.
+        tolerance: How far from probabilities the values may be by rounding. None if the graph
+            itself tells that they are logits, or if no values could tell.
         mask: Keras' mask, False where a position does not count, shape (N, *P); trailing axes may
             be left out. None if all count.
         bernoulli: Whether the last axis of positions are labels that are yes or no each.
@@ -41,7 +43,7 @@ class Logits:
     values: tf.Tensor
     are_logits: tf.Tensor
     normalize: float | None
-    tolerance: float = _HALF_ROUNDING
+    tolerance: float | None = None
     mask: tf.Tensor | None = None
     bernoulli: bool = False
 
@@ -62,7 +64,12 @@ class Logits:
         return tf.broadcast_to(mask, shape)
 
     def distance_from_probabilities(self) -> tf.Tensor:
-        """Returns the values' distance from probabilities, a float64 scalar; 0 if rounding."""
+        """Returns the values' distance from probabilities, a float64 scalar; 0 if rounding.
+
+        It is infinite without a `tolerance`.
+        """
+        if self.tolerance is None:
+            return tf.constant(math.inf, tf.float64)
         distance = _distance_from_probabilities(self.values)
         return tf.where(distance <= self.tolerance, tf.zeros_like(distance), distance)
 
@@ -139,38 +146,56 @@ def find_logits(
 
 def _find(
     outputs: tf.Tensor, from_logits: FromLogits, bernoulli: bool
-) -> tuple[tf.Tensor, tf.Tensor, float]:
+) -> tuple[tf.Tensor, tf.Tensor, float | None]:
     """Returns values, `are_logits` and `tolerance` of the `Logits`."""
     last, head = behind(outputs, _TRANSPARENT), _head(outputs)
-    activation = last.op.type.lower()
-    # A sigmoid is of each entry, so that what only changes their shape does not matter.
-    if activation in _ACTIVATIONS or head == "sigmoid":
+    inside = _activation_input(outputs)
+    if inside is not None or head == "sigmoid":
         if from_logits is True:
             raise ValueError(
                 f"from_logits=True, but the model's outputs are probabilities: they end in "
                 f"{head}. Pass from_logits='auto' or False."
             )
-        if activation in _ACTIVATIONS:
-            return last.op.inputs[0], tf.constant(True), _HALF_ROUNDING
+        if inside is not None:
+            return inside, tf.constant(True), None
         return outputs, tf.constant(False), _HALF_ROUNDING
-    if from_logits != "auto":
-        return outputs, tf.constant(from_logits), _HALF_ROUNDING
+    if from_logits is False:
+        return outputs, tf.constant(False), _HALF_ROUNDING
+    several = outputs.shape[-1] > 1
+    values_tell = several and not bernoulli
     # What a layer gives that adds a bias in the end is not bounded, whatever its values are: but a
     # single output may be meant as a probability all the same.
-    if head == "biasadd" and outputs.shape[-1] > 1:
-        return outputs, tf.constant(True), _HALF_ROUNDING
-    if bernoulli or outputs.shape[-1] == 1:
+    if head == "biasadd" and several:
+        return outputs, tf.constant(True), None
+    tolerance = rounding(last.dtype) if values_tell else None
+    if from_logits is True:
+        return outputs, tf.constant(True), tolerance
+    if tolerance is None:
         raise ValueError(
             "Of a single output, and of labels that are yes or no each, logits and probabilities "
             "cannot be told apart unless the model ends in a sigmoid. Pass from_logits=True or "
             f"False. Given: outputs of shape {tuple(outputs.shape)}."
         )
-    tolerance = rounding(last.dtype)
     # Those of sigmoids are all in (0, 1].
     up_to_one = tf.reduce_all((outputs > 0) & (outputs <= 1))
     may_be = are_probabilities(outputs, tolerance) | up_to_one
     # TensorFlow would make "not less" into "greater", also for NaN.
     return outputs, tf.where(may_be, False, True), tolerance
+
+
+def _activation_input(outputs: tf.Tensor) -> tf.Tensor | None:
+    """Returns the input of the softmax or sigmoid that outputs end in, in their shape.
+
+    It is None if they end in anything else, or in the softmax of a called function.
+    """
+    last = behind(outputs, (*_TRANSPARENT, "Reshape"))
+    activation = last.op.type.lower()
+    # A sigmoid is of each entry, and a softmax of each row: a shape with the same rows is as good.
+    same_rows = activation == "sigmoid" or last.shape[-1:] == outputs.shape[-1:]
+    if activation not in _ACTIVATIONS or not same_rows:
+        return None
+    (inside,) = last.op.inputs
+    return inside if behind(outputs, _TRANSPARENT) is last else tf.reshape(inside, tf.shape(outputs))
 
 
 def _is_bernoulli(

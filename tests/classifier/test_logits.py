@@ -153,3 +153,50 @@ def test_probabilities_are_found_by_their_values_in_every_precision(dtype, funct
     z = Classifier(model).logits(X).numpy()
     expected = log_softmax(X @ model.dense.kernel.numpy(), axis=1)
     np.testing.assert_allclose(z, expected, atol=1e-5 if dtype == "float32" else 0.1)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3,), (2, 3), (1, 2, 3)], ids=["softmax", "rows", "more axes in between"]
+)
+@pytest.mark.parametrize("metric", ["gram", "hessian", "logits"])
+def test_probabilities_that_are_said_to_be_logits(shape, metric):
+    """Values tell: training refuses them, too."""
+    units = int(np.prod(shape))
+    parts = [layers.Dense(units), layers.Reshape(shape), layers.Lambda(hidden_softmax)]
+    model, y = sequential(*parts), np.zeros((6, *shape[:-1]), int)
+    metrics = {
+        "gram": lambda m: loss_gradient_gram(m, X, y),
+        "hessian": lambda m: hessian(m, X, y),
+        "logits": lambda m: m.logits(X),
+    }
+    with pytest.raises(ValueError, match=r"from_logits=True.*are probabilities"):
+        metrics[metric](Classifier(model, from_logits=True))
+    metrics[metric](Classifier(model))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_digits_that_the_head_loses_behind_a_reshape(activation):
+    """The gradient of the bias is p - y~, of which float32's probabilities keep nothing here."""
+    units = 3 if activation == "softmax" else 1
+    dense = layers.Dense(units, use_bias=False)
+    model = sequential(dense, layers.Activation(activation), layers.Reshape((units,)))
+    dense.set_weights([np.full((4, units), 5.0) * np.arange(units, 0, -1)])
+    x, y = np.full((1, 4), 1.5, "float32"), np.array([0 if units > 1 else 1])
+    z = x.astype(float) @ dense.kernel.numpy()
+    p = np.exp(log_softmax(z if units > 1 else np.hstack([0 * z, z]), axis=1))
+    gradient = np.append(p[0, 1:].sum(), p[0, 1:]) if units > 1 else p[0, :1]
+    expected = np.log(np.linalg.norm(gradient) * np.linalg.norm(x))
+    gram = loss_gradient_gram(model, x, y)
+    np.testing.assert_allclose(gram.log_scale[0], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=activation):
+        loss_gradient_gram(model, x, y, from_logits=True)
+
+
+@pytest.mark.parametrize(
+    "loss", [keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy]
+)
+def test_losses_of_labels_that_are_yes_or_no(loss):
+    model, y = sequential(layers.Dense(3)), np.eye(3)[np.arange(6) % 3]
+    expected = loss_gradient_gram(Classifier(model, likelihood="bernoulli"), X, y)
+    model.compile("sgd", loss(from_logits=True))
+    np.testing.assert_array_equal(loss_gradient_gram(model, X, y).log_scale, expected.log_scale)
