@@ -160,7 +160,10 @@ def test_batch_normalization_and_dropout_are_those_of_w(float64):
 # -------------------------------------------------------------------------------- half precision
 
 
-@pytest.fixture(params=["mixed_float16", "mixed_bfloat16"])
+POLICIES = ["mixed_float16", "mixed_bfloat16"]
+
+
+@pytest.fixture(params=POLICIES)
 def policy(request):
     keras.config.set_dtype_policy(request.param)
     yield request.param
@@ -196,7 +199,9 @@ def regularizer_gradient(network, weights, policy, step_length, direction):
     return np.concatenate(flat), float(r) / 1e-4
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(
+    ("policy", "direction"), each_value(POLICIES, list(DIRECTIONS)), indirect=["policy"]
+)
 def test_half_precision_takes_a_step_length(float64, policy, direction):
     """Against the same difference in float64; and it trains."""
     keras.config.set_floatx("float32")
