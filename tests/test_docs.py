@@ -17,6 +17,7 @@ from fisher_keras import FisherRegularizedModel
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *DOCS]
 BLOCK = re.compile(r"^``` ?(\w*).*?\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 # Programs of others, which the tests of what they are for start, if they can.
 OTHERS = {"dask", "export", "helm", "kubectl"}
@@ -61,7 +62,7 @@ def is_script(code):
 PAGES_WITH_CODE = [page for page in DOCS if any(not is_script(c) for c in blocks(page, "python"))]
 COMMANDS = [
     (page.stem, *words)
-    for page in DOCS
+    for page in PAGES
     for words in command_lines(page)
     if words[0] == "fisher-keras" or words[0].startswith("bin/")
 ]
@@ -104,11 +105,12 @@ def test_scripts_that_pages_name_are_python(page):
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_command_is_understood(words, assert_understood):
     _, *command = words
-    assert_understood(command)
+    assert (ROOT / "bin" / assert_understood(command)).is_file()
 
 
 def test_other_commands_install_or_are_programs_of_others():
-    for page in DOCS:
+    assert sum(name == "README" for name, *_ in COMMANDS) >= 6
+    for page in PAGES:
         for words in command_lines(page):
             ours = words[0] == "fisher-keras" or words[0].startswith("bin/")
             assert ours or words[:2] == ["pip", "install"] or words[0] in OTHERS, words
@@ -116,8 +118,8 @@ def test_other_commands_install_or_are_programs_of_others():
 
 def test_installations_name_extras_that_exist():
     metadata = (ROOT / "setup.cfg").read_text()
-    for page in DOCS:
-        for extra in re.findall(r"fisher_keras\[(\w+)\]", page.read_text()):
+    for page in PAGES:
+        for extra in re.findall(r"(?:\.|fisher_keras)\[(\w+)\]", page.read_text()):
             assert re.search(rf"^{extra} =$", metadata, flags=re.MULTILINE)
 
 

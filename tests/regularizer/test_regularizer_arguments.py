@@ -15,6 +15,7 @@ OUT_OF_RANGE = {
         *(("beta", -1.0), ("beta", "big"), ("strength", -1.0), ("interval", 0)),
         *(("num_sub_batches", 0), ("num_sub_batches", 2.5), ("clip_norm", 0.0)),
         *(("gradient", "exact"), ("seed", "one"), ("seed", -1)),
+        *(("step_length", 0.0), ("step_length", "far"), ("direction", "up")),
     ],
     SharpnessAwareModel: [
         *(("rho", value) for value in (-1.0, "far", float("nan"))),

@@ -17,7 +17,6 @@ from small_models import (
 )
 from test_algorithm import cross_entropy, examples, pieces, quadratic, weights_at
 
-from fisher_keras import FisherRegularizedModel
 from fisher_keras.classifier import precision
 from fisher_keras.regularizer.algorithm import DIRECTIONS, finite_difference
 
@@ -273,23 +272,3 @@ def test_without_options_the_step_is_the_papers(float64):
 def test_a_product_has_no_difference(options):
     with pytest.raises(ValueError, match=r"finite_difference.*Given: step_length="):
         compiled(conv_net(), gradient="hessian_vector_product", **options)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("step_length", 0.0), ("step_length", "far"), ("direction", "up")]
-)
-def test_values_out_of_range(name, value):
-    with pytest.raises(ValueError, match=rf"{name}.* must be .*Given: .*{value!r}\."):
-        FisherRegularizedModel(conv_net(), **{name: value})
-
-
-def test_saved_and_loaded(tmp_path):
-    x, y = images(40)
-    model = compiled(conv_net(), step_length=0.1, direction="central", beta=20.0)
-    model.fit(x, y, batch_size=16, shuffle=False, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert (loaded.step_length, loaded.direction) == (0.1, "central")
-    for one in (model, loaded):
-        one.fit(x, y, batch_size=16, shuffle=False, verbose=0)
-    assert_equal(weights_of(loaded), weights_of(model))

@@ -128,21 +128,6 @@ def test_beta_and_strength_say_the_same():
     assert (model.beta, model.strength) == (3.0, None)
 
 
-@pytest.mark.parametrize("options", [{"strength": 0.5}, {"beta": 20.0, "interval": 2}])
-def test_saved_and_loaded(tmp_path, options):
-    x, y = images(40)
-    model = compiled(conv_net(), **options)
-    model.fit(x, y, batch_size=16, shuffle=False, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    for name in ("beta", "strength", "interval"):
-        assert getattr(loaded, name) == getattr(model, name)
-    for one in (model, loaded):
-        one.fit(x, y, batch_size=16, shuffle=False, verbose=0)
-    for a, b in zip(weights_of(loaded), weights_of(model), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 # ------------------------------------------------------------------------------------ the warnings
 
 

@@ -133,6 +133,8 @@ def test_a_run_repeats_and_the_seed_matters():
     [
         {"beta": 20.0, "seed": None},
         {"beta": keras.optimizers.schedules.PolynomialDecay(5.0, 20, 50.0), "seed": None},
+        *({"strength": 0.5}, {"beta": 20.0, "interval": 2}),
+        {"beta": 20.0, "step_length": 0.1, "direction": "central"},
         *({"method": SharpnessAwareModel, "rho": 0.2, "adaptive": a} for a in (False, True)),
     ],
 )
