@@ -37,8 +37,9 @@ def set_environment():
 
 set_environment()
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # The workers share the processors: further threads of theirs only wait for one another.
-    tf.config.threading.set_intra_op_parallelism_threads(1)
+    # The workers share the processors, as do the processes that they start: further threads of
+    # theirs only wait for one another.
+    os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
 # Graphs are large: by default, what a trace makes is searched for garbage some thousand times.
 gc.set_threshold(50_000)
 
@@ -48,12 +49,13 @@ def pytest_configure(config):
     config.option.loadscopereorder = False
 
 
-# Files of more than a minute.
+# Files of about a minute and more.
 LONGEST = (
     "test_replicas.py",
     "test_four_replicas.py",
     "test_examples.py",
-    "test_regularized_gradients.py",
+    "test_workers.py",
+    "test_preconditions.py",
 )
 
 

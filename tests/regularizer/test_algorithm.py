@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from closed_forms import algorithm_1, softmax_regression, softmax_regression_hessian_product
 from marks import nightly
+from small_models import assert_close, parts_of
 
 from fisher_keras.regularizer.algorithm import (
     EQUATION_6,
@@ -18,15 +19,9 @@ from fisher_keras.regularizer.step_types import (
     LossAndGradient,
     RegularizedStep,
 )
-from fisher_keras.regularizer.sub_batches import split_batch
 
 NUM_CLASSES = 3
 NUM_FEATURES = 5
-
-
-def assert_close(first, second, rtol=1e-10, atol=1e-13):
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 def graph(function):
@@ -190,12 +185,6 @@ class SoftmaxRegression:
 
 # Examples and sub-batches: of one size, of two, and fewer examples than sub-batches.
 SIZES = [(12, 4), (11, 4), (3, 8)]
-
-
-def parts_of(batch_size, num_sub_batches, seed):
-    split = split_batch(tf.constant(batch_size), num_sub_batches, seed)
-    sizes = [int(split.size) + (i < int(split.remainder)) for i in range(int(split.count))]
-    return np.split(split.permutation.numpy(), np.cumsum(sizes)[:-1])
 
 
 def twice_the_hard_label_loss(x, labels):

@@ -19,6 +19,8 @@ from small_models import (
     sparse_loss,
 )
 
+from fisher_keras import SharpnessAwareModel
+
 
 @pytest.mark.parametrize(
     ("loss", "activation", "one_hot"),
@@ -98,14 +100,21 @@ class WithoutTraining(Subclassed):
         return self.head(self.hidden(inputs))
 
 
+TRAINED_BY = {
+    "separate": {"share_gradients": False},
+    "shared": {"share_gradients": True},
+    "sharpness-aware": {"method": SharpnessAwareModel},
+}
+
+
 @pytest.mark.parametrize(
-    ("network", "shared", "eager"),
-    each_value([Subclassed, WithoutTraining], [False, True], [False, True]),
+    ("network", "options", "eager"),
+    each_value([Subclassed, WithoutTraining], TRAINED_BY, [False, True]),
 )
-def test_subclassed_models_train_unbuilt(network, shared, eager):
+def test_subclassed_models_train_unbuilt(network, options, eager):
     random = np.random.RandomState(1)
     x, y = random.randn(30, 5), random.randint(0, NUM_CLASSES, 30)
-    model = compiled(network(), share_gradients=shared, compile_kwargs={"run_eagerly": eager})
+    model = compiled(network(), compile_kwargs={"run_eagerly": eager}, **options)
     history = model.fit(x, y, batch_size=8, epochs=5, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
 

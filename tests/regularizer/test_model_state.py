@@ -11,6 +11,7 @@ from small_models import (
     assert_equal,
     compiled,
     conv_net,
+    dense_net,
     frozen_net,
     images,
     sparse_loss,
@@ -19,11 +20,21 @@ from small_models import (
     weights_of,
 )
 
+from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 
-@pytest.mark.parametrize(("network", "eager"), each_value(NETWORKS, [False, True]))
-def test_statistics_and_seeds_end_as_in_a_plain_step(network, eager):
+WAYS = {
+    f"{method.__name__}-{'eager' if eager else 'graph'}": (method, eager)
+    for method in (FisherRegularizedModel, SharpnessAwareModel)
+    for eager in (False, True)
+}
+
+
+@pytest.mark.parametrize(("network", "way"), each_value(NETWORKS, WAYS))
+def test_statistics_and_seeds_end_as_in_a_plain_step(network, way):
+    method, eager = way
     x, y = images()
-    plain, wrapped = network(), compiled(network(), compile_kwargs={"run_eagerly": eager})
+    plain = network()
+    wrapped = compiled(network(), method=method, compile_kwargs={"run_eagerly": eager})
     before = state_of(plain)
     # Keras counts the metrics of a compiled model among its state, so the plain one is wrapped.
     bare = keras.Sequential([plain])
@@ -71,7 +82,7 @@ def test_the_public_gradients_change_nothing_and_are_those_of_the_next_step(floa
     x, y = images()
     for shared in (False, True):
         model = compiled(
-            conv_net(dropout=0.4, l2=L2),
+            dense_net() if xla else conv_net(dropout=0.4, l2=L2),
             optimizer=keras.optimizers.SGD(1.0),
             clip_norm=None,
             share_gradients=shared,

@@ -1,4 +1,4 @@
-"""Arguments of FisherRegularizedModel: those that are refused, and those that it takes."""
+"""Arguments of the two methods: those that they refuse, and those that they take."""
 
 import json
 
@@ -7,28 +7,30 @@ import numpy as np
 import pytest
 from small_models import compiled, conv_net, images
 
-from fisher_keras import FisherRegularizedModel
+from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
+
+OUT_OF_RANGE = {
+    FisherRegularizedModel: [
+        *(("alpha", value) for value in (0.0, "small", float("nan"))),
+        *(("beta", -1.0), ("beta", "big"), ("strength", -1.0), ("interval", 0)),
+        *(("num_sub_batches", 0), ("num_sub_batches", 2.5), ("clip_norm", 0.0)),
+        *(("gradient", "exact"), ("seed", "one"), ("seed", -1)),
+        *(("step_length", 0.0), ("step_length", "far"), ("direction", "up")),
+    ],
+    SharpnessAwareModel: [
+        *(("rho", value) for value in (-1.0, "far", float("nan"))),
+        *(("sub_batches", 0), ("sub_batches", 1.5)),
+    ],
+}
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        {"alpha": 0.0},
-        {"alpha": "small"},
-        {"alpha": float("nan")},
-        {"beta": -1.0},
-        {"num_sub_batches": 0},
-        {"num_sub_batches": 2.5},
-        {"clip_norm": 0.0},
-        {"gradient": "exact"},
-        {"seed": "one"},
-        {"seed": -1},
-    ],
+    ("method", "name", "value"),
+    [(method, *pair) for method, pairs in OUT_OF_RANGE.items() for pair in pairs],
 )
-def test_arguments_out_of_range(arguments):
-    (name, value), *_ = arguments.items()
+def test_arguments_out_of_range(method, name, value):
     with pytest.raises(ValueError, match=rf"{name}.* must be .*Given: .*{value!r}\."):
-        FisherRegularizedModel(conv_net(), **arguments)
+        method(conv_net(), **{name: value})
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -65,11 +67,12 @@ def test_without_a_loss():
         model.regularized_gradients(*images())
 
 
-def test_nothing_to_train():
+@pytest.mark.parametrize("method", OUT_OF_RANGE)
+def test_nothing_to_train(method):
     network = conv_net()
     network.trainable = False
     with pytest.raises(ValueError, match="no trainable variables"):
-        compiled(network).train_on_batch(*images())
+        compiled(network, method=method).train_on_batch(*images())
 
 
 @pytest.mark.parametrize("share_gradients", [False, True])

@@ -7,9 +7,9 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import SIZES, Case, cases
+from small_models import sub_batches_of
 
 from fisher_keras import FisherRegularizedModel
-from fisher_keras.regularizer.sub_batches import split_batch
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -72,13 +72,6 @@ def equation_6(model, x, loss, gradient=None, step_length=None, direction=None):
     )
     difference = moved(ahead, behind, -1)
     return ALPHA * norm**2, [ALPHA * norm * d / 2e-5 for d in difference]
-
-
-def parts_of(model, batch_size):
-    seed = tf.constant([model.seed, 0], tf.int64)
-    split = split_batch(tf.constant(batch_size), model.num_sub_batches, seed)
-    sizes = [int(split.size) + (i < int(split.remainder)) for i in range(int(split.count))]
-    return np.split(split.permutation.numpy(), np.cumsum(sizes)[:-1])
 
 
 def losses(case, smoothing, own):
@@ -164,7 +157,7 @@ def test_step(
             setattr(model, name, value)
     gradient, found_loss, found_regularizer = model.regularized_gradients(x, y, weight)
 
-    parts = parts_of(model, case.count)
+    parts = sub_batches_of(model, case.count)
     of_loss = parts if share_gradients is True else [np.arange(case.count)]
     expected_loss, plain = plain_part(classifier, case, weight, loss, of_loss)
     regularizer, rest = regularizer_part(classifier, case, weight, variant, parts)
