@@ -435,6 +435,23 @@ def test_a_softmax_that_saturates_in_float32():
         np.testing.assert_allclose(trial.metrics["trace"], np.mean(norms**2), rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::fisher_keras.metrics.SingularGramWarning")
+def test_trials_go_on_where_probabilities_are_zero(tmp_path):
+    """Their logarithms are no numbers that a file could be compared by."""
+
+    def probabilities(z):
+        p = tf.exp(z - tf.reduce_max(z, axis=-1, keepdims=True))
+        return p / tf.reduce_sum(p, axis=-1, keepdims=True)
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, probabilities)])
+    model.set_weights([np.eye(3, dtype="float32"), np.zeros(3, "float32")])
+    data = 1000 * np.eye(3, dtype="float32")[[0, 1, 2, 0]], np.array([0, 1, 2, 0])
+    assert np.min(model(data[0])) == 0
+    options = {"trials_path": tmp_path / "trials", "progress": False, "metrics": ["trace"]}
+    for _ in range(2):
+        assert len(evaluate_local_minimum(model, data, 2, 2, **options).trials) == 2
+
+
 def test_the_least_loss_of_smoothed_labels_is_their_entropy():
     x, labels = separable()
     y = 0.9 * np.eye(NUM_CLASSES)[labels] + 0.1 / NUM_CLASSES

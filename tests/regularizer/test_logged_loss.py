@@ -286,3 +286,20 @@ def test_without_the_regularizer_only_gradients_of_sub_batches_are_clipped(share
         for way in (lambda model: model, wrap)
     )
     assert np.allclose(found, plain, rtol=1e-5, atol=1e-7) == (shared is not True)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_scaled_loss_has_the_same_step(shared):
+    def wrap(model):
+        return FisherRegularizedModel(
+            model, beta=100.0, num_sub_batches=2, clip_norm=None, share_gradients=shared, seed=1
+        )
+
+    def scaled(rate):
+        return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(rate), initial_scale=64.0)
+
+    plain, found = (
+        trained(lambda: [keras.layers.Dense(3)], np.arange(12) % 3, optimizer, wrap)[1]
+        for optimizer in (keras.optimizers.SGD, scaled)
+    )
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)

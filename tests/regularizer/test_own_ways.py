@@ -368,3 +368,7 @@ def test_not_built_as_long_as_its_classifier_is_not():
     assert not model.built
     model(np.ones((2, 4)))
     assert model.built
+    model = compiled(keras.Sequential([keras.layers.Dense(NUM_CLASSES)]))
+    gradient, *_ = model.regularized_gradients(*data())  # Builds it, as `fit` does.
+    assert [g.shape for g in gradient] == [v.shape for v in model.trainable_variables]
+    assert gradient
