@@ -163,7 +163,7 @@ class ClassifierWrapper(preprocessing.PreprocessedData):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """Keras' metrics of this model, and those that the classifier has made for itself."""
-        return [*super().metrics, *keras_private.metrics_made_by(self.model)]
+        return [*super().metrics, *keras_private.metrics_made_by(unwrap(self.model))]
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None
@@ -173,7 +173,7 @@ class ClassifierWrapper(preprocessing.PreprocessedData):
         if not overrides(self.model, "compute_metrics"):
             return super().compute_metrics(**arguments)
         logs = self.model.compute_metrics(**arguments)
-        own = {metric.name for metric in keras_private.metrics_made_by(self.model)}
+        own = {metric.name for metric in keras_private.metrics_made_by(unwrap(self.model))}
         # Where both have a log of one name, that of the wrapper, which does the step, counts,
         # unless the classifier has made the metric.
         rest = super().compute_metrics(**arguments).items()

@@ -121,6 +121,12 @@ def test_metrics_that_the_classifier_updates_itself(make, method):
         np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
 
 
+def test_metrics_of_a_classifier_in_two_wrappers():
+    model = FisherRegularizedModel(FisherRegularizedModel(network(Measured)))
+    names = [metric.name for metric in model.metrics]
+    assert sorted(names) == sorted(["mine", *model.training_logs])
+
+
 @pytest.mark.parametrize("variable", [keras.Variable, tf.Variable])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_loss_with_a_state(variable, method):

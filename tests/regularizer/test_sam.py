@@ -173,6 +173,19 @@ def test_any_loss_of_keras():
     assert history["loss"][-1] < history["loss"][0]
 
 
+def test_a_loss_without_a_reduction_is_descended_as_keras_does():
+    x, y = np.ones((6, 4)), np.arange(6) % 3
+    models = []
+    for wrap in (lambda model: model, lambda model: SharpnessAwareModel(model, rho=0.3)):
+        keras.utils.set_random_seed(1)
+        model = wrap(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
+        model.compile(keras.optimizers.SGD(0.0), loss, jit_compile=False)
+        models.append(model.train_on_batch(x, y, return_dict=True))
+    assert models[1]["loss"] == pytest.approx(models[0]["loss"])
+    assert models[1]["sharpness"] > 0
+
+
 def test_defaults_are_the_papers():
     net = conv_net()
     assert SharpnessAwareModel(net).rho == 0.05
