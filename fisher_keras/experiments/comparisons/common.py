@@ -119,5 +119,5 @@ LOG_DET_MARGINS = Column("ln det Xi", 1, metric("log_determinant_margins"))
 
 def num_flagged(group: Group, control: Group) -> int:
     """Returns how many networks of a group are at no minimum such as those of the control."""
-    flags = network_flags(list(group.values()), list(control.values()))
-    return sum(map(bool, flags))
+    networks, usual = list(group.values()), list(control.values())
+    return sum(map(bool, network_flags(networks, usual))) if networks else 0

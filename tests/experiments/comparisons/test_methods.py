@@ -91,7 +91,7 @@ def test_arms_batch_sizes_and_seeds_can_be_chosen():
     [
         ({"batch_size": 128}, "--batch_size must be one of the preset's, 64, 256, got 128"),
         ({"only": ("m-sam",)}, "--arms=usual has no arm 'm-sam': add --arms=all"),
-        ({"only": ("adam",)}, "--arm must be one of plain, clipped, .*, got 'adam'"),
+        ({"only": ("adam",)}, "--arm must be one of plain; clipped; .*, got 'adam'"),
     ],
 )
 def test_a_choice_that_is_not_there_is_refused(options, message):
