@@ -58,10 +58,11 @@ class Weighed(Sparse):
         return super().__call__(y, outputs, sample_weight=weight)
 
 
-def replaced():
+def replaced(smoothing=0.3):
     """One of Keras' own objects with another function."""
-    loss = Sparse(from_logits=True)
-    loss.call = Smoothed(from_logits=True).call
+    loss, other = Sparse(from_logits=True), Smoothed(from_logits=True)
+    other.smoothing = smoothing
+    loss.call = other.call
     return loss
 
 
@@ -110,8 +111,7 @@ def test_it_is_the_gradient_of_the_compiled_loss(float64, name, shared):
 
 def test_a_slight_smoothing_of_many_classes_is_another_loss(float64):
     """The gradient by each output is small there, and so must be what is taken for rounding."""
-    loss = Smoothed(from_logits=True)
-    loss.smoothing = 0.01
+    loss = replaced(smoothing=0.01)
     model = FisherRegularizedModel(network(100), beta=0, num_sub_batches=3, share_gradients=True)
     model.compile("sgd", loss)
     x, y, _ = data()
