@@ -109,7 +109,7 @@ def test_a_loss_is_asked_about_probabilities_alone():
         return of_probabilities(y, outputs)
 
     loss.call = call
-    method = FisherRegularizedModel(model, ALPHA, BETA, num_sub_batches=3)
+    method = FisherRegularizedModel(model, ALPHA, BETA, 3, share_gradients=True)
     method.compile("sgd", loss)
     x, y = np.ones((6, several.LENGTH, 4), "float32"), np.zeros((6, several.LENGTH), int)
     method.regularized_gradients(x, y)
