@@ -88,20 +88,6 @@ def test_a_stopped_evaluation_ends_where_it_would_have(models, complete, tmp_pat
     assert first.trials == complete[0].trials[:expected]
 
 
-def test_the_training_loss_of_data_in_files_is_of_the_trials_that_ran(models, tmp_path):
-    np.save(tmp_path / "x.npy", X)
-    in_file = np.load(tmp_path / "x.npy", mmap_mode="r"), Y
-    options = {"num_samples": 2, "progress": False}
-    report = evaluate_local_minimum(models[0], in_file, standard_error=5.0, **options)
-    ran = len(report.trials)
-    assert ran < 12  # Else all examples would be sampled.
-    fresh = evaluate_local_minimum(models[0], in_file, num_trials=ran, **options)
-    rows = np.unique([np.random.default_rng([0, t]).choice(40, 2, False) for t in range(ran)])
-    losses = keras.losses.sparse_categorical_crossentropy(Y, models[0](X), from_logits=True)
-    for found in (report, fresh):
-        np.testing.assert_allclose(found.train.loss, np.mean(losses.numpy()[rows]), rtol=1e-6)
-
-
 def test_two_trials_have_a_standard_error():
     found = summarize([1.0, 3.0])
     assert (found.mean, found.std, found.standard_error) == pytest.approx((2.0, 2**0.5, 1.0))
@@ -143,12 +129,15 @@ def test_the_time_is_said_after_the_first_trial_without_tracing(models, capfd, m
 def test_of_data_in_files_the_trials_that_ran_count(models, tmp_path):
     np.save(tmp_path / "x.npy", X)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r"), Y
-    options = {"num_samples": 3, "num_trials": MOST, "progress": False}
-    few = evaluate_local_minimum(models[0], mapped, standard_error=1e3, **options)
-    same = evaluate_local_minimum(models[0], mapped, **options | {"num_trials": 10})
-    assert len(few.trials) == 10
-    assert few.train.num_examples == same.train.num_examples < len(X)
-    assert few.train.loss == pytest.approx(same.train.loss, rel=1e-6)
+    options = {"num_samples": 2, "progress": False}
+    report = evaluate_local_minimum(models[0], mapped, standard_error=5.0, **options)
+    ran = len(report.trials)
+    assert ran < 12  # Else all examples would be sampled.
+    fresh = evaluate_local_minimum(models[0], mapped, num_trials=ran, **options)
+    rows = np.unique([np.random.default_rng([0, t]).choice(40, 2, False) for t in range(ran)])
+    losses = keras.losses.sparse_categorical_crossentropy(Y, models[0](X), from_logits=True)
+    for found in (report, fresh):
+        np.testing.assert_allclose(found.train.loss, np.mean(losses.numpy()[rows]), rtol=1e-6)
 
 
 def test_a_reference_that_is_no_report(models):
