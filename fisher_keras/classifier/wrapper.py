@@ -97,11 +97,13 @@ class ClassifierWrapper(preprocessing.PreprocessedData):
     def output_spec(self, x: Any) -> Any:
         """Returns the shape and dtype of the outputs for inputs, as a `keras.KerasTensor`."""
         # Of a functional model they are known. Keras would take inputs by name in their order.
-        if hasattr(self.model, "output"):
-            outputs = keras.tree.flatten(self.model.output)
-            # But for the number of positions, which may be that of the inputs.
-            if all(None not in output.shape[1:] for output in outputs):
-                return self.model.output
+        known = getattr(self.model, "output", None)
+        if type(self.model) is keras.Sequential:  # It has only a list of them.
+            known = next(iter(getattr(self.model, "outputs", ())), None)
+        # But for the number of positions, which may be that of the inputs.
+        shapes = [output.shape for output in keras.tree.flatten(known) if output is not None]
+        if shapes and all(None not in shape[1:] for shape in shapes):
+            return known
         return self.compute_output_spec(stateless.symbolic(x))
 
     @property

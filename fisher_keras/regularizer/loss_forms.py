@@ -6,6 +6,7 @@ examples, and a later version of Keras may give its own classes new arguments.
 
 import concurrent.futures
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -40,8 +41,8 @@ def established(
             examples, outputs = _examples(cross_entropy, model, batch)
         except ValueError:  # Not one classifier: a plain step, where beta is 0, trains it.
             return dataclasses.replace(cross_entropy, equals_compiled_loss=False)
-        mine = _gradient(lambda o: hard_label_mean(cross_entropy, examples, o), outputs)
-        equal = _close(mine, _gradient(_compiled_loss(model, examples), outputs))
+        mine = functools.partial(hard_label_mean, cross_entropy, examples)
+        equal = _close(*_gradients([mine, _compiled_loss(model, examples)], outputs))
     return dataclasses.replace(cross_entropy, equals_compiled_loss=equal)
 
 
@@ -69,8 +70,7 @@ def check_mean(
         losses = [_compiled_loss(model, examples.rows(h))(tf.gather(outputs, h)) for h in halves]
         return tf.add_n(losses) / 2
 
-    of_all = _gradient(_compiled_loss(model, examples), outputs)
-    if not _close(_gradient(mean_of_halves, outputs), of_all):
+    if not _close(*_gradients([mean_of_halves, _compiled_loss(model, examples)], outputs)):
         loss = model.loss
         raise ValueError(
             "share_gradients=True takes the mean of the sub-batches' losses for that of the "
@@ -182,15 +182,18 @@ def _compiled_loss(model: ClassifierWrapper, batch: Batch) -> Callable[[tf.Tenso
     return lambda outputs: model.compute_loss(None, batch.y, outputs, batch.sample_weight, True)
 
 
-def _gradient(loss: Callable[[tf.Tensor], tf.Tensor], outputs: np.ndarray) -> np.ndarray:
-    """Returns the gradient of a loss by the outputs; penalties, which L also has, add none."""
+def _gradients(
+    losses: list[Callable[[tf.Tensor], tf.Tensor]], outputs: np.ndarray
+) -> list[np.ndarray]:
+    """Returns the gradients of losses by the outputs; penalties, which L also has, add none."""
 
-    def compute() -> np.ndarray:
+    def compute() -> list[np.ndarray]:
         at = tf.constant(outputs)
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             tape.watch(at)
-            value = loss(at)
-        return tf.convert_to_tensor(tape.gradient(value, at)).numpy().astype("float64")
+            values = [loss(at) for loss in losses]
+        found = [tf.convert_to_tensor(tape.gradient(value, at)) for value in values]
+        return [gradient.numpy().astype("float64") for gradient in found]
 
     # A thread of its own is outside of the graph that is being traced, of the scope with other
     # values and of the strategy: `tf.init_scope` leaves the first alone, and stops tapes.

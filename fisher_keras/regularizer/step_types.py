@@ -1,11 +1,12 @@
 """Dataclasses of a training step."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import tensorflow as tf
 
-from fisher_keras.regularizer.arithmetic import Part, times
+from fisher_keras.regularizer.arithmetic import Part, in_dtype, times
 
 
 class Structure:
@@ -41,8 +42,12 @@ class LossAndGradient(Structure):
 
     def scaled(self, factor: tf.Tensor) -> "LossAndGradient":
         """Returns both times a scalar."""
-        gradient = [times(part, factor) for part in self.gradient]
-        return dataclasses.replace(self, loss=times(self.loss, factor), gradient=gradient)
+        # One cast for each dtype: casts are most of the operations that scaling would add.
+        cast = functools.cache(lambda dtype: in_dtype(factor, dtype))
+        gradient = [times(part, cast(part.dtype)) for part in self.gradient]
+        return dataclasses.replace(
+            self, loss=times(self.loss, cast(self.loss.dtype)), gradient=gradient
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,10 @@ from small_models import assert_close, compiled, weights_of
 
 from fisher_keras import SharpnessAwareModel
 from fisher_keras.regularizer import arithmetic
+from fisher_keras.regularizer.arithmetic import subtract
+from fisher_keras.regularizer.step_types import LossAndGradient
+from fisher_keras.regularizer.sub_batches import split_batch
+from fisher_keras.regularizer.tables import sum_over
 
 ROWS, WORDS = 40, 5
 SGD, schedules = keras.optimizers.SGD, keras.optimizers.schedules
@@ -47,6 +51,33 @@ def test_the_norm_counts_a_row_once():
     np.add.at(dense, rows, values)
     part = tf.IndexedSlices(tf.constant(values), tf.constant(rows), tf.constant([5, 2]))
     assert float(arithmetic.global_norm([part, None])) == pytest.approx(np.linalg.norm(dense))
+
+
+def test_a_table_is_put_back_to_the_bit():
+    """Each sub-batch moves rows of w itself, also by steps that rounding cannot undo."""
+    w = np.random.default_rng(0).normal(size=(6, 2)).astype("float32")
+    moved_rows, step = np.array([[0, 3], [3, 5], [1, 3]]), np.float32(1e6)
+
+    def terms(index, _, tables):
+        copy = tables.copies[0]
+        moved = tf.gather(tf.constant(moved_rows), index)
+        steps = [tf.IndexedSlices(tf.fill([2, 2], step), moved, tf.constant([6, 2], tf.int64))]
+        found = tables.loss_at(
+            lambda there: LossAndGradient(there[0][0, 0], there), subtract, steps
+        )
+        return found.gradient[0], tf.math.count_nonzero(copy != w)
+
+    @tf.function(autograph=False)
+    def sums():
+        split = split_batch(tf.constant(6), len(moved_rows), None)
+        return sum_over(split, terms, [tf.constant(w)], [0])
+
+    total, changed = sums()
+    there = np.stack([w] * 3)
+    for one, rows in zip(there, moved_rows, strict=True):
+        one[rows] -= step
+    np.testing.assert_array_equal(total, there[0] + there[1] + there[2])
+    assert changed == 0
 
 
 OPTIONS = {
