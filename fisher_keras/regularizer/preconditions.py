@@ -37,8 +37,8 @@ _REMEDY = (
 )
 # In coarse formats about three times the relative rounding: from there on, the difference is near
 # that in float64 once the training has begun (benchmarks/README.md). At 0.1 it is so before, too.
-# In float32 it is within some percent of that in float64 from 1e-5 on. The paper's step is as long
-# if alpha is 1e-6 and the norm of a gradient is 10, the default of the norm to clip it to.
+# In float32 it is within about a tenth of that in float64 at 1e-5, and within a hundredth at 1e-4.
+# The paper's step is 1e-5 if alpha is 1e-6 and the norm of g_i is 10, the default of `clip_norm`.
 LEAST_ALPHA = 1e-6
 LEAST_STEP_LENGTHS = {
     "bfloat16": 0.025,
