@@ -70,8 +70,8 @@ class FisherRegularizedModel(RelativeStrength):
 
     The log `explicit_to_implicit` is the strength of this regularizer relative to SGD's own. It is
     $2 \alpha \beta M (1 - m) / \eta$ at a learning rate of $\eta$ and a momentum of $m$, on $R$
-    replicas with $R M$ for $M$ (see `fisher_keras.regularizer.strength`). It is NaN with another
-    optimizer or a loss that is no mean. Far below 1, $\beta$ changes little: the first `fit` warns.
+    replicas with $R M$ for $M$ (see `fisher_keras.regularizer.strength`), and NaN with another
+    optimizer or a loss that is no mean. If it is far below 1, $\beta$ changes little: `fit` warns.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.

@@ -265,7 +265,8 @@ def _input(leaf: Any) -> np.ndarray:
     if leaf.dtype.is_floating:
         return np.random.default_rng(0).normal(size=shape).astype(leaf.dtype.name)
     # Numbers that are in any table, or words.
-    return (np.arange(math.prod(shape)) % 2).reshape(shape).astype(leaf.dtype.as_numpy_dtype)
+    dtype = str if leaf.dtype == tf.string else leaf.dtype.as_numpy_dtype
+    return (np.arange(math.prod(shape)) % 2).reshape(shape).astype(dtype)
 
 
 def _close(first: np.ndarray, second: np.ndarray) -> bool:
