@@ -58,7 +58,9 @@ def real_number(
         bounds = [f", {least} or greater"] if least is not None else []
         bounds += [f" greater than {above}"] if above is not None else []
         bounds += [f", less than {below}"] if below is not None else []
-        raise ValueError(f"{name} must be a number{''.join(bounds)}. Given: {value!r}.")
+        infinite = isinstance(value, numbers.Real) and math.isinf(value)
+        number = "finite number" if infinite else "number"
+        raise ValueError(f"{name} must be a {number}{''.join(bounds)}. Given: {value!r}.")
     return float(value)
 
 

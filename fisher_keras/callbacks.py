@@ -115,12 +115,19 @@ class FisherMetrics(keras.callbacks.Callback):
         self._classifier = Classifier(self.model, from_logits, self._normalize_logits)
         self._options.check(self._classifier, self._data)
         self._is_first = True
-        if self._log_dir is not None:
+        if self._log_dir is not None and Processes.of(self.model.distribute_strategy).is_chief:
             self._writer = tf.summary.create_file_writer(str(self._log_dir))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Evaluates the model if it is its turn."""
         logs = {} if logs is None else logs
+        taken = [name for name in self._options.metrics if name in logs]
+        if taken:
+            raise ValueError(
+                "A name in the logs of fit is that of one value, and another FisherMetrics or a "
+                "metric of the model has it already. Give each FisherMetrics other metrics. "
+                f"Given: {', '.join(taken)}."
+            )
         # Keras counts epochs from 0.
         if (epoch + 1) % self._every and not self._is_first:
             # History and CSVLogger need the same names in each epoch.

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+MIRRORED = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+
 
 def count_processes(strategy: tf.distribute.Strategy) -> int:
     """Returns the number of processes of a strategy, each with equally many replicas."""
@@ -97,8 +99,7 @@ def replica_strategy(model: keras.Model) -> tf.distribute.Strategy:
     in_scope = tf.distribute.has_strategy()
     strategy = tf.distribute.get_strategy() if in_scope else model.distribute_strategy
     count = strategy.num_replicas_in_sync
-    known = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
-    if count > 1 and not isinstance(strategy, known):
+    if count > 1 and not isinstance(strategy, MIRRORED):
         raise ValueError(
             "Trials are spread over the replicas of a tf.distribute.MirroredStrategy, the devices "
             "of one machine, or of a MultiWorkerMirroredStrategy. Given: a "

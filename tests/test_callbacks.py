@@ -12,6 +12,7 @@ import tensorflow as tf
 from fisher_keras import FisherRegularizedModel, callbacks
 from fisher_keras.callbacks import FisherMetrics
 from fisher_keras.classifier.wrapper import ClassifierWrapper
+from fisher_keras.devices import Processes
 from fisher_keras.fisher.gram_function import GramFunction
 from fisher_keras.metrics import MetricSummary, evaluate_local_minimum
 
@@ -249,3 +250,18 @@ def test_options_are_those_of_the_evaluation():
     report = evaluate_local_minimum(model, data(), progress=False, **options)
     for name, summary in report.metrics.items():
         assert history[name] == [pytest.approx(summary.mean, rel=1e-4)]
+
+
+def test_two_values_of_one_name_are_refused():
+    callbacks = [FisherMetrics(data(), metrics=("trace",), num_samples=5) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"has it already.*Given: trace"):
+        fit(classifier(), callbacks, epochs=1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_chief_of_several_processes_writes(tmp_path, monkeypatch, rank):
+    processes = Processes(tf.distribute.get_strategy(), count=1, rank=rank)
+    monkeypatch.setattr(Processes, "of", lambda strategy: processes)
+    fisher = FisherMetrics(data(), metrics=("trace",), num_samples=5, log_dir=tmp_path / "log")
+    fit(classifier(), [fisher], epochs=1)
+    assert (tmp_path / "log").exists() == (rank == 0)

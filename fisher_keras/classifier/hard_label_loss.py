@@ -20,7 +20,7 @@ _LOSSES = (
 )
 # Arguments of a sparse loss that leave it the cross-entropy of the labels given.
 _NEUTRAL = {"name", "reduction", "from_logits", "axis", "dtype"}
-_MEANS = ("sum_over_batch_size", "mean")
+MEANS = ("sum_over_batch_size", "mean")  # Keras' reductions of a loss to that of a mean example.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +137,16 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
     """
     given, kind = only_loss(loss), _kind(loss)
     config = given.get_config() if isinstance(given, losses.Loss) else {}
-    if kind is None or config.get("ignore_class") is not None or config.get("axis", -1) != -1:
+    # By attributes: a subclass may leave them out of its config.
+    ignored, axis = getattr(given, "ignore_class", None), getattr(given, "axis", -1)
+    if kind is None or ignored is not None or axis != -1:
         names = ", ".join(known.__name__ for known, *_ in _LOSSES)
         raise ValueError(
             "FisherRegularizedModel needs the cross-entropy of a classifier as its loss: "
             f"{names} (without ignore_class, classes on the last axis), by name or as an object. "
             f"Given: loss={loss!r}. Pass one of these to compile()."
         )
-    from_logits = bool(config.get("from_logits", False))
+    from_logits = bool(from_logits_of(loss))
     probabilities = logits.gives_probabilities(model, kind)
     if probabilities is not None and probabilities == from_logits:
         raise ValueError(_mismatch(from_logits))
@@ -163,7 +165,12 @@ def _is_plain_sparse_loss(given: Any, config: dict[str, Any]) -> bool:
     replaced = type(given) is not losses.SparseCategoricalCrossentropy
     replaced = replaced or "call" in vars(given) or given.fn is not own
     changed = [name for name, value in config.items() if value and name not in _NEUTRAL]
-    return not replaced and not changed and config["reduction"] in _MEANS
+    return not replaced and not changed and is_mean(given)
+
+
+def is_mean(loss: Any) -> bool:
+    """Returns whether the reduction of a loss is Keras' mean, which is that of functions, too."""
+    return getattr(loss, "reduction", MEANS[0]) in MEANS
 
 
 def labels_of(model: keras.Model) -> str | None:

@@ -72,6 +72,17 @@ def tensor(values: Any) -> tf.Tensor:
     return tf.convert_to_tensor(values.astype(object) if _kind(values) == "T" else values)
 
 
+def tensors(structure: Any) -> Any:
+    """Returns a structure of arrays as tensors; a list of numbers is one array, None stays."""
+    shapes = [getattr(leaf, "shape", ()) for leaf in keras.tree.flatten(structure)]
+    if structure is not None and all(tf.TensorShape(shape).rank == 0 for shape in shapes):
+        return tf.convert_to_tensor(structure)
+    as_they_are = (type(None), tf.SparseTensor)
+    return keras.tree.map_structure(
+        lambda leaf: leaf if isinstance(leaf, as_they_are) else tensor(leaf), structure
+    )
+
+
 def with_text(x: Any) -> Any:
     """Returns inputs with tensors in place of NumPy's strings, for which Keras has no dtype.
 

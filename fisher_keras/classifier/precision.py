@@ -33,7 +33,7 @@ def coarse_formats(model: keras.Model) -> dict[str, str]:
     Returns:
         Of each its name, and what to do to have float32 instead.
     """
-    dtypes = _compute_dtypes(model)
+    dtypes = compute_dtypes(model)
     found = {
         name: "train in float32"
         for name in dtypes & _ROUNDING.keys()
@@ -55,7 +55,7 @@ def rounding_of(model: keras.Model) -> float:
         2^-7 with bfloat16, 2^-10 with float16 and TensorFloat-32, else 2^-23, float32's: also for
         float64, in which what is made of gradients is no more precise.
     """
-    return max(_ROUNDING["float32"], rounding_of_dtypes(_compute_dtypes(model)))
+    return max(_ROUNDING["float32"], rounding_of_dtypes(compute_dtypes(model)))
 
 
 def rounding_of_dtypes(dtypes: Iterable[str]) -> float:
@@ -115,5 +115,8 @@ def _measured_rounding(*switches: object) -> float:
     return _ROUNDING["float32"]
 
 
-def _compute_dtypes(model: keras.Model) -> set[str]:
-    return {layer.compute_dtype for layer in keras_private.all_layers(model)}
+def compute_dtypes(model: keras.Model) -> set[str]:
+    """Returns the names of the dtypes that a model's layers compute in."""
+    layers = keras_private.all_layers(model)
+    # An input computes nothing, and has Keras' floatx whatever the policy.
+    return {one.compute_dtype for one in layers if not isinstance(one, keras.layers.InputLayer)}

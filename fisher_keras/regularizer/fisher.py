@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
-from fisher_keras.classifier.inputs import tensor
+from fisher_keras.classifier.inputs import tensors
 from fisher_keras.regularizer.algorithm import (
     DIRECTIONS,
     EQUATION_6,
@@ -18,10 +18,14 @@ from fisher_keras.regularizer.algorithm import (
 from fisher_keras.regularizer.arithmetic import global_norm, map_parts
 from fisher_keras.regularizer.batches import Batch
 from fisher_keras.regularizer.fisher_step import algorithm_1, step_with_or_without
-from fisher_keras.regularizer.loss_forms import check_mean, established
+from fisher_keras.regularizer.loss_forms import SHARED, check_mean, established
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.options import Option, choice_of, positive_or_none, seed_or_random
-from fisher_keras.regularizer.preconditions import check_difference, normalizes_batches
+from fisher_keras.regularizer.preconditions import (
+    check_difference,
+    check_unscaled,
+    normalizes_batches,
+)
 from fisher_keras.regularizer.step_types import Step
 from fisher_keras.regularizer.strength import RelativeStrength
 from fisher_keras.regularizer.traces import check_sub_batches, decomposes_over_examples
@@ -66,8 +70,8 @@ class FisherRegularizedModel(RelativeStrength):
 
     The log `explicit_to_implicit` is the strength of this regularizer relative to SGD's own. It is
     $2 \alpha \beta M (1 - m) / \eta$ at a learning rate of $\eta$ and a momentum of $m$, on $R$
-    replicas with $R M$ for $M$ (see `fisher_keras.regularizer.strength`). It is NaN with other
-    optimizers. If it is far below 1, $\beta$ changes little, and the first `fit` warns of that.
+    replicas with $R M$ for $M$ (see `fisher_keras.regularizer.strength`), and NaN with another
+    optimizer or a loss that is no mean. If it is far below 1, $\beta$ changes little: `fit` warns.
 
     Attributes:
         model: The plain Keras classifier, to be saved, evaluated or served without this class.
@@ -122,7 +126,7 @@ class FisherRegularizedModel(RelativeStrength):
                 is 10 if there is no `strength`. A Keras `LearningRateSchedule` makes it a function
                 of the optimizer's step. If its value is 0, the step is a plain one, but its
                 gradient is clipped as in all steps. The number 0 makes all steps plain Keras
-                steps with the same operations, without clipping.
+                steps, without clipping, unless share_gradients is True.
             num_sub_batches: $M$ (4, 8 or 16 in the paper). If M does not divide the size of a
                 batch, the batch is split as evenly as possible. A batch of fewer than M examples
                 is split into single examples. On R replicas, each one splits its share of the
@@ -179,6 +183,7 @@ class FisherRegularizedModel(RelativeStrength):
                 last activation; if the model computes in half precision or TensorFloat-32, where
                 the finite difference is lost in rounding; or if options contradict each other.
         """
+        self._cross_entropy = None
         super().compile(*args, **kwargs)
         if self.loss is not None:
             self._cross_entropy = hard_label_cross_entropy(self.loss, self.model)
@@ -187,10 +192,10 @@ class FisherRegularizedModel(RelativeStrength):
         """Forgets what was traced with other options, and refuses options that do not go together.
 
         Raises:
-            ValueError: If the finite difference would be lost in rounding, or if the optimizer has
-                no `strength`.
+            ValueError: If the finite difference would be lost in rounding, or if the optimizer
+                or the loss has no `strength`.
         """
-        self.check_optimizer()
+        self.check_strength()
         if self.regularizes:
             check_difference(self)
         self._separable, self._cross_entropies = {}, {}
@@ -208,7 +213,7 @@ class FisherRegularizedModel(RelativeStrength):
         if signature not in self._cross_entropies:
             cross_entropy = established(self._cross_entropy, self, batch)
             if self.share_gradients is True:
-                check_mean(cross_entropy, self, batch)
+                check_mean(cross_entropy, self, batch, *SHARED)
             self._cross_entropies[signature] = cross_entropy
         twice = self.gradient == "hessian_vector_product"
         cross_entropy = self._cross_entropies[signature]
@@ -243,11 +248,11 @@ class FisherRegularizedModel(RelativeStrength):
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """Returns the gradient that the next training step on this batch would clip and apply.
 
-        It can be used in a custom training loop. There, set `update_state`. Inside a
-        `tf.function`, it is as fast as `fit`. Its random numbers are those of that function: with
-        XLA, dropout drops other units than without XLA. It also keeps the options (alpha, beta,
-        ...) that the model had when it was traced. On several replicas, with `strategy.run`, all
-        of them get the gradient of the whole mini-batch.
+        In a custom training loop, set `update_state`, and apply the gradient with the model's
+        `optimizer`: schedules, `interval` and splits follow its count. In a `tf.function`, it is
+        as fast as `fit`, draws that function's random numbers (with XLA, dropout drops other
+        units), and keeps the options of the time of the trace. On several replicas, with
+        `strategy.run`, all of them get the gradient of the whole mini-batch.
 
         Args:
             x: Inputs, as the wrapped model takes them, B examples.
@@ -262,21 +267,20 @@ class FisherRegularizedModel(RelativeStrength):
             R_alpha(w), scalars.
 
         Raises:
-            ValueError: If the model is not compiled with a loss.
+            ValueError: If the model is not compiled with a loss; or if the state is updated and
+                the optimizer scales the loss, for the gradient is not scaled.
         """
         given = {"x": x, "y": y, "sample_weight": sample_weight}
-        x, y, sample_weight = self._arguments("train_on_batch", (), given).values()
-        x = keras.tree.map_structure(tensor, x)
-        y = tf.convert_to_tensor(y)
-        if sample_weight is not None:
-            sample_weight = tf.convert_to_tensor(sample_weight)
-        batch = Batch(x, y, sample_weight)
+        given = self._arguments("train_on_batch", (), given)
+        batch = Batch(*map(tensors, given.values()))
         self.prepare(batch)
         self.check_once(self.losses_of(batch))
+        if update_state:
+            check_unscaled(self.optimizer)
         if self.jit_compile and not self.run_eagerly and tf.executing_eagerly():
             # From the same seeds XLA draws other masks of dropout.
-            return self._gradients_by_xla(update_state, x, y, sample_weight)
-        return self._gradients(update_state, x, y, sample_weight)
+            return self._gradients_by_xla(update_state, batch.x, batch.y, batch.sample_weight)
+        return self._gradients(update_state, batch.x, batch.y, batch.sample_weight)
 
     def _gradients(
         self, update_state: bool, *batch: Any

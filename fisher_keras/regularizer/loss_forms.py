@@ -15,10 +15,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.batches import Batch, only_tensor
+
+# Options by which L is taken on sub-batches, and what to use instead.
+SHARED = "share_gradients=True", "share_gradients=False or 'auto'"
+SPLIT = "SharpnessAwareModel(sub_batches > 1)", "sub_batches=1"
 
 # At least so many examples, and enough for all classes unless their outputs would be too many.
 _COUNT = 4
@@ -47,21 +52,28 @@ def established(
 
 
 def check_mean(
-    cross_entropy: HardLabelCrossEntropy, model: ClassifierWrapper, batch: Batch
+    cross_entropy: HardLabelCrossEntropy | None,
+    model: ClassifierWrapper,
+    batch: Batch,
+    what: str,
+    remedy: str,
 ) -> None:
     """Checks that the compiled loss of a mini-batch is the mean of those of its sub-batches.
 
     A custom `compute_loss`, which may use the inputs, is assumed to be such a mean.
 
     Args:
-        cross_entropy: L~.
+        cross_entropy: L~; None if L may be any loss.
         model: The compiled model around a classifier.
         batch: A mini-batch, of which only shapes and dtypes are used.
+        what: The option that takes the mean of sub-batches.
+        remedy: The option to use instead.
 
     Raises:
         ValueError: If it is not.
     """
-    if model.has_custom_loss or cross_entropy.equals_compiled_loss:
+    equal = cross_entropy is not None and cross_entropy.equals_compiled_loss
+    if model.loss is None or model.has_custom_loss or equal:
         return
     examples, outputs = _examples(cross_entropy, model, batch)
     halves = np.split(np.arange(len(outputs)), 2)
@@ -73,9 +85,50 @@ def check_mean(
     if not _close(*_gradients([mean_of_halves, _compiled_loss(model, examples)], outputs)):
         loss = model.loss
         raise ValueError(
-            "share_gradients=True takes the mean of the sub-batches' losses for that of the "
-            "mini-batch, which this loss is not. Use share_gradients=False or 'auto'. Given: "
-            f"loss={loss!r} with reduction={getattr(loss, 'reduction', None)!r}."
+            f"{what} takes the mean of the sub-batches' losses for that of the mini-batch, which "
+            f"this loss is not. Use {remedy}. Given: loss={loss!r} with "
+            f"reduction={getattr(loss, 'reduction', None)!r}."
+        )
+
+
+def check_penalties(
+    penalties: list[tf.Tensor], model: ClassifierWrapper, batch: Batch, what: str, remedy: str
+) -> None:
+    """Checks that penalties of examples are means over the examples, as far as a few can tell.
+
+    Penalties of weights, which do not depend on the call, are not among them.
+
+    Args:
+        penalties: Those that were collected in a call of the classifier.
+        model: The model around a classifier.
+        batch: A mini-batch, of which only shapes and dtypes are used.
+        what: The option that takes the mean of sub-batches.
+        remedy: The option to use instead.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if not penalties:
+        return
+    inputs = [_input(leaf) for leaf in keras.tree.flatten(batch.x)]
+
+    def of_rows(rows: slice) -> list[float]:
+        x = keras.tree.pack_sequence_as(batch.x, [tf.constant(leaf[rows]) for leaf in inputs])
+        with keras.StatelessScope(collect_losses=True) as scope:
+            # Without dropout and moments of the batch, halves must have the same mean exactly.
+            stateless.call(model.model, x, training=False)
+        return [float(tf.reduce_sum(tf.cast(one, tf.float64))) for one in scope.losses]
+
+    half = _COUNT // 2
+    parts = slice(None), slice(half), slice(half, None)
+    whole, *halves = _outside(lambda: [of_rows(rows) for rows in parts])
+    means = np.mean(halves, axis=0)
+    if len(whole) != len(penalties) or not np.allclose(whole, means, rtol=1e-4):
+        raise ValueError(
+            f"{what} takes the mean of the sub-batches' losses for that of the mini-batch, which "
+            "a penalty by add_loss is not, unless it is a mean over the examples. Use such a "
+            f"mean, or {remedy}. Given: {model.model.name!r}, with "
+            f"penalties {whole} of {_COUNT} examples and {means.tolist()} as the mean of halves."
         )
 
 
@@ -120,16 +173,19 @@ def _weights(given: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
 
 
 def _examples(
-    cross_entropy: HardLabelCrossEntropy, model: ClassifierWrapper, batch: Batch
+    cross_entropy: HardLabelCrossEntropy | None, model: ClassifierWrapper, batch: Batch
 ) -> tuple[Batch, np.ndarray]:
     """Returns labels and weights of a few examples in the form of the batch, and outputs."""
     random = np.random.default_rng(0)
     (spec,) = keras.tree.flatten(model.output_spec(batch.x))
-    cross_entropy.check_shape(spec)
-    binary = cross_entropy.kind == "binary"
+    if cross_entropy is not None:
+        cross_entropy.check_shape(spec)
+    kind = getattr(cross_entropy, "kind", None)
+    # Any loss takes numbers between 0 and 1, and labels that are 0 or 1.
+    binary = kind in ("binary", None)
     sizes = _sizes(spec, only_tensor(batch.y))
     outputs = random.normal(size=(_even_count(sizes), *sizes))
-    if not cross_entropy.from_logits:
+    if not getattr(cross_entropy, "from_logits", False):
         # Sigmoid or softmax: a loss of probabilities may not be asked about anything else.
         powers = np.exp(outputs)
         outputs = powers / (1 + powers if binary else powers.sum(axis=-1, keepdims=True))
@@ -138,7 +194,7 @@ def _examples(
         shape = [len(outputs), *_sizes(leaf, leaf)]
         # Hard ones, of all classes, which a loss may treat each in its own way: in order, so
         # that halves of the examples have different classes.
-        one_hot = cross_entropy.kind == "one_hot"
+        one_hot = kind == "one_hot"
         num_classes = 2 if binary else outputs.shape[-1]
         if "int" in leaf.dtype.name:  # Labels of few bits cannot be of all classes.
             num_classes = min(num_classes, np.iinfo(leaf.dtype.name).max + 1)
@@ -195,10 +251,25 @@ def _gradients(
         found = [tf.convert_to_tensor(tape.gradient(value, at)) for value in values]
         return [gradient.numpy().astype("float64") for gradient in found]
 
+    return _outside(compute)
+
+
+def _outside(compute: Callable[[], Any]) -> Any:
+    """Returns the result of a function that is called outside of any graph or scope."""
     # A thread of its own is outside of the graph that is being traced, of the scope with other
     # values and of the strategy: `tf.init_scope` leaves the first alone, and stops tapes.
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
         return threads.submit(compute).result()
+
+
+def _input(leaf: Any) -> np.ndarray:
+    """Returns a few examples in the form of a tensor of inputs; unknown sizes are 8."""
+    shape = (_COUNT, *(size or 8 for size in leaf.shape[1:]))
+    if leaf.dtype.is_floating:
+        return np.random.default_rng(0).normal(size=shape).astype(leaf.dtype.name)
+    # Numbers that are in any table, or words.
+    dtype = str if leaf.dtype == tf.string else leaf.dtype.as_numpy_dtype
+    return (np.arange(math.prod(shape)) % 2).reshape(shape).astype(dtype)
 
 
 def _close(first: np.ndarray, second: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy, needs_check
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.graph import keras_private
+from fisher_keras.graph.operations import traced_operations
 from fisher_keras.regularizer import preconditions
 from fisher_keras.regularizer.arithmetic import (
     LossScale,
@@ -29,13 +30,9 @@ from fisher_keras.regularizer.batches import (
     specs_of_any_size,
     trace_and_discard,
 )
-from fisher_keras.regularizer.loss_forms import hard_label_mean
+from fisher_keras.regularizer.loss_forms import SHARED, SPLIT, check_penalties, hard_label_mean
 from fisher_keras.regularizer.replicas import Replica
 from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient
-
-# Options by which L is taken on sub-batches, and what to use instead.
-_SHARED = "share_gradients=True", "share_gradients=False or 'auto'"
-_SPLIT = "SharpnessAwareModel(sub_batches > 1)", "sub_batches=1"
 
 
 class Evaluation(NamedTuple):
@@ -200,7 +197,7 @@ class BatchLosses:
         equals_compiled_loss = self.cross_entropy.equals_compiled_loss
 
         def losses(outputs: tf.Tensor) -> list[tf.Tensor]:
-            check_no_mask(outputs, *_SHARED)
+            check_no_mask(outputs, *SHARED)
             (hard,) = self._hard_label_mean(sub_batch.batch, outputs)
             if not equals_compiled_loss:
                 return [hard, self._compiled_loss(sub_batch.batch, outputs)]
@@ -222,7 +219,9 @@ class BatchLosses:
             rest = zip(gradient, hard, strict=True)
             gradient = [h if g is None else add(g, h) for g, h in rest]
         gradient = with_zeros(gradient, weights)
-        preconditions.check_changes(found.scope, self.model, *_SHARED)
+        preconditions.check_changes(found.scope, self.model, *SHARED)
+        if self.num_sub_batches > 1:
+            check_penalties(found.scope.losses, self.model, self.batch, *SHARED)
         loss = _loss_of_sub_batch(self, found, sub_batch, loss, gradient)
         return LossAndGradient(hard_loss, hard), loss
 
@@ -230,13 +229,14 @@ class BatchLosses:
         """Returns L(B_i, w) and its gradient; changes no state."""
 
         def loss(outputs: tf.Tensor) -> list[tf.Tensor]:
-            check_no_mask(outputs, *_SPLIT)
+            check_no_mask(outputs, *SPLIT)
             return [self._compiled_loss(sub_batch.batch, outputs)]
 
         with self.replica.local_batch_norm(self.model.model):
             found = self._evaluate(loss, sub_batch.batch, weights, sub_batch.state)
         preconditions.check_evaluation(found.operations, self.model.model)
-        preconditions.check_changes(found.scope, self.model, *_SPLIT)
+        preconditions.check_changes(found.scope, self.model, *SPLIT)
+        check_penalties(found.scope.losses, self.model, self.batch, *SPLIT)
         gradient = _dense(self._unscaled(found.gradients[0]), weights)
         return _loss_of_sub_batch(self, found, sub_batch, found.losses[0], gradient)
 
@@ -285,7 +285,7 @@ class BatchLosses:
         if state is not None:
             scope = stateless.scope(self.model.model, weights, state)
             given = [scope.get_current_value(v) for v in variables]
-        with preconditions.traced_operations() as operations:
+        with traced_operations() as operations:
             scale = self.scale()
             with tf.GradientTape(persistent=True) as tape:
                 # Variables are watched anyway; values that stand in for them are not.

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.precision import coarse_formats
+from fisher_keras.classifier.precision import coarse_formats, compute_dtypes
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.graph import keras_private
 from fisher_keras.graph import second_derivatives as second
@@ -29,18 +29,23 @@ from fisher_keras.graph.operations import (
     sources,
     traced_operations,
 )
+from fisher_keras.regularizer.arithmetic import LossScale
 
 _REMEDY = (
     "Use gradient='finite_difference', in half precision with step_length=0.1. Given: "
     "gradient='hessian_vector_product'."
 )
-# About three times the relative rounding: from there on, the difference is near that in float64
-# once the training has begun (benchmarks/README.md). At 0.1 it is so before, too.
+# In coarse formats about three times the relative rounding: from there on, the difference is near
+# that in float64 once the training has begun (benchmarks/README.md). At 0.1 it is so before, too.
+# In float32 it is within about a tenth of that in float64 at 1e-5, and within a hundredth at 1e-4.
+# The paper's step is 1e-5 if alpha is 1e-6 and the norm of g_i is 10, the default of `clip_norm`.
+LEAST_ALPHA = 1e-6
 LEAST_STEP_LENGTHS = {
     "bfloat16": 0.025,
     "float32 with products in bfloat16": 0.025,
     "float16": 0.003,
     "TensorFloat-32": 0.003,
+    "float32": 1e-5,
 }
 
 
@@ -77,16 +82,24 @@ def check_difference(model: Any) -> None:
         if step_length is not None or direction != "descent":
             raise ValueError(
                 "step_length and direction are of gradient='finite_difference': leave them out, "
-                f"or use that. Given: step_length={step_length!r}, direction={direction!r}, "
+                "or use that (by a new model, where one cannot be changed without the other). "
+                f"Given: step_length={step_length!r}, direction={direction!r}, "
                 f"gradient={model.gradient!r}."
             )
         return
-    coarse = coarse_formats(model.model)
-    if not coarse:
+    formats = coarse_formats(model.model)
+    is_coarse = bool(formats)
+    if "float32" in compute_dtypes(model.model):
+        formats = {"float32": "train in float64"} | formats
+    if not formats:
         return
-    name = max(coarse, key=LEAST_STEP_LENGTHS.get)
-    remedy, least = coarse[name], LEAST_STEP_LENGTHS[name]
-    if (step_length or 0) >= least:
+    name = max(formats, key=LEAST_STEP_LENGTHS.get)
+    remedy, least = formats[name], LEAST_STEP_LENGTHS[name]
+    if step_length is None:
+        fits = not is_coarse and model.alpha >= LEAST_ALPHA
+    else:
+        fits = step_length >= least
+    if fits:
         return
     if step_length is not None:
         raise ValueError(
@@ -97,9 +110,25 @@ def check_difference(model: Any) -> None:
     raise ValueError(
         f"gradient='finite_difference' cannot be used with a model that computes in {name}: w and "
         f"w - alpha g_i (alpha={model.alpha:g}) give losses and gradients that are equal to "
-        "within its rounding, so that their difference is noise. Use step_length=0.1 "
-        f"({least:g} or greater), gradient='hessian_vector_product', or {remedy}."
+        "within its rounding, so that their difference is noise. Use "
+        f"{'' if is_coarse else f'alpha={LEAST_ALPHA:g} or greater, '}step_length=0.1 ({least:g} "
+        f"or greater), gradient='hessian_vector_product', or {remedy}."
     )
+
+
+def check_unscaled(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises a ValueError if an optimizer takes what it applies for the gradient of a scaled loss.
+
+    Args:
+        optimizer: The optimizer that a gradient without a scale is applied with.
+    """
+    if LossScale.of(optimizer).factor is not None:
+        raise ValueError(
+            "regularized_gradients gives gradients without a scale, and this optimizer would "
+            "divide them by its loss scale. For a custom training loop, compile without one: "
+            "auto_scale_loss=False, or no loss_scale_factor. Given: update_state=True with the "
+            f"optimizer {type(optimizer).__name__}."
+        )
 
 
 def normalizes_batches(model: keras.Model) -> bool:

@@ -15,11 +15,10 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
+from fisher_keras.classifier.hard_label_loss import MEANS, is_mean
 from fisher_keras.classifier.wrapper import ClassifierWrapper
-from fisher_keras.devices import count_processes
+from fisher_keras.devices import MIRRORED, count_processes
 from fisher_keras.graph import keras_private
-
-_MEANS = ("sum_over_batch_size", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +161,7 @@ def check_replicas(model: ClassifierWrapper) -> None:
     if strategy.num_replicas_in_sync == 1:
         return
     what = f"{type(model).__name__} on {strategy.num_replicas_in_sync} replicas"
-    known = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
-    if not isinstance(strategy, known):
+    if not isinstance(strategy, MIRRORED):
         raise ValueError(
             f"{what} needs a tf.distribute.MirroredStrategy or MultiWorkerMirroredStrategy. "
             f"Given: {type(strategy).__name__}."
@@ -205,11 +203,10 @@ def _check_loss(model: ClassifierWrapper, what: str) -> None:
             "overrides compute_loss."
         )
     for loss in keras.tree.flatten(model.loss):
-        reduction = getattr(loss, "reduction", _MEANS[0])
-        if reduction not in _MEANS:
+        if not is_mean(loss):
             raise ValueError(
-                f"{what} needs a loss that is a mean over the examples, reduction={_MEANS[0]!r}. "
-                f"Given: reduction={reduction!r}."
+                f"{what} needs a loss that is a mean over the examples, reduction={MEANS[0]!r}. "
+                f"Given: reduction={loss.reduction!r}."
             )
 
 

@@ -16,12 +16,14 @@ from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import stateless
 from fisher_keras.regularizer.arithmetic import global_norm, in_dtype, with_zeros
 from fisher_keras.regularizer.batches import traced_once
+from fisher_keras.regularizer.loss_forms import SPLIT, check_mean
 from fisher_keras.regularizer.losses import BatchLosses
-from fisher_keras.regularizer.options import Option, number_or_schedule
+from fisher_keras.regularizer.options import Option, choice_of, number_or_schedule
 from fisher_keras.regularizer.preconditions import check_layers
 from fisher_keras.regularizer.step import TrainingMethod
 from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient, Step
 from fisher_keras.regularizer.sub_batches import split_batch
+from fisher_keras.regularizer.traces import check_whole_batch
 
 RHO = {False: 0.05, True: 0.5}  # By `adaptive`: the papers' defaults, for CIFAR-10.
 _ETA = 0.01  # ASAM's, which keeps weights of 0 from standing still.
@@ -66,7 +68,7 @@ class SharpnessAwareModel(TrainingMethod):
 
     training_logs = ("sharpness",)
     rho = Option(number_or_schedule)
-    adaptive = Option(lambda _, value: bool(value))
+    adaptive = Option(choice_of(False, True))
     sub_batches = Option(lambda name, value: whole_number(name, value, least=1))
 
     def __init__(
@@ -99,6 +101,13 @@ class SharpnessAwareModel(TrainingMethod):
         self.adaptive = adaptive
         self.rho = RHO[self.adaptive] if rho is None else rho
         self.sub_batches = sub_batches
+
+    @staticmethod
+    def check_losses(losses: BatchLosses) -> None:
+        """Refuses a classifier or a loss for which L at other weights would be wrong."""
+        check_whole_batch(losses)
+        if losses.model.sub_batches > 1:
+            check_mean(None, losses.model, losses.batch, *SPLIT)
 
     def step(self, losses: BatchLosses) -> Step:
         """Returns the gradient at w + epsilon."""

@@ -9,7 +9,8 @@ $|B| / M$ examples are $\sqrt M$ times as long. A momentum of $m$ makes the lear
 $1 / (1 - m)$ times as large in effect. The ratio of the two is therefore
 $2 \alpha \beta M (1 - m) / \eta$. This assumes that $|B|$ is larger than $M$. If an update has the
 mean of several mini-batches, those of $R$ replicas or accumulated ones, $M$ is the number of all
-their sub-batches. If the ratio is far below 1, $\beta$ changes next to nothing.
+their sub-batches. If the ratio is far below 1, $\beta$ changes next to nothing. $L$ is taken for
+the mean of the examples' losses: for a sum or a weighted loss there is no ratio.
 """
 
 import math
@@ -20,6 +21,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
+from fisher_keras.classifier.hard_label_loss import is_mean, only_loss
 from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.options import Option, number_or_schedule, positive
 from fisher_keras.regularizer.step import TrainingMethod
@@ -47,15 +49,15 @@ def explicit_to_implicit(
     """Returns the ratio of this regularizer's strength to that of SGD's own, float32 scalar.
 
     Args:
-        alpha: Length of the steps along g_i.
+        alpha: Factor of the steps along g_i.
         beta: Weight of the regularizer.
         num_sub_batches: M, of all mini-batches of an update together.
         learning_rate: That of the step.
-        momentum: That of SGD; None for another optimizer.
+        momentum: That of SGD; None for another optimizer, or a loss that is no mean.
 
     Returns:
-        The ratio. It is 0 if the learning rate is 0, as nothing moves then, and NaN for an
-        optimizer that is not SGD.
+        The ratio. It is 0 if the learning rate is 0, as nothing moves then, and NaN without a
+        momentum.
     """
     if momentum is None:
         return tf.constant(math.nan)
@@ -68,7 +70,7 @@ class RelativeStrength(TrainingMethod):
     """A training method whose regularizer has a weight beta, given directly or by a ratio.
 
     Attributes:
-        alpha: Length of the steps along g_i.
+        alpha: Factor of the steps along g_i.
         beta: Weight of the regularizer, a number or a schedule; None with a `strength`.
         strength: The ratio of `explicit_to_implicit` to keep, a number or a schedule; None with a
             `beta`. Setting one of the two removes the other.
@@ -113,13 +115,22 @@ class RelativeStrength(TrainingMethod):
         # A schedule may have another value than 0 in some step.
         return callable(given) or given != 0
 
-    def check_optimizer(self) -> None:
-        """Raises a ValueError if a `strength` has no meaning for the optimizer."""
-        if self.strength is not None and sgd_momentum(self.optimizer) is None:
+    def check_strength(self) -> None:
+        """Raises a ValueError if a `strength` has no meaning for the optimizer or the loss."""
+        if self.strength is None:
+            return
+        remedy = "give beta instead, and tune it on validation data. Given: "
+        if sgd_momentum(self.optimizer) is None:
+            name = type(keras_private.unwrapped(self.optimizer)).__name__
             raise ValueError(
                 "strength is relative to the regularization of Keras' SGD, which other optimizers "
-                "do not have: give beta instead, and tune it on validation data. Given: "
-                f"strength={self.strength!r}, optimizer={type(self.optimizer).__name__}."
+                f"do not have: {remedy}strength={self.strength!r}, optimizer={name}."
+            )
+        if self._momentum() is None:
+            raise ValueError(
+                "strength is for a loss that is the mean over the examples: without another "
+                f"reduction, loss_weights or a compute_loss of the classifier. Else {remedy}"
+                f"strength={self.strength!r}, loss={self.loss!r}."
             )
 
     def current_beta(self) -> float | tf.Tensor:
@@ -138,7 +149,7 @@ class RelativeStrength(TrainingMethod):
             beta,
             self._sub_batches_of_update(),
             self.optimizer.learning_rate,
-            sgd_momentum(self.optimizer),
+            self._momentum(),
         )
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
@@ -146,7 +157,7 @@ class RelativeStrength(TrainingMethod):
 
         The first call warns if the options have an effect that users may not expect.
         """
-        if not self._fitted and self.optimizer is not None:
+        if self.compiled and not self._fitted and self.optimizer is not None:
             for message in self.first_messages():
                 warnings.warn(message, stacklevel=2)
             self._fitted = True
@@ -174,11 +185,16 @@ class RelativeStrength(TrainingMethod):
             given = tf.convert_to_tensor(given(self.optimizer.iterations))
         if self.strength is None or not self.regularizes:
             return given
-        self.check_optimizer()
+        self.check_strength()
         # `explicit_to_implicit` solved for beta.
         rate = tf.cast(self.optimizer.learning_rate, tf.float64)
         rate /= 1 - sgd_momentum(self.optimizer)
         return tf.cast(given, tf.float64) * rate / (2 * self.alpha * self._sub_batches_of_update())
+
+    def _momentum(self) -> float | None:
+        """Returns SGD's momentum; None if the optimizer or the loss has no ratio."""
+        is_plain = self.has_plain_loss and is_mean(only_loss(self.loss))
+        return sgd_momentum(self.optimizer) if is_plain else None
 
     def _sub_batches_of_update(self) -> int:
         """Returns the number of sub-batches on all replicas and in all accumulated steps."""

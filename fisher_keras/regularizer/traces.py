@@ -3,6 +3,7 @@
 To establish them, graphs are traced and thrown away. Nothing is computed, and nothing changes.
 """
 
+import contextlib
 from typing import Any
 
 import keras
@@ -51,7 +52,8 @@ def check_sub_batches(losses: BatchLosses) -> None:
     if tf.executing_eagerly():  # In a graph, the step itself is traced next.
         rows = tf.range(losses.batch_size)
         sub_batch = losses.sub_batch(tf.constant(0), rows, losses.state)
-        with preconditions.second_derivatives():
+        twice = losses.second_derivatives
+        with preconditions.second_derivatives() if twice else contextlib.nullcontext():
             trace_and_discard(losses.hard_label_loss, sub_batch, losses.weights)
 
 

@@ -144,3 +144,29 @@ def test_labels_that_are_no_numbers(method, y):
     for train in (model.fit, model.train_on_batch):
         with pytest.raises(ValueError, match=message):
             train(AGE, y)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        # Each pipeline has batches of its own size.
+        (lambda x, y: tf.data.Dataset.zip(x.batch(4), y.batch(8)), "the same number of examples"),
+        (tf.data.Dataset.zip, r"Data must come in batches: call \.batch\(\)"),
+    ],
+)
+def test_more_labels_than_inputs(batches, message):
+    x, y = (tf.data.Dataset.from_tensor_slices(values) for values in (AGE, Y))
+    head = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    model = FisherRegularizedModel(head, seed=0)
+    model.compile("sgd", sparse_loss(), jit_compile=False)
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=message):
+        model.fit(batches(x, y), verbose=0)
+
+
+def test_labels_by_name_and_sparse_inputs():
+    model = FisherRegularizedModel(keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)]))
+    model.compile("sgd", sparse_loss())
+    expected = model.regularized_gradients(AGE, Y)[0]
+    for x, y in ((AGE, {"out": Y}), (tf.sparse.from_dense(AGE), list(Y))):
+        for mine, right in zip(model.regularized_gradients(x, y)[0], expected, strict=True):
+            np.testing.assert_allclose(mine, right, rtol=1e-5, atol=1e-6)

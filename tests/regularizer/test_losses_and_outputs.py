@@ -170,3 +170,26 @@ def test_embeddings_and_variables_that_the_loss_does_not_reach():
         unused = [v.numpy() for v in model.model.unused.variables]
         model.fit(x, y, batch_size=8, epochs=2, verbose=0)
         assert_equal(unused, [v.numpy() for v in model.model.unused.variables])
+
+
+def test_the_loss_of_another_compilation_is_forgotten():
+    """Keras has taken the other loss for L."""
+    x, y = images()
+    model = compiled(conv_net())
+    with pytest.raises(ValueError, match="needs the cross-entropy"):
+        model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"has no loss\. Call compile"):
+        model.train_on_batch(x, y)
+
+
+def test_a_subclass_whose_config_leaves_out_its_logits():
+    class Terse(keras.losses.SparseCategoricalCrossentropy):
+        def get_config(self):
+            return {"name": self.name, "reduction": self.reduction}
+
+    x, y = images()
+    gradients = [
+        compiled(conv_net(), make(from_logits=True), seed=1).regularized_gradients(x, y)[0]
+        for make in (Terse, keras.losses.SparseCategoricalCrossentropy)
+    ]
+    assert_close(*gradients, rtol=1e-4, atol=1e-6)

@@ -132,3 +132,25 @@ def test_options_that_do_not_go_together_are_refused(set_policy):
     with pytest.raises(ValueError, match="bfloat16"):
         model.gradient = "finite_difference"
     assert model.gradient == "hessian_vector_product"
+
+
+@pytest.mark.parametrize("value", [1, np.True_, 1.0])
+def test_what_equals_a_choice_is_that_choice(value):
+    """The code asks whether it is True itself."""
+    model = FisherRegularizedModel(network(), share_gradients=value)
+    assert model.share_gradients is True
+    assert SharpnessAwareModel(network(), adaptive=value).rho == 0.5
+
+
+def test_what_equals_no_choice_is_refused():
+    with pytest.raises(ValueError, match=r"adaptive must be one of False, True\. Given: 'false'"):
+        SharpnessAwareModel(network(), adaptive="false")
+    with pytest.raises(ValueError, match=r"clip_norm.*must be a finite number.*Given: inf"):
+        FisherRegularizedModel(network(), clip_norm=float("inf"))
+
+
+def test_options_that_need_each_other_are_changed_by_a_new_model(set_policy):
+    set_policy("mixed_bfloat16")
+    model = made(FisherRegularizedModel, network(), step_length=0.1)
+    with pytest.raises(ValueError, match="by a new model"):
+        model.gradient = "hessian_vector_product"

@@ -98,9 +98,7 @@ def history(model, loss):
 
 METHODS = {
     "plain": lambda model: FisherRegularizedModel(model, beta=0),
-    "regularized": lambda model: FisherRegularizedModel(
-        model, alpha=1e-9, beta=1e-9, clip_norm=None
-    ),
+    "regularized": lambda model: FisherRegularizedModel(model, beta=1e-14, clip_norm=None),
     "sharpness": lambda model: SharpnessAwareModel(model, rho=1e-30),
     "shared": lambda model: FisherRegularizedModel(model, share_gradients=True),
     "m-sharpness": lambda model: SharpnessAwareModel(model, sub_batches=2),

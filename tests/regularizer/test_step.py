@@ -216,3 +216,18 @@ def test_a_custom_loop_moves_the_state_as_fit_does(shared, xla):
         looped.optimizer.apply(gradient, looped.trainable_variables)
     assert_close(weights_of(looped), weights_of(fitted), rtol=1e-4, atol=1e-6)
     assert_close(state_of(looped.model), state_of(fitted.model), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [{"loss_scale_factor": 8.0}, None])
+def test_a_custom_loop_whose_optimizer_scales_the_loss_is_refused(optimizer):
+    """It would divide by the scale a gradient that has none; `fit` multiplies it before."""
+    x, y = images()
+    sgd = keras.optimizers.SGD(1.0, **optimizer or {})
+    model = FisherRegularizedModel(conv_net(), share_gradients=False)
+    model.compile(sgd if optimizer else keras.optimizers.LossScaleOptimizer(sgd), sparse_loss())
+    unscaled = FisherRegularizedModel(conv_net(), share_gradients=False, seed=model.seed)
+    unscaled.compile("sgd", sparse_loss())
+    expected = unscaled.regularized_gradients(x, y)[0]
+    assert_close(model.regularized_gradients(x, y)[0], expected, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match=r"by its loss scale.*auto_scale_loss=False"):
+        model.regularized_gradients(x, y, update_state=True)

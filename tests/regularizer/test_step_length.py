@@ -19,6 +19,7 @@ from test_algorithm import cross_entropy, examples, pieces, quadratic, weights_a
 
 from fisher_keras.classifier import precision
 from fisher_keras.regularizer.algorithm import DIRECTIONS, finite_difference
+from fisher_keras.regularizer.step_types import LossAndGradient
 
 SIDES = {"descent": (0, -1), "ascent": (1, 0), "central": (1, -1)}
 OPTIONS = [(direction, length) for direction in DIRECTIONS for length in (None, 0.4)]
@@ -272,3 +273,42 @@ def test_without_options_the_step_is_the_papers(float64):
 def test_a_product_has_no_difference(options):
     with pytest.raises(ValueError, match=r"finite_difference.*Given: step_length="):
         compiled(conv_net(), gradient="hessian_vector_product", **options)
+
+
+@pytest.mark.parametrize("policy", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("options", "least"), [({"alpha": 0.9e-6}, "alpha=1e-06"), ({"step_length": 0.9e-5}, "1e-05")]
+)
+def test_a_step_that_is_lost_in_rounding_is_refused(set_policy, policy, options, least):
+    set_policy(policy)
+    if policy == "float64":
+        compiled(conv_net(), **options)
+        return
+    with pytest.raises(ValueError, match=rf"{least} or greater.*rounding|rounding.*{least} or gr"):
+        compiled(conv_net(), **options)
+    compiled(conv_net(), **{name: 1.2 * value for name, value in options.items()})
+
+
+@pytest.mark.parametrize(("scale", "options"), [(10, {"alpha": 1e-6}), (1, {"step_length": 1e-5})])
+def test_the_least_step_has_the_difference_of_float64(scale, options):
+    """To within about a tenth, if the gradient is as long as the default of the clipping."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(16, 20)), tf.constant(random.integers(0, 5, 16))
+    kernel = random.normal(size=(20, 5))
+
+    def difference(dtype):
+        def loss(weights):
+            with tf.GradientTape() as tape:
+                tape.watch(weights)
+                outputs = tf.cast(x, dtype) @ weights[0]
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, outputs)
+                value = tf.cast(scale, dtype) * tf.reduce_mean(losses)
+            return LossAndGradient(value, tape.gradient(value, weights))
+
+        arguments = {"alpha": 1e-4} | options
+        return (
+            finite_difference(loss, [tf.constant(kernel, dtype)], **arguments).gradient[0].numpy()
+        )
+
+    exact = difference("float64")
+    assert np.linalg.norm(difference("float32") - exact) < 0.2 * np.linalg.norm(exact)

@@ -8,7 +8,15 @@ import pytest
 import tensorflow as tf
 from closed_forms import algorithm_1
 from marks import each_value, nightly
-from small_models import assert_close, compiled, conv_net, images, sub_batches_of, weights_of
+from small_models import (
+    assert_close,
+    compiled,
+    conv_net,
+    images,
+    sparse_loss,
+    sub_batches_of,
+    weights_of,
+)
 from test_algorithm import examples
 
 from fisher_keras import FisherRegularizedModel
@@ -360,3 +368,36 @@ def test_a_tiny_beta_is_the_control(float64):
         model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
         weights.append(weights_of(model))
     assert_close(*weights, rtol=1e-7)
+
+
+class Weighted(keras.Model):
+    def compute_loss(self, *args, **kwargs):
+        return 3 * super().compute_loss(*args, **kwargs)
+
+
+@pytest.mark.parametrize("change", ["sum", "mean_with_sample_weight", "weights", "compute_loss"])
+def test_a_loss_that_is_no_mean_has_no_such_ratio(change):
+    """SGD's own regularization follows its square, and R does not change with it."""
+    x, y = images()
+    network, options, loss = conv_net(), {}, sparse_loss()
+    if change == "weights":
+        options = {"loss_weights": [3.0]}
+    elif change == "compute_loss":
+        network = Weighted(network.inputs, network.outputs)
+    else:
+        loss = sparse_loss(reduction=change)
+    with pytest.raises(ValueError, match=r"mean over the examples.*give beta instead.*strength=0"):
+        compiled(network, loss, optimizer=SGD(0.1), compile_kwargs=options, strength=0.25)
+    model = compiled(network, loss, optimizer=SGD(0.1), compile_kwargs=options)
+    assert np.isnan(model.fit(x, y, verbose=0).history["explicit_to_implicit"]).all()
+
+
+def test_a_loss_scale_is_not_the_optimizer_that_is_named():
+    adam = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
+    with pytest.raises(ValueError, match="optimizer=Adam"):
+        compiled(conv_net(), optimizer=adam, strength=0.25)
+
+
+def test_fit_before_compile_is_keras_error():
+    with pytest.raises(ValueError, match=r"compile\(\)"):
+        FisherRegularizedModel(conv_net()).fit(*images(), verbose=0)
