@@ -195,7 +195,9 @@ def _activation_input(outputs: tf.Tensor) -> tf.Tensor | None:
     if activation not in _ACTIVATIONS or not same_rows:
         return None
     (inside,) = last.op.inputs
-    return inside if behind(outputs, _TRANSPARENT) is last else tf.reshape(inside, tf.shape(outputs))
+    return (
+        inside if behind(outputs, _TRANSPARENT) is last else tf.reshape(inside, tf.shape(outputs))
+    )
 
 
 def _is_bernoulli(

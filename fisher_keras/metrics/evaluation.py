@@ -130,7 +130,7 @@ def evaluate_local_minimum(
         The report. Its notes say if the assumptions of the metric do not hold: the training error
         is not 0, or the training loss is more than `MAX_TRAIN_LOSS` above the smallest loss that
         the labels allow. They also name the examples that make the Fisher information of a sample
-        singular.
+        singular, and say if the trials ended before standard_error was reached.
 
     Raises:
         ValueError: If an argument is out of range, the model's outputs are not finite, the file
@@ -187,9 +187,9 @@ def evaluate(
     evaluation = _Evaluation(classifier, data, options.units(classifier, data), options, strategy)
     identity = options.identity(classifier, data)
     rule = StoppingRule.of(options, reference, identity, processes)
-    test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
     # The other processes evaluate the same trials and keep them in memory: one alone may write.
     file = TrialFile(trials_path if processes.is_chief else None, identity)
+    test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
     train = evaluation.training_loss(range(rule.num_trials))
     start = time.monotonic()
     progress = progress and processes.is_chief
@@ -202,11 +202,12 @@ def evaluate(
     singular = singular_notes(trials, options, identity["num_parameters"])
     for note in singular:
         warnings.warn(note, SingularGramWarning, stacklevel=3)
+    others = *singular, *rule.notes(trials)
     return LocalMinimumReport(
         metrics={name: summarize([t.metrics[name] for t in trials]) for name in options.metrics},
         train=train_loss,
         test=test,
-        notes=(*training_notes(train_loss, len(train.rows), data), *singular),
+        notes=(*training_notes(train_loss, len(train.rows), data), *others),
         evaluation=identity,
         num_parameters=identity["num_parameters"],
         seconds=time.monotonic() - start,
