@@ -1,4 +1,4 @@
-"""How often a bootstrap interval of Kendall's tau-b covers it, by what the bootstrap draws.
+"""Coverage of bootstrap intervals of Kendall's tau-b, by the units that the bootstrap draws.
 
 Simulates scenarios: a test error and a metric of each run, which both rise with the scenario's
 variable and have noise of their own and, in half of the kinds, noise that all runs of a seed have

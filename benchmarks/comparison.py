@@ -1,4 +1,4 @@
-"""What the regularized step is measured against: SAM, and the regularizer as unrolled copies.
+"""Rivals of the regularized step: SAM, and the regularizer as unrolled copies.
 
 For benchmarks and tests only: one tensor of inputs, sparse labels, logits, float32, no sample
 weights.

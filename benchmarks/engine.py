@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the engine of the experiments adds to its runs: twelve on two workers, against the ideal.
+"""Overhead of the engine of the experiments: twelve runs on two workers, against the ideal.
 
 The runs of one kind sleep; those of the other multiply matrices with as many threads as the engine
 gives them, the same work in each. Ideal is what the runs themselves take, shared by the workers.

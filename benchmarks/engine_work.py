@@ -1,4 +1,4 @@
-"""What the runs of engine.py do. Their processes import this module, and little else."""
+"""Work of the runs of engine.py. Their processes import this module, and little else."""
 
 import pathlib
 import time

@@ -32,7 +32,7 @@ _NUM_CLASSES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What is evaluated.
+    """A network that is evaluated.
 
     Attributes:
         arch: One of `fisher_keras.models.ARCHITECTURES`.
@@ -59,7 +59,7 @@ NETWORKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """Options of the measurement.
 
     Attributes:
         num_samples: N'.

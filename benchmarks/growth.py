@@ -21,7 +21,7 @@ from matplotlib import ticker
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """Options of the measurement.
 
     Attributes:
         num_samples: Values of N', of a ResNet-20's Gram matrix.
@@ -41,7 +41,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """How a figure grows.
+    """Growth of a figure.
 
     Attributes:
         formula: What it is said to be, with factors a, b, c of 0 or more.
@@ -60,7 +60,7 @@ class Growth:
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """What time and memory grow with.
+    """Time and memory by the sizes that they grow with.
 
     Attributes:
         title: Its symbol, and of what it is.

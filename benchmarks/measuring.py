@@ -1,4 +1,4 @@
-"""What the benchmarks share: times and peak memory. Imports no TensorFlow."""
+"""Times and peak memory, for all benchmarks. Imports no TensorFlow."""
 
 import concurrent.futures
 import gc

@@ -24,7 +24,7 @@ _SHARED = "finite_difference, shared"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """Options of the measurement.
 
     Attributes:
         batch_size: B of the steps.

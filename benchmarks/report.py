@@ -25,7 +25,7 @@ _GRAMS = "Gram matrices"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """Options of the measurement.
 
     Attributes:
         num_samples: N'.

@@ -1,4 +1,4 @@
-"""What the benchmarks share: tables, JSON, and what the numbers depend on."""
+"""Tables, JSON and the environment of the numbers, for all benchmarks."""
 
 import dataclasses
 import json

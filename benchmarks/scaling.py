@@ -27,7 +27,7 @@ _VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """Options of the measurement.
 
     Attributes:
         batch_size: B, of all replicas together.

@@ -39,7 +39,7 @@ _COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """Options of the measurement.
 
     Attributes:
         batch_size: B.

@@ -63,7 +63,7 @@ def real_number(
 
 
 def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
-    """Returns a value that is one of the choices.
+    """Returns the choice that a value is equal to: True for 1 or NumPy's True.
 
     Raises:
         ValueError: If it is none of them.
@@ -71,7 +71,7 @@ def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
     if value not in choices:
         listed = ", ".join(map(repr, choices))
         raise ValueError(f"{name} must be one of {listed}. Given: {value!r}.")
-    return value
+    return choices[choices.index(value)]
 
 
 def _is_number(value: Any) -> bool:

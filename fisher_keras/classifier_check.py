@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ import tensorflow as tf
 from fisher_keras.classifier import Classifier, stateless
 from fisher_keras.classifier.labels import labelled_data
 from fisher_keras.classifier.logits import FromLogits, are_probabilities, rounding
+from fisher_keras.classifier.wrapper import unchanged
 from fisher_keras.fisher import loss_gradient_gram
 from fisher_keras.metrics import hessian, robustness
 from fisher_keras.regularizer import FisherRegularizedModel, SharpnessAwareModel
@@ -113,14 +114,20 @@ def check_classifier(
         _tried("robustness", lambda: robustness(classifier, data.x)),
         _hessian(classifier, data.x, data.y, num_parameters),
     ]
+    with unchanged(classifier.model):  # Some are compiled with the model around them.
+        features += _training(classifier.model, loss, batch, (given, labels))
+    return ClassifierCheck(num_parameters, tuple(features))
+
+
+def _training(model: keras.Model, loss: Any, batch: Batch, given: tuple) -> Iterator[FeatureCheck]:
+    """Tries the training methods on a prepared batch, and on data as `fit` takes them."""
     for gradient in GRADIENTS:
         for shares in (False, True):
             name = f"regularizer, {gradient}" + (", shared gradients" if shares else "")
-            step = functools.partial(_step, model, loss, (given, labels), gradient, shares)
-            features.append(_tried(name, step))
-    features.append(_tried('sharing by "auto"', lambda: _share(model, loss, batch)))
-    features.append(_tried("SAM", lambda: _losses(SharpnessAwareModel(model), loss, batch)))
-    return ClassifierCheck(num_parameters, tuple(features))
+            step = functools.partial(_step, model, loss, given, gradient, shares)
+            yield _tried(name, step)
+    yield _tried('sharing by "auto"', lambda: _share(model, loss, batch))
+    yield _tried("SAM", lambda: _losses(SharpnessAwareModel(model), loss, batch))
 
 
 def _tried(name: str, call: Callable[[], Any]) -> FeatureCheck:

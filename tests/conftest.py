@@ -36,6 +36,12 @@ def set_environment():
 
 
 set_environment()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the processors, as do the processes that they start: further threads of
+    # theirs only wait for one another.
+    os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
+# Graphs are large: by default, what a trace makes is searched for garbage some thousand times.
+gc.set_threshold(50_000)
 
 
 def pytest_configure(config):
@@ -43,8 +49,14 @@ def pytest_configure(config):
     config.option.loadscopereorder = False
 
 
-# Files of more than a minute.
-LONGEST = ("test_replicas.py", "test_four_replicas.py", "test_examples.py", "test_regularizer.py")
+# Files of about a minute and more.
+LONGEST = (
+    "test_replicas.py",
+    "test_four_replicas.py",
+    "test_examples.py",
+    "test_workers.py",
+    "test_preconditions.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,4 @@
-"""What the tests of scripts and of several processes share."""
+"""Helpers of the tests of scripts and of several processes."""
 
 import contextlib
 import json

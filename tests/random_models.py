@@ -23,6 +23,7 @@ class Case:
         shape: Of an example.
         classes: K.
         probabilities: Whether it ends in softmax.
+        positions: Whether there is a prediction at each position that the layers leave.
         labels: "classes", "column", "one hot" or "soft".
         count: N.
         seed: Of the weights and the data.
@@ -32,6 +33,7 @@ class Case:
     shape: tuple[int, ...]
     classes: int
     probabilities: bool
+    positions: bool
     labels: str
     count: int
     seed: int
@@ -42,7 +44,7 @@ class Case:
         h = inputs
         for kind, options in self.layers:
             h = LAYERS[kind](h, **options)
-        h = layers.Flatten(dtype="float64")(h)
+        h = h if self.positions else layers.Flatten(dtype="float64")(h)
         ends_in = "softmax" if self.probabilities else None
         model = keras.Model(inputs, layers.Dense(self.classes, ends_in, dtype="float64")(h))
         generator = np.random.default_rng(self.seed)
@@ -52,17 +54,21 @@ class Case:
                 v.assign(0.5 + np.abs(values) if "variance" in v.path else values)
         return model
 
-    def examples(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns inputs, labels in their form, and the most probable class of each."""
+    def examples(self, positions: Any = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns inputs, labels in their form, and the most probable class of each.
+
+        Args:
+            positions: The sizes P of the predictions of an example.
+        """
         generator = np.random.default_rng(self.seed + 1)
         x = generator.normal(size=(self.count, *self.shape))
         if len(self.shape) > 1:  # Sequences of several lengths, the rest of which is 0.
             x[::2, -1] = 0
-        soft = generator.dirichlet(np.ones(self.classes), self.count)
-        hard = np.argmax(soft, axis=1)
+        soft = generator.dirichlet(np.ones(self.classes), (self.count, *positions))
+        hard = np.argmax(soft, axis=-1)
         y = {
             "classes": hard,
-            "column": hard[:, np.newaxis],
+            "column": hard[..., np.newaxis],
             "one hot": np.eye(self.classes)[hard],
             "soft": soft,
         }
@@ -192,8 +198,20 @@ KINDS = {
 
 
 @st.composite
-def cases(draw: st.DrawFn, counts: st.SearchStrategy = SIZES, also: str | None = None) -> Case:
-    """Draws a classifier and examples; the classifier has one layer of the kind `also`, too."""
+def cases(
+    draw: st.DrawFn,
+    counts: st.SearchStrategy = SIZES,
+    also: str | None = None,
+    positions: bool = False,
+) -> Case:
+    """Draws a classifier and examples.
+
+    Args:
+        draw: Given by hypothesis.
+        counts: Of numbers of examples.
+        also: The kind of one more layer.
+        positions: Whether there may be a prediction at each position.
+    """
     rank = draw(st.integers(1, 3))
     shape = tuple(draw(st.lists(SIZES, min_size=rank, max_size=rank)))
     kinds = draw(st.lists(st.sampled_from(KINDS[rank]), max_size=3 if also is None else 2))
@@ -208,6 +226,7 @@ def cases(draw: st.DrawFn, counts: st.SearchStrategy = SIZES, also: str | None =
         shape=shape,
         classes=draw(SIZES),
         probabilities=draw(st.booleans()),
+        positions=positions and draw(st.booleans()),
         labels=draw(st.sampled_from(["classes", "column", "one hot", "soft"])),
         count=draw(counts),
         seed=draw(st.integers(0, 2**16)),

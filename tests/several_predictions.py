@@ -76,6 +76,27 @@ def case(name, count=COUNT, seed=0):
     return model, x, y, weights
 
 
+class Masked(layers.Layer):
+    """Marks examples as padding."""
+
+    supports_masking = True
+
+    def call(self, x):
+        return x
+
+    def compute_mask(self, x, mask=None):
+        return x[:, 0] > 0
+
+
+def masked_examples():
+    """Returns a classifier with a mask and one without, inputs, labels, and which ones count."""
+    x, y = np.random.default_rng(0).normal(size=(6, 4)), np.arange(6) % 3
+    kept = np.array([True, False, True, False, True, True])
+    x[:, 0] = np.where(kept, 1.0, -1.0)
+    plain = sequential((4,), layers.Dense(3))
+    return sequential((4,), Masked(), *plain.layers), plain, x, y, kept
+
+
 def counted(x, y, weights=None):
     """Returns which positions count: words that are not 0, of weight 1."""
     words = x != 0 if x.dtype.kind == "i" else np.ones(y.shape, bool)

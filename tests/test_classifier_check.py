@@ -1,4 +1,4 @@
-"""What check_classifier says works is what works, and what it refuses is refused."""
+"""The answers of check_classifier are true: of all that works, and of all that is refused."""
 
 import doctest
 
@@ -106,3 +106,33 @@ def test_docstring():
     results = doctest.testmod(classifier_check, extraglobs={"np": np, "keras": keras})
     assert results.attempted
     assert not results.failed
+
+
+class OwnLoss(keras.Model):
+    def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+        return 2 * super().compute_loss(x, y, y_pred, sample_weight, training)
+
+
+class OwnCompile(OwnLoss):
+    """Makes a metric whenever it is compiled, which Keras adds to a list."""
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        self.mine = keras.metrics.Mean(name="mine")
+
+
+@pytest.mark.parametrize(("make", "wrapped"), [(OwnLoss, False), (OwnCompile, True)])
+def test_what_a_classifier_is_compiled_with_stays(make, wrapped):
+    layers = network(keras.layers.Dense(4, "tanh"))
+    model = make(layers.inputs, layers.outputs)
+    if not wrapped:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("adam", loss, metrics=["accuracy"], loss_weights=[3.0])
+    given = FisherRegularizedModel(model) if wrapped else model
+    before, metrics = dict(vars(model)), list(model.metrics)
+    report = check_classifier(given, *data())
+    assert names(report, False) <= {AUTO}
+    assert vars(model).keys() == before.keys()
+    changed = {name for name, value in vars(model).items() if value is not before[name]}
+    assert changed <= {"_called"}
+    assert [id(metric) for metric in model.metrics] == [id(metric) for metric in metrics]

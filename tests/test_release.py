@@ -1,4 +1,4 @@
-"""What is released: the wheel has the package and nothing else, and runs in a new environment."""
+"""The released wheel has the package and nothing else, and runs in a new environment."""
 
 import importlib.util
 import os
@@ -63,7 +63,7 @@ def test_the_source_distribution_has_no_tests(dist):
 
 
 def test_the_wheel_in_a_new_environment_runs_the_readmes_example(dist, tmp_path):
-    """What the package requires is this environment's: to install it takes minutes."""
+    """The requirements of the package are this environment's: to install them takes minutes."""
     venv = tmp_path / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", venv)
     (site_packages,) = venv.glob("lib/python*/site-packages")

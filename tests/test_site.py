@@ -70,10 +70,7 @@ def test_a_link_that_leads_nowhere_is_an_error():
         turn("index.md", "[a](../NOWHERE.md)")
 
 
-def test_a_command_has_a_page_with_an_anchor_for_each_flag():
-    import commands
-
-    text = """Does it.
+HELP = """Does it.
 
 For example
 
@@ -89,9 +86,7 @@ how:
   --to: <a|b>: Where_to <go>.
     (a number)
 """
-    assert (
-        commands.page("it", text)
-        == """# it
+PAGE = """# it
 
 Does it.
 
@@ -112,7 +107,12 @@ Runs.
 - <a id="to"></a>`--to`<br>
   Where\\_to &lt;go&gt;. Expected: a number. One of `a`, `b`.
 """
-    )
+
+
+def test_a_command_has_a_page_with_an_anchor_for_each_flag():
+    import commands
+
+    assert commands.page("it", HELP) == PAGE
 
 
 def test_all_flags_are_on_the_pages_of_the_commands():

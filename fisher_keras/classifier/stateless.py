@@ -94,8 +94,12 @@ def dropping_changes() -> keras.StatelessScope:
 
 def call(model: keras.Model, x: Any, training: bool | None) -> Any:
     """Calls a model, passing `training` if its `call` accepts it."""
-    accepts = "training" in inspect.signature(model.call).parameters
-    return model(x, training=training) if accepts else model(x)
+    return model(x, training=training) if accepts_training(model) else model(x)
+
+
+def accepts_training(model: keras.Model) -> bool:
+    """Returns whether a model's `call` takes `training`, which Keras' own steps then give."""
+    return "training" in inspect.signature(model.call).parameters
 
 
 def build(model: keras.Model, x: Any) -> None:

@@ -1,7 +1,9 @@
 """Models around a classifier, and the classifier inside."""
 
+import contextlib
 import inspect
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import h5py
@@ -81,6 +83,13 @@ class ClassifierWrapper(preprocessing.PreprocessedData):
             )
         super().__setattr__(name, value)
 
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> tf.Tensor:
+        """Calls the classifier as Keras' own steps do: with `training` if it accepts that."""
+        # The layers of one that does not would take the mode of the call around them.
+        if not stateless.accepts_training(unwrap(self.model)):
+            kwargs.pop("training", None)
+        return super().__call__(inputs, *args, **kwargs)
+
     def call(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
         """Returns the classifier's outputs."""
         return stateless.call(self.model, inputs, training)
@@ -112,13 +121,16 @@ class ClassifierWrapper(preprocessing.PreprocessedData):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Configures training; the arguments are those of `keras.Model.compile`."""
+        """Configures training; the arguments are those of `keras.Model.compile`.
+
+        A classifier with its own `compute_loss`, which may ask for the compiled loss or optimizer,
+        is compiled again: with this optimizer, this loss and its weights, and without metrics.
+        """
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self.has_custom_loss = overrides(self.model, "compute_loss")
         overridden = type(self).compute_loss is not ClassifierWrapper.compute_loss
         self.has_plain_loss = not (loss_weights or self.has_custom_loss or overridden)
         if self.has_custom_loss:
-            # It may call Keras' own, which asks for the classifier's compiled loss.
             self._compile_classifier(
                 optimizer=self.optimizer, loss=loss, loss_weights=loss_weights
             )
@@ -148,16 +160,24 @@ class ClassifierWrapper(preprocessing.PreprocessedData):
             arguments["training"] = training
         return self.model.compute_loss(**arguments)
 
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras' metrics of this model, and those that the classifier has made for itself."""
+        return [*super().metrics, *keras_private.metrics_made_by(unwrap(self.model))]
+
     def compute_metrics(
         self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None
     ) -> dict[str, tf.Tensor]:
         """Returns the logs, with those of the classifier if it computes some itself."""
         arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
-        logs = {}
-        if overrides(self.model, "compute_metrics"):
-            logs = self.model.compute_metrics(**arguments)
-        # Where both have a log of one name, that of the wrapper, which does the step, counts.
-        return {**logs, **super().compute_metrics(**arguments)}
+        if not overrides(self.model, "compute_metrics"):
+            return super().compute_metrics(**arguments)
+        logs = self.model.compute_metrics(**arguments)
+        own = {metric.name for metric in keras_private.metrics_made_by(unwrap(self.model))}
+        # Where both have a log of one name, that of the wrapper, which does the step, counts,
+        # unless the classifier has made the metric.
+        rest = super().compute_metrics(**arguments).items()
+        return {**logs, **{name: value for name, value in rest if name not in own & logs.keys()}}
 
     def reset_metrics(self) -> None:
         """Resets all metrics, the classifier's own too."""
@@ -245,6 +265,25 @@ def unwrap(model: keras.Model) -> keras.Model:
     while isinstance(model, ClassifierWrapper):
         model = model.model
     return model
+
+
+@contextlib.contextmanager
+def unchanged(model: keras.Model) -> Iterator[None]:
+    """The context after which a model has the attributes that it had before.
+
+    To compile a model changes them; those of its variables and layers are left alone.
+    """
+    attributes = dict(vars(model))
+    # Keras lists metrics and layers as they are assigned, also in a model's own `compile`.
+    lists = {name: list(value) for name, value in attributes.items() if isinstance(value, list)}
+    try:
+        yield
+    finally:
+        vars(model).clear()
+        vars(model).update(attributes)
+        for name, before in lists.items():
+            if len(before) != len(attributes[name]):
+                attributes[name][:] = before
 
 
 def overrides(model: keras.Model, method: str) -> bool:

@@ -61,12 +61,12 @@ def load_folder(folder: str | None, image_size: int | None) -> ImageDataset:
     (train_paths, train_labels), (test_paths, test_labels) = (
         _list_split(folder, split, class_names) for split in ("train", "test")
     )
-    untrained = np.setdiff1d(test_labels, train_labels)
+    untrained = np.setdiff1d(range(len(class_names)), train_labels)
     if len(untrained):
         name = class_names[untrained[0]]
         raise ValueError(
-            f"there are test images but no training images of the class {name!r} in {folder}: "
-            f"add {folder}/train/{name}, or remove {folder}/test/{name}"
+            f"there are no training images of the class {name!r} in {folder}: add images to "
+            f"{folder}/train/{name}, or remove each folder {name}"
         )
     # One reader for both: so the test images have to be of the shape of the training images.
     reader = ImageFiles(folder, np.concatenate([train_paths, test_paths]), image_size)
@@ -79,7 +79,9 @@ def load_folder(folder: str | None, image_size: int | None) -> ImageDataset:
 
 def _folders(*parts: str) -> list[str]:
     path = os.path.join(*parts)
-    return [name for name in os.listdir(path) if os.path.isdir(os.path.join(path, name))]
+    names = [name for name in os.listdir(path) if os.path.isdir(os.path.join(path, name))]
+    # What systems and notebooks put into any folder is no class: __MACOSX, .ipynb_checkpoints.
+    return [name for name in names if not name.startswith((".", "__"))]
 
 
 def _list_split(folder: str, split: str, class_names: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, LocalMinimumReport]:
         OSError: If the output cannot be written.
     """
     tf.config.experimental.enable_tensor_float_32_execution(False)  # It has 10 bits, on a GPU.
-    output = None if config.output is None else pathlib.Path(config.output)
+    output = None if config.output is None else pathlib.Path(config.output).expanduser()
     models = load_models(config.models, config.imports)
     train, test, dataset = config.load(config.validation_size, config.seed)
     for path, model in zip(config.models, models.values(), strict=True):

@@ -81,6 +81,7 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _load(path: str, known: dict[str, Any]) -> keras.Model:
+    path = os.path.expanduser(path)
     file = pathlib.Path(path)
     if not path.startswith(_HF) and not file.is_file():
         raise ValueError(f"--model={path}: there is no such file; expected a .keras file")

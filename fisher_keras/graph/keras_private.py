@@ -127,6 +127,16 @@ def unbuilt_metrics(model: keras.Model) -> Any:
     return None if metrics is None or metrics.built else metrics
 
 
+def metrics_made_by(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Returns the metrics that a model has made for itself, without those of `compile`."""
+    # `Model.metrics` mixes them, and leaves out both of a model that is a layer of another one.
+    made = model._metrics
+    if type(model).metrics is keras.Model.metrics:
+        return list(made)
+    compiled = {id(m) for m in model._get_own_metrics()} - {id(m) for m in made}
+    return [metric for metric in model.metrics if id(metric) not in compiled]
+
+
 def is_built(model: keras.Model) -> bool:
     """Returns whether a model and all layers in it have their variables.
 
@@ -167,9 +177,14 @@ def moves_seeds(scope: keras.StatelessScope, model: keras.Model) -> bool:
         scope: The scope of the call.
         model: The model.
     """
+    seeds = {id(v) for v in seed_states(model)}
+    return bool(assigned_others(scope, [v for v in model.variables if id(v) not in seeds]))
+
+
+def assigned_others(scope: keras.StatelessScope, variables: list[keras.Variable]) -> set[int]:
+    """Returns the ids of variables that were assigned in a scope, but for the given ones."""
     # What a scope has been assigned has no public name but that of each variable in turn.
-    state = {id(v) for v in model.variables} - {id(v) for v in seed_states(model)}
-    return bool(scope.state_mapping.keys() - state)
+    return scope.state_mapping.keys() - {id(variable) for variable in variables}
 
 
 def with_own_seeds(

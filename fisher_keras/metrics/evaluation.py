@@ -21,7 +21,7 @@ from fisher_keras.classifier.positions import Positions, Unit
 from fisher_keras.devices import Processes, over_replicas, replica_devices, replica_strategy
 from fisher_keras.fisher.gram import loss_gradient_gram
 from fisher_keras.metrics import gram_metrics
-from fisher_keras.metrics.evaluation_options import EvaluationOptions
+from fisher_keras.metrics.evaluation_options import EvaluationOptions, gradient_norms
 from fisher_keras.metrics.layer_table import layer_metrics, layer_weights
 from fisher_keras.metrics.loss_and_errors import RunningDataLoss, evaluate_data_loss
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS, Sample
@@ -108,7 +108,8 @@ def evaluate_local_minimum(
             the same evaluation, the evaluation resumes after them, also with a larger num_trials.
             Other trials are refused, and the file is left as it is. These are trials of other
             weights, data or options, of another function of the same weights (other
-            `from_logits`, frozen layers or activations, another dtype policy), or of version 0.2.
+            `from_logits`, frozen layers or activations, gradients that are stopped elsewhere,
+            another dtype policy), or of an earlier version.
         progress: Whether to show a progress bar, and to print how long the trials will take. This
             time comes from the second trial, because the first one includes the tracing.
         unit: The unit that a trial samples: "example", whose loss is the sum over its positions,
@@ -188,7 +189,7 @@ def evaluate(
     identity = options.identity(classifier, data)
     rule = StoppingRule.of(options, reference, identity, processes)
     # The other processes evaluate the same trials and keep them in memory: one alone may write.
-    file = TrialFile(trials_path if processes.is_chief else None, identity)
+    file = evaluation.trial_file(trials_path if processes.is_chief else None, identity)
     test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
     train = evaluation.training_loss(range(rule.num_trials))
     start = time.monotonic()
@@ -198,16 +199,15 @@ def evaluate(
     if rule.standard_error is not None and not data.in_memory:
         train = evaluation.training_loss(range(len(trials)))
         train.evaluate(classifier, train.rows)
-    train_loss = train.result()
+    loss = train.result()
     singular = singular_notes(trials, options, identity["num_parameters"])
     for note in singular:
         warnings.warn(note, SingularGramWarning, stacklevel=3)
-    others = *singular, *rule.notes(trials)
     return LocalMinimumReport(
         metrics={name: summarize([t.metrics[name] for t in trials]) for name in options.metrics},
-        train=train_loss,
+        train=loss,
         test=test,
-        notes=(*training_notes(train_loss, len(train.rows), data), *others),
+        notes=(*training_notes(loss, len(train.rows), data), *singular, *rule.notes(trials)),
         evaluation=identity,
         num_parameters=identity["num_parameters"],
         seconds=time.monotonic() - start,
@@ -233,6 +233,14 @@ class _Evaluation:
     units: Examples | Positions
     options: EvaluationOptions
     strategy: tf.distribute.Strategy
+
+    def trial_file(self, path: str | os.PathLike | None, identity: dict[str, Any]) -> TrialFile:
+        """Opens the file that the trials are kept in, or none."""
+        if path is not None:
+            # Traced only where they are compared, and matter.
+            gradients = gradient_norms(self.classifier, self.data) if self.options.needs else []
+            identity = {**identity, "gradients": gradients}
+        return TrialFile(path, identity)
 
     def training_loss(self, trials: Sequence[int]) -> RunningDataLoss:
         """Starts the training loss; of data not in memory, only of the sampled examples."""

@@ -1,14 +1,16 @@
 """The options of an evaluation, and the identity of its trials."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from fisher_keras.arguments import one_of, real_number, whole_number
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.classifier import Classifier
+from fisher_keras.classifier.classifier import Classifier, logits_function
 from fisher_keras.classifier.inputs import check_trainable
 from fisher_keras.classifier.labels import Examples, fingerprint
 from fisher_keras.classifier.positions import UNITS, Positions, Unit, check_single
@@ -21,7 +23,7 @@ from fisher_keras.metrics.trials import draw_sample
 GAMMA_HAT = "log_determinant"
 # So many examples are evaluated before the first trial, to refuse outputs of the wrong kind.
 _CHECKED_EXAMPLES = 256
-# The logits of so many examples stand for the function in the identity of the trials.
+# Logits and gradients of so many examples stand for the function in the identity of the trials.
 _COMPARED_EXAMPLES = 4
 
 
@@ -167,15 +169,56 @@ class EvaluationOptions:
         }
 
 
-def _some_logits(classifier: Classifier, data: Examples) -> list[list[float]]:
-    """Returns two sums over the logits of each of a few examples, for any number K."""
+def _some_inputs(classifier: Classifier, data: Examples) -> Any:
+    """Returns the inputs of a few examples, as the model's call takes them."""
     # Spread over all of the data, which may be ordered by class.
     rows = np.linspace(0, len(data) - 1, _COMPARED_EXAMPLES).astype(int)
-    logits, counted = classifier.predictions(classifier.inputs(data.take(rows).x))
+    return classifier.inputs(data.take(rows).x)
+
+
+def _some_logits(classifier: Classifier, data: Examples) -> list[list[float]]:
+    """Returns two sums over the logits of each of a few examples, for any number K."""
+    logits, counted = classifier.predictions(_some_inputs(classifier, data))
     # Where nothing counts, nothing depends on what there is.
-    logits = np.where(counted[..., np.newaxis], logits, 0.0).reshape(len(rows), -1)
+    logits = np.where(counted[..., np.newaxis], logits, 0.0).reshape(len(logits), -1)
     classes = np.arange(logits.shape[1])
     # The weights differ from class to class, so that exchanged classes change the sums.
     weights = np.stack([np.cos(classes), np.sin(classes)], axis=1)
     # The logarithm of a probability that is 0 is beyond that of the smallest float64, e^-745.
     return (np.maximum(logits, -800.0) @ weights).tolist()
+
+
+def gradient_norms(classifier: Classifier, data: Examples) -> list[float]:
+    """Returns norms of derivatives of the logits by which the functions of a model are told apart.
+
+    The logits do not tell where a gradient is stopped, clipped or replaced.
+
+    Args:
+        classifier: Of the built model.
+        data: The training data.
+
+    Returns:
+        The norm of the gradient of a weighted sum of the logits of a few examples, by each
+        trainable variable and by each input of floating-point numbers.
+    """
+    return classifier.cached(_gradient_norms)(_some_inputs(classifier, data)).numpy().tolist()
+
+
+def _gradient_norms(classifier: Classifier) -> Callable[[Any], tf.Tensor]:
+    weights = [variable.value for variable in stateless.weights(classifier.model)]
+    logits = logits_function(classifier)
+
+    @tf.function(autograph=False)
+    def norms(x: Any) -> tf.Tensor:
+        sources = [*weights, *(leaf for leaf in keras.tree.flatten(x) if leaf.dtype.is_floating)]
+        with tf.GradientTape() as tape:
+            tape.watch(sources[len(weights) :])
+            found, counted, *_ = logits(x)
+            found = tf.where(counted[..., tf.newaxis], found, 0)
+            # Other weights for each class: their sum would be 0 for probabilities.
+            total = tf.reduce_sum(found * tf.cos(tf.range(found.shape[-1], dtype=found.dtype)))
+        gradients = tape.gradient(total, sources, unconnected_gradients="zero")
+        dense = (tf.cast(tf.convert_to_tensor(g), tf.float64) for g in gradients)
+        return tf.stack([tf.norm(g) for g in dense])
+
+    return norms

@@ -12,8 +12,11 @@ import numpy as np
 from fisher_keras.files import differences
 from fisher_keras.metrics.singular import LinearDependence
 
-# Raised when an identity tells more: files before 2 did not tell the function of the weights.
-_FORMAT = 2
+# Raised when an identity tells more: files before 2 did not tell the function of the weights, and
+# files before 3 not its gradients.
+_FORMAT = 3
+# Norms of gradients may differ by so many roundings of the largest: each sums up many terms.
+_ROUNDINGS = 64
 # What a header begins with: it tells a torn one from the start of a file of another kind.
 _FIRST = b'{"format": '
 
@@ -146,24 +149,40 @@ class TrialFile:
         return found
 
     def _check_same(self, found: dict[str, Any], evaluation: dict[str, Any]) -> None:
-        """Refuses trials of another evaluation; logits may differ by rounding."""
+        """Refuses trials of another evaluation; logits and gradients may differ by rounding."""
         # As a file gives it back: tuples have become lists, and infinities strings.
         expected = json.loads(json.dumps(json_ready(evaluation)))
-        there, here = np.array(found.pop("logits"), float), np.array(expected.pop("logits"), float)
+        logits, gradients = (
+            [np.array(of.pop(name, []), float) for of in (found, expected)]
+            for name in ("logits", "gradients")
+        )
         changed = differences(found, expected)
         if not changed:
+            rounding = expected["rounding"]
             # 1e-4 in float32, 1e-2 in float16: far more than what a network makes of rounding.
-            tolerance = math.sqrt(expected["rounding"]) / 3 * np.abs(here).max()
-            if there.shape == here.shape and np.allclose(there, here, rtol=0, atol=tolerance):
-                return
+            tolerance = math.sqrt(rounding) / 3
+            close = {
+                "logits": _close(*logits, atol=tolerance),
+                "gradients": _close(*gradients, atol=_ROUNDINGS * rounding, rtol=tolerance),
+            }
             changed = [
-                "logits are those of another function of the same weights (look at from_logits "
+                f"{name} are those of another function of the same weights (look at from_logits "
                 "and at the layers' attributes)"
+                for name, same in close.items()
+                if not same
             ]
+        if not changed:
+            return
         raise ValueError(
             f"{self._path} holds trials of another evaluation: {'; '.join(changed)}. Give another "
             "trials_path, or the arguments, model and data of that evaluation."
         )
+
+
+def _close(there: np.ndarray, here: np.ndarray, atol: float, rtol: float = 0.0) -> bool:
+    """Returns whether numbers are the same within rounding; `atol` is relative to the largest."""
+    atol *= np.abs(here).max(initial=0.0, where=np.isfinite(here))
+    return there.shape == here.shape and np.allclose(there, here, rtol, atol, equal_nan=True)
 
 
 def json_ready(value: Any) -> Any:

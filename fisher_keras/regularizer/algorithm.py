@@ -1,7 +1,7 @@
 r"""Algorithm 1: one step of regularized learning at weights w, on a mini-batch B.
 
     2   {B_i} <- B, at random                                          split_batch
-    3   for i <- 1 to M                                                SubBatches.sum_over
+    3   for i <- 1 to M                                                sum_over
     4       g_i <- gradient of L~(B_i, w)                              an Equation6
     5       g_i <- copy(g_i)                                           an Equation6
     7   R(w) <- 1/M sum_i [L~(B_i, w) - L~(B_i, w - alpha g_i)]        an Equation6, and their mean
@@ -20,7 +20,7 @@ L and L~ come from a `BatchLosses`, as functions of any weights.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -46,6 +46,7 @@ from fisher_keras.regularizer.step_types import (
     SubBatchTerms,
 )
 from fisher_keras.regularizer.sub_batches import split_batch
+from fisher_keras.regularizer.tables import Tables, sum_over
 
 LossFunction = Callable[[list[tf.Tensor]], LossAndGradient]
 Equation6 = Callable[
@@ -60,6 +61,7 @@ def finite_difference(
     here: LossAndGradient | None = None,
     step_length: float | None = None,
     direction: str = "descent",
+    tables: Tables | None = None,
 ) -> LossAndGradient:
     r"""Computes Equation 6 of a sub-batch as the paper does, or at another distance from w.
 
@@ -78,6 +80,7 @@ def finite_difference(
         step_length: epsilon; with None, the step is alpha g_i.
         direction: One of `DIRECTIONS`: "ascent" steps along g_i, from w to w + alpha g_i, and
             "central" takes the mean of both.
+        tables: Copies of some weights to be moved in place.
 
     Returns:
         The sub-batch's part of R_alpha(w), and its gradient with g_i held constant. Both are zero
@@ -96,10 +99,11 @@ def finite_difference(
         steps = [times(unit, step_length) for unit in unit_vector(g, norm)]
         factor = (factor or 1.0) * alpha * norm / step_length
     above, below = here, here
+    tables = tables or Tables(weights)
     if direction != "ascent":
-        below = loss(list(map(subtract, weights, steps)))
+        below = tables.loss_at(loss, subtract, steps)
     if direction != "descent":
-        above = loss(list(map(add, weights, steps)))
+        above = tables.loss_at(loss, add, steps)
     difference = LossAndGradient(  # Line 7
         above.loss - below.loss,
         list(map(subtract, above.gradient, below.gradient)),
@@ -167,6 +171,7 @@ class Settings:
         mean_over_examples: Whether L, if gradients are shared, is the mean over examples rather
             than sub-batches, which differ in size by one.
         replica_weight: The fraction of all sub-batches that this replica has; None if it is alone.
+        tables: The positions of weights of which a finite difference moves few rows.
     """
 
     alpha: float
@@ -178,6 +183,7 @@ class Settings:
     equal_sizes: bool = False
     mean_over_examples: bool = False
     replica_weight: tf.Tensor | None = None
+    tables: Sequence[int] = ()
 
 
 def regularized_step(
@@ -201,9 +207,12 @@ def regularized_step(
         gradients are shared.
     """
     share_gradients = loss is None
-    equation_6, alpha = settings.equation_6, settings.alpha
+    alpha = settings.alpha
 
-    def terms(index: tf.Tensor, rows: tf.Tensor) -> SubBatchTerms:
+    def terms(index: tf.Tensor, rows: tf.Tensor, tables: Tables) -> SubBatchTerms:
+        equation_6 = settings.equation_6
+        if tables.copies:
+            equation_6 = functools.partial(equation_6, tables=tables)
         sub_batch = losses.sub_batch(index, rows, state)
         hard_label_loss = functools.partial(losses.hard_label_loss, sub_batch)
         if not share_gradients:
@@ -214,7 +223,7 @@ def regularized_step(
         return SubBatchTerms(equation_6(hard_label_loss, weights, alpha, here), plain)  # To 7
 
     sub_batches = split_batch(losses.batch_size, settings.num_sub_batches, settings.seed)  # Line 2
-    total = sub_batches.sum_over(terms, settings.equal_sizes)  # Line 3
+    total = sum_over(sub_batches, terms, weights, settings.tables, settings.equal_sizes)  # Line 3
     mean = sub_batches.mean(total).weighted(settings.replica_weight)  # Line 7
     if share_gradients:
         loss = dataclasses.replace(mean.loss, outputs=total.loss.outputs)

@@ -88,7 +88,12 @@ def add(first: Part, second: Part) -> Part:
     if not is_sparse(first):
         return second + first
     if not is_sparse(second):
-        return tf.tensor_scatter_nd_add(second, first.indices[:, tf.newaxis], first.values)
+        # In place if nothing else needs the tensor; tf.tensor_scatter_nd_add never is on a CPU.
+        added = tf.raw_ops.ScatterNdNonAliasingAdd(
+            input=second, indices=first.indices[:, tf.newaxis], updates=first.values
+        )
+        added.set_shape(second.shape)
+        return added
     values, indices = (
         tf.concat([getattr(part, name) for part in (first, second)], axis=0)
         for name in ("values", "indices")

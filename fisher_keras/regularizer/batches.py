@@ -46,19 +46,24 @@ class Batch(Structure):
                 "in the pipeline: x = tf.ensure_shape(x, (None, ...)). Given: a tensor of unknown "
                 "shape."
             )
+        if any(shape.rank == 0 for shape in shapes):
+            raise ValueError(
+                "Data must come in batches: call .batch() on a tf.data.Dataset. Given: a tensor "
+                "without an axis of examples."
+            )
         sizes = {shape[0] for shape in shapes}
         if len(sizes - {None}) > 1:
             raise ValueError(
                 "All inputs and labels must hold the same number of examples. Given: "
                 f"{', '.join(map(str, sorted(sizes - {None})))} rows."
             )
-        # Rows are taken from all inputs alike: more of them would be left out without a word.
-        first, *others = keras.tree.flatten(self.x)
+        # Rows are taken from all alike: more of them would be left out without a word.
+        first, *others = leaves
         for other in others if None in sizes else ():
             tf.debugging.assert_equal(
                 tf.shape(other)[0],
                 tf.shape(first)[0],
-                "All inputs must hold the same number of examples.",
+                "All inputs, labels and weights must hold the same number of examples.",
             )
 
     def rows(self, index: tf.Tensor) -> "Batch":

@@ -20,7 +20,7 @@ from fisher_keras.regularizer.batches import Batch
 from fisher_keras.regularizer.fisher_step import algorithm_1, step_with_or_without
 from fisher_keras.regularizer.loss_forms import check_mean, established
 from fisher_keras.regularizer.losses import BatchLosses
-from fisher_keras.regularizer.options import Option, one_of, positive_or_none, seed_or_random
+from fisher_keras.regularizer.options import Option, choice_of, positive_or_none, seed_or_random
 from fisher_keras.regularizer.preconditions import check_difference, normalizes_batches
 from fisher_keras.regularizer.step_types import Step
 from fisher_keras.regularizer.strength import RelativeStrength
@@ -84,10 +84,10 @@ class FisherRegularizedModel(RelativeStrength):
 
     training_logs = ("fisher_regularizer", "fisher_trace", "gradient_norm", "explicit_to_implicit")
     clip_norm = Option(positive_or_none)
-    gradient = Option(one_of(*GRADIENTS))
+    gradient = Option(choice_of(*GRADIENTS))
     step_length = Option(positive_or_none)
-    direction = Option(one_of(*DIRECTIONS))
-    share_gradients = Option(one_of(True, False, "auto"))
+    direction = Option(choice_of(*DIRECTIONS))
+    share_gradients = Option(choice_of(True, False, "auto"))
     seed = Option(seed_or_random)
     check_losses = staticmethod(check_sub_batches)
 

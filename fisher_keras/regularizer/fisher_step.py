@@ -102,6 +102,7 @@ def algorithm_1(
         equal_sizes=bool(model.jit_compile),
         mean_over_examples=model.share_gradients == "auto",
         replica_weight=None if replica_weights is None else replica_weights.sub_batches,
+        tables=() if equation_6 is no_regularizer else losses.tables(),
     )
     loss = None if loss is None else losses.unscaled(loss)
     step = regularized_step(losses, losses.weights, state, loss, settings)

@@ -33,6 +33,10 @@ from fisher_keras.regularizer.loss_forms import hard_label_mean
 from fisher_keras.regularizer.replicas import Replica
 from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient
 
+# Options by which L is taken on sub-batches, and what to use instead.
+_SHARED = "share_gradients=True", "share_gradients=False or 'auto'"
+_SPLIT = "SharpnessAwareModel(sub_batches > 1)", "sub_batches=1"
+
 
 class Evaluation(NamedTuple):
     """Losses of examples at some weights, with their gradients.
@@ -96,6 +100,8 @@ class BatchLosses:
         # Read before the model is called: each evaluation of the step starts from these.
         self.weights = stateless.values(stateless.weights(model))
         self.state = stateless.values(model.model.non_trainable_variables)
+        # XLA needs known shapes, and tangents are dense.
+        self._dense_parts = second_derivatives or model.jit_compile
 
     # ------------------------------------------------------------------- L, on the whole batch
 
@@ -125,6 +131,7 @@ class BatchLosses:
         """Returns this replica's part of `at(weights)`."""
         found = self._evaluate(self._part_of_loss, self.batch, weights, self.state)
         preconditions.check_evaluation(found.operations, self.model.model)
+        preconditions.check_changes(found.scope, self.model, type(self.model).__name__)
         return LossAndGradient(
             found.losses[0], _dense(self._unscaled(found.gradients[0]), weights)
         )
@@ -165,6 +172,18 @@ class BatchLosses:
         own_state = keras_private.with_own_seeds(self.model.model, state, index)
         return SubBatch(self.batch.rows(rows), rows, own_state)
 
+    def tables(self) -> list[int]:
+        """Returns the positions in w of embeddings, of which sub-batches look up few rows.
+
+        The list is empty in eager mode, and where gradients of tables are dense (see `parts`).
+        """
+        if tf.executing_eagerly() or self._dense_parts:
+            return []
+        layers = keras_private.all_layers(self.model.model)
+        embeddings = [layer for layer in layers if isinstance(layer, keras.layers.Embedding)]
+        found = {id(v) for layer in embeddings for v in layer.trainable_variables}
+        return [i for i, v in enumerate(stateless.weights(self.model)) if id(v) in found]
+
     def hard_label_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> LossAndGradient:
         """Returns L~(B_i, w) and its gradient, whose parts may be sparse; changes no state."""
         with self.replica.local_batch_norm(self.model.model):
@@ -181,7 +200,7 @@ class BatchLosses:
         equals_compiled_loss = self.cross_entropy.equals_compiled_loss
 
         def losses(outputs: tf.Tensor) -> list[tf.Tensor]:
-            check_no_mask(outputs, "share_gradients=True", "share_gradients=False or 'auto'")
+            check_no_mask(outputs, *_SHARED)
             (hard,) = self._hard_label_mean(sub_batch.batch, outputs)
             if not equals_compiled_loss:
                 return [hard, self._compiled_loss(sub_batch.batch, outputs)]
@@ -193,7 +212,7 @@ class BatchLosses:
 
         with self.replica.local_batch_norm(self.model.model):
             found = self._evaluate(losses, sub_batch.batch, weights, sub_batch.state)
-        preconditions.check_variables(found.operations, self.model.model)
+        preconditions.check_assignments(found.operations, self.model.model)
         hard_loss, loss = found.losses
         hard, gradient = map(self._unscaled, found.gradients)
         hard = with_zeros(hard, weights)
@@ -203,6 +222,7 @@ class BatchLosses:
             rest = zip(gradient, hard, strict=True)
             gradient = [h if g is None else add(g, h) for g, h in rest]
         gradient = with_zeros(gradient, weights)
+        preconditions.check_changes(found.scope, self.model, *_SHARED)
         loss = _loss_of_sub_batch(self, found, sub_batch, loss, gradient)
         return LossAndGradient(hard_loss, hard), loss
 
@@ -210,19 +230,21 @@ class BatchLosses:
         """Returns L(B_i, w) and its gradient; changes no state."""
 
         def loss(outputs: tf.Tensor) -> list[tf.Tensor]:
-            check_no_mask(outputs, "SharpnessAwareModel(sub_batches > 1)", "sub_batches=1")
+            check_no_mask(outputs, *_SPLIT)
             return [self._compiled_loss(sub_batch.batch, outputs)]
 
         with self.replica.local_batch_norm(self.model.model):
             found = self._evaluate(loss, sub_batch.batch, weights, sub_batch.state)
         preconditions.check_evaluation(found.operations, self.model.model)
+        preconditions.check_changes(found.scope, self.model, *_SPLIT)
         gradient = _dense(self._unscaled(found.gradients[0]), weights)
         return _loss_of_sub_batch(self, found, sub_batch, found.losses[0], gradient)
 
     def ordinary_gradient(self) -> tuple[list, list]:
-        """Returns the gradient of L~(B, w) by the variables, and other terms of the outputs in L.
+        """Returns the gradient of L~(B, w) by the variables, and what else comes from a call.
 
-        These terms are penalties of activations, and a mask by which Keras leaves examples out.
+        These are penalties of activations, a mask by which Keras leaves examples out, and values
+        that variables get, as those of a metric.
         All results are symbolic, in a graph that is thrown away.
         """
         found, masks = [], []
@@ -237,7 +259,7 @@ class BatchLosses:
         # In no scope of other values; an init_scope stops tapes.
         with keras.StatelessScope(collect_losses=True) as scope:
             trace_and_discard(trace, specs_of_any_size(self.batch))
-        return found, [*scope.losses, *masks]
+        return found, [*scope.losses, *masks, *scope.state_mapping.values()]
 
     # ------------------------------------------------------------------------------ their parts
 
@@ -280,12 +302,8 @@ class BatchLosses:
         return Evaluation(outputs, values, gradients, entered, operations)
 
     def parts(self, gradient: list) -> list[Part | None]:
-        """Returns a gradient with sparse parts, each row once, where that is possible.
-
-        XLA needs known shapes, and tangents are dense.
-        """
-        dense = self.second_derivatives or self.model.jit_compile
-        return map_parts(tf.convert_to_tensor if dense else sum_rows, gradient)
+        """Returns a gradient with sparse parts, each row once, where that is possible."""
+        return map_parts(tf.convert_to_tensor if self._dense_parts else sum_rows, gradient)
 
     def _unscaled(self, gradient: list) -> list[Part | None]:
         """Returns `parts` that are not scaled."""

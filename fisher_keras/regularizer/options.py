@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from fisher_keras.arguments import real_number, whole_number
+from fisher_keras.arguments import one_of, real_number, whole_number
 
 
 class Option:
@@ -122,12 +122,6 @@ def number_or_schedule(name: str, value: Any) -> Any:
     return real_number(f"{name}, if it is no LearningRateSchedule,", value, least=0)
 
 
-def one_of(*choices: Any) -> Callable[[str, Any], Any]:
+def choice_of(*choices: Any) -> Callable[[str, Any], Any]:
     """Returns the check that a value is one of some choices."""
-
-    def check(name: str, value: Any) -> Any:
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {choices}. Given: {name}={value!r}.")
-        return value
-
-    return check
+    return lambda name, value: one_of(name, value, choices)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.precision import coarse_formats
+from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.graph import keras_private
 from fisher_keras.graph import second_derivatives as second
 from fisher_keras.graph.operations import (
@@ -180,6 +181,63 @@ def check_unassigned(weights: list[keras.Variable], before: list, after: list) -
             )
 
 
+def check_changes(
+    scope: keras.StatelessScope,
+    wrapper: ClassifierWrapper,
+    what: str,
+    remedy: str | None = None,
+) -> None:
+    """Checks that L is the same function in all evaluations of a step.
+
+    Each starts from the same values of the classifier's variables, and no others.
+
+    Args:
+        scope: The scope in which L was evaluated.
+        wrapper: The model around the classifier.
+        what: What evaluates L more than once.
+        remedy: What to use instead, where L is evaluated on sub-batches: then metrics that
+            `compute_loss` or a layer updates are refused, too, for nothing adds up their changes.
+
+    Raises:
+        ValueError: If L assigns to a variable of something else.
+    """
+    others = keras_private.assigned_others(scope, wrapper.model.variables)
+    metrics = [m for m in wrapper.metrics if others & set(map(id, m.variables))]
+    if remedy is None:
+        others -= {id(variable) for metric in metrics for variable in metric.variables}
+    if not others:
+        return
+    raise ValueError(
+        f"{what} evaluates the loss several times in a step, each time with the same values of "
+        "the classifier's variables. What else the classifier or its loss changes, such as a "
+        "metric or the seed that all of keras.random shares, would be wrong afterwards. Make it "
+        "a variable of the classifier (for random numbers a keras.random.SeedGenerator)"
+        f"{'' if remedy is None else f', or use {remedy}'}. Given: "
+        f"{f'the metric {metrics[0].name!r}' if metrics else 'a loss that changes a variable'}."
+    )
+
+
+def check_assignments(operations: Iterable[tf.Operation], model: keras.Model) -> None:
+    """Checks that a loss and its gradient leave the variables to Keras.
+
+    Args:
+        operations: Those of the loss and gradient, traced with values for the model's variables.
+        model: The model.
+
+    Raises:
+        ValueError: If they read a trainable variable of the model, or assign to a variable.
+    """
+    check_variables(operations, model)
+    for operation, node in nodes(operations):
+        if assigns(node):
+            raise ValueError(
+                "Training evaluates the model at several weights, and each evaluation would "
+                f"assign to a variable that Keras does not know ({node.op}). Make it with "
+                "add_weight or keras.Variable, and assign to it outside of any tf.function. "
+                f"Given: {layer_of(operation, model)}."
+            )
+
+
 def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> None:
     """Checks that a loss and its gradient are pure functions of the given values.
 
@@ -191,7 +249,7 @@ def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> 
         ValueError: If they read a trainable variable of the model, draw random numbers that
             cannot be drawn again, or assign to a variable.
     """
-    check_variables(operations, model)
+    check_assignments(operations, model)
     for operation, node in nodes(operations):
         if is_random(node) or runs_python(node):
             raise ValueError(
@@ -199,13 +257,6 @@ def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> 
                 f"and those of {node.op} cannot be repeated. Draw them with keras.random and a "
                 "keras.random.SeedGenerator, or use a layer of Keras; read no clock and no data "
                 f"set in a call. Given: {layer_of(operation, model)}."
-            )
-        if assigns(node):
-            raise ValueError(
-                "Training evaluates the model at several weights, and each evaluation would "
-                f"assign to a variable that Keras does not know ({node.op}). Make it with "
-                "add_weight or keras.Variable, and assign to it outside of any tf.function. "
-                f"Given: {layer_of(operation, model)}."
             )
 
 

@@ -112,7 +112,8 @@ class SharpnessAwareModel(TrainingMethod):
         gradient = [
             None if g is None else t for g, t in zip(here.gradient, there.gradient, strict=True)
         ]
-        logs = {"sharpness": there.loss - here.loss}
+        # Of a loss without a reduction, Keras also descends the sum, and logs the mean.
+        logs = {"sharpness": tf.reduce_mean(there.loss - here.loss)}
         return Step(here.loss, gradient, here.outputs, logs)
 
     def _ascended(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -34,7 +34,7 @@ class SubBatches:
     remainder: tf.Tensor
 
     def sum_over(
-        self, terms: Callable[[tf.Tensor, tf.Tensor], Any], equal_sizes: bool = False
+        self, terms: Callable, equal_sizes: bool = False, scratch: Sequence[tf.Tensor] = ()
     ) -> Any:
         """Sums a function over the sub-batches, one after another in one loop.
 
@@ -42,9 +42,13 @@ class SubBatches:
             terms: Takes the index i of a sub-batch, and the positions of its examples in the
                 mini-batch (int32, shape (|B_i|,)); returns a structure of tensors, maybe sparse
                 (`tf.IndexedSlices` as `arithmetic.add` returns them). An unknown dimension is
-                the number of examples in the mini-batch. The function is traced once.
+                the number of examples in the mini-batch. The function is traced once. With
+                `scratch`, it also takes a list of tensors, and returns a pair: the structure, and
+                the list for the next sub-batch.
             equal_sizes: Whether |B_i| must not depend on the loop's index, as XLA needs it. Then
                 there is one loop for the larger and one for the smaller sub-batches.
+            scratch: Tensors that the loop keeps for the function to change in place; only without
+                `equal_sizes`.
 
         Returns:
             The sums, in the structure of a term.
@@ -54,11 +58,14 @@ class SubBatches:
             add_up = functools.partial(tf.nest.map_structure, _add)
             return functools.reduce(add_up, itertools.starmap(terms, each))
         # One trace for sub-batches of every size; and what it returns is known before the loop.
-        integers = [tf.TensorSpec(shape, tf.int32) for shape in ([], [None])]
-        terms = tf.function(terms, autograph=False).get_concrete_function(*integers)
-        sums = tf.nest.map_structure(self._zeros, terms.structured_outputs)
+        arguments = [tf.TensorSpec(shape, tf.int32) for shape in ([], [None])]
+        if scratch:
+            arguments.append([tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in scratch])
+        terms = tf.function(terms, autograph=False).get_concrete_function(*arguments)
+        of_term = terms.structured_outputs[0] if scratch else terms.structured_outputs
+        sums = tf.nest.map_structure(self._zeros, of_term)
         if not equal_sizes:
-            return self._sum_range(terms, sums, 0, self.count, None)
+            return self._sum_range(terms, sums, 0, self.count, None, scratch)
         sums = self._sum_range(terms, sums, 0, self.remainder, True)
         return self._sum_range(terms, sums, self.remainder, self.count, False)
 
@@ -74,20 +81,30 @@ class SubBatches:
         return tf.nest.map_structure(lambda total: _divide(total, count(total.dtype)), sums)
 
     def _sum_range(
-        self, terms: Callable, sums: Any, first: Any, end: Any, larger: bool | None
+        self,
+        terms: Callable,
+        sums: Any,
+        first: Any,
+        end: Any,
+        larger: bool | None,
+        scratch: Sequence[tf.Tensor] = (),
     ) -> Any:
         """Adds the terms of a range of sub-batches; `larger` selects the size, None both sizes."""
 
-        def body(index: tf.Tensor, sums: list) -> tuple[tf.Tensor, list]:
+        def body(index: tf.Tensor, sums: list, scratch: list) -> tuple[tf.Tensor, list, list]:
             rows = self._rows(index, index < self.remainder if larger is None else larger)
-            return index + 1, list(map(_add, sums, tf.nest.flatten(terms(index, rows))))
+            if scratch:
+                term, scratch = terms(index, rows, scratch)
+            else:
+                term = terms(index, rows)
+            return index + 1, list(map(_add, sums, tf.nest.flatten(term))), scratch
 
-        flat = tf.nest.flatten(sums)
-        _, flat = tf.while_loop(
-            lambda index, _: index < end,
+        flat, scratch = tf.nest.flatten(sums), list(scratch)
+        _, flat, _ = tf.while_loop(
+            lambda index, *_: index < end,
             body,
-            (tf.convert_to_tensor(first), flat),
-            (tf.TensorShape([]), list(map(_invariant, flat))),
+            (tf.convert_to_tensor(first), flat, scratch),
+            (tf.TensorShape([]), list(map(_invariant, flat)), [t.shape for t in scratch]),
             parallel_iterations=_PARALLEL_SUB_BATCHES,
         )
         return tf.nest.pack_sequence_as(sums, flat)

@@ -1,4 +1,4 @@
-"""Where the examples of a batch are in a graph: against what batches of other examples give."""
+"""The batch axis of tensors in a graph, against the values for batches of other examples."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""What a model's head gives: logits, probabilities of classes, or neither, which is refused."""
+"""A model's head gives logits or probabilities of classes; anything else is refused."""
 
 import keras
 import numpy as np

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fisher_keras import FisherRegularizedModel
+from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.classifier.wrapper import ClassifierWrapper, unwrap
 
 X, Y = np.random.RandomState(0).randn(8, 4).astype("float32"), np.arange(8) % 3
@@ -88,3 +88,50 @@ def test_converters_take_the_classifier_alone():
     with pytest.raises(ValueError, match=r"give its attribute `model`"):
         tf.lite.TFLiteConverter.from_keras_model(model).convert()
     assert len(tf.lite.TFLiteConverter.from_keras_model(model.model).convert())
+
+
+class NoTrainingArgument(keras.Model):
+    """Keras' own steps do not tell its layers in which mode they are called."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers_inside = layers
+
+    def call(self, x):
+        for layer in self.layers_inside:
+            x = layer(x)
+        return x
+
+
+class NoisyByDefault(keras.layers.Layer):
+    """Is in the mode of training unless it is told otherwise."""
+
+    def call(self, x, training=True):
+        return 2 * x if training else x
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "inside"),
+    [
+        (FisherRegularizedModel, {"beta": 0}, keras.layers.BatchNormalization),
+        (
+            FisherRegularizedModel,
+            {"beta": 1e-30, "clip_norm": None, "share_gradients": False},
+            lambda: keras.layers.Dropout(0.5, seed=1),
+        ),
+        (SharpnessAwareModel, {"rho": 0}, NoisyByDefault),
+    ],
+)
+def test_a_call_without_the_argument_training_is_that_of_keras_own_steps(method, options, inside):
+    results = []
+    for wrap in (lambda model: model, lambda model: method(model, **options)):
+        keras.utils.set_random_seed(0)
+        classifier = NoTrainingArgument(keras.layers.Dense(8), inside(), keras.layers.Dense(3))
+        model = wrap(classifier)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.1), loss)
+        model.train_on_batch(X, Y)
+        evaluated = model.evaluate(X, Y, verbose=0)
+        results.append([*classifier.get_weights(), model.predict(X, verbose=0), evaluated])
+    for plain, wrapped in zip(*results, strict=True):
+        np.testing.assert_allclose(wrapped, plain, rtol=1e-5, atol=1e-7)

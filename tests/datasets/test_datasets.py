@@ -551,6 +551,12 @@ def test_folder_with_a_class_to_test_that_is_not_trained(image_folder):
     assert load_dataset("folder", data_dir=str(image_folder)).num_classes == 4
 
 
+def test_folders_of_the_system_are_no_classes(image_folder):
+    for hidden in ("__MACOSX/train/dog", "train/.ipynb_checkpoints", "test/__pycache__"):
+        write_png(image_folder / hidden / "0.png", np.zeros((8, 6, 3)))
+    assert load_dataset("folder", data_dir=str(image_folder)).class_names == ("cat", "dog")
+
+
 def test_loading_logs_nothing_and_leaves_logging_as_it_was(image_folder, caplog):
     """TFDS tells of each data set that it constructs, and absl's programs show that."""
     before = logging.get_verbosity()

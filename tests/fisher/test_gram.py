@@ -62,6 +62,7 @@ class LearnedQueries(layers.Layer):
         return self.attention(queries, x)
 
 
+KERNEL = (3, 2, IMAGES[-1], 5)
 STRUCTURED = {
     "dense": lambda: [layers.Flatten(), layers.Dense(6, "tanh")],
     "dense on sequences": lambda: [layers.Reshape((16, 16)), layers.Dense(6, "gelu")],
@@ -70,6 +71,9 @@ STRUCTURED = {
     "strided": lambda: [layers.Conv2D(5, 3, strides=2, padding="same")],
     "strided, one axis": lambda: [layers.Conv2D(5, (1, 3), strides=(2, 1), padding="valid")],
     "even kernel": lambda: [layers.Conv2D(5, (4, 2), padding="same")],
+    "explicit padding": lambda: [
+        Own(lambda x, w: tf.tanh(tf.nn.conv2d(x, w, 1, [[0, 0], [2, 1], [0, 1], [0, 0]])), KERNEL)
+    ],
     "pointwise": lambda: [layers.Conv2D(5, 1)],
     "depthwise": lambda: [layers.DepthwiseConv2D((3, 2), depth_multiplier=2, padding="same")],
     "depthwise, strided": lambda: [layers.DepthwiseConv2D(3, strides=2, padding="same")],
@@ -262,6 +266,21 @@ def test_text_with_embedding_and_attention(vocabulary):
     np.testing.assert_allclose(xi(loss_gradient_gram(model, x, y)), j @ j.T, rtol=2e-4, atol=1e-5)
 
 
+def test_a_table_of_which_each_example_looks_up_rows_and_columns():
+    """Twice, so that the gradients of the two are added up as tables."""
+    inputs = keras.Input((2, 3), dtype="int32")
+    table = layers.Embedding(7, 4)
+    h = table(inputs) * keras.ops.tanh(table(6 - inputs))
+    model = shake(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(h))))
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 7, (5, 2, 3)), generator.integers(0, 3, 5)
+    j = jacobian(model, x, y)
+    with one_by_one() as weights:
+        found = xi(loss_gradient_gram(model, x, y))
+    np.testing.assert_allclose(found, j @ j.T, rtol=2e-4, atol=1e-5)
+    assert not weights
+
+
 def test_shared_layers_add_up():
     shared = layers.Conv2D(4, 3, padding="same", activation="tanh")
     model = network(shared, layers.BatchNormalization(), shared)
@@ -326,24 +345,28 @@ def test_probabilities_of_a_layer_of_ones_own():
         loss_gradient_gram(keras.Model(inputs, outputs), x, y, normalize_logits=0.3)
 
 
-def test_single_sigmoid_unit():
+@pytest.mark.parametrize(
+    ("activation", "from_logits"),
+    [("sigmoid", "auto"), (lambda z: 1 / (1 + keras.ops.exp(-z)), False)],
+)
+def test_single_sigmoid_unit(activation, from_logits):
+    """Keras' own, which hands over its logits, and one that gives nothing but probabilities."""
     hidden = [keras.Input((4,)), layers.Dense(5, "tanh")]
-    model = shake(keras.Sequential([*hidden, layers.Dense(1, "sigmoid")]))
+    model = shake(keras.Sequential([*hidden, layers.Dense(1, activation)]))
     x, y = images(5, (4,), 2)
 
     def loss(p, label):
         return -tf.math.log(p[0] if label else 1 - p[0])
 
     j = jacobian(model, x, y, loss=loss)
-    found = loss_gradient_gram(model, x, y)
+    found = loss_gradient_gram(model, x, y, from_logits)
     np.testing.assert_allclose(xi(found), j @ j.T, rtol=1e-4)
     p = model(x).numpy()
     np.testing.assert_allclose(found.logits, np.log(p / (1 - p)) * [0, 1], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(
-        xi(loss_gradient_gram(model, x, y[:, np.newaxis].astype(np.float32))), j @ j.T, rtol=1e-4
-    )
+    column = loss_gradient_gram(model, x, y[:, np.newaxis].astype(np.float32), from_logits)
+    np.testing.assert_allclose(xi(column), j @ j.T, rtol=1e-4)
     with pytest.raises(ValueError, match="a logit for each class"):
-        loss_gradient_gram(model, x, y, normalize_logits=0.3)
+        loss_gradient_gram(model, x, y, from_logits, normalize_logits=0.3)
 
 
 def test_normalized_logits():
@@ -471,7 +494,7 @@ class Remembering:
 def test_exact_products_where_they_are_needed(
     fast, exact, is_exact, calls_after_fast, calls_after_exact
 ):
-    """What the last examples needed is tried first, and decides nothing."""
+    """The needs of the last examples are tried first, and decide nothing."""
     for needed_float64, expected_calls in ((False, calls_after_fast), (True, calls_after_exact)):
         calls = []
 

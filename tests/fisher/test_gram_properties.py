@@ -15,20 +15,28 @@ from fisher_keras.fisher import loss_gradient_gram
 
 def gradients(model, x, classes, probabilities):
     rows = []
-    for example, label in zip(x, classes, strict=True):
+    for example, labels in zip(x, classes, strict=True):
         with tf.GradientTape() as tape:
-            outputs = model(example[np.newaxis], training=False)[0]
-            loss = -tf.math.log(outputs[label] if probabilities else tf.nn.softmax(outputs)[label])
+            outputs = model(example[np.newaxis], training=False)
+            p = outputs[0] if probabilities else tf.nn.softmax(outputs)[0]
+            losses = -tf.math.log(tf.gather(p, labels, batch_dims=np.ndim(labels)))
+            mask = getattr(outputs, "_keras_mask", None)  # Of the steps that are not all 0.
+            loss = tf.reduce_sum(losses if mask is None else tf.where(mask[0], losses, 0))
         gradients = tape.gradient(loss, model.trainable_variables, unconnected_gradients="zero")
         rows.append(np.concatenate([np.ravel(tf.convert_to_tensor(g)) for g in gradients]))
     return np.stack(rows)
 
 
-@given(cases(), st.one_of(st.none(), st.integers(1, 5)), st.booleans(), st.integers(0, 99))
+@given(
+    cases(positions=True),
+    st.one_of(st.none(), st.integers(1, 5)),
+    st.booleans(),
+    st.integers(0, 99),
+)
 def test_gram_matrix(case: Case, chunk_size: int | None, frozen: bool, seed: int):
     """Of one classifier, whose layers may change in between, and of examples in any order."""
     model = case.model()
-    x, y, classes = case.examples()
+    x, y, classes = case.examples(model.output_shape[1:-1])
     classifier = Classifier(model)
     loss_gradient_gram(classifier, x, y, chunk_size=chunk_size)
     order = np.random.default_rng(seed).permutation(len(x))

@@ -1,4 +1,4 @@
-"""What the package relies on that Keras and TensorFlow keep to themselves, all of it.
+"""All private parts of Keras and TensorFlow that the package relies on.
 
 If a test here fails with a new version of Keras or TensorFlow, mend the function that it names
 before looking at anything else.
@@ -26,10 +26,12 @@ PRIVATE = {
     "_distributed_dataset": "batch_spec",
     "_flatten_layers": "all_layers",
     "_get_metrics_result_or_logs": "epoch_logs",
+    "_get_own_metrics": "metrics_made_by",
     "_iterations": "num_updates",
     "_keras_history": "output_layer",
     "_keras_mask": "mask_of",
     "_maybe_symbolic_build": "build_from",
+    "_metrics": "metrics_made_by",
 }
 # Methods of Keras that are replaced for a while, by name; those that a class of ours overrides.
 REPLACED = ("_all_reduce_sum_gradients", *keras_private._SYNC_POINTS)

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 from distribution_cases import classifier, evaluate
+from logical_devices import run_cases
 from processes import cluster_of, finish, start
-from replicas import run_cases
 
 HERE = pathlib.Path(__file__).parent
 # What each of two processes runs, for all tests below.

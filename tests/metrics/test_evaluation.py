@@ -107,42 +107,46 @@ def cross_entropy(model, x, labels):
     return -log_p[np.arange(len(x)), labels].mean(), np.mean(z.argmax(axis=1) != labels)
 
 
+def metrics_of_jacobian(model, x, labels):
+    """Values of METRICS for a sample, and the logarithms of its eigenvalues, from J itself."""
+    J = jacobian(model, x, labels)
+    eigenvalues = np.linalg.svd(J, compute_uv=False) ** 2
+    squares = np.sum(J**2, axis=1)
+    of_margins = jacobian(model, x, labels, margin_of)
+    z = model(x, training=False).numpy()
+    p = np.exp(z)[np.arange(6), labels] / np.exp(z).sum(axis=1)
+    weights = np.concatenate([np.ravel(v) for v in model.trainable_variables])
+    values = [
+        np.log(eigenvalues).sum(),
+        np.log(squares).sum(),
+        np.log(np.linalg.det(J @ J.T / np.sqrt(np.outer(squares, squares)))),
+        eigenvalues[0],
+        np.mean(squares**2),
+        np.sum((J.T @ J / 6) ** 2),
+        squares.mean(),
+        np.exp(-np.sum(eigenvalues / squares.sum() * np.log(eigenvalues / squares.sum()))),
+        np.linalg.slogdet(of_margins @ of_margins.T)[1],
+        2 * np.log(1 - p).sum(),
+        np.mean(np.log(p / (1 - p))),
+        np.log(eigenvalues / 6 + 1e-3).sum(),
+        np.sum(eigenvalues / (eigenvalues + 6e-3)),
+        -np.log(np.sum((eigenvalues / squares.sum()) ** 2)),
+        np.log(np.linalg.norm(weights)),
+        robustness(model, x),
+    ]
+    return values, np.log(eigenvalues)
+
+
 def test_every_trial_against_the_explicit_jacobian(float64):
     model, (x, y), test = classifier(), examples(), examples(15, seed=1)
     before = [v.numpy() for v in model.variables]
     report = evaluate(model, (x, y), seed=2, metrics=METRICS, test_data=test)
     for trial in report.trials:
         rows = draw_sample(y, 6, 2, trial.index, stratified=False)
-        J = jacobian(model, x[rows], y[rows])
-        eigenvalues = np.linalg.svd(J, compute_uv=False) ** 2
-        squares = np.sum(J**2, axis=1)
-        of_margins = jacobian(model, x[rows], y[rows], margin_of)
-        z = model(x[rows], training=False).numpy()
-        p = np.exp(z)[np.arange(6), y[rows]] / np.exp(z).sum(axis=1)
-        weights = np.concatenate([np.ravel(v) for v in model.trainable_variables])
-        np.testing.assert_allclose(
-            [trial.metrics[name] for name in METRICS],
-            [
-                np.log(eigenvalues).sum(),
-                np.log(squares).sum(),
-                np.log(np.linalg.det(J @ J.T / np.sqrt(np.outer(squares, squares)))),
-                eigenvalues[0],
-                np.mean(squares**2),
-                np.sum((J.T @ J / 6) ** 2),
-                squares.mean(),
-                np.exp(-np.sum(eigenvalues / squares.sum() * np.log(eigenvalues / squares.sum()))),
-                np.linalg.slogdet(of_margins @ of_margins.T)[1],
-                2 * np.log(1 - p).sum(),
-                np.mean(np.log(p / (1 - p))),
-                np.log(eigenvalues / 6 + 1e-3).sum(),
-                np.sum(eigenvalues / (eigenvalues + 6e-3)),
-                -np.log(np.sum((eigenvalues / squares.sum()) ** 2)),
-                np.log(np.linalg.norm(weights)),
-                robustness(model, x[rows]),
-            ],
-            rtol=1e-8,
-        )
-        np.testing.assert_allclose(trial.log_spectrum, np.log(eigenvalues), atol=1e-8)
+        values, log_eigenvalues = metrics_of_jacobian(model, x[rows], y[rows])
+        found = [trial.metrics[name] for name in METRICS]
+        np.testing.assert_allclose(found, values, rtol=1e-8)
+        np.testing.assert_allclose(trial.log_spectrum, log_eigenvalues, atol=1e-8)
     for name in METRICS:
         values = [trial.metrics[name] for trial in report.trials]
         std = np.std(values, ddof=1)
@@ -237,6 +241,27 @@ def with_another_activation():
     return model
 
 
+class Gate(keras.layers.Layer):
+    """Does nothing, but for gradients."""
+
+    way = None
+
+    def call(self, x):
+        if self.way == "stopped":
+            return tf.stop_gradient(x)
+        return x + 0 * x if self.way is None else x + self.way(x) - tf.stop_gradient(self.way(x))
+
+
+def gated(way=None, of_inputs=False):
+    keras.utils.set_random_seed(1)
+    inputs, gate = keras.Input((5,)), Gate()
+    gate.way = way
+    dense = keras.layers.Dense(4, "tanh")
+    features = dense(gate(inputs)) if of_inputs else gate(dense(inputs))
+    outputs = keras.layers.Dense(NUM_CLASSES)(features + keras.layers.Dense(4)(inputs))
+    return keras.Model(inputs, keras.layers.Softmax()(outputs))
+
+
 @pytest.mark.parametrize(
     ("first", "second", "options", "message"),
     [
@@ -245,13 +270,22 @@ def with_another_activation():
         (two_layers, lambda: frozen(0, 1), {}, "num_parameters was 78, is 18"),
         (lambda: frozen(0), lambda: frozen(1), {}, "another evaluation: trainable was"),
         (two_layers, lambda: two_layers("mixed_float16"), {}, "dtypes was"),
+        (gated, lambda: gated("stopped"), {}, "gradients are those of another function"),
+        (gated, lambda: gated(lambda x: 0.01 * x), {}, "gradients are those of another function"),
+        (
+            lambda: gated(of_inputs=True),
+            lambda: gated("stopped", of_inputs=True),
+            {"metrics": ("robustness",)},
+            "gradients are those of another function",
+        ),
     ],
 )
 def test_trials_of_another_function_of_the_same_weights_are_refused(
     first, second, options, message, tmp_path
 ):
     path = tmp_path / "trials.jsonl"
-    evaluate(first(), examples(), from_logits=False, trials_path=path)
+    metrics = {name: options[name] for name in options if name == "metrics"}
+    evaluate(first(), examples(), from_logits=False, trials_path=path, **metrics)
     before = path.read_text()
     with pytest.raises(ValueError, match=message):
         evaluate(second(), examples(), **{"from_logits": False} | options, trials_path=path)
@@ -399,6 +433,23 @@ def test_a_softmax_that_saturates_in_float32():
         assert expected < -2000
         np.testing.assert_allclose(trial.metrics["log_determinant"], expected, rtol=1e-5)
         np.testing.assert_allclose(trial.metrics["trace"], np.mean(norms**2), rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::fisher_keras.metrics.SingularGramWarning")
+def test_trials_go_on_where_probabilities_are_zero(tmp_path):
+    """Their logarithms are no numbers that a file could be compared by."""
+
+    def probabilities(z):
+        p = tf.exp(z - tf.reduce_max(z, axis=-1, keepdims=True))
+        return p / tf.reduce_sum(p, axis=-1, keepdims=True)
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, probabilities)])
+    model.set_weights([np.eye(3, dtype="float32"), np.zeros(3, "float32")])
+    data = 1000 * np.eye(3, dtype="float32")[[0, 1, 2, 0]], np.array([0, 1, 2, 0])
+    assert np.min(model(data[0])) == 0
+    options = {"trials_path": tmp_path / "trials", "progress": False, "metrics": ["trace"]}
+    for _ in range(2):
+        assert len(evaluate_local_minimum(model, data, 2, 2, **options).trials) == 2
 
 
 def test_the_least_loss_of_smoothed_labels_is_their_entropy():

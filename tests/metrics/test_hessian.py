@@ -217,6 +217,15 @@ def test_a_gradient_that_is_no_derivative_is_refused(function, dtype):
     assert len(str(error.value)) < 450
 
 
+def test_a_factor_that_is_held_constant_is_refused():
+    """Without its derivative, the Hessian is symmetric all the same."""
+    held = keras.layers.Lambda(lambda x: x * tf.stop_gradient(tf.sin(x)), name="held")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), held])
+    x = np.random.default_rng(0).normal(size=(9, 2))
+    with pytest.raises(ValueError, match="StopGradient in layer 'held'"):
+        hessian(model, x, np.arange(9) % 3)
+
+
 class Attention(keras.layers.Layer):
     """The gradient by the bias of the keys is zero but for rounding."""
 

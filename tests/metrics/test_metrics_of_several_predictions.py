@@ -11,7 +11,9 @@ from marks import each_value
 
 from fisher_keras import FisherMetrics, check_classifier
 from fisher_keras.classifier import Classifier
+from fisher_keras.classifier.labels import labelled_data
 from fisher_keras.metrics import evaluate_local_minimum, hessian
+from fisher_keras.metrics.loss_and_errors import RunningDataLoss
 from fisher_keras.metrics.margins import margins
 
 NAMES = ["tagger", "u_net", "labels"]
@@ -157,6 +159,25 @@ def test_hessian_is_that_of_the_sum_over_positions(name, float64):
             columns.append((ends[0] - ends[1]) / 2e-5)
     found = hessian(model, x, y, sample_weight=weights)
     np.testing.assert_allclose(found, np.stack(columns, axis=1), atol=1e-8)
+
+
+def test_the_hessian_of_examples_that_a_mask_leaves_out():
+    masked, plain, x, y, kept = several.masked_examples()
+    expected = hessian(plain, x[kept], y[kept]) * np.mean(kept)
+    np.testing.assert_allclose(hessian(masked, x, y), expected, atol=1e-6)
+
+
+def test_losses_of_one_position_and_of_none():
+    """Soft labels stay soft where there is one position, and no loss is a mean over nothing."""
+    model, x, *_ = several.case("dense", count=3)
+    soft = np.array([[[0.5, 0.25, 0.25]], [[0.0, 0.5, 0.5]], [[0.2, 0.2, 0.6]]])
+    report = evaluate(model, x[:, :1], soft, None, 2, metrics=["trace"])
+    log_p = tf.nn.log_softmax(model(x[:, :1]))
+    np.testing.assert_allclose(report.train.loss, -np.mean(np.sum(soft * log_p, -1)), rtol=1e-6)
+    losses = RunningDataLoss(labelled_data((x, np.zeros((3, 5), int), np.zeros((3, 5), int))))
+    losses.evaluate(Classifier(model), losses.rows)
+    with pytest.raises(ValueError, match="No "):
+        losses.result()
 
 
 @pytest.mark.parametrize(

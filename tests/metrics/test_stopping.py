@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fisher_keras import evaluate_local_minimum
+from fisher_keras.metrics.summaries import summarize
 
 X = np.random.default_rng(0).normal(size=(40, 5)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 40)
@@ -89,6 +90,25 @@ def test_a_stopped_evaluation_ends_where_it_would_have(models, complete, tmp_pat
     evaluate(models[0], trials_path=path)
     assert evaluate(models[0], standard_error=limit, trials_path=path).trials == first.trials
     assert first.trials == complete[0].trials[:expected]
+
+
+def test_the_training_loss_of_data_in_files_is_of_the_trials_that_ran(models, tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    in_file = np.load(tmp_path / "x.npy", mmap_mode="r"), Y
+    options = {"num_samples": 2, "progress": False}
+    report = evaluate_local_minimum(models[0], in_file, standard_error=5.0, **options)
+    ran = len(report.trials)
+    assert ran < 12  # Else all examples would be sampled.
+    fresh = evaluate_local_minimum(models[0], in_file, num_trials=ran, **options)
+    rows = np.unique([np.random.default_rng([0, t]).choice(40, 2, False) for t in range(ran)])
+    losses = keras.losses.sparse_categorical_crossentropy(Y, models[0](X), from_logits=True)
+    for found in (report, fresh):
+        np.testing.assert_allclose(found.train.loss, np.mean(losses.numpy()[rows]), rtol=1e-6)
+
+
+def test_two_trials_have_a_standard_error():
+    found = summarize([1.0, 3.0])
+    assert (found.mean, found.std, found.standard_error) == pytest.approx((2.0, 2**0.5, 1.0))
 
 
 @pytest.mark.filterwarnings("ignore::fisher_keras.metrics.SingularGramWarning")

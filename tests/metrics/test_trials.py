@@ -89,6 +89,27 @@ def test_logits_tell_the_function_but_for_rounding(tmp_path, logits, same):
         TrialFile(path, {**EVALUATION, "logits": logits})
 
 
+@pytest.mark.parametrize(
+    ("gradients", "same"),
+    [
+        # Each to within 1e-4 of itself, and one that is zero to within rounding of the largest.
+        ([1.0001, 3.0, 2e-5, math.inf], True),
+        ([1.001, 3.0, 0.0, math.inf], False),
+        ([1.0, 3.0, 2e-4, math.inf], False),
+        ([1.0, 3.0, 0.0, math.nan], False),
+        ([1.0, 3.0, 0.0], False),
+    ],
+)
+def test_gradients_tell_the_function_but_for_rounding(tmp_path, gradients, same):
+    path = tmp_path / "trials.jsonl"
+    TrialFile(path, {**EVALUATION, "gradients": [1.0, 3.0, 0.0, math.inf]}).add(TRIALS[0])
+    if same:
+        assert TrialFile(path, {**EVALUATION, "gradients": gradients}).finished == {0: TRIALS[0]}
+        return
+    with pytest.raises(ValueError, match="gradients are those of another function"):
+        TrialFile(path, {**EVALUATION, "gradients": gradients})
+
+
 def test_a_file_of_an_earlier_format_is_refused_and_left_alone(tmp_path):
     """It does not tell which function of the weights its trials are of."""
     path = tmp_path / "trials.jsonl"

@@ -98,7 +98,7 @@ def compiled(model, optimizer=None, **options):
 
 
 def shares_of(size, global_size):
-    """How many examples each replica gets of a batch, as TensorFlow splits it."""
+    """Number of examples of a batch on each replica, as TensorFlow splits it."""
     most = global_size // R
     return [min(most, max(0, size - r * most)) for r in range(R)]
 
@@ -146,7 +146,7 @@ def assert_close(mine, right, floatx, what):
 
 
 def gradients(wrapped, size, weighted=False):
-    """What the replicas of a strategy give for a mini-batch."""
+    """Gradients, loss and regularizer of a mini-batch on the replicas of a strategy."""
     dtype = keras.config.floatx()
     data = (X[:size].astype(dtype), Y[:size], *([WEIGHT[:size].astype(dtype)] * weighted))
     per_replica = STRATEGY.experimental_distribute_values_from_function(
@@ -558,8 +558,13 @@ def test_a_model_made_outside_of_the_scope_is_refused():
     classifier = network()
     with STRATEGY.scope():
         model = regularized(classifier)
-    with pytest.raises(ValueError, match=r"in strategy\.scope"):
-        fit(model, 16, 16)
+    batch = X[:4].astype("float32"), Y[:4]
+    for train in (
+        lambda: fit(model, 16, 16),
+        lambda: STRATEGY.run(model.regularized_gradients, batch),
+    ):
+        with pytest.raises(ValueError, match=r"in strategy\.scope"):
+            train()
 
 
 def test_gradients_outside_of_replicas_are_refused():

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from closed_forms import algorithm_1, softmax_regression, softmax_regression_hessian_product
 from marks import nightly
+from small_models import assert_close, parts_of
 
 from fisher_keras.regularizer.algorithm import (
     EQUATION_6,
@@ -18,15 +19,9 @@ from fisher_keras.regularizer.step_types import (
     LossAndGradient,
     RegularizedStep,
 )
-from fisher_keras.regularizer.sub_batches import split_batch
 
 NUM_CLASSES = 3
 NUM_FEATURES = 5
-
-
-def assert_close(first, second, rtol=1e-10, atol=1e-13):
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 def graph(function):
@@ -192,10 +187,23 @@ class SoftmaxRegression:
 SIZES = [(12, 4), (11, 4), (3, 8)]
 
 
-def parts_of(batch_size, num_sub_batches, seed):
-    split = split_batch(tf.constant(batch_size), num_sub_batches, seed)
-    sizes = [int(split.size) + (i < int(split.remainder)) for i in range(int(split.count))]
-    return np.split(split.permutation.numpy(), np.cumsum(sizes)[:-1])
+def twice_the_hard_label_loss(x, labels):
+    """L where it does not share gradients, as a function of weights."""
+
+    def loss_at(weights):
+        whole = cross_entropy(x, labels, factor=2)(weights)
+        return BatchLoss(whole.loss, whole.gradient, tf.constant([[0]]))
+
+    return loss_at
+
+
+def assert_shared(step, parts):
+    """The mean moves statistics; counters, which all move alike, stay whole."""
+    assert [float(c) for c in step.changes] == [1.5, 4]
+    assert step.changes[1].dtype == tf.int32
+    index = np.concatenate([np.full(len(part), i) for i, part in enumerate(parts)])
+    rows = np.concatenate(parts)
+    np.testing.assert_array_equal(step.outputs[:, 0].numpy()[rows], 10 * rows + index)
 
 
 @pytest.mark.parametrize("name", EQUATION_6)
@@ -212,13 +220,9 @@ def test_a_step_equals_the_closed_form(run, batch_size, num_sub_batches, shared,
     x, labels = examples(batch_size)
     weights, state = weights_at(1), [tf.constant(0.5), tf.constant(7)]
     alpha, beta, seed = 0.3, 2.0, tf.constant([5, 0], tf.int64)
-    losses = SoftmaxRegression(x, labels)
+    losses, whole_loss = SoftmaxRegression(x, labels), twice_the_hard_label_loss(x, labels)
 
     def step_at(weights, clip_norm, equal_sizes):
-        loss = None
-        if not shared:
-            whole = cross_entropy(x, labels, factor=2)(weights)
-            loss = BatchLoss(whole.loss, whole.gradient, tf.constant([[0]]))
         settings = Settings(
             alpha=alpha,
             beta=tf.constant(beta, tf.float64) if equal_sizes else beta,
@@ -228,19 +232,14 @@ def test_a_step_equals_the_closed_form(run, batch_size, num_sub_batches, shared,
             seed=seed,
             equal_sizes=equal_sizes,
         )
+        loss = None if shared else whole_loss(weights)
         return regularized_step(losses, weights, state, loss, settings)
 
     parts = parts_of(batch_size, num_sub_batches, seed)
     # L is twice L~: the same as half the beta, and all of it twice.
+    hessian = name == "hessian_vector_product"
     loss, regularizer, gradient = algorithm_1(
-        x,
-        labels,
-        weights,
-        parts,
-        alpha,
-        beta / 2,
-        shared=shared,
-        hessian=name == "hessian_vector_product",
+        x, labels, weights, parts, alpha, beta / 2, shared=shared, hessian=hessian
     )
     gradient = [2 * g for g in gradient]
     norm = np.sqrt(sum(np.sum(g**2) for g in gradient))
@@ -254,15 +253,10 @@ def test_a_step_equals_the_closed_form(run, batch_size, num_sub_batches, shared,
         np.testing.assert_allclose(step.gradient_norm, norm)
         factor = 0.25 if equal_sizes else 1.0
         assert_close(step.gradient, [factor * g for g in gradient])
-        if not shared:
+        if shared:
+            assert_shared(step, parts)
+        else:
             assert step.changes is None
-            continue
-        # The mean moves statistics; counters, which all move alike, stay whole.
-        assert [float(c) for c in step.changes] == [1.5, 4]
-        assert step.changes[1].dtype == tf.int32
-        index = np.concatenate([np.full(len(part), i) for i, part in enumerate(parts)])
-        rows = np.concatenate(parts)
-        np.testing.assert_array_equal(step.outputs[:, 0].numpy()[rows], 10 * rows + index)
 
 
 def test_weights_that_the_loss_does_not_depend_on_have_no_gradient():

@@ -3,8 +3,8 @@
 import pathlib
 
 import pytest
+from logical_devices import run_cases
 from marks import nightly
-from replicas import run_cases
 
 # What more than two replicas may change: their shares, and means over them.
 GRADIENTS = "gradients and float64 and finite and shared"

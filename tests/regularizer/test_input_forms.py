@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from marks import each_value
-from test_regularizer import sparse_loss
+from small_models import sparse_loss
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.classifier import Classifier

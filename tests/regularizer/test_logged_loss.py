@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from marks import each_value
-from test_regularizer import sparse_loss
+from small_models import sparse_loss
 
 from fisher_keras import FisherRegularizedModel
 
@@ -16,10 +16,13 @@ Sparse = keras.losses.SparseCategoricalCrossentropy
 class Smoothed(Sparse):
     """Smooths labels, as many users' losses do."""
 
+    smoothing = 0.3
+
     def call(self, y, outputs):
-        y = keras.ops.one_hot(keras.ops.reshape(keras.ops.cast(y, "int32"), [-1]), CLASSES)
+        count = outputs.shape[-1]
+        y = keras.ops.one_hot(keras.ops.reshape(keras.ops.cast(y, "int32"), [-1]), count)
         return keras.ops.categorical_crossentropy(
-            0.7 * y + 0.3 / CLASSES, outputs, from_logits=True
+            (1 - self.smoothing) * y + self.smoothing / count, outputs, from_logits=True
         )
 
 
@@ -28,10 +31,10 @@ class NextKeras(Sparse):
 
     def __init__(self, label_smoothing=0.3, **kwargs):
         super().__init__(**kwargs)
-        self.label_smoothing = label_smoothing
+        self.smoothing = label_smoothing
 
     def get_config(self):
-        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+        return {**super().get_config(), "label_smoothing": self.smoothing}
 
     call = Smoothed.call
 
@@ -72,9 +75,9 @@ LOSSES = {
 }
 
 
-def network():
+def network(classes=CLASSES):
     keras.utils.set_random_seed(1)
-    layers = [keras.layers.Dense(5, "tanh"), keras.layers.Dense(CLASSES)]
+    layers = [keras.layers.Dense(5, "tanh"), keras.layers.Dense(classes)]
     return keras.Sequential([keras.Input((4,)), *layers])
 
 
@@ -103,6 +106,30 @@ def test_it_is_the_gradient_of_the_compiled_loss(float64, name, shared):
         np.testing.assert_allclose(value, expected, rtol=1e-9)
         for mine, right in zip(found, gradient, strict=True):
             np.testing.assert_allclose(mine, right, rtol=1e-7, atol=1e-12)
+
+
+def test_a_slight_smoothing_of_many_classes_is_another_loss(float64):
+    """The gradient by each output is small there, and so must be what is taken for rounding."""
+    loss = Smoothed(from_logits=True)
+    loss.smoothing = 0.01
+    model = FisherRegularizedModel(network(100), beta=0, num_sub_batches=3, share_gradients=True)
+    model.compile("sgd", loss)
+    x, y, _ = data()
+    _, gradient = plain_gradient(loss, model.model, x, y)
+    for mine, right in zip(model.regularized_gradients(x, y)[0], gradient, strict=True):
+        np.testing.assert_allclose(mine, right, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("shared", ["auto", True, False])
+def test_metrics_are_of_the_outputs_themselves(shared):
+    """The accuracy of a part of them, or of their multiples, would be the same."""
+    x, y, _ = data()
+    model = FisherRegularizedModel(network(), num_sub_batches=3, share_gradients=shared)
+    metric = keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="metric")
+    model.compile("sgd", sparse_loss(), metrics=[metric])
+    expected = np.mean(sparse_loss()(y, model.model(x)))
+    found = model.train_on_batch(x, y, return_dict=True)
+    np.testing.assert_allclose(found["metric"], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -245,3 +272,34 @@ def test_a_step_without_the_regularizer_is_that_of_keras(layers, labels, optimiz
     ours, found = trained(layers, labels, optimizer, unregularized)
     np.testing.assert_allclose(ours, losses, rtol=1e-6)
     np.testing.assert_allclose(found, weights, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("shared", [True, False, "auto"])
+def test_without_the_regularizer_only_gradients_of_sub_batches_are_clipped(shared):
+    def wrap(model):
+        return FisherRegularizedModel(
+            model, beta=0.0, num_sub_batches=2, clip_norm=1e-6, share_gradients=shared
+        )
+
+    plain, found = (
+        trained(lambda: [keras.layers.Dense(3)], np.arange(12) % 3, wrap=way)[1]
+        for way in (lambda model: model, wrap)
+    )
+    assert np.allclose(found, plain, rtol=1e-5, atol=1e-7) == (shared is not True)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_scaled_loss_has_the_same_step(shared):
+    def wrap(model):
+        return FisherRegularizedModel(
+            model, beta=100.0, num_sub_batches=2, clip_norm=None, share_gradients=shared, seed=1
+        )
+
+    def scaled(rate):
+        return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(rate), initial_scale=64.0)
+
+    plain, found = (
+        trained(lambda: [keras.layers.Dense(3)], np.arange(12) % 3, optimizer, wrap)[1]
+        for optimizer in (keras.optimizers.SGD, scaled)
+    )
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)

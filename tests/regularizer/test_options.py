@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gradient_norm_penalty import GradientNormPenalty
 from marks import nightly
-from test_regularizer import assert_equal, images, sparse_loss, weights_of
+from small_models import assert_equal, images, sparse_loss, weights_of
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 

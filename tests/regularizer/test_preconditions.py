@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from marks import each_value
+from marks import each_value, nightly
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 
@@ -362,10 +362,19 @@ OF_KERAS = {
 }
 
 
+PRODUCTS = [{}, {"share_gradients": True}, MODES["eager"]]
+
+
 @pytest.mark.parametrize(
-    "make", [*MADE_UP_FOR.values(), *OF_KERAS.values()], ids=[*MADE_UP_FOR, *OF_KERAS]
+    ("make", "products"),
+    [
+        *((make, PRODUCTS) for make in MADE_UP_FOR.values()),
+        *((make, PRODUCTS[:1]) for make in OF_KERAS.values()),
+        *(nightly(make, PRODUCTS[1:]) for make in OF_KERAS.values()),
+    ],
+    ids=[*MADE_UP_FOR, *OF_KERAS, *(f"{name}, shared and eager" for name in OF_KERAS)],
 )
-def test_second_derivatives_that_tensorflow_lacks_are_made_up_for(float64, make):
+def test_second_derivatives_that_tensorflow_lacks_are_made_up_for(float64, make, products):
     """The Hessian's product is the limit of the difference of gradients."""
 
     def gradient(**options):
@@ -374,7 +383,7 @@ def test_second_derivatives_that_tensorflow_lacks_are_made_up_for(float64, make)
 
     plain = gradient(beta=0)
     difference = [a - b for a, b in zip(gradient(), plain, strict=True)]
-    for options in ({}, {"share_gradients": True}, MODES["eager"]):
+    for options in products:
         product = gradient(gradient="hessian_vector_product", **options)
         product = [a - b for a, b in zip(product, plain, strict=True)]
         error = tf.linalg.global_norm([a - b for a, b in zip(difference, product, strict=True)])
@@ -405,6 +414,11 @@ def test_second_derivatives_in_eager_mode():
     make = WITHOUT_SECOND_DERIVATIVE["held constant"]
     match = "StopGradient in layer 'here'.*finite_difference"
     assert_refused(make, match, **MODES["hessian"], **MODES["eager"])
+    model = compiled(make(), **MODES["eager"])
+    model.train_on_batch(*data())
+    model.gradient = "hessian_vector_product"  # What was found out holds no longer.
+    with pytest.raises(ValueError, match=match):
+        model.train_on_batch(*data())
 
 
 @pytest.mark.parametrize(
@@ -417,7 +431,7 @@ def test_second_derivatives_in_eager_mode():
     ],
 )
 def test_second_derivatives_that_exist(layers):
-    """What is held constant there makes no difference."""
+    """A part that is held constant there makes no difference."""
     compiled(images(*layers()), **MODES["hessian"]).train_on_batch(*data())
 
 

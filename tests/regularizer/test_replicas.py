@@ -4,9 +4,9 @@ import concurrent.futures
 import pathlib
 
 import pytest
+from logical_devices import run_cases
 from marks import nightly
 from processes import cluster_of
-from replicas import run_cases
 from test_four_replicas import IN_CI
 
 CASES = pathlib.Path(__file__).with_name("replica_cases.py")
@@ -30,7 +30,7 @@ def test_two_replicas_train_as_one_device_in_all_other_cases():
     ],
 )
 def test_gradients_of_two_processes_are_those_of_one_device(kept):
-    """What `fit` makes of them there, test_workers.py compares with two devices of a process."""
+    """The results of `fit` there are compared with two devices of a process by test_workers.py."""
     with concurrent.futures.ThreadPoolExecutor() as threads:
         processes = [
             threads.submit(run_cases, CASES, 1, "-k", kept, TF_CONFIG=config)

@@ -99,6 +99,22 @@ def test_gradients_are_shared_where_no_mask_leaves_positions_out(name, float64):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
 
 
+class OfProbabilities(keras.losses.SparseCategoricalCrossentropy):
+    """A loss of a user's that refuses what are no probabilities."""
+
+    def call(self, y, outputs):
+        tf.debugging.assert_near(tf.reduce_sum(outputs, axis=-1), 1.0, rtol=1e-4)
+        return super().call(y, outputs)
+
+
+def test_a_loss_is_asked_about_probabilities_alone():
+    model = several.sequential((several.LENGTH, 4), layers.Dense(several.CLASSES, "softmax"))
+    method = FisherRegularizedModel(model, ALPHA, BETA, num_sub_batches=3)
+    method.compile("sgd", OfProbabilities())
+    x, y = np.ones((6, several.LENGTH, 4), "float32"), np.zeros((6, several.LENGTH), int)
+    method.regularized_gradients(x, y)
+
+
 @pytest.mark.parametrize("beta", [BETA, "schedule"])
 def test_metrics_of_the_training_heed_the_mask(beta):
     """Also out of a branch, which a schedule makes of the step."""

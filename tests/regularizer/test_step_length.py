@@ -6,8 +6,7 @@ import pytest
 import tensorflow as tf
 from closed_forms import softmax_regression
 from marks import each_value
-from test_algorithm import cross_entropy, examples, pieces, quadratic, weights_at
-from test_regularizer import (
+from small_models import (
     assert_close,
     assert_equal,
     compiled,
@@ -16,8 +15,8 @@ from test_regularizer import (
     sub_batches_of,
     weights_of,
 )
+from test_algorithm import cross_entropy, examples, pieces, quadratic, weights_at
 
-from fisher_keras import FisherRegularizedModel
 from fisher_keras.classifier import precision
 from fisher_keras.regularizer.algorithm import DIRECTIONS, finite_difference
 
@@ -160,7 +159,10 @@ def test_batch_normalization_and_dropout_are_those_of_w(float64):
 # -------------------------------------------------------------------------------- half precision
 
 
-@pytest.fixture(params=["mixed_float16", "mixed_bfloat16"])
+POLICIES = ["mixed_float16", "mixed_bfloat16"]
+
+
+@pytest.fixture(params=POLICIES)
 def policy(request):
     keras.config.set_dtype_policy(request.param)
     yield request.param
@@ -196,7 +198,9 @@ def regularizer_gradient(network, weights, policy, step_length, direction):
     return np.concatenate(flat), float(r) / 1e-4
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(
+    ("policy", "direction"), each_value(POLICIES, list(DIRECTIONS)), indirect=["policy"]
+)
 def test_half_precision_takes_a_step_length(float64, policy, direction):
     """Against the same difference in float64; and it trains."""
     keras.config.set_floatx("float32")
@@ -268,23 +272,3 @@ def test_without_options_the_step_is_the_papers(float64):
 def test_a_product_has_no_difference(options):
     with pytest.raises(ValueError, match=r"finite_difference.*Given: step_length="):
         compiled(conv_net(), gradient="hessian_vector_product", **options)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("step_length", 0.0), ("step_length", "far"), ("direction", "up")]
-)
-def test_values_out_of_range(name, value):
-    with pytest.raises(ValueError, match=rf"{name}.* must be .*Given: .*{value!r}\."):
-        FisherRegularizedModel(conv_net(), **{name: value})
-
-
-def test_saved_and_loaded(tmp_path):
-    x, y = images(40)
-    model = compiled(conv_net(), step_length=0.1, direction="central", beta=20.0)
-    model.fit(x, y, batch_size=16, shuffle=False, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert (loaded.step_length, loaded.direction) == (0.1, "central")
-    for one in (model, loaded):
-        one.fit(x, y, batch_size=16, shuffle=False, verbose=0)
-    assert_equal(weights_of(loaded), weights_of(model))

@@ -7,9 +7,9 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import SIZES, Case, cases
+from small_models import sub_batches_of
 
 from fisher_keras import FisherRegularizedModel
-from fisher_keras.regularizer.sub_batches import split_batch
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -74,13 +74,6 @@ def equation_6(model, x, loss, gradient=None, step_length=None, direction=None):
     return ALPHA * norm**2, [ALPHA * norm * d / 2e-5 for d in difference]
 
 
-def parts_of(model, batch_size):
-    seed = tf.constant([model.seed, 0], tf.int64)
-    split = split_batch(tf.constant(batch_size), model.num_sub_batches, seed)
-    sizes = [int(split.size) + (i < int(split.remainder)) for i in range(int(split.count))]
-    return np.split(split.permutation.numpy(), np.cumsum(sizes)[:-1])
-
-
 def losses(case, smoothing, own):
     if case.labels in ("classes", "column"):
         kind = Squared if own == "loss" else keras.losses.SparseCategoricalCrossentropy
@@ -90,65 +83,87 @@ def losses(case, smoothing, own):
     )
 
 
+def mean_over(parts, loss_and_gradient_of):
+    """The mean of some losses and gradients, one of each sub-batch."""
+    found = [loss_and_gradient_of(part) for part in parts]
+    sums = [np.sum(arrays, axis=0) for arrays in zip(*(g for _, g in found), strict=True)]
+    return np.mean([value for value, _ in found]), [s / len(parts) for s in sums]
+
+
+def plain_part(classifier, case, weight, loss, parts):
+    """L and its gradient, as means over sub-batches, or of the whole batch as the only one."""
+    x, y, _ = case.examples()
+
+    def whole_loss(rows, outputs):
+        value = loss(y[rows], outputs, sample_weight=None if weight is None else weight[rows])
+        own = isinstance(classifier, OwnLoss)
+        return 1.5 * value + tf.reduce_mean(outputs**2) if own else value
+
+    return mean_over(
+        parts,
+        lambda rows: loss_and_gradient(classifier, x[rows], lambda o: whole_loss(rows, o)),
+    )
+
+
+def regularizer_part(classifier, case, weight, variant, parts):
+    """The regularizer and its gradient, from Equation 6 at weights nearby."""
+    x, _, classes = case.examples()
+    weight = np.ones(case.count) if weight is None else weight
+
+    def hard_loss(rows, outputs):
+        # Not clipped: Keras' losses, too, are of the logits that a softmax layer is called with.
+        p = outputs if case.probabilities else tf.nn.softmax(outputs)
+        chosen = tf.gather(p, classes[rows], batch_dims=1)
+        return -tf.reduce_mean(weight[rows] * tf.math.log(chosen))
+
+    return mean_over(
+        parts,
+        lambda rows: equation_6(classifier, x[rows], lambda o: hard_loss(rows, o), **variant),
+    )
+
+
 @given(
     st.one_of(cases(st.integers(1, 7)), cases(st.integers(1, 7), also="interaction")),
     st.integers(1, 8),
     st.sampled_from([False, True, "auto"]),
-    st.booleans(),
+    st.sampled_from([None, 1e-30, 1.0, 1e30]),
     st.sampled_from(VARIANTS),
     st.sampled_from([0.0, 0.2]),
     st.sampled_from([None, "loss", "classifier"]),
     st.booleans(),
 )
 def test_step(
-    case: Case, num_sub_batches, share_gradients, weighted, variant, smoothing, own, changed
+    case: Case, num_sub_batches, share_gradients, heaviest, variant, smoothing, own, changed
 ):
+    """Sample weights are from 0, of whole sub-batches at times, to the heaviest."""
+    if variant.get("step_length", 0) is None and heaviest is not None:
+        heaviest = 1.0  # Else the paper's step would leave the range of float64, or be too short.
     classifier = case.model()
     if own == "classifier":
         classifier = OwnLoss(classifier.inputs, classifier.outputs)
-    x, y, classes = case.examples()
-    weight = np.random.default_rng(case.seed).random(case.count) if weighted else None
-    ones = np.ones(case.count) if weight is None else weight
+    x, y, _ = case.examples()
+    scale = heaviest or 1.0
+    random = np.random.default_rng(case.seed).random([2, case.count])
+    weight = None if heaviest is None else scale * random[0] * (random[1] < 0.7)
     options = {"alpha": ALPHA, "beta": BETA, "num_sub_batches": num_sub_batches, "seed": 3}
     options |= {"share_gradients": share_gradients, **variant}
     before = {"alpha": 1.0, "beta": 0.5, "num_sub_batches": 1, "share_gradients": "auto"}
     model = FisherRegularizedModel(classifier, **(options | before if changed else options))
-    compiled_loss = losses(case, smoothing, own)
-    model.compile("sgd", compiled_loss)
+    loss = losses(case, smoothing, own)
+    model.compile("sgd", loss)
     if changed:
         model.regularized_gradients(x, y, weight)
         for name, value in options.items():
             setattr(model, name, value)
-    gradient, loss, regularizer = model.regularized_gradients(x, y, weight)
+    gradient, found_loss, found_regularizer = model.regularized_gradients(x, y, weight)
 
-    def hard_loss(rows, outputs):
-        # Not clipped: Keras' losses, too, are of the logits that a softmax layer is called with.
-        p = outputs if case.probabilities else tf.nn.softmax(outputs)
-        chosen = tf.gather(p, classes[rows], batch_dims=1)
-        return -tf.reduce_mean(ones[rows] * tf.math.log(chosen))
-
-    def whole_loss(rows, outputs):
-        weights = None if weight is None else ones[rows]
-        loss = compiled_loss(y[rows], outputs, sample_weight=weights)
-        return 1.5 * loss + tf.reduce_mean(outputs**2) if own == "classifier" else loss
-
-    def means(function, parts):
-        found = [function(part) for part in parts]
-        sums = [np.sum(arrays, axis=0) for arrays in zip(*(g for _, g in found), strict=True)]
-        return np.mean([v for v, _ in found]), [s / len(parts) for s in sums]
-
-    parts = parts_of(model, case.count)
-    expected_loss, plain = means(
-        lambda part: loss_and_gradient(classifier, x[part], lambda o: whole_loss(part, o)),
-        parts if share_gradients is True else [np.arange(case.count)],
-    )
-    expected_regularizer, rest = means(
-        lambda part: equation_6(classifier, x[part], lambda o: hard_loss(part, o), **variant),
-        parts,
-    )
+    parts = sub_batches_of(model, case.count)
+    of_loss = parts if share_gradients is True else [np.arange(case.count)]
+    expected_loss, plain = plain_part(classifier, case, weight, loss, of_loss)
+    regularizer, rest = regularizer_part(classifier, case, weight, variant, parts)
     exact = "gradient" not in variant
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-9)
-    np.testing.assert_allclose(regularizer, expected_regularizer, rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(found_loss, expected_loss, rtol=1e-9)
+    np.testing.assert_allclose(found_regularizer, regularizer, rtol=1e-7, atol=1e-12 * scale**2)
     expected = moved(plain, rest, BETA)
     scale = max(np.max(np.abs(g)) for g in expected)
     for mine, right in zip(gradient, expected, strict=True):
@@ -175,3 +190,22 @@ def test_random_layers_draw_what_they_draw_without_the_regularizer(case, sub_bat
         for mine, right in zip(gradient, expected, strict=True):
             mine = np.zeros_like(right) if mine is None else mine
             np.testing.assert_allclose(mine, right, rtol=1e-8, atol=1e-12)
+
+
+@given(cases(SIZES, also="dropout"), st.integers(1, 4))
+def test_one_mask_in_both_gradients_of_the_difference(case: Case, sub_batches: int):
+    """Over a short step it is the derivative, which it is not between two masks."""
+    classifier = case.model()
+    x, y, _ = case.examples()
+    options = {"num_sub_batches": sub_batches, "share_gradients": False, "seed": 3}
+    model = FisherRegularizedModel(
+        classifier, alpha=ALPHA, beta=BETA, step_length=1e-5, direction="central", **options
+    )
+    model.compile("sgd", losses(case, 0.0, None))
+    difference, *_ = model.regularized_gradients(x, y)
+    model.step_length, model.direction, model.gradient = None, "descent", "hessian_vector_product"
+    derivative, *_ = model.regularized_gradients(x, y)
+    scale = max(np.max(np.abs(g)) for g in derivative if g is not None)
+    for mine, right in zip(difference, derivative, strict=True):
+        if right is not None:
+            np.testing.assert_allclose(mine, right, rtol=1e-4, atol=1e-5 * scale)

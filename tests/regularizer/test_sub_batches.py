@@ -5,13 +5,9 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_models import assert_equal
 
 from fisher_keras.regularizer.sub_batches import split_batch
-
-
-def assert_equal(first, second):
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(("size", "count"), [(12, 4), (11, 4), (128, 8), (3, 8), (1, 1)])

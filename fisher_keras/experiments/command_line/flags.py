@@ -62,7 +62,9 @@ class _Flag:
     def expected(self) -> str:
         """The values allowed, in words."""
         if self.choices:
-            return f"one of {', '.join(self.choices)}"
+            # A comma in a choice would read as one between two.
+            separator = "; " if any("," in choice for choice in self.choices) else ", "
+            return f"one of {separator.join(self.choices)}"
         kinds = {int: "a whole number", float: "a number", bool: "true or false"}
         least = "" if self.least is None else f", {self.least} or greater"
         above = "" if self.above is None else f" greater than {self.above}"

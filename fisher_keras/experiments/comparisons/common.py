@@ -117,10 +117,7 @@ GAMMA_HAT = Column("gamma-hat", 1, metric("log_determinant"))
 LOG_DET_MARGINS = Column("ln det Xi", 1, metric("log_determinant_margins"))
 
 
-def num_flagged(groups: Sequence[Group]) -> list[int]:
-    """Returns how many networks of each group are at no minimum such as those of all groups."""
-    # Flags compare each loss with the median of all: the groups are not judged one by one.
-    networks = [network for group in groups for network in group.values()]
-    # They come in the order of `networks`, of which each group takes as many as it has.
-    flags = iter(network_flags(networks))
-    return [sum(bool(next(flags)) for _ in group) for group in groups]
+def num_flagged(group: Group, control: Group) -> int:
+    """Returns how many networks of a group are at no minimum such as those of the control."""
+    flags = network_flags(list(group.values()), list(control.values()))
+    return sum(map(bool, flags))

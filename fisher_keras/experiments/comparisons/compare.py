@@ -38,7 +38,8 @@ def compare(
 
     The folder keeps the finished networks. Stopped and started again with the same arguments, the
     comparison resumes, also within a training; with more seeds or methods it trains only what is
-    missing. It also gets the table and the figure.
+    missing. Other code of yours, in `make_model`, in a method or in what these use, makes other
+    runs, which are trained anew. The folder also gets the table and the figure.
 
     TensorFlow's op determinism is on, and TensorFloat-32 off, in the process that trains. That is
     this one, unless `num_workers` or `scheduler` is given.

@@ -132,6 +132,8 @@ def _trainings(
 
 def _training(arm: Arm, shared: Mapping[str, object]) -> TrainingConfig:
     settings = {**shared, **arm.training}
+    if "target_error" in settings:  # Such an arm has an end of its own.
+        settings.pop("target_loss", None)
     plain = resolve(TrainingConfig(**shared))
     # At least two: with one, ghost batch normalization would be the ordinary one.
     num_sub_batches = max(2, plain.batch_size // SUB_BATCH_SIZE)
@@ -199,7 +201,7 @@ def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -
 
 def _cells(name: str, groups: Mapping[str, Group], columns: Sequence[Column]) -> list[str]:
     group = groups[name]
-    (flagged,) = num_flagged([group])
+    flagged = num_flagged(group, groups.get(CONTROLS[0], {}))
     return [
         str(len(group)),
         ERROR.mean(group),

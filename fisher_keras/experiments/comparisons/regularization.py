@@ -202,7 +202,7 @@ def _table(
             f"{mean:.{compared.digits}f} ± {std:.{compared.digits}f}"
             for mean, std in paper.get((arch, dataset), ())
         ]
-        flagged = num_flagged([plain, fisher])
+        flagged = [num_flagged(group, plain) for group in (plain, fisher)]
         rows.append(
             [
                 _ARCHITECTURES.get(arch, arch),

@@ -119,6 +119,9 @@ def _order(networks: Sequence[Network]) -> str:
     others = {"ln det Xi": "log_det_margins", "the training loss": "excess_loss"}
     taus = [f"Kendall's tau {_estimate(tau)}"]
     taus += [f"of {name} {_estimate(ordering(networks, others[name]))}" for name in others]
+    plain = [network for network in networks if network.method == "plain"]
+    alone = [f"{ordering(plain, name).value:.2f}" for name in ("gamma_hat", "excess_loss")]
+    taus.append(f"of the plain networks alone, gamma-hat {alone[0]} and the loss {alone[1]}")
     values = f"({'; '.join(taus)})"
     if tau.low <= 0 <= tau.high:
         return f"gamma-hat does not order the test errors beyond the noise {values}"

@@ -97,6 +97,7 @@ def train_network(run: Run, directory: pathlib.Path) -> dict[str, Any]:
         labels allow.
     """
     settings = run.config
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # It has 10 bits, on a GPU.
     digits = draw_digits(settings["train_size"], settings["wrong_labels"], run.seed)
     # The networks of one process would add up in memory. Collecting garbage here takes longer than
     # a quarter of a training; Python does it often enough.

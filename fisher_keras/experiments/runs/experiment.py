@@ -121,9 +121,10 @@ def _check_same_images(
 
     Their keys name the data set alone, so that CIFAR's may come from another machine.
     """
-    if options.dataset != "folder" or not records:
+    name = options.dataset or ""
+    if not records or not (name == "folder" or name.startswith("tfds:")):
         return
-    given = load_dataset("folder", options.data_dir, False, options.image_size).fingerprint
+    given = load_dataset(name, options.data_dir, False, options.image_size).fingerprint
     if any(record.result["data"] != given for record in records):
         raise ValueError(
             f"{store.directory} has runs of other images than those in --data_dir="

@@ -19,14 +19,11 @@ import json
 import os
 import pathlib
 import re
-import socket
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import filelock
-
-from fisher_keras.files import make_folder, remove_empty, write_text
+from fisher_keras.experiments.folder_lock import folder_lock
+from fisher_keras.files import write_text
 
 RunFunction = Callable[["Run", pathlib.Path], dict[str, Any]]  # From run and folder to result.
 
@@ -146,39 +143,9 @@ class ExperimentStore:
         """Returns the file of what a run prints."""
         return self.run_directory(run) / "run.log"
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other commands out of the experiment.
-
-        Raises:
-            ValueError: If another one is at work.
-            OSError: If the directory cannot be written.
-        """
-        made = make_folder(self.directory)
-        lock = filelock.FileLock(self.directory / ".lock")
-        try:
-            held = lock.acquire(timeout=0)
-        except filelock.Timeout:
-            holder = pathlib.Path(lock.lock_file).read_text(encoding="utf-8")
-            raise ValueError(
-                f"{self.directory} is in use by {holder or 'another process'}: wait for its end, "
-                "or give another --output_dir"
-            ) from None
-        with held:
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            # For messages alone: it may still be there after its writer has ended, while the lock
-            # is then free.
-            pathlib.Path(lock.lock_file).write_text(
-                f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8"
-            )
-            try:
-                yield
-            finally:
-                # The command was refused before its first run, and nobody knows the folder yet.
-                if made and not any(self.directory.glob("runs/*")):
-                    self.plan.unlink(missing_ok=True)
-                    pathlib.Path(lock.lock_file).unlink()
-                    remove_empty(made)
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other commands out of the experiment, see `folder_lock`."""
+        return folder_lock(self.directory)
 
     def write_plan(self, runs: Sequence[Run]) -> None:
         """Writes the names of all runs of the experiment, for `fisher-keras status`.

@@ -133,10 +133,18 @@ def _excess_loss(network: TrainedNetwork, with_confusion: bool) -> float:
     return float(np.average([part.excess_loss for part in parts], weights=weights))
 
 
-def network_flags(networks: Sequence[TrainedNetwork]) -> list[tuple[str, ...]]:
-    """Returns why networks are not at a minimum such as the others', see `convergence_flags`."""
+def network_flags(
+    networks: Sequence[TrainedNetwork], control: Sequence[TrainedNetwork] = ()
+) -> list[tuple[str, ...]]:
+    """Returns why networks are not at a minimum such as the others', see `convergence_flags`.
+
+    Args:
+        networks: Of finished runs.
+        control: Networks whose losses are the usual ones; by default, all of `networks`.
+    """
     return convergence_flags(
         excess_losses(networks),
         [network.train.error_percent for network in networks],
         networks[0].training.target_loss,
+        excess_losses(control or networks),
     )

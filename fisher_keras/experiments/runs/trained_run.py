@@ -45,10 +45,15 @@ def trained_run(
     config = {
         "training": training_settings(training),
         "metrics": dataclasses.asdict(metrics) | {"names": list(metrics.names)},
+        **network_settings(training.arch),
     }
-    if source := source_of(training.arch):
-        config["network"] = {"source": source}
     return Run(experiment, config, training.seed, RECIPE_VERSION, f"{label} seed {training.seed}")
+
+
+def network_settings(arch: str) -> dict[str, dict[str, str]]:
+    """Returns the part of a run's configuration that tells the code of a user's network."""
+    source = source_of(arch)
+    return {"network": {"source": source}} if source else {}
 
 
 def training_settings(training: TrainingConfig) -> dict[str, Any]:
@@ -144,9 +149,17 @@ def training_of(
         download: Whether it may be downloaded.
 
     Raises:
-        ValueError: If the data or a setting cannot be used.
+        ValueError: If the data or a setting cannot be used, or the network's code is another one
+            here.
         OSError: If the data cannot be read.
     """
+    arch = run.config["training"]["arch"]
+    # Each run is a process of its own, and perhaps on another machine.
+    if network_settings(arch) != {k: v for k, v in run.config.items() if k == "network"}:
+        raise ValueError(
+            f"the code of --arch={arch} is not what it was when the command started: start it "
+            "again"
+        )
     places = {"data_dir": data_dir, "download": download, "output_dir": str(output_dir)}
     settings = run.config["training"]
     training = resolve(TrainingConfig(**settings, seed=run.seed, **places, resume=True))

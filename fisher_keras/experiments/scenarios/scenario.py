@@ -147,7 +147,8 @@ def read_scenarios(stores: Sequence[str | pathlib.Path]) -> list[Scenario]:
 
     Raises:
         ValueError: If a store has no runs, or runs of something else, or those of a scenario
-            differ in more than its variable and the seed.
+            differ in more than its variable and the seed, or metrics are of samples of several
+            sizes.
         OSError: If a file cannot be read.
     """
     records: dict[str, dict[str, Record]] = {}
@@ -155,11 +156,22 @@ def read_scenarios(stores: Sequence[str | pathlib.Path]) -> list[Scenario]:
         for record in _records(pathlib.Path(store).expanduser()):
             # By key, as a run that is in two of the stores is still one network.
             records.setdefault(record.experiment, {})[record.key] = record
+    _check_sizes([record for group in records.values() for record in group.values()])
     return [
         _scenario(experiment, list(records[experiment].values()))
         for experiment in TITLES
         if experiment in records
     ]
+
+
+def _check_sizes(records: Sequence[Record]) -> None:
+    """Checks that all metrics are of samples of one size: others are other quantities."""
+    sizes = sorted({record.config["metrics"]["num_samples"] for record in records})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"the metrics of the runs are of {' and '.join(map(str, sizes))} images a trial: "
+            "only those of equally many compare. Give the stores of one of them"
+        )
 
 
 def _records(store: pathlib.Path) -> list[Record]:
@@ -209,7 +221,7 @@ def _settings(record: Record) -> dict[str, Any]:
     settings = {
         f"{group}.{name}": value for group, inner in groups for name, value in inner.items()
     }
-    return settings | {"recipe_version": record.recipe_version}
+    return settings | {"recipe_version": record.recipe_version, "data": record.result.get("data")}
 
 
 def _run(

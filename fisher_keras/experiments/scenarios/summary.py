@@ -193,9 +193,14 @@ def _p_value(
     # Levels can only be exchanged where nothing else differs between them.
     if others or len(differing) != 1:
         return float("nan")
+    levels = [run.value for run in runs]
+    seeds = {tuple(run.seed for run in runs if run.value == level) for level in levels}
+    # A level's errors take the places of another's seed by seed.
+    if len(seeds) != 1:
+        return float("nan")
     # A scenario has its runs by value and then by seed, the order that the test needs.
     values, errors = column(runs, measure), column(runs, "test_error")
-    return level_permutation_p_value(values, errors, [run.value for run in runs])
+    return level_permutation_p_value(values, errors, levels)
 
 
 def _mean_granulated(groups: Sequence[Sequence[ScenarioRun]], measure: str) -> float:
@@ -204,6 +209,8 @@ def _mean_granulated(groups: Sequence[Sequence[ScenarioRun]], measure: str) -> f
             column(runs, measure), column(runs, "test_error"), [run.seed for run in runs]
         )
         for runs in groups
+        # Where several settings vary, the networks of a seed are not those of one variable.
+        if len(hyperparameters(runs)) == 1
     ]
     defined = [value for value in coefficients if not np.isnan(value)]
     return float(np.mean(defined)) if defined else float("nan")
@@ -314,7 +321,7 @@ def summary(scenarios: Sequence[Scenario], lines: Sequence[Correlation]) -> str:
         parts += [
             f"## {scenario.title}",
             f"![{scenario.title}](figures/{scenario.experiment}.png)",
-            f"Mean ± standard deviation over the seeds. {_range(losses)}",
+            f"Mean ± standard deviation over the {_repeats(scenario)}. {_range(losses)}",
             scenario_table(scenario),
             " ".join(scenario.notes),
         ]
@@ -351,6 +358,10 @@ def summary_json(scenarios: Sequence[Scenario], lines: Sequence[Correlation]) ->
         "scenarios": [dataclasses.asdict(scenario) for scenario in scenarios],
     }
     return json.dumps(json_ready(record), indent=2, allow_nan=False) + "\n"
+
+
+def _repeats(scenario: Scenario) -> str:
+    return "seeds" if len(hyperparameters(scenario.runs)) <= 1 else "networks of each value"
 
 
 def _range(losses: np.ndarray) -> str:

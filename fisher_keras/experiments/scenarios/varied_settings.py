@@ -5,7 +5,10 @@ both. Among networks that share the other settings it may still tell which is be
 """
 
 import json
+import math
 from typing import Any
+
+import numpy as np
 
 from fisher_keras.experiments.runs.trained_network import common_metrics
 from fisher_keras.experiments.scenarios.scenario import (
@@ -20,7 +23,7 @@ from fisher_keras.experiments.statistics.permutation import holm
 from fisher_keras.experiments.statistics.rank_correlation import estimate_cell
 from fisher_keras.experiments.statistics.strata import stratified_kendall
 from fisher_keras.experiments.statistics.text_tables import markdown_table, p_cell
-from fisher_keras.experiments.statistics.variance_shares import variance_shares
+from fisher_keras.experiments.statistics.variance_shares import TOGETHER, variance_shares
 
 # Settings of the data: the others change the path of SGD on the same data.
 STRATA = ("augmentation", "confusion_size")
@@ -36,17 +39,20 @@ tau and rho: given all settings that vary."""
 def shares_table(scenario: Scenario) -> str:
     """Formats the shares of variance of the test error and of each metric, side by side."""
     settings = hyperparameters(scenario.runs)
-    rows = [["runs", "quantity", "n", *settings, "together"]]
+    rows = [["runs", "quantity", "n", *settings, TOGETHER]]
     for which, runs in _subsets(scenario):
         factors = hyperparameters(runs)
-        for name in ["test_error", *common_metrics(runs)]:
-            shares = variance_shares(column(runs, name), factors)
+        for quantity in ["test_error", *common_metrics(runs)]:
+            values = column(runs, quantity)
+            shares = variance_shares(values, factors)
             # A subset may have one value of a setting left, which then explains nothing.
-            cells = [
-                f"{100 * shares.get(setting, 0):.0f} %" for setting in (*settings, "together")
-            ]
-            rows.append([which, name, str(len(runs)), *cells])
+            cells = [_share_cell(shares.get(name, 0)) for name in (*settings, TOGETHER)]
+            rows.append([which, quantity, str(np.isfinite(values).sum()), *cells])
     return markdown_table(rows, num_names=2)
+
+
+def _share_cell(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.0f} %"
 
 
 def strata_table(scenario: Scenario) -> str:

@@ -4,7 +4,11 @@ import pathlib
 from typing import Any
 
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.runs.trained_run import training_of, training_settings
+from fisher_keras.experiments.runs.trained_run import (
+    network_settings,
+    training_of,
+    training_settings,
+)
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import train
@@ -30,6 +34,7 @@ def trial_run(training: TrainingConfig, fingerprint: str) -> Run:
         "training": training_settings(training),
         "until_epoch": training.epochs,  # All of them: it stands here for the runs' keys.
         "data": fingerprint,
+        **network_settings(training.arch),
     }
     label = f"beta {training.beta:g}, M {training.num_sub_batches}, tau {training.clip_norm:g}"
     return Run(EXPERIMENT, config, training.seed, RECIPE_VERSION, label)

@@ -11,6 +11,7 @@ from fisher_keras.experiments.names import folder_name
 from fisher_keras.experiments.runs.experiment import absolute, free_gpus
 from fisher_keras.experiments.runs.runner import execute_missing, print_plan
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
+from fisher_keras.experiments.runs.trained_run import network_settings
 from fisher_keras.experiments.search.search_trials import Trials, combinations
 from fisher_keras.experiments.search.trial_run import execute, trial_run
 from fisher_keras.experiments.search.tuning_config import SEARCHED, TuningConfig
@@ -67,7 +68,7 @@ def tune(config: TuningConfig) -> dict[str, Any]:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         trials = Trials(config.candidates, config.num_trials, run_of, store, training.seed)
-        settings = config.settings() | {"data": fingerprint}
+        settings = config.settings() | {"data": fingerprint} | network_settings(training.arch)
         report = TuningReport(store.directory, settings, config.preset, trials)
         execute_missing(trials.next_run, function, store, config.engine, gpus, report)
         content = report.write()

@@ -15,7 +15,10 @@ SMALL_LOSS = 0.01
 
 
 def convergence_flags(
-    train_losses: Sequence[float], train_errors: Sequence[float], target_loss: float | None = None
+    train_losses: Sequence[float],
+    train_errors: Sequence[float],
+    target_loss: float | None = None,
+    usual_losses: Sequence[float] | None = None,
 ) -> list[tuple[str, ...]]:
     """Returns why a run is not at a minimum such as the others', for each run of a scenario.
 
@@ -24,11 +27,13 @@ def convergence_flags(
             labels allow, in nats; NaN where it is not known.
         train_errors: Training error of each run, in percent.
         target_loss: What the trainings were to end at, if there was such a loss.
+        usual_losses: The losses whose median is the usual one; by default, `train_losses`.
 
     Returns:
         The reasons for each run, none for a run that is.
     """
-    known = [loss for loss in train_losses if np.isfinite(loss)]
+    usual = train_losses if usual_losses is None else usual_losses
+    known = [loss for loss in usual if np.isfinite(loss)]
     median = float(np.median(known)) if known else np.nan
     return [
         _reasons(loss, error, median, target_loss)
@@ -48,8 +53,7 @@ def _reasons(
         reasons.append(f"training loss {loss}")
     elif loss > max(MAX_LOSS_RATIO * median, SMALL_LOSS):
         reasons.append(
-            f"training loss {loss:.2g} (more than {MAX_LOSS_RATIO} times the scenario's median "
-            f"{median:.2g})"
+            f"training loss {loss:.2g} (more than {MAX_LOSS_RATIO} times the median {median:.2g})"
         )
     if target_loss is not None and loss > target_loss:
         reasons.append(f"training loss {loss:.2g} (did not reach the target {target_loss:g})")

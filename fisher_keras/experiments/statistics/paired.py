@@ -27,8 +27,8 @@ class PairedDifference:
 
     @property
     def is_within_noise(self) -> bool:
-        """True if the interval has 0 in it."""
-        return self.low <= 0 <= self.high
+        """True if the interval has 0 in it, or is not known."""
+        return not (self.low > 0 or self.high < 0)
 
 
 def paired_difference(
@@ -42,9 +42,11 @@ def paired_difference(
         level: The probability that such an interval covers the mean of normal differences.
 
     Returns:
-        The mean of first - second, with its interval.
+        The mean of first - second, with its interval; all NaN where a value is infinite or NaN.
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
+    if not np.isfinite(differences).all():
+        return PairedDifference(len(differences), math.nan, math.nan, math.nan)
     mean = statistics.fmean(differences)
     standard_error = statistics.stdev(differences) / math.sqrt(len(differences))
     reach = scipy.stats.t.ppf((1 + level) / 2, len(differences) - 1) * standard_error

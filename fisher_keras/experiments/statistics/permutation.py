@@ -18,12 +18,12 @@ def level_permutation_p_value(
 
     The runs of a level are not independent: what the level does to metric and error, all of them
     share. So the levels are permuted and not the runs: each level's test errors, seed by seed, go
-    to another level. With k levels there are k! orders, and none of 3 has a p-value below 1/3.
+    to another level. With k levels there are k! orders, and no p-value is below 1/k!.
 
     Args:
         metric: The metric of each run, shape (n,); in a level, in the order of the seeds.
         error: The test error of each run, shape (n,).
-        levels: The level of each run, shape (n,).
+        levels: The level of each run, shape (n,); all levels have the same seeds.
 
     Returns:
         The share of all orders (of 5,040 random ones beyond 7 levels) in which Kendall's sum over

@@ -36,7 +36,12 @@ def check_together(config: "TrainingConfig") -> None:
         names -= _OF_METHOD.get(config.method, set())
         given = sorted(name for name in names if getattr(config, name) is not None)
         if given:
-            raise ValueError(f"--{given[0]} has no effect without --regularize: add it")
+            remedy = (
+                f"is not for --method={config.method}: leave it out"
+                if config.method in ("ghost", "sam")
+                else "has no effect without --regularize: add it, or --method=fisher"
+            )
+            raise ValueError(f"--{given[0]} {remedy}")
     if config.target_loss is not None and config.target_error is not None:
         raise ValueError("--target_loss and --target_error both end a training: give one")
     if config.beta is not None and config.strength is not None:

@@ -7,12 +7,11 @@ import json
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fisher_keras.experiments.training.config import TrainingConfig, decisive
-from fisher_keras.files import differences, make_folder, remove_empty, write_text
+from fisher_keras.files import differences, write_text
 
 
 class RunFiles:
@@ -32,7 +31,6 @@ class RunFiles:
     def __init__(self, directory: str | os.PathLike, read_only: bool = False) -> None:
         self.directory = pathlib.Path(directory).expanduser()
         self.read_only = read_only
-        self._made: list[pathlib.Path] = []
         self.record = self.directory / "run.json"
         self.history = self.directory / "history.csv"
         self.best = self.directory / "best.keras"
@@ -41,7 +39,7 @@ class RunFiles:
         self.tensorboard = self.directory / "tensorboard"
 
     def open(self, flags: dict, resume: bool) -> dict | None:
-        """Makes the directory ready for a run, or for the rest of one.
+        """Checks that the directory may hold a run, or the rest of one.
 
         Args:
             flags: The run's configuration.
@@ -53,11 +51,7 @@ class RunFiles:
         Raises:
             ValueError: If the directory holds a run and `resume` is not set, a run with other
                 flags, or something else than a run.
-            OSError: If the directory cannot be made or written.
         """
-        self._made = make_folder(self.directory)
-        with tempfile.TemporaryFile(dir=self.directory):
-            pass  # Only to see now that it can be written.
         if self.record.exists():
             if not resume:
                 raise ValueError(
@@ -71,17 +65,14 @@ class RunFiles:
             _check_same_flags(record["flags"], flags, self.directory)
             return record
         # Hidden files do not count, as systems put such files into any folder.
-        foreign = [path.name for path in self.directory.iterdir() if path.name[0] != "."]
+        found = self.directory.iterdir() if self.directory.exists() else ()
+        foreign = [path.name for path in found if path.name[0] != "."]
         if foreign:
             raise ValueError(
                 f"{self.directory} is not empty and holds no run ({min(foreign)} is in it): give "
                 "another --output_dir"
             )
         return None
-
-    def remove_unused(self) -> None:
-        """Removes the folders that `open` has made, if nothing was written into them."""
-        remove_empty(self._made)
 
     def write_record(self, record: dict) -> None:
         """Writes `run.json` in one go."""

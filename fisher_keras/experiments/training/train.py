@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
+from fisher_keras.experiments.folder_lock import folder_lock
 from fisher_keras.experiments.training.arch import recipe_of
 from fisher_keras.experiments.training.building import build_models, make_repeatable
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
@@ -107,31 +108,30 @@ def train(
     workers = Workers.start(config.strategy)
     files = RunFiles(config.output_dir, read_only=not workers.is_chief)
     quiet = quiet or not workers.is_chief
-    record, first_epoch = _open(config, files, workers)
-    # Before the data are loaded: of a finished run nothing but the record is needed.
-    if first_epoch == _NOTHING_LEFT:
-        if not quiet:
-            print(
-                f"{files.directory} holds the finished run: nothing is left to do. "
-                "Give a larger --epochs to train it further."
-            )
-        return record
-    if first_epoch > 0:
-        flags = files.read()["flags"]
-        planned = flags.get("schedule_epochs") or flags["epochs"]
-        config = dataclasses.replace(config, schedule_epochs=planned)
-    try:
-        data = load_training_data(config) if data is None else data
-        with _dtype_policy(config):
-            training = _Training(config, files, workers, data, first_epoch, quiet)
-            return training.run(record, callbacks)
-    except tf.errors.UnavailableError as error:
-        raise ConnectionError(
-            "another process of --strategy=multi_worker has ended or cannot be reached: start all "
-            "of them again with --resume"
-        ) from error
-    finally:
-        files.remove_unused()
+    with contextlib.ExitStack() as lock:
+        record, first_epoch = _open(config, files, workers, lock)
+        # Before the data are loaded: of a finished run nothing but the record is needed.
+        if first_epoch == _NOTHING_LEFT:
+            if not quiet:
+                print(
+                    f"{files.directory} holds the finished run: nothing is left to do. "
+                    "Give a larger --epochs to train it further."
+                )
+            return record
+        if first_epoch > 0:
+            flags = files.read()["flags"]
+            planned = flags.get("schedule_epochs") or flags["epochs"]
+            config = dataclasses.replace(config, schedule_epochs=planned)
+        try:
+            data = load_training_data(config) if data is None else data
+            with _dtype_policy(config):
+                training = _Training(config, files, workers, data, first_epoch, quiet)
+                return training.run(record, callbacks)
+        except tf.errors.UnavailableError as error:
+            raise ConnectionError(
+                "another process of --strategy=multi_worker has ended or cannot be reached: start "
+                "all of them again with --resume"
+            ) from error
 
 
 def run_training(options: TrainingOptions) -> dict:
@@ -155,7 +155,10 @@ def _dry_run(config: TrainingConfig) -> dict:
     """Prints what would be trained; returns what is known of the record."""
     given = {name: value for name, value in dataclasses.asdict(config).items() if value}
     print("\n".join(f"{name}: {value}" for name, value in given.items()), flush=True)
-    data = load_training_data(dataclasses.replace(config, download=False))
+    try:
+        data = load_training_data(dataclasses.replace(config, download=False))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. A dry run does not download them") from error
     batches = data.training_batches(config.augmentation, 0)
     images, _ = next(iter(batches))
     make_repeatable(config.seed)
@@ -168,12 +171,15 @@ def _dry_run(config: TrainingConfig) -> dict:
     return record
 
 
-def _open(config: TrainingConfig, files: RunFiles, workers: Workers) -> tuple[dict | None, int]:
+def _open(
+    config: TrainingConfig, files: RunFiles, workers: Workers, lock: contextlib.ExitStack
+) -> tuple[dict | None, int]:
     """Returns the record of the run to go on with, and the epoch to resume from."""
     record, first_epoch = None, _CANNOT_START
     try:
         if workers.is_chief:
             record = files.open(dataclasses.asdict(config), config.resume)
+            lock.enter_context(folder_lock(files.directory))
             finished = record is not None and record["status"] == "finished"
             backup = finished_epochs(files.backup) if record else 0
             if record and not backup and record["flags"].get("schedule_epochs"):
@@ -267,8 +273,8 @@ class _Training:
                 # The order matters: what adds to an epoch's logs stands before what writes them.
                 StopWhenDiverged(),
                 _schedule(config, past.get("loss", [])),
-                Progress(self.first_epoch, self.quiet),
                 *target,
+                Progress(self.first_epoch, self.quiet),
                 *([] if self.files.read_only else self._writers(plain_model, past)),
                 *callbacks,
                 # Last, when the others have seen the epoch.

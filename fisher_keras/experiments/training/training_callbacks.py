@@ -24,7 +24,10 @@ _PLATEAU_PATIENCE = 10
 # Times the target of `StopAtLoss`: from one epoch to the next, a loss rarely falls so far.
 _NEAR = 10
 _CHECKS_PER_EPOCH = 10
-_PROGRESS_VALUES = ("loss", "accuracy", "val_loss", "val_accuracy", "fisher_trace", "excess_loss")
+_PROGRESS_VALUES = (
+    *("loss", "accuracy", "val_loss", "val_accuracy", "fisher_trace"),
+    *("excess_loss", "error_percent"),
+)
 _SEEDS = "seeds.npz"
 
 
@@ -151,7 +154,7 @@ class Progress(keras.callbacks.Callback):
     """Prints a line an epoch with the time left and, on a terminal, a bar of the whole run.
 
     It also adds the epoch's `seconds`, validation included, to the logs: it must come before the
-    callbacks that write them.
+    callbacks that write them, and after those that measure.
     """
 
     def __init__(self, first_epoch: int, quiet: bool) -> None:

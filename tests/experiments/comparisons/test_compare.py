@@ -256,6 +256,30 @@ def test_what_decides_a_result_decides_the_runs():
     assert len(keys(methods=clipped) & usual) == 2  # Those of plain training.
 
 
+def smoothed(share):
+    def loss(y_true, y_pred):
+        target = (1 - share) * keras.ops.one_hot(y_true, 3) + share / 3
+        return keras.ops.categorical_crossentropy(target, y_pred, from_logits=True)
+
+    return loss
+
+
+def test_the_code_of_a_loss_decides_the_runs():
+    """Keras' configuration has its name alone."""
+
+    def made(share):
+        def make():
+            model = make_model()
+            model.compile("sgd", smoothed(share), metrics=["accuracy"])
+            return model
+
+        return make
+
+    usual, again, other = (keys(made(share)) for share in (0.1, 0.1, 0.2))
+    assert usual == again
+    assert not usual & other
+
+
 SHARED = make_model()
 
 

@@ -163,3 +163,27 @@ def test_the_command_plans_all_runs(tmp_path, run_command):
     status, output, errors = run_command("compare_methods", *flags)
     assert (status, errors) == (0, "")
     assert len(re.findall(r"batch 32 .* seed [01]", output)) == 14
+
+
+def test_an_arm_is_judged_by_the_losses_of_its_control():
+    """A loss of 0.3 is usual for all arms together, and 100 times that of plain training."""
+    networks = []
+    for run in runs_of("laptop"):
+        if run.seed < 2:
+            found = network(run, 50.0)
+            plain = " plain seed" in run.label
+            part = dataclasses.replace(found.train, excess_loss=0.003 if plain else 0.3)
+            networks.append(dataclasses.replace(found, train=part))
+    flagged = {tuple(row[1:3]): row[-1] for row in table_of(networks, "laptop")[1:]}
+    assert {arm for (_, arm), count in flagged.items() if not count} == {"plain"}
+    assert set(flagged.values()) == {"", "2"}
+
+
+def test_a_target_loss_leaves_an_arm_its_own_end():
+    runs = named_runs(preset_of(PRESETS, MethodsOptions(preset="laptop", target_loss=0.1)), "all")
+    ends = {
+        name: [run.config["training"].get(f"target_{end}") for end in ("loss", "error")]
+        for name, run in runs
+    }
+    assert ends.pop("plain, to 5 % train error") == [None, 5.0]
+    assert all(end == [0.1, None] for end in ends.values())

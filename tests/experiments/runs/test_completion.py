@@ -76,7 +76,7 @@ def clean(monkeypatch, remembering):
 
 @pytest.fixture
 def store(executed, tmp_path, clean):
-    """What is kept of it under version control: the records and the networks."""
+    """The part of it under version control: the records and the networks."""
     (tmp_path / "networks").mkdir()
     shutil.copy(executed.lines, tmp_path)
     for record in executed.records():

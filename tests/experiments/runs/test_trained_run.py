@@ -1,6 +1,9 @@
 """A run of an experiment, against its parts done by hand."""
 
+import dataclasses
 import json
+import linecache
+import sys
 
 import keras
 import numpy as np
@@ -14,6 +17,8 @@ from fisher_keras.experiments.runs.trained_run import (
     execute,
     trained_run,
 )
+from fisher_keras.experiments.search.trial_run import execute as execute_trial
+from fisher_keras.experiments.search.trial_run import trial_run
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.fisher.gram import loss_gradient_gram
@@ -178,3 +183,35 @@ def test_settings_that_are_the_same_in_every_training_stay_out_of_the_key(monkey
     assert config["learning_rate"] == 0.01
     places = {"seed", "data_dir", "download", "output_dir", "resume", "dry_run"}
     assert not places & config.keys()
+
+
+NETWORK = """
+import keras
+
+def net(num_classes, shape):
+    x = keras.Input(shape)
+    return keras.Model(x, keras.layers.Dense(num_classes)(keras.layers.Flatten()(x)))
+"""
+
+
+def test_a_run_is_of_the_code_of_its_network(tmp_path, monkeypatch):
+    """Runs and trials of a search with another code have other keys, and are not executed."""
+    file = tmp_path / "its_network.py"
+    file.write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "its_network", raising=False)
+    config = training(width=None, arch="its_network:net")
+    searched = dataclasses.replace(config, method="fisher")
+
+    def runs():
+        return trained_run("test", config, METRICS, "label"), trial_run(searched, "data")
+
+    run, trial = runs()
+    assert (run, trial) == runs()
+    file.write_text(NETWORK.replace("Dense(num_classes)", "Dense(num_classes, use_bias=False)"))
+    del sys.modules["its_network"]
+    linecache.clearcache()
+    assert not {run.key, trial.key} & {other.key for other in runs()}
+    for old, function in ((run, execute), (trial, execute_trial)):
+        with pytest.raises(ValueError, match="its_network:net is not what it was when the comm"):
+            function(old, tmp_path / "runs" / "x", data_dir=None, download=False)

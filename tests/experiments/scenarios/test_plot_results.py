@@ -52,6 +52,10 @@ def batch_size_records(**changes):
     ]
 
 
+def of_other_data(line):
+    return {**line, "result": {**line["result"], "data": "another"}}
+
+
 def read(tmp_path, *stores):
     return read_scenarios(
         [write_store(tmp_path / str(i), records) for i, records in enumerate(stores)]
@@ -100,6 +104,10 @@ def test_scenarios_of_several_stores_are_put_together(tmp_path):
             "training.width is 8 or null (null: not set)",
         ),
         (
+            [*confusion_records(), of_other_data(confusion_records(4)[3])],
+            'data is "another" or null',
+        ),
+        (
             [{**confusion_records()[0], "result": {"test": {}}}],
             "is not the record of a trained network with its metrics: KeyError('loss')",
         ),
@@ -108,6 +116,15 @@ def test_scenarios_of_several_stores_are_put_together(tmp_path):
 def test_what_cannot_be_compared_is_a_clear_error(tmp_path, records, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         read(tmp_path, records)
+
+
+def test_metrics_of_samples_of_several_sizes_are_not_compared(tmp_path):
+    """A log-determinant of 10 gradients is another quantity than one of 100."""
+    few = batch_size_records()
+    for line in few:
+        line["config"]["metrics"]["num_samples"] = 10
+    with pytest.raises(ValueError, match="of 10 and 100 images a trial"):
+        read(tmp_path, confusion_records(), few)
 
 
 def test_a_store_that_is_not_there_is_a_clear_error(tmp_path):
@@ -132,43 +149,17 @@ def test_table_of_a_scenario(tmp_path):
         record(BATCH_SIZE, 512, 2, 9.5, {"log_determinant": -940.0}),
     ]
     head, _, *rows = cells(scenario_table(read(tmp_path, runs)[0]))
-    assert head == [
-        "batch_size",
-        "runs",
-        "test error (%)",
-        "test cross-entropy",
-        "calibration error",
-        "log_determinant",
-        "train loss",
-        "train error (%)",
-        "flagged",
-    ]
+    assert [head] == cells(
+        "batch_size | runs | test error (%) | test cross-entropy | calibration error "
+        "| log_determinant | train loss | train error (%) | flagged"
+    )
     # Standard deviations are those of samples: of 8 and 9, sqrt(1/2).
-    assert rows == [
-        [
-            "128",
-            "2",
-            "8.50 ± 0.707",
-            "0.500 ± 0",
-            "0.040 ± 0",
-            "-990 ± 14.1",
-            "0.002 ± 0.00141",
-            "0.000 ± 0",
-            "",
-        ],
-        ["256", "1", "9.50", "0.500", "0.040", "– (1 of 1: -inf)", "0.001", "0.600", "1"],
-        [
-            "512",
-            "3",
-            "9.50 ± 0",
-            "0.500 ± 0",
-            "0.040 ± 0",
-            "-940 (1 of 3: -inf) (1 of 3: nan)",
-            "0.001 ± 0",
-            "0.000 ± 0",
-            "",
-        ],
-    ]
+    expected = """\
+| 128 | 2 | 8.50 ± 0.707 | 0.500 ± 0 | 0.040 ± 0 | -990 ± 14.1 | 0.002 ± 0.00141 | 0.000 ± 0 | |
+| 256 | 1 | 9.50 | 0.500 | 0.040 | – (1 of 1: -inf) | 0.001 | 0.600 | 1 |
+| 512 | 3 | 9.50 ± 0 | 0.500 ± 0 | 0.040 ± 0 | -940 (1 of 3: -inf) (1 of 3: nan) | 0.001 ± 0 \
+| 0.000 ± 0 | |"""
+    assert rows == cells(expected)
 
 
 def test_old_records_have_no_calibration_error(tmp_path):
@@ -186,7 +177,7 @@ def test_flagged_runs_are_named_with_their_reason(tmp_path):
     text = summary(scenarios, correlations(scenarios))
     assert (
         f"- confusion_size 500, seed 1 (run {records[4]['key']}): training error 3.00 % "
-        "(more than 0.5 %), training loss 0.2 (more than 10 times the scenario's median 0.001)"
+        "(more than 0.5 %), training loss 0.2 (more than 10 times the median 0.001)"
     ) in text
     assert "between 0.001 and 0.2" in text
 
@@ -291,6 +282,14 @@ def test_tests_of_levels_and_between_metrics(tmp_path):
         ["all scenarios", "all", "log_determinant", "–", "–", "0.00 [0.00, 0.00]"],
         ["all scenarios", "all", "robustness", "–", "–", found[-1][-1]],
     ]
+
+
+def test_levels_are_exchanged_seed_by_seed_alone(tmp_path):
+    """Three seeds of each level, but not the same three."""
+    *records, last = confusion_records()
+    records.append({**last, "seed": 77})
+    lines = correlations(read(tmp_path, records))
+    assert all(math.isnan(line.p_value) for line in lines)
 
 
 def test_what_the_training_loss_leaves_of_the_orders(tmp_path):

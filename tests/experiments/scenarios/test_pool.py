@@ -1,6 +1,7 @@
 """The pool of networks that differ in many settings at once."""
 
 import collections
+import math
 
 import pytest
 from fake_scenarios import record, write_store
@@ -69,12 +70,15 @@ def test_pool_is_read_compared_and_drawn(tmp_path, capsys):
     assert pool.values == [16, 32, 64]
     lines = {line.measure: line for line in correlations([pool]) if line.runs == "all"}
     assert lines["log_determinant"].rank.kendall.value == 1
+    # Of networks that differ in several settings, none is one variable's.
+    assert math.isnan(lines["log_determinant"].granulated)
     assert lines["log_determinant"].partial.kendall.value > 0.9
     # The worst pair of settings to be given leaves nothing to say where networks are alike.
     assert lines["log_determinant"].information.value > lines["random"].information.value
     plot_results(PlotConfig(stores=(str(store),)))
     text = capsys.readouterr().out
     assert "networks that differ in everything" in text
+    assert "Mean ± standard deviation over the networks of each value." in text
     # Neither the error nor a metric follows any setting here, but for chance.
     (shares,) = (line for line in text.splitlines() if line.startswith("| all | test_error | 60"))
     assert all(int(share.removesuffix(" %")) < 20 for share in shares.split(" | ")[3:-1])

@@ -17,7 +17,7 @@ def test_training_error_above_half_a_percent():
 def test_loss_far_above_the_median():
     first, second, third, (reason,) = convergence_flags([1e-3, 2e-3, 3e-3, 0.03], [0] * 4)
     assert first == second == third == ()
-    assert reason == "training loss 0.03 (more than 10 times the scenario's median 0.0025)"
+    assert reason == "training loss 0.03 (more than 10 times the median 0.0025)"
 
 
 @pytest.mark.parametrize(("outlier", "flagged"), [(0.0499, False), (0.0501, True)])

@@ -1,4 +1,4 @@
-"""How --method decides what trains a network."""
+"""--method decides what trains a network."""
 
 import dataclasses
 
@@ -159,7 +159,7 @@ def test_sam_trains_is_recorded_and_resumed(tmp_path):
         ({"method": "sgd"}, "--method must be one of plain, clipped, ghost, fisher, sam"),
         ({"sub_batches": 2}, "--sub_batches has no effect without --method=sam"),
         ({"interval": 2}, "--interval has no effect without --regularize"),
-        ({"method": "ghost", "beta": 2.0}, "--beta has no effect without --regularize"),
+        ({"method": "ghost", "beta": 2.0}, "--beta is not for --method=ghost: leave it out"),
         ({"method": "fisher", "beta": 2.0, "strength": 1.0}, "--beta and --strength say the same"),
         (
             {"method": "fisher", "gradient": "hessian_vector_product", "step_length": 0.1},
@@ -168,7 +168,7 @@ def test_sam_trains_is_recorded_and_resumed(tmp_path):
         ({"rho": 0.1}, "--rho has no effect without --method=sam"),
         ({"method": "fisher", "adaptive": True}, "--adaptive has no effect without --method=sam"),
         ({"method": "sam", "rho": 0.0}, "--rho must be"),
-        ({"method": "sam", "beta": 1.0}, "--beta has no effect without --regularize"),
+        ({"method": "sam", "beta": 1.0}, "--beta is not for --method=sam: leave it out"),
         ({"clip_norm": 1.0, "beta": 1.0}, "--beta has no effect without --regularize: add it"),
         ({"method": "sam", "regularize": True}, "--method=sam has no regularizer"),
         ({"method": "plain", "regularize": True}, "--method=plain has no regularizer"),

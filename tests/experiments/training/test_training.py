@@ -11,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from fisher_keras.datasets import load_dataset, subset
+from fisher_keras.experiments.folder_lock import folder_lock
 from fisher_keras.experiments.training import data as training_data
 from fisher_keras.experiments.training import train as training
 from fisher_keras.experiments.training.config import resolve
@@ -368,6 +369,12 @@ def test_a_run_is_never_overwritten(plain_run):
     with pytest.raises(ValueError, match="already holds a run"):
         train(tiny_config(plain_run))
     assert (plain_run / "run.json").read_bytes() == before
+
+
+def test_two_trainings_do_not_write_into_one_directory(tmp_path):
+    with folder_lock(tmp_path / "run"), pytest.raises(ValueError, match="is in use by process"):
+        train(tiny_config(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()  # Nothing was trained.
 
 
 def test_a_directory_of_other_files_is_left_alone(tmp_path):

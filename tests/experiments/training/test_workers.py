@@ -45,7 +45,19 @@ import sys
 from fisher_keras.experiments.command_line.main import main
 main(["train_cifar", *sys.argv[1:]])
 """
-TWO_DEVICES = SET_TWO_DEVICES + MAIN
+# Several trainings in one process, where starting TensorFlow takes longer than one of them.
+TRAIN_EACH = """
+import json, sys
+from fisher_keras.datasets import stored_images
+from fisher_keras.experiments.command_line.main import main
+for name, flags in json.loads(sys.argv[1]).items():
+    if name == "files":
+        stored_images.IN_MEMORY_BYTES = 0
+    try:
+        main(["train_cifar", *flags])
+    except SystemExit as ended:
+        assert not ended.code, name
+"""
 # However small they are.
 KEEP_IN_FILES = """
 from fisher_keras.datasets import stored_images
@@ -97,15 +109,39 @@ def test_the_chief_alone_prints_and_writes(undisturbed):
         assert len(list((output_dir / "tensorboard" / part).iterdir())) == 1
 
 
-def test_two_processes_do_what_two_devices_do(undisturbed, tmp_path):
-    run = tmp_path / "run"
-    more = ("--regularize", "--strategy=mirrored")
-    status, _, stderr = finish(start("-c", TWO_DEVICES, *flags(run, *more)))
+@pytest.fixture(scope="module")
+def photo_flags(tmp_path_factory):
+    """Flags of a training on 22 images of a folder."""
+    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(28):
+        split, name = ("train", "test")[number >= 22], "ab"[number % 2]
+        path = folder / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (9, 10, 3)).astype(np.uint8)
+        path.write_bytes(tf.io.encode_png(pixels).numpy())
+    data = ["--dataset=folder", f"--data_dir={folder}", "--image_size=8", "--label_smoothing=0.1"]
+    return [*data, "--width=0.1", "--epochs=2", "--batch_size=8", "--method=fisher"]
+
+
+@pytest.fixture(scope="module")
+def on_two_devices(photo_flags, tmp_path_factory):
+    """The folder of three runs on two devices: of digits, and of images in memory and in files."""
+    folder = tmp_path_factory.mktemp("devices")
+    photos = [*photo_flags, "--num_sub_batches=2"]
+    runs = {"digits": flags(folder / "digits", "--regularize")}
+    runs |= {name: [*photos, f"--output_dir={folder / name}"] for name in ("memory", "files")}
+    runs = {name: [*of_run, "--strategy=mirrored"] for name, of_run in runs.items()}
+    status, _, stderr = finish(start("-c", SET_TWO_DEVICES + TRAIN_EACH, json.dumps(runs)), 300)
     assert status == 0, stderr
-    pair = [weights(folder / "last.keras") for folder in (run, undisturbed[0])]
+    return folder
+
+
+def test_two_processes_do_what_two_devices_do(undisturbed, on_two_devices):
+    folders = on_two_devices / "digits", undisturbed[0]
+    pair = [weights(folder / "last.keras") for folder in folders]
     for mine, other in zip(*pair, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
-    records = [json.loads((d / "run.json").read_text()) for d in (run, undisturbed[0])]
+    records = [json.loads((d / "run.json").read_text()) for d in folders]
     for name in ("loss", "val_loss", "val_accuracy", "fisher_trace", "gradient_norm"):
         first, second = (record["history"][name] for record in records)
         np.testing.assert_allclose(first, second, rtol=1e-3, err_msg=name)
@@ -134,35 +170,13 @@ def test_killed_and_started_again_they_end_with_the_same_weights(undisturbed, tm
     assert json.loads((run / "run.json").read_text())["resumed"]
 
 
-@pytest.fixture(scope="module")
-def photo_flags(tmp_path_factory):
-    """Flags of a training on 22 images of a folder."""
-    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for number in range(28):
-        split, name = ("train", "test")[number >= 22], "ab"[number % 2]
-        path = folder / split / name / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = random.integers(0, 256, (9, 10, 3)).astype(np.uint8)
-        path.write_bytes(tf.io.encode_png(pixels).numpy())
-    data = ["--dataset=folder", f"--data_dir={folder}", "--image_size=8", "--label_smoothing=0.1"]
-    return [*data, "--width=0.1", "--epochs=2", "--batch_size=8", "--method=fisher"]
-
-
-def test_devices_share_images_in_files_as_those_in_memory(photo_flags, tmp_path):
+def test_devices_share_images_in_files_as_those_in_memory(on_two_devices):
     """The last batch of an epoch is short."""
-    mirrored = [*photo_flags, "--num_sub_batches=2", "--strategy=mirrored"]
-    scripts = {"memory": TWO_DEVICES, "files": SET_TWO_DEVICES + KEEP_IN_FILES + MAIN}
-    started = [
-        start("-c", script, *mirrored, f"--output_dir={tmp_path / name}")
-        for name, script in scripts.items()
-    ]
-    for process in started:
-        status, _, stderr = finish(process)
-        assert status == 0, stderr
-    pair = [weights(tmp_path / name / "last.keras") for name in scripts]
+    folders = on_two_devices / "memory", on_two_devices / "files"
+    pair = [weights(folder / "last.keras") for folder in folders]
     for mine, other in zip(*pair, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-7)
-    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in scripts]
+    records = [json.loads((folder / "run.json").read_text()) for folder in folders]
     assert records[0]["replicas"] == records[1]["replicas"] == 2
     assert records[0]["test"]["loss"] == pytest.approx(records[1]["test"]["loss"], rel=1e-5)
     # Another kind of data: those in their files are known by these alone.

@@ -1,0 +1,172 @@
+"""Losses, outputs and inputs of a regularized classifier."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from marks import each_value, nightly
+from small_models import (
+    NUM_CLASSES,
+    Subclassed,
+    assert_close,
+    assert_equal,
+    compiled,
+    conv_net,
+    images,
+    smoothed_loss,
+    sparse_loss,
+)
+
+from fisher_keras import SharpnessAwareModel
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation", "one_hot"),
+    [
+        ("sparse_categorical_crossentropy", "softmax", False),
+        nightly("SparseCategoricalCrossentropy", "softmax", False),
+        nightly("categorical_crossentropy", "softmax", True),
+        (keras.losses.sparse_categorical_crossentropy, "softmax", False),
+        nightly(keras.losses.SparseCategoricalCrossentropy(), "softmax", False),
+        (keras.losses.CategoricalCrossentropy(label_smoothing=0.1), "softmax", True),
+        (keras.losses.CategoricalFocalCrossentropy(from_logits=True), None, True),
+        (smoothed_loss(), None, True),
+    ],
+)
+def test_losses_by_name_and_object(loss, activation, one_hot):
+    x, y = images()
+    labels = np.eye(NUM_CLASSES)[y] if one_hot else y
+    for shared in (False, True):
+        model = compiled(conv_net(activation=activation), loss, alpha=0.1, share_gradients=shared)
+        _, _, regularizer = model.regularized_gradients(x, labels)
+        assert float(regularizer) == pytest.approx(hard_label_regularizer(), rel=1e-3)
+    model.fit(x, labels, verbose=0)
+
+
+@functools.cache
+def hard_label_regularizer():
+    """R_alpha of the sparse cross-entropy from logits, which all classifiers here have."""
+    return float(compiled(conv_net(), alpha=0.1).regularized_gradients(*images())[2])
+
+
+def test_softmax_and_logits_give_the_same_gradients(float64):
+    x, y = images()
+    logits = compiled(conv_net(), alpha=0.1).regularized_gradients(x, y)
+    softmax = compiled(
+        conv_net(activation="softmax"), "sparse_categorical_crossentropy", alpha=0.1
+    ).regularized_gradients(x, y)
+    assert_close(logits[0], softmax[0], rtol=1e-7, atol=1e-9)
+
+
+def test_a_single_sigmoid_unit_equals_two_logits(float64):
+    random = np.random.RandomState(1)
+    x, y = random.randn(8, 5), random.randint(0, 2, 8)
+    kernel = random.randn(5, 1)
+    results = []
+    for from_logits, activation in ((True, None), (False, "sigmoid")):
+        single = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1, activation)])
+        model = compiled(
+            single, keras.losses.BinaryCrossentropy(from_logits=from_logits), alpha=0.1
+        )
+        model.set_weights([kernel, np.zeros(1)])
+        results.append(model.regularized_gradients(x, y))
+    double = compiled(
+        keras.Sequential([keras.Input((5,)), keras.layers.Dense(2, use_bias=False)]), alpha=1e-9
+    )
+    double.set_weights([np.hstack([np.zeros((5, 1)), kernel])])
+    np.testing.assert_allclose(results[0][1], double.regularized_gradients(x, y)[1])
+    assert_close(results[0][0], results[1][0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation", "message"),
+    [
+        ("sparse_categorical_crossentropy", None, "from_logits=True"),
+        (sparse_loss(), "softmax", "from_logits=False"),
+        ("mse", None, "cross-entropy"),
+        (lambda y, p: 0.0, None, "cross-entropy"),
+        (sparse_loss(ignore_class=0), None, "ignore_class"),
+    ],
+)
+def test_losses_that_do_not_fit_raise_at_compile(loss, activation, message):
+    with pytest.raises(ValueError, match=message):
+        compiled(conv_net(activation=activation), loss)
+
+
+class WithoutTraining(Subclassed):
+    def call(self, inputs):
+        return self.head(self.hidden(inputs))
+
+
+TRAINED_BY = {
+    "separate": {"share_gradients": False},
+    "shared": {"share_gradients": True},
+    "sharpness-aware": {"method": SharpnessAwareModel},
+}
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "eager"),
+    each_value([Subclassed, WithoutTraining], TRAINED_BY, [False, True]),
+)
+def test_subclassed_models_train_unbuilt(network, options, eager):
+    random = np.random.RandomState(1)
+    x, y = random.randn(30, 5), random.randint(0, NUM_CLASSES, 30)
+    model = compiled(network(), compile_kwargs={"run_eagerly": eager}, **options)
+    history = model.fit(x, y, batch_size=8, epochs=5, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_outputs_that_do_not_fit_the_loss_raise_at_the_first_step(softmax):
+    random = np.random.RandomState(1)
+    x, y = random.randn(8, 5), random.randint(0, NUM_CLASSES, 8)
+    right = "sparse_categorical_crossentropy" if softmax else sparse_loss()
+    wrong = sparse_loss() if softmax else "sparse_categorical_crossentropy"
+    compiled(Subclassed(softmax), right).fit(x, y, verbose=0)
+    # Keras' "auto" is XLA on a GPU, and XLA leaves assertions out.
+    model = compiled(Subclassed(softmax), wrong, compile_kwargs={"jit_compile": False})
+    with pytest.raises(tf.errors.InvalidArgumentError, match="from_logits"):
+        model.fit(x, y, verbose=0)
+
+
+def test_two_inputs():
+    first, second = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    joined = keras.layers.Concatenate()([first, second])
+    model = compiled(keras.Model([first, second], keras.layers.Dense(NUM_CLASSES)(joined)))
+    random = np.random.RandomState(1)
+    x = [random.randn(20, 4), random.randn(20, 3)]
+    history = model.fit(x, random.randint(0, 3, 20), batch_size=8, epochs=2, verbose=0).history
+    assert np.isfinite(history["fisher_trace"]).all()
+
+
+def test_embeddings_and_variables_that_the_loss_does_not_reach():
+    class Text(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.embedding = keras.layers.Embedding(20, 4)
+            self.head = keras.layers.Dense(NUM_CLASSES)
+            self.unused = keras.layers.Dense(2)
+
+        def build(self, shape):
+            self.embedding.build(shape)
+            self.head.build((None, 4))
+            self.unused.build((None, 4))
+
+        def call(self, inputs):
+            return self.head(keras.ops.mean(self.embedding(inputs), axis=1))
+
+    random = np.random.RandomState(1)
+    x, y = random.randint(0, 20, (16, 6)), random.randint(0, NUM_CLASSES, 16)
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 1.0])
+    for beta in (1.0, schedule):
+        model = compiled(Text(), beta=beta)
+        with pytest.warns(UserWarning, match="Gradients do not exist"):
+            model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+        model = compiled(Text(), beta=beta, share_gradients=True)
+        model(x)
+        unused = [v.numpy() for v in model.model.unused.variables]
+        model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+        assert_equal(unused, [v.numpy() for v in model.model.unused.variables])
