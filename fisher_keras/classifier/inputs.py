@@ -94,10 +94,11 @@ def fitting(model: keras.Model) -> Iterator[None]:
         yield
     except tf.errors.InvalidArgumentError as error:
         # Before it comes the trace of the call, and after it the operation's name.
-        lines = [line for line in error.message.splitlines() if line and "{{node" not in line]
+        lines = [line for line in error.message.split("\n") if "{{node" not in line]
+        reason = next(filter(None, map(str.strip, reversed(lines))), type(error).__name__)
         raise ValueError(
             f"The model {model.name!r} cannot be evaluated at these x. Give inputs that its call "
-            f"takes, as indices within the table of an Embedding. Given: {lines[-1].strip()}."
+            f"takes, as indices within the table of an Embedding. Given: {reason}."
         ) from error
 
 
