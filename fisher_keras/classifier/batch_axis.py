@@ -97,6 +97,8 @@ def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
     )
     trace = _trace(model, counted, training)
     if trace is None:  # Where it takes batches of one size only.
+        if not training:
+            _check_batch_size(model)
         count, counted = None, specs
         trace = _trace(model, specs, training)
     if trace is None:  # Nothing is taken for granted.
@@ -251,6 +253,17 @@ def interaction(model: keras.Model, reason: str, remedy: str = _REMEDY) -> Value
         f"Examples of a batch interact in the model {model.name!r}, in inference mode, too: "
         f"{reason}. Change the layer that does it, or {remedy}."
     )
+
+
+def _check_batch_size(model: keras.Model) -> None:
+    """Raises a ValueError if a model that was not traced declares the size of its batches."""
+    declared = [tensor.shape[0] for tensor in getattr(model, "inputs", None) or []]
+    if any(declared):
+        raise ValueError(
+            f"The model {model.name!r} takes batches of {max(filter(None, declared))} examples "
+            "only, as a stateful layer does, and metrics are of batches of any size. Build it "
+            "with keras.Input(shape), without batch_size, batch_shape and stateful=True."
+        )
 
 
 def _trace(model: keras.Model, specs: Any, training: bool) -> _Trace | None:

@@ -1,6 +1,7 @@
 """A Keras classifier with its logits and cached traced functions."""
 
 import contextlib
+import copy
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from fisher_keras.arguments import one_of, real_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.batch_axis import CallGraph, call_graph
 from fisher_keras.classifier.hard_label_loss import labels_of
+from fisher_keras.classifier.inputs import check_dense, fitting
 from fisher_keras.classifier.likelihood import Likelihood
 from fisher_keras.classifier.logits import FromLogits, LikelihoodName, Logits, find_logits
 from fisher_keras.classifier.preprocessing import check_own_methods, prepare
@@ -31,6 +33,8 @@ _OF_TRAINING = {
     "train_function",
 }
 
+_SETTINGS = ("model", "from_logits", "normalize_logits", "labels", "likelihood_name")
+
 
 class Classifier:
     r"""A Keras classifier $f_w$ with all that was found out about it: made once for many calls.
@@ -38,7 +42,8 @@ class Classifier:
     Every metric takes one in place of a model. To trace a large network takes seconds, which a
     `Classifier` spends once, where a call that is given the model spends them each time. The
     model's weights may change in between; that layers are frozen or not, or an attribute such as
-    an activation replaced, is noticed. After any other change make a new `Classifier`.
+    an activation replaced, is noticed. After any other change make a new `Classifier`, and so for
+    other settings: the attributes that the constructor sets cannot be replaced.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -85,12 +90,24 @@ class Classifier:
         # The model inside a wrapper may not be compiled itself.
         self.labels = labels_of(model) or labels_of(self.model)
         self.from_logits = from_logits if from_logits == "auto" else bool(from_logits)
-        self.normalize_logits = None
         if normalize_logits is not None:
-            self.normalize_logits = real_number("normalize_logits", normalize_logits, above=0)
+            normalize_logits = real_number("normalize_logits", normalize_logits, above=0)
+        self.normalize_logits = normalize_logits
+        self.pipeline_is_checked = False
+        self._forget()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses other settings: what was traced is of those that there are."""
+        if name in _SETTINGS and hasattr(self, name):
+            raise AttributeError(
+                f"A Classifier keeps its {name}: make a new one with the other. Given: {value!r}."
+            )
+        super().__setattr__(name, value)
+
+    def _forget(self) -> None:
+        """Makes it a classifier for which nothing was traced yet."""
         self.num_classes: int | None = None
         self._likelihoods: dict[str, Likelihood] = {}
-        self.pipeline_is_checked = False
         self._functions: dict[tuple, Callable] = {}
         self._trace_key: tuple[list, ...] = ()
         self._making = threading.RLock()
@@ -114,8 +131,10 @@ class Classifier:
             x: Inputs of N examples, an array or a structure of arrays.
 
         Raises:
-            ValueError: If the model overrides these methods and does something else in them.
+            ValueError: If the model overrides these methods and does something else in them, or
+                x is not dense.
         """
+        check_dense(x)
         self.build(x)
         if not self.pipeline_is_checked:
             check_own_methods(self.model, x)
@@ -124,10 +143,8 @@ class Classifier:
 
     def copy(self) -> "Classifier":
         """Returns a classifier of the same model, for which nothing was traced yet."""
-        options = self.from_logits, self.normalize_logits
-        copied = Classifier(self.model, *options, likelihood=self.likelihood_name)
-        copied.labels = self.labels
-        copied.pipeline_is_checked = self.pipeline_is_checked
+        copied = copy.copy(self)
+        copied._forget()
         return copied
 
     def logits(self, x: Any) -> tf.Tensor:
@@ -150,7 +167,8 @@ class Classifier:
 
         The mask tells which positions count, shape (N, *P), booleans.
         """
-        logits, counted, *to_check = self.cached(_logits_of_batches)(inputs)
+        with fitting(self.model):
+            logits, counted, *to_check = self.cached(_logits_of_batches)(inputs)
         self.check_values(*to_check)
         return logits, counted
 
@@ -240,9 +258,10 @@ class Classifier:
             )
 
     def cached(self, factory: Callable[..., Callable], *options: Any) -> Any:
-        """Returns `factory(self, *options)`, cached until layers or variables change.
+        """Returns `factory(self, *options)`, cached until the model changes.
 
-        It is made anew when layers were frozen or unfrozen, or variables replaced.
+        It is made anew when layers were frozen or unfrozen, or layers, variables or public
+        attributes of layers replaced.
 
         Args:
             factory: Makes a function that traces what it needs.
@@ -258,7 +277,7 @@ class Classifier:
                 self._functions.clear()
                 self._likelihoods.clear()
                 self._trace_key = trace_key
-            key = (factory, self.from_logits, self.normalize_logits, *options)
+            key = factory, *options
             if key not in self._functions:
                 self._functions[key] = factory(self, *options)
             return self._functions[key]
@@ -334,6 +353,7 @@ def _trace_key(model: keras.Model) -> tuple[list, ...]:
         for name, value in sorted(vars(layer).items())
         if not (name.startswith("_") or name in _OF_TRAINING or tf.is_symbolic_tensor(value))
     ]
+    attributes += [layer.dtype_policy for layer in layers]  # Keras keeps it in a private one.
     flags = [layer.trainable for layer in layers]
     return model.variables, model.trainable_variables, layers, flags, attributes
 

@@ -1,5 +1,7 @@
 """Checks of models and inputs for the metrics."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -9,6 +11,7 @@ import tensorflow as tf
 from fisher_keras.classifier import stateless
 
 _MAX_LISTED = 4
+_DENSE = {"SparseTensor": "tf.sparse.to_dense(x)", "RaggedTensor": "x.to_tensor()"}
 _TEXT = ("O", "S", "T", "U")  # Kinds of NumPy's strings.
 
 
@@ -47,6 +50,7 @@ def count_examples(x: Any, *labels: Any) -> int:
     Raises:
         ValueError: If there are none, or x and y differ in length, or x holds no arrays.
     """
+    check_dense(x)
     shapes = [tuple(np.shape(leaf)) for leaf in keras.tree.flatten(x)]
     if () in shapes:
         raise ValueError(
@@ -65,6 +69,37 @@ def count_examples(x: Any, *labels: Any) -> int:
             f"{', '.join(listed)}."
         )
     return counts.pop()
+
+
+def check_dense(x: Any, name: str = "x") -> None:
+    """Raises a ValueError if inputs are sparse or ragged.
+
+    Args:
+        x: A structure of anything.
+        name: Name of the data.
+    """
+    for leaf in keras.tree.flatten(x):
+        dense = _DENSE.get(type(leaf).__name__, "x.toarray()" if hasattr(leaf, "toarray") else "")
+        if dense:
+            raise ValueError(
+                f"{name} holds a {type(leaf).__name__}, and the metrics take dense arrays: give "
+                f"{dense}."
+            )
+
+
+@contextlib.contextmanager
+def fitting(model: keras.Model) -> Iterator[None]:
+    """The context in which a model's graph runs; values that it cannot take are an error of x."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        # Before it comes the trace of the call, and after it the operation's name.
+        lines = [line for line in error.message.split("\n") if "{{node" not in line]
+        reason = next(filter(None, map(str.strip, reversed(lines))), type(error).__name__)
+        raise ValueError(
+            f"The model {model.name!r} cannot be evaluated at these x. Give inputs that its call "
+            f"takes, as indices within the table of an Embedding. Given: {reason}."
+        ) from error
 
 
 def tensor(values: Any) -> tf.Tensor:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier.inputs import count_examples
+from fisher_keras.classifier.inputs import check_dense, count_examples
 from fisher_keras.classifier.likelihood import label_problem
 
 # More than any data set that fits into memory: one that gives more has no end.
@@ -22,7 +22,6 @@ _COMPARED_EXAMPLES = 1_000
 # Of arrays in a file, so many rows stand for all in the fingerprint.
 _HASHED_ROWS = 1_000
 _MAPPED_ROWS = 20  # Read at a time from such arrays.
-_DENSE = {"SparseTensor": "tf.sparse.to_dense(x)", "RaggedTensor": "x.to_tensor()"}
 
 
 class Examples(abc.ABC):
@@ -43,7 +42,7 @@ class Examples(abc.ABC):
     @property
     @abc.abstractmethod
     def labels(self) -> np.ndarray:
-        """Integer classes, shape (N,), or distributions over the classes, shape (N, K)."""
+        """Integer classes, shape (N,) or (N, *P), or distributions, shape (N, K) or (N, *P, K)."""
 
     @abc.abstractmethod
     def take(self, rows: np.ndarray | slice) -> "LabelledData":
@@ -217,7 +216,7 @@ def _read(data: tf.data.Dataset | keras.utils.PyDataset, name: str) -> tuple:
     read = list(_batches(data, name))
     if not read:
         raise ValueError(f"{name} gives no batches.")
-    joined = keras.tree.map_structure(lambda *leaves: np.concatenate(leaves), *read)
+    joined = keras.tree.map_structure(lambda *leaves: _joined(leaves, name), *read)
     # Other examples at the start are the sign of a shuffled data set; most are read once only.
     num_compared = 1 + _COMPARED_EXAMPLES // len(read[0][1])
     again = itertools.islice(_batches(data, name), num_compared)
@@ -233,6 +232,18 @@ def _read(data: tf.data.Dataset | keras.utils.PyDataset, name: str) -> tuple:
     # Nothing but the content of the examples stays the same when they are shuffled.
     order = np.argsort(np.array(here), kind="stable")
     return keras.tree.map_structure(lambda leaf: leaf[order], joined)
+
+
+def _joined(batches: tuple[np.ndarray, ...], name: str) -> np.ndarray:
+    """Returns the rows of an array of each batch, one under the other."""
+    shapes = list(dict.fromkeys(batch.shape[1:] for batch in batches))
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The examples of {name} must be of one shape in all batches: pad them to one length, "
+            "as padded_batch(..., padded_shapes) does for lengths other than None. Given: "
+            f"examples of shapes {shapes[0]} and {shapes[1]}."
+        )
+    return np.concatenate(batches)
 
 
 def _batches(data: tf.data.Dataset | keras.utils.PyDataset, name: str) -> Iterator[tuple]:
@@ -280,13 +291,7 @@ def _arrays(batch: Any, name: str) -> tuple:
             f"The labels of {name} are a {type(y).__name__} of {parts}: give those of the one "
             f"output, as in y[{first!r}]."
         )
-    for leaf in keras.tree.flatten(x):
-        dense = _DENSE.get(type(leaf).__name__, "x.toarray()" if hasattr(leaf, "toarray") else "")
-        if dense:
-            raise ValueError(
-                f"{name} holds a {type(leaf).__name__}, and the metrics take dense arrays: give "
-                f"{dense}."
-            )
+    check_dense(x, name)
     x = keras.tree.map_structure(lambda leaf: leaf if _is_mapped(leaf) else np.asarray(leaf), x)
     weights = [np.asarray(leaf) for leaf in keras.tree.flatten(others) if leaf is not None]
     # Those of whole examples are ignored.

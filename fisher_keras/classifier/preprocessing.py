@@ -210,6 +210,11 @@ def _dataset(
 
 def _split(data: tuple, fraction: float) -> tuple[tuple, tuple]:
     """Returns all but the last examples of arrays, and the last."""
+    if not all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(data) if leaf is not None):
+        raise ValueError(
+            "validation_split is for arrays: give validation_data, as data.take(n) beside "
+            f"data.skip(n). Given: validation_split={fraction}, data of {type(data[0]).__name__}."
+        )
     leaves = [len(leaf) for leaf in keras.tree.flatten(data) if leaf is not None]
     at = int(np.floor(leaves[0] * (1 - fraction)))
 

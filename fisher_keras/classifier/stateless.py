@@ -34,8 +34,15 @@ def weights(model: keras.Model) -> list[keras.Variable]:
 
     Raises:
         ValueError: If one is overwritten instead of moved along its gradient, as the scales of
-            float8 are.
+            float8 are, or if one has no real numbers.
     """
+    for variable in model.trainable_variables:
+        if not tf.as_dtype(variable.dtype).is_floating:
+            raise ValueError(
+                "Trainable weights must be real numbers: make a complex weight of two, its real "
+                "and its imaginary part, and give integers trainable=False. Given: "
+                f"{variable.path!r} of dtype {variable.dtype}."
+            )
     overwritten = [v.path for v in model.trainable_variables if v.overwrite_with_gradient]
     if overwritten:
         raise ValueError(

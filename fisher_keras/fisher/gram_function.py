@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import Classifier, stateless
 from fisher_keras.classifier.batch_axis import interaction
-from fisher_keras.classifier.inputs import ExamplesError, rows_of
+from fisher_keras.classifier.inputs import ExamplesError, fitting, rows_of
 from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher import verification
@@ -109,15 +109,14 @@ class GramFunction:
         kind = repr((list(map(len, batches)), signature(x)))
         # In training mode gradients come from reverse mode itself: there is nothing to verify.
         verify = not (self._training or kind in self._verified)
-        found = self._run(data, batches, float64, verify)
+        with fitting(self._classifier.model):
+            found = self._run(data, batches, float64, verify)
         xi, log_scale, logits, counted, are_logits, distance, established, *errors = found
         self._classifier.check_values(are_logits, distance)
         if verify:
             wrong = set(verification.wrong_weights(errors[0].numpy()))
             independent = established and self._classifier.call_graph(x).independent
-            same = independent or verification.same_among_others(
-                self._classifier, rows_of(x, batches[0])
-            )
+            same = independent or self._same_among_others(rows_of(x, batches[0]))
             # The fallback evaluates each example alone. If it is wrong within the batch, others
             # have a part in the example's gradient.
             if wrong & self.fallback_weights or not same:
@@ -130,6 +129,13 @@ class GramFunction:
             if established and errors[1].numpy().all():
                 self._verified.add(kind)
         return xi, log_scale, logits.numpy(), counted.numpy()
+
+    def _same_among_others(self, x: Any) -> bool:
+        def logits(part: Any) -> list[np.ndarray]:
+            return [self._classifier.predictions(part)[0].numpy()]
+
+        rounding = rounding_of(self._classifier.model)
+        return verification.same_among_others(logits, x, logits(x), rounding)
 
     def _run(self, data: LabelledData, batches: Sequence[np.ndarray], *options: Any) -> Any:
         chunks = [rows_of(data.x, rows) for rows in batches]

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import Classifier, stateless
+from fisher_keras.classifier.precision import coarse_formats
 from fisher_keras.fisher.cotangents import unit_cotangents
 from fisher_keras.fisher.gradients import Gradients
 from fisher_keras.fisher.structured import structured_gradients, weights_in_graph
@@ -25,7 +26,7 @@ class TracedBatch:
         logits: The tensor that the losses are differentiated at.
         counted: Whether each position counts, booleans, shape (N, *P).
         weights: The model's trainable variables in the graph.
-        distance: How far that is from probabilities, a scalar.
+        distance: The `Logits.distance_from_probabilities`.
         log_scale: ln of the factor that the gradients below lack, shape (N,), float64.
         established: Whether the axis of the examples is established (see `CallGraph`).
     """
@@ -68,7 +69,8 @@ class TracedBatch:
         self.counted = self.logits.counted() & weights
         # Unit vectors keep what is differentiated inside the range of every dtype.
         units, log_scale = unit_cotangents(self.logits, labels, self.counted)
-        scale = _HALF_SCALE if self._outputs.dtype.size < 4 else 1.0
+        half = self._outputs.dtype.size < 4 or "float16" in coarse_formats(classifier.model)
+        scale = _HALF_SCALE if half else 1.0
         self._cotangents = tf.cast(scale * units, self._outputs.dtype)
         self.log_scale = log_scale - tf.math.log(tf.constant(scale, tf.float64))
 

@@ -65,12 +65,14 @@ def _lookup(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:
     if use.input_index != 0 or not plain or not use.leads(indices, count):
         return None
     length, entries = math.prod(indices.shape[1:]), math.prod(use.tensor.shape[1:])
+    indices = tf.reshape(indices, [count, length])
+    delta = _at_least_float32(tf.reshape(delta, [count, length, entries]))
+    # A GPU looks up zeros outside of the table: these have no gradient.
+    inside = (indices >= 0) & (indices < tf.cast(use.tensor.shape[0], indices.dtype))
+    indices = tf.where(inside, indices, tf.zeros_like(indices))
+    delta = tf.where(inside[..., tf.newaxis], delta, tf.zeros_like(delta))
     # The table may have far more rows than N examples look up: it is not filled in here.
-    return SparseRows(
-        tuple(use.tensor.shape),
-        tf.reshape(indices, [count, length]),
-        _at_least_float32(tf.reshape(delta, [count, length, entries])),
-    )
+    return SparseRows(tuple(use.tensor.shape), indices, delta)
 
 
 def _convolution(use: WeightUse, delta: tf.Tensor, count: int) -> Gradients | None:

@@ -1,14 +1,12 @@
 """Verification of per-example gradients against one reverse-mode pass, and of their examples."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from fisher_keras.classifier import Classifier
 from fisher_keras.classifier.inputs import rows_of
-from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.fisher.gradients import Gradients
 from fisher_keras.fisher.per_example import TracedBatch
 
@@ -20,6 +18,9 @@ _ROUNDINGS_OF_LOGITS = 2.0**13
 # Gradients that are zero but for rounding, as that of an attention's key bias is, have no relative
 # error; so many roundings of the largest gradient of all weights are about that rounding.
 _NEGLIGIBLE = 84.0
+# The coefficients' standard deviation: with 1, gradients that a norm over the batch divides would
+# pass in large batches. A power of two leaves all errors as they are, and a small one float16.
+_SPREAD = 0.25
 # That `same_among_others` is false, in words.
 DIFFERS_AMONG_FEWER = (
     "among fewer others, an example gives something else, unless the model is random there"
@@ -41,7 +42,7 @@ def relative_errors(
         float64, and whether any entry is not zero.
     """
     # A plain sum would not notice gradients that are given to the wrong examples.
-    coefficients = tf.random.stateless_normal([batch.size], [0, 0])
+    coefficients = tf.random.stateless_normal([batch.size], [0, 0], stddev=_SPREAD)
     expected = batch.weighted_sum(coefficients)
     off, largest = [], []
     # The last layer's gradients are there first. One after another, so that the factors of few
@@ -66,33 +67,38 @@ def wrong_weights(errors: np.ndarray) -> list[int]:
     return np.flatnonzero(errors > _TOLERANCE).tolist()
 
 
-def same_among_others(classifier: Classifier, x: Any) -> bool:
-    """Returns whether examples have the same logits in batches of another composition.
+def same_among_others(
+    function: Callable[[Any], Sequence[np.ndarray]],
+    x: Any,
+    values: Sequence[np.ndarray],
+    rounding: float,
+) -> bool:
+    """Returns whether a function gives examples the same in batches of another composition.
 
     The examples are given in another order and in two halves, so that each of them loses neighbors
     and half of the others.
 
     Args:
-        classifier: A built classifier.
+        function: Takes the inputs of a batch to arrays of values, each of shape (N, ...), float64.
         x: The inputs of a batch, a structure of tensors.
+        values: The function's values for that batch.
+        rounding: Relative rounding of the model (see `rounding_of`).
     """
-
-    def logits(rows: np.ndarray) -> np.ndarray:
-        return classifier.predictions(rows_of(x, rows))[0].numpy()
-
-    count = keras.tree.flatten(x)[0].shape[0]
+    count = len(values[0])
     order = np.random.default_rng(0).permutation(count)
-    together = logits(np.arange(count))[order]
-    apart = np.concatenate([logits(half) for half in np.array_split(order, min(2, count))])
-    return same_logits(apart, together, rounding_of(classifier.model))
+    halves = [function(rows_of(x, half)) for half in np.array_split(order, min(2, count))]
+    return all(
+        same_values(np.concatenate(apart), together[order], rounding)
+        for *apart, together in zip(*halves, values, strict=True)
+    )
 
 
-def same_logits(these: np.ndarray, those: np.ndarray, rounding: float) -> bool:
-    """Returns whether logits are equal to within rounding. NaN and infinity are another error.
+def same_values(these: np.ndarray, those: np.ndarray, rounding: float) -> bool:
+    """Returns whether values are equal to within rounding. NaN and infinity are another error.
 
     Args:
-        these: Logits in float64.
-        those: Logits of the same examples.
+        these: Logits, or what is as precise, in float64.
+        those: The same of the same examples.
         rounding: Relative rounding of the model (see `rounding_of`).
     """
     tolerance = min(_TOLERANCE, _ROUNDINGS_OF_LOGITS * rounding)

@@ -131,7 +131,7 @@ def evaluate_local_minimum(
         The report. Its notes say if the assumptions of the metric do not hold: the training error
         is not 0, or the training loss is more than `MAX_TRAIN_LOSS` above the smallest loss that
         the labels allow. They also name the examples that make the Fisher information of a sample
-        singular.
+        singular, and say if the trials ended before standard_error was reached.
 
     Raises:
         ValueError: If an argument is out of range, the model's outputs are not finite, the file
@@ -188,13 +188,9 @@ def evaluate(
     evaluation = _Evaluation(classifier, data, options.units(classifier, data), options, strategy)
     identity = options.identity(classifier, data)
     rule = StoppingRule.of(options, reference, identity, processes)
-    test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
     # The other processes evaluate the same trials and keep them in memory: one alone may write.
-    file = TrialFile(None, identity)
-    if trials_path is not None and processes.is_chief:
-        # Traced only where they are compared, and matter.
-        gradients = gradient_norms(classifier, data) if options.needs else []
-        file = TrialFile(trials_path, {**identity, "gradients": gradients})
+    file = evaluation.trial_file(trials_path if processes.is_chief else None, identity)
+    test = None if test_data is None else evaluate_data_loss(classifier, test_data, "test_data")
     train = evaluation.training_loss(range(rule.num_trials))
     start = time.monotonic()
     progress = progress and processes.is_chief
@@ -203,15 +199,15 @@ def evaluate(
     if rule.standard_error is not None and not data.in_memory:
         train = evaluation.training_loss(range(len(trials)))
         train.evaluate(classifier, train.rows)
-    train_loss = train.result()
+    loss = train.result()
     singular = singular_notes(trials, options, identity["num_parameters"])
     for note in singular:
         warnings.warn(note, SingularGramWarning, stacklevel=3)
     return LocalMinimumReport(
         metrics={name: summarize([t.metrics[name] for t in trials]) for name in options.metrics},
-        train=train_loss,
+        train=loss,
         test=test,
-        notes=(*training_notes(train_loss, len(train.rows), data), *singular),
+        notes=(*training_notes(loss, len(train.rows), data), *singular, *rule.notes(trials)),
         evaluation=identity,
         num_parameters=identity["num_parameters"],
         seconds=time.monotonic() - start,
@@ -237,6 +233,14 @@ class _Evaluation:
     units: Examples | Positions
     options: EvaluationOptions
     strategy: tf.distribute.Strategy
+
+    def trial_file(self, path: str | os.PathLike | None, identity: dict[str, Any]) -> TrialFile:
+        """Opens the file that the trials are kept in, or none."""
+        if path is not None:
+            # Traced only where they are compared, and matter.
+            gradients = gradient_norms(self.classifier, self.data) if self.options.needs else []
+            identity = {**identity, "gradients": gradients}
+        return TrialFile(path, identity)
 
     def training_loss(self, trials: Sequence[int]) -> RunningDataLoss:
         """Starts the training loss; of data not in memory, only of the sampled examples."""

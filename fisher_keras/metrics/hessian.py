@@ -11,16 +11,20 @@ import tensorflow as tf
 from fisher_keras.arguments import real_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.classifier import Classifier, as_classifier
-from fisher_keras.classifier.inputs import check_trainable, count_examples
+from fisher_keras.classifier.inputs import check_trainable, count_examples, fitting
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.precision import rounding_of_dtypes
+from fisher_keras.fisher.example_norms import example_gradient_norms
 from fisher_keras.graph.operations import depending_on, traced_operations
 from fisher_keras.graph.second_derivatives import (
     check_second_derivatives,
     exact_second_derivatives,
 )
 from fisher_keras.graph.tracing import concrete_function, specs
+from fisher_keras.graph.vectorized import map_sequentially
 
+# Of so many parameters, the matrix takes 8 GiB in float64.
+_MOST_PARAMETERS = 2**15
 # Asymmetries of this many roundings of the largest entry are rounding: 2 are usual.
 _ROUNDINGS_ADDED_UP = 64
 _REMEDY = "The Hessian is not to be had of this model: leave that layer out, or replace it."
@@ -46,7 +50,8 @@ def hessian(
         model: A Keras classifier, in inference mode, with W trainable parameters; or a
             `Classifier` of one, without normalize_logits.
         x: Inputs of N examples, an array or a structure of arrays.
-        y: Labels: integers (N,) or (N, 1), or distributions over the classes (N, K).
+        y: Labels: integers (N,) or (N, 1), or distributions over the classes (N, K); with
+            positions, (N, *P) or (N, *P, K).
         from_logits: Whether the model's outputs are logits, True or False. With "auto", this is
             found out.
         label_smoothing: Share of each label that is spread evenly over the K classes, as in
@@ -59,9 +64,10 @@ def hessian(
 
     Raises:
         ValueError: If labels do not fit the model's classes, outputs are not what `from_logits`
-            says, nothing is trainable, TensorFlow has no second derivative of an operation,
-            `tf.stop_gradient` drops a second derivative, the matrix is not symmetric to within
-            rounding, derivatives are not finite, or a `Classifier` normalizes its logits.
+            says, nothing is trainable, there are more than 32,768 parameters, examples interact,
+            TensorFlow has no second derivative of an operation, `tf.stop_gradient` drops a second
+            derivative, the matrix is not symmetric to within rounding, derivatives are not
+            finite, or a `Classifier` normalizes its logits.
     """
     classifier = as_classifier(model, from_logits)
     return _hessian(classifier, x, y, label_smoothing, sample_weight)[0]
@@ -78,25 +84,31 @@ def _hessian(
         )
     label_smoothing = real_number("label_smoothing", label_smoothing, least=0, below=1)
     count = count_examples(x, y)
-    x = classifier.inputs(x)
+    inputs = classifier.inputs(x)
     check_trainable(classifier.model)
+    _check_size(classifier.model)
     function = classifier.cached(_second_derivatives)
     with exact_second_derivatives(_REMEDY):
         # What positions there are is known once the model's call has been traced.
         targets = tf.TensorSpec(None, tf.float64), tf.TensorSpec(None, tf.float64)
-        concrete = concrete_function(function, specs(x), *targets)
-    likelihood = classifier.likelihood(x)
+        concrete = concrete_function(function, specs(inputs), *targets)
+    likelihood = classifier.likelihood(inputs)
     target = likelihood.distributions(y, label_smoothing, sample_weight)
     weights = likelihood.counted(count, sample_weight).astype(np.float64)
-    matrix, rounding, *to_check = concrete(x, tf.constant(target), tf.constant(weights))
+    with fitting(classifier.model):
+        found = concrete(inputs, tf.constant(target), tf.constant(weights))
+    matrix, rounding, *to_check = found
     classifier.check_values(*to_check)
-    matrix = matrix.numpy().astype(np.float64)
+    matrix = matrix.numpy()
     if not np.isfinite(matrix).all():
         raise ValueError(
             f"The Hessian of the model {classifier.model.name!r} is NaN or infinite for these "
             "examples. Check the inputs, and whether training has diverged."
         )
     _check_symmetric(matrix, float(rounding), classifier.model)
+    if not classifier.call_graph(inputs).independent:
+        # It refuses examples that interact, in outputs or in gradients.
+        example_gradient_norms(classifier, (x, y, sample_weight))
     # The asymmetry that is left is rounding: the mean of both orders is symmetric to the bit.
     return (matrix + matrix.T) / 2, float(rounding)
 
@@ -183,14 +195,29 @@ def _second_derivatives(classifier: Classifier) -> Any:
             for operation, _ in depending_on(handles, operations)
             for tensor in operation.outputs
         )
-        rows = outer.jacobian(
-            gradient, variables, unconnected_gradients="zero", experimental_use_pfor=False
-        )
-        # Each row has the shape (W, *weight.shape): with its last axes joined it is (W, w).
-        matrix = tf.concat([tf.reshape(r, [tf.size(gradient), -1]) for r in rows], axis=1)
+        size = tf.size(gradient)
+
+        def row(index: tf.Tensor) -> tf.Tensor:
+            one = tf.one_hot(index, size, dtype=gradient.dtype)
+            return _flat(outer.gradient(gradient, variables, one, unconnected_gradients="zero"))
+
+        # `jacobian` is for weights of one dtype alone.
+        matrix = map_sequentially(row, tf.range(size), fn_output_signature=gradient.dtype)
         return matrix, tf.constant(rounding), found.are_logits, found.distance_from_probabilities()
 
     return second_derivatives
+
+
+def _check_size(model: keras.Model) -> None:
+    """Raises a ValueError if the Hessian of a model has too many entries for the memory."""
+    size = stateless.count_parameters(stateless.weights(model))
+    if size > _MOST_PARAMETERS:
+        raise ValueError(
+            f"The Hessian is for models of up to {_MOST_PARAMETERS} trainable parameters: that of "
+            f"{model.name!r}, which has {size}, takes {size**2 * 8 / 2**30:.3g} GiB and {size} "
+            "backward passes. Freeze layers, or use loss_gradient_gram, whose matrix is of the "
+            "examples."
+        )
 
 
 def _check_symmetric(matrix: np.ndarray, rounding: float, model: keras.Model) -> None:
@@ -221,4 +248,5 @@ def _check_symmetric(matrix: np.ndarray, rounding: float, model: keras.Model) ->
 
 
 def _flat(gradients: list[tf.Tensor]) -> tf.Tensor:
-    return tf.concat([tf.reshape(g, [-1]) for g in gradients], axis=0)
+    # Weights may differ in dtype.
+    return tf.concat([tf.cast(tf.reshape(g, [-1]), tf.float64) for g in gradients], axis=0)

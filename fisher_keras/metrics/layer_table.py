@@ -63,7 +63,11 @@ class LayerTable(Sequence[LayerSummary]):
             evaluation: See `LocalMinimumReport`.
         """
         self.evaluation = evaluation
-        self.values = {name: np.array([t.layers[name] for t in trials]).T for name in weights}
+        # By their order: trials of a file may have the names of another model like this one.
+        of_layers = zip(*(trial.layers.values() for trial in trials), strict=True)
+        self.values = {
+            name: np.array(pairs).T for name, pairs in zip(weights, of_layers, strict=True)
+        }
         self._rows = [
             LayerSummary(name, count, *map(summaries.summarize, self.values[name]), log_norm)
             for name, (count, log_norm) in weights.items()
@@ -124,7 +128,8 @@ class LayerTable(Sequence[LayerSummary]):
             labels: Names of the networks, for the legend.
 
         Returns:
-            The figure: `report.layers.plot().savefig("layers.png")`. It has no infinite values.
+            The figure: `report.layers.plot().savefig("layers.png")`. A mean that is infinite, as
+            the log-determinant of a singular layer, leaves a gap.
 
         Raises:
             ValueError: If the networks or their samples differ.

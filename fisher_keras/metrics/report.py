@@ -32,8 +32,8 @@ class LocalMinimumReport:
         notes: Warnings to read before trusting the metrics, such as assumptions that do not hold.
         evaluation: All that the trials depend on: num_samples (N'), seed, metrics,
             normalize_logits, stratified, fingerprints of the model's weights, of its trainable
-            weights and of the data, dtypes, and sums over a few logits; also unit and layers if
-            they are not the defaults.
+            weights and of the data, num_parameters, dtypes with their rounding, and sums over a
+            few logits; also unit and layers if they are not the defaults.
         num_parameters: W, the number of trainable parameters.
         seconds: The time of the trials of this call and of the training loss. Trials that were
             found in a file do not count.

@@ -73,6 +73,23 @@ class StoppingRule:
         """Returns whether the first trials are enough."""
         if self.standard_error is None or len(trials) < MIN_TRIALS:
             return False
-        values = [trial.metrics[GAMMA_HAT] for trial in trials]
         # Not known (NaN) is not less.
-        return summarize_differences(values, self.others).standard_error < self.standard_error
+        return self._error_of(trials) < self.standard_error
+
+    def notes(self, trials: Sequence[Trial]) -> list[str]:
+        """Describes a standard error that all trials have not reached.
+
+        Args:
+            trials: The trials of the evaluation.
+        """
+        if self.standard_error is None or self.suffice(trials):
+            return []
+        return [
+            f"the standard error is {self._error_of(trials):.3g} after all {len(trials)} trials, "
+            f"and not below standard_error={self.standard_error:g}, which takes at least "
+            f"{MIN_TRIALS}. Raise num_trials, here and in the evaluation of a reference."
+        ]
+
+    def _error_of(self, trials: Sequence[Trial]) -> float:
+        values = [trial.metrics[GAMMA_HAT] for trial in trials]
+        return summarize_differences(values, self.others).standard_error

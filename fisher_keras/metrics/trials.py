@@ -95,6 +95,11 @@ class TrialFile:
         self._path = None if path is None else pathlib.Path(path)
         if self._path is None:
             return
+        if self._path.is_dir():
+            raise ValueError(
+                f"trials_path must be a file, as {str(self._path / 'trials.jsonl')!r}. Given: the "
+                f"folder {str(self._path)!r}."
+            )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         content = self._path.read_bytes() if self._path.exists() else b""
         # A last line without an end is of a process that was killed while it wrote.

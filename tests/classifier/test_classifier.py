@@ -105,12 +105,20 @@ def with_another_activation(model):
     model.layers[0].activation = keras.activations.sigmoid
 
 
+def with_another_policy(model):
+    model.layers[0].dtype_policy = "mixed_bfloat16"
+
+
 def with_a_scale(model):
     model.layers[1].scale = 3.0
 
 
 @pytest.mark.parametrize(
-    "change", [frozen, with_lora, with_another_head, with_another_activation, with_a_scale]
+    "change",
+    [
+        *(frozen, with_lora, with_another_head),
+        *(with_another_activation, with_another_policy, with_a_scale),
+    ],
 )
 def test_no_trace_is_stale(change):
     model, (x, y) = network(keras.layers.Dense(6, "tanh"), Scaled()), examples()
@@ -122,12 +130,23 @@ def test_no_trace_is_stale(change):
     assert not np.array_equal(gram.log_scale, before.log_scale)
 
 
-def test_options_that_are_set_act():
-    classifier, (x, y) = Classifier(network()), examples()
-    loss_gradient_gram(classifier, x, y)
-    classifier.normalize_logits = 0.3
-    expected = loss_gradient_gram(classifier.model, x, y, normalize_logits=0.3)
-    assert_same(loss_gradient_gram(classifier, x, y), expected)
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("model", network()),
+        ("from_logits", True),
+        ("normalize_logits", 0.3),
+        ("labels", "binary"),
+        ("likelihood_name", "bernoulli"),
+    ],
+)
+def test_settings_are_kept(setting, value):
+    """They would not act on what was traced."""
+    classifier = Classifier(network(), normalize_logits=0.1)
+    before = getattr(classifier, setting)
+    with pytest.raises(AttributeError, match=f"keeps its {setting}: make a new one"):
+        setattr(classifier, setting, value)
+    assert getattr(classifier, setting) == getattr(classifier.copy(), setting) == before
 
 
 def test_layers_that_are_frozen_and_unfrozen():

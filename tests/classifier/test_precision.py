@@ -98,3 +98,24 @@ def test_metrics_know_the_rounding(rounded_to):
     assert before.epsilon == 2.0**-23
     rounded_to(10)
     assert loss_gradient_gram(model, x, np.arange(5) % 3).epsilon == 2.0**-10
+
+
+@pytest.mark.parametrize("head", ["float32", "mixed_float16"])
+def test_gradients_below_the_range_of_float16(head):
+    """Keras' recipe for half precision has a last layer in float32; a mean divides by 2^18."""
+    keras.utils.set_random_seed(0)
+    first = keras.layers.Dense(2, "tanh", use_bias=False, dtype="mixed_float16")
+    pooling = keras.layers.GlobalAveragePooling1D(dtype="mixed_float16")
+    last = keras.layers.Dense(3, dtype=head)
+    model = keras.Sequential([keras.Input((2**18, 2)), first, pooling, last])
+    for variable in model.variables:  # Which float16 holds.
+        variable.assign(variable.numpy().astype("float16"))
+    x = np.random.default_rng(0).normal(size=(2, 2**18, 2)).astype("float16").astype(float)
+    h = np.tanh(x @ first.kernel.numpy())
+    z = h.mean(axis=1) @ last.kernel.numpy() + last.bias.numpy()
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    delta = (p - np.eye(3)[[0, 1]]) @ last.kernel.numpy().T / 2**18
+    gradients = np.einsum("nlt,nlu,nu->ntu", x, 1 - h**2, delta)
+    gram = loss_gradient_gram(model, x, [0, 1], by_layer=True).layers[first.name]
+    expected = np.log(np.linalg.norm(gradients, axis=(1, 2)))
+    np.testing.assert_allclose(gram.log_scale, expected, atol=2e-3)

@@ -185,3 +185,9 @@ def test_a_compile_with_a_signature_of_its_own(kind):
     logs = compiled(kind(classifier)).train_on_batch(x, y, return_dict=True)
     assert logs["loss"] > 0
     assert classifier.alpha == 0.25
+
+
+def test_a_data_set_is_not_split():
+    batches = tf.data.Dataset.from_tensor_slices(data()[:2]).batch(5)
+    with pytest.raises(ValueError, match=r"give validation_data.* validation_split=0\.25"):
+        wrapped().fit(batches, validation_split=0.25, verbose=0)

@@ -2,10 +2,12 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from fisher_keras import FisherRegularizedModel
 from fisher_keras.classifier import stateless
+from fisher_keras.fisher import loss_gradient_gram
 
 
 class Untold(keras.Model):
@@ -59,3 +61,15 @@ def test_scope_casts_to_the_compute_dtype():
     weights = stateless.values(model.trainable_variables)
     with stateless.scope(model, weights, []):
         assert model(np.ones((1, 3), np.float32)).dtype == tf.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "int32"])
+def test_weights_that_are_no_real_numbers_are_refused(dtype):
+    """Products of complex gradients are no inner products, and integers have no gradient."""
+    layer = keras.layers.Activation("linear")
+    layer.add_weight(shape=(2,), dtype=dtype, name="w")
+    model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(3)])
+    with pytest.raises(ValueError, match=f"real numbers.*w' of dtype {dtype}"):
+        loss_gradient_gram(model, np.ones((2, 4), "float32"), [0, 1])
+    layer.trainable = False
+    assert loss_gradient_gram(model, np.ones((2, 4), "float32"), [0, 1]).matrix.shape == (2, 2)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fisher_keras.fisher.verification import same_logits, wrong_weights
+from fisher_keras.fisher.verification import same_values, wrong_weights
 
 FLOAT32, BFLOAT16 = 2.0**-23, 2.0**-8
 LOGITS = np.array([[100.0, -3.0], [0.0, 1.0]])
@@ -23,18 +23,18 @@ LOGITS = np.array([[100.0, -3.0], [0.0, 1.0]])
 def test_logits_are_the_same_to_within_rounding(off, rounding, same, sign):
     others = LOGITS.copy()
     others[1, 0] += sign * off
-    assert same_logits(others, LOGITS, rounding) is same
+    assert same_values(others, LOGITS, rounding) is same
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_another_error(value):
     others = LOGITS.copy()
     others[0, 1] = value
-    assert same_logits(others, LOGITS, FLOAT32)
-    assert same_logits(LOGITS, others, FLOAT32)
-    assert same_logits(np.full((2, 2), value), LOGITS, FLOAT32)
+    assert same_values(others, LOGITS, FLOAT32)
+    assert same_values(LOGITS, others, FLOAT32)
+    assert same_values(np.full((2, 2), value), LOGITS, FLOAT32)
     others[1, 1] += 1.0
-    assert not same_logits(others, LOGITS, FLOAT32)
+    assert not same_values(others, LOGITS, FLOAT32)
 
 
 def test_gradients_are_wrong_beyond_rounding():

@@ -265,7 +265,6 @@ def gated(way=None, of_inputs=False):
 @pytest.mark.parametrize(
     ("first", "second", "options", "message"),
     [
-        (two_layers, two_layers, {"from_logits": True}, "logits are those of another function"),
         (two_layers, with_another_activation, {}, "logits are those of another function"),
         (two_layers, lambda: frozen(0, 1), {}, "num_parameters was 78, is 18"),
         (lambda: frozen(0), lambda: frozen(1), {}, "another evaluation: trainable was"),

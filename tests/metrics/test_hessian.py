@@ -305,3 +305,27 @@ def test_labels_that_do_not_fit():
         hessian(network(3), x, np.array([0, 1, 2]))
     with pytest.raises(ValueError, match=r"\(N, 3\)\. Given: shape \(2, 2\)"):
         hessian(network(3), x, np.array([[0.5, 0.5], [0.5, 0.5]]))
+
+
+def test_weights_of_several_dtypes():
+    """Layers of two precisions: the matrix of all of them in float64, to within float32."""
+    model = network(4, [3])
+    x, y = np.random.default_rng(0).normal(size=(5, 4)), np.arange(5) % 3
+    expected = hessian(model, x, y)
+    mixed = keras.models.clone_model(
+        model, clone_function=lambda layer: type(layer).from_config(with_dtype(layer))
+    )
+    mixed.set_weights(model.get_weights())
+    assert len({v.dtype for v in mixed.trainable_variables}) == 2
+    np.testing.assert_allclose(hessian(mixed, x, y), expected, rtol=1e-4, atol=1e-6)
+
+
+def with_dtype(layer):
+    first = layer.name.startswith("dense") and layer.units == 3
+    return layer.get_config() | ({"dtype": "float32"} if first else {})
+
+
+def test_matrices_beyond_the_memory_are_refused():
+    model = keras.Sequential([keras.Input((200,)), keras.layers.Dense(200)])
+    with pytest.raises(ValueError, match=r"32768 .* has 40200, takes 12 GiB"):
+        hessian(model, np.ones((2, 200)), [0, 1])

@@ -54,6 +54,8 @@ def test_trials_end_with_the_first_that_suffices(models, complete, share):
     assert (share < 0.5) == (expected == MOST)
     report = evaluate(models[0], standard_error=limit)
     assert report.trials == complete[0].trials[:expected]
+    reached = np.std(values[:expected], ddof=1) / np.sqrt(expected) < limit
+    assert reached != any("not below standard_error" in note for note in report.notes)
     # All examples count, whichever trials there were.
     assert report.train.num_examples == len(X)
     assert report.train.loss == pytest.approx(complete[0].train.loss, rel=1e-6)
@@ -72,7 +74,9 @@ def test_of_a_difference_of_two_networks(models, complete):
         np.std(difference[:expected], ddof=1) / np.sqrt(expected)
     )
     short = evaluate(models[0], num_trials=4)
-    assert len(evaluate(models[1], standard_error=1e-9, reference=short).trials) == 4
+    few = evaluate(models[1], standard_error=1e-9, reference=short)
+    assert len(few.trials) == 4
+    assert "after all 4 trials, and not below standard_error=1e-09" in few.notes[-1]
 
 
 def test_a_stopped_evaluation_ends_where_it_would_have(models, complete, tmp_path):
@@ -100,6 +104,7 @@ def test_singular_samples_have_no_standard_error():
         model, (X, Y), 20, 12, standard_error=100.0, progress=False, metrics=["log_determinant"]
     )
     assert len(report.trials) == 12
+    assert "the standard error is nan after all 12 trials" in report.notes[-1]
 
 
 @pytest.mark.parametrize(
