@@ -74,6 +74,9 @@ STRUCTURED = {
     "explicit padding": lambda: [
         Own(lambda x, w: tf.tanh(tf.nn.conv2d(x, w, 1, [[0, 0], [2, 1], [0, 1], [0, 0]])), KERNEL)
     ],
+    "standardized kernel": lambda: [
+        Own(lambda x, w: tf.tanh(tf.nn.conv2d(x, w - tf.reduce_mean(w, 0), 1, "SAME")), KERNEL)
+    ],
     "pointwise": lambda: [layers.Conv2D(5, 1)],
     "depthwise": lambda: [layers.DepthwiseConv2D((3, 2), depth_multiplier=2, padding="same")],
     "depthwise, strided": lambda: [layers.DepthwiseConv2D(3, strides=2, padding="same")],

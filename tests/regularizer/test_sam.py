@@ -304,3 +304,16 @@ def test_sub_batches_refuse_a_state_that_is_of_the_whole_batch():
 def test_the_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # It saves a model.
     assert doctest.testmod(sam, extraglobs={"np": np}).failed == 0
+
+
+def test_a_schedule_of_rho_beside_weights_of_another_dtype():
+    found = []
+    for rho in (0.5, keras.optimizers.schedules.PiecewiseConstantDecay([9], [0.5, 1.0])):
+        keras.utils.set_random_seed(0)
+        dense = keras.layers.Dense(3, dtype="float64")
+        classifier = keras.Sequential([keras.Input((4,), dtype="float64"), dense])
+        model = SharpnessAwareModel(classifier, rho=rho)
+        model.compile(keras.optimizers.SGD(0.5), sparse_loss())
+        model.train_on_batch(np.eye(4), np.arange(4) % 3)
+        found.append(dense.kernel.numpy())
+    np.testing.assert_allclose(*found, rtol=1e-6)

@@ -99,6 +99,20 @@ def test_gradients_are_shared_where_no_mask_leaves_positions_out(name, float64):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
 
 
+def test_labels_tell_how_many_positions_there_are():
+    model = several.sequential((None, 4), layers.Dense(several.CLASSES))
+    method = fisher(model, 2)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([6, None, 4]), tf.TensorSpec([6, several.LENGTH], tf.int64)]
+    )
+    def loss(x, y):
+        return method.regularized_gradients(x, y)[1]
+
+    x, y = np.ones((6, several.LENGTH, 4), "float32"), np.zeros((6, several.LENGTH), int)
+    np.testing.assert_allclose(loss(x, y), loss_of(model)(y, model(x)), rtol=1e-6)
+
+
 def test_a_loss_is_asked_about_probabilities_alone():
     model = several.sequential((several.LENGTH, 4), layers.Dense(several.CLASSES, "softmax"))
     loss = keras.losses.SparseCategoricalCrossentropy()
