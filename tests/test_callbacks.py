@@ -216,7 +216,7 @@ SPARSE = keras.losses.SparseCategoricalCrossentropy
         (1, keras.activations.hard_sigmoid, "binary_crossentropy", False),
         (1, "sigmoid", keras.losses.binary_crossentropy, "auto"),
         (1, "sigmoid", BINARY(from_logits=True), "auto"),
-        (2, probabilities_by_hand, [SPARSE(from_logits=True)], True),
+        (2, keras.activations.hard_sigmoid, [SPARSE(from_logits=True)], True),
         (2, probabilities_by_hand, "sparse_categorical_crossentropy", False),
         (2, probabilities_by_hand, lambda y, p: 0 * p[:, 0], "auto"),
     ],
