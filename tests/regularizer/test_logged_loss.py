@@ -105,6 +105,19 @@ def test_it_is_the_gradient_of_the_compiled_loss(float64, name, shared):
             np.testing.assert_allclose(mine, right, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.parametrize("shared", ["auto", True])
+def test_soft_labels_are_in_the_shared_gradient(float64, shared):
+    """Though for hard ones the loss is that of the regularizer."""
+    x, _, _ = data()
+    y = np.random.default_rng(0).dirichlet(np.ones(CLASSES), len(x))
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    model = FisherRegularizedModel(network(), beta=0, num_sub_batches=3, share_gradients=shared)
+    model.compile("sgd", loss)
+    _, gradient = plain_gradient(loss, model.model, x, y)
+    for mine, right in zip(model.regularized_gradients(x, y)[0], gradient, strict=True):
+        np.testing.assert_allclose(mine, right, rtol=1e-7, atol=1e-12)
+
+
 @pytest.mark.parametrize("shared", ["auto", True, False])
 def test_metrics_are_of_the_outputs_themselves(shared):
     """The accuracy of a part of them, or of their multiples, would be the same."""
