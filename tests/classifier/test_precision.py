@@ -83,7 +83,12 @@ def test_products_of_this_machine(option):
         exact = a.astype("float64") @ b.astype("float64")
         return np.abs(product - exact).max() / np.abs(exact).max()
 
-    assert 0.1 * rounding_of_products() < error() < 10 * rounding_of_products()
+    assert error() < 10 * rounding_of_products()
+    if rounding_of_products() > 2.0**-23:  # Not all products are rounded where some are.
+        with pytest.raises(ValueError, match=REFUSALS[7]):
+            compile_regularized(network())
+        return
+    assert 0.1 * rounding_of_products() < error()
     compile_regularized(network())
     option("auto_mixed_precision_onednn_bfloat16")
     assert rounding_of_products() == 2.0**-7
