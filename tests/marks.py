@@ -1,8 +1,16 @@
-"""Marks of single members of a parametrized test."""
+"""Marks of single members of a parametrized test, and tolerances for numeric environments."""
 
 import itertools
 
 import pytest
+
+from fisher_keras.classifier.precision import rounding_of_products
+
+
+def of_products(tolerance):
+    """A tolerance for float32, or the rounding of this machine's products if it is coarser."""
+    rounding = rounding_of_products()
+    return max(tolerance, rounding) if rounding > 2.0**-23 else tolerance
 
 
 def nightly(*values):

@@ -1,5 +1,7 @@
 """Products of float32 that a device rounds: as GPUs from Ampere on, and CPUs if told to."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -83,11 +85,18 @@ def test_products_of_this_machine(option):
         exact = a.astype("float64") @ b.astype("float64")
         return np.abs(product - exact).max() / np.abs(exact).max()
 
-    assert 0.1 * rounding_of_products() < error() < 10 * rounding_of_products()
+    assert error() < 10 * rounding_of_products()
+    if rounding_of_products() > 2.0**-23:  # Not all products are rounded where some are.
+        with pytest.raises(ValueError, match=REFUSALS[7]):
+            compile_regularized(network())
+        return
+    assert 0.1 * rounding_of_products() < error()
     compile_regularized(network())
     option("auto_mixed_precision_onednn_bfloat16")
-    assert rounding_of_products() == 2.0**-7
     assert 0.1 * rounding_of_products() < error() < 10 * rounding_of_products()
+    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":  # Then the option does nothing.
+        return
+    assert rounding_of_products() == 2.0**-7
     with pytest.raises(ValueError, match=REFUSALS[7]):
         compile_regularized(network())
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from marks import nightly
+from marks import nightly, of_products
 from slow_jacobian import IMAGES, images, jacobian, shake, xi
 
 from fisher_keras.classifier import Classifier
@@ -319,7 +319,7 @@ def test_saturated_softmax_has_its_exact_determinant(scale):
     gram = loss_gradient_gram(model, x, y)
     found = float(2 * tf.reduce_sum(gram.log_scale) + tf.linalg.slogdet(gram.matrix)[1])
     # The model's logits are float32: their error is in the exponent.
-    assert found == pytest.approx(expected, rel=1e-6, abs=1e-4)
+    assert found == pytest.approx(expected, rel=1e-6, abs=of_products(1e-4))
     assert scale == 1 or np.isfinite(expected)
 
 
@@ -537,9 +537,9 @@ def test_gradients_whose_squares_leave_float32(make):
     for exponent in (-100, -66, 66, 100):
         kernel.assign(unscaled * 2.0**-exponent)
         found = loss_gradient_gram(classifier, np.float32(2.0**exponent) * x, y)
-        np.testing.assert_allclose(found.matrix, expected.matrix, atol=1e-6)
+        np.testing.assert_allclose(found.matrix, expected.matrix, atol=of_products(1e-6))
         log_scale = expected.log_scale + exponent * np.log(2)
-        np.testing.assert_allclose(found.log_scale, log_scale, rtol=1e-6)
+        np.testing.assert_allclose(found.log_scale, log_scale, rtol=of_products(1e-6))
 
 
 def test_a_layer_that_is_used_often_keeps_its_factors():
@@ -580,7 +580,8 @@ def test_float64_and_half_precision(middle):
             grams[name] = xi(loss_gradient_gram(model, x, y))
     finally:
         keras.config.set_dtype_policy(policy)
-    for name, tolerance in {"float32": 1e-4, "mixed_bfloat16": 0.1, "mixed_float16": 0.02}.items():
+    tolerances = {"float32": of_products(1e-4), "mixed_bfloat16": 0.1, "mixed_float16": 0.02}
+    for name, tolerance in tolerances.items():
         scale = np.max(grams["float64"])
         np.testing.assert_allclose(grams[name], grams["float64"], atol=tolerance * scale)
 
