@@ -23,6 +23,7 @@ from fisher_keras.regularizer.arithmetic import (
 )
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.step_types import BatchLoss, RegularizedStep
+from fisher_keras.regularizer.tables import embeddings
 
 if TYPE_CHECKING:
     from fisher_keras.regularizer.fisher import FisherRegularizedModel
@@ -102,7 +103,7 @@ def algorithm_1(
         equal_sizes=bool(model.jit_compile),
         mean_over_examples=model.share_gradients == "auto",
         replica_weight=None if replica_weights is None else replica_weights.sub_batches,
-        tables=() if equation_6 is no_regularizer else losses.tables(),
+        tables=() if equation_6 is no_regularizer else embeddings(losses),
     )
     loss = None if loss is None else losses.unscaled(loss)
     step = regularized_step(losses, losses.weights, state, loss, settings)

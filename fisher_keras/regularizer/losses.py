@@ -66,6 +66,7 @@ class BatchLosses:
         state: The values of the non-trainable variables before the step.
         replica: The replica that the step runs on.
         replica_weights: Its weights in the means over all replicas; None for the only replica.
+        dense_parts: Whether gradients of tables are dense, too.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class BatchLosses:
         self.weights = stateless.values(stateless.weights(model))
         self.state = stateless.values(model.model.non_trainable_variables)
         # XLA needs known shapes, and tangents are dense.
-        self._dense_parts = second_derivatives or model.jit_compile
+        self.dense_parts = second_derivatives or model.jit_compile
 
     # ------------------------------------------------------------------- L, on the whole batch
 
@@ -168,18 +169,6 @@ class BatchLosses:
         index = tf.cast(index, tf.int64) + self.replica.index * self.num_sub_batches
         own_state = keras_private.with_own_seeds(self.model.model, state, index)
         return SubBatch(self.batch.rows(rows), rows, own_state)
-
-    def tables(self) -> list[int]:
-        """Returns the positions in w of embeddings, of which sub-batches look up few rows.
-
-        The list is empty in eager mode, and where gradients of tables are dense (see `parts`).
-        """
-        if tf.executing_eagerly() or self._dense_parts:
-            return []
-        layers = keras_private.all_layers(self.model.model)
-        embeddings = [layer for layer in layers if isinstance(layer, keras.layers.Embedding)]
-        found = {id(v) for layer in embeddings for v in layer.trainable_variables}
-        return [i for i, v in enumerate(stateless.weights(self.model)) if id(v) in found]
 
     def hard_label_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> LossAndGradient:
         """Returns L~(B_i, w) and its gradient, whose parts may be sparse; changes no state."""
@@ -303,7 +292,7 @@ class BatchLosses:
 
     def parts(self, gradient: list) -> list[Part | None]:
         """Returns a gradient with sparse parts, each row once, where that is possible."""
-        return map_parts(tf.convert_to_tensor if self._dense_parts else sum_rows, gradient)
+        return map_parts(tf.convert_to_tensor if self.dense_parts else sum_rows, gradient)
 
     def _unscaled(self, gradient: list) -> list[Part | None]:
         """Returns `parts` that are not scaled."""

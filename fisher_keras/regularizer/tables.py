@@ -7,9 +7,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
+from fisher_keras.classifier import stateless
+from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.arithmetic import add, is_sparse
+from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.step_types import LossAndGradient
 from fisher_keras.regularizer.sub_batches import SubBatches
 
@@ -71,6 +75,22 @@ def sum_over(
         return found, list(tables.copies.values())
 
     return sub_batches.sum_over(with_copies, equal_sizes, [weights[i] for i in positions])
+
+
+def embeddings(losses: BatchLosses) -> list[int]:
+    """Returns the positions in w of embeddings, of which sub-batches look up few rows.
+
+    The list is empty in eager mode, which has no loop, and where gradients of tables are dense.
+
+    Args:
+        losses: L and L~ on a mini-batch.
+    """
+    if tf.executing_eagerly() or losses.dense_parts:
+        return []
+    layers = keras_private.all_layers(losses.model.model)
+    tables = [layer for layer in layers if isinstance(layer, keras.layers.Embedding)]
+    found = {id(v) for layer in tables for v in layer.trainable_variables}
+    return [i for i, v in enumerate(stateless.weights(losses.model)) if id(v) in found]
 
 
 def _put_back(moved: tf.Tensor, table: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
