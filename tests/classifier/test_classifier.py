@@ -133,7 +133,7 @@ def test_no_trace_is_stale(change):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("model", network()),
+        ("model", None),
         ("from_logits", True),
         ("normalize_logits", 0.3),
         ("labels", "binary"),

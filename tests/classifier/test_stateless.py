@@ -63,11 +63,19 @@ def test_scope_casts_to_the_compute_dtype():
         assert model(np.ones((1, 3), np.float32)).dtype == tf.bfloat16
 
 
+class Weighted(keras.layers.Layer):
+    def __init__(self, dtype):
+        super().__init__()
+        self.w = self.add_weight(shape=(2,), dtype=dtype, name="w")
+
+    def call(self, x):
+        return x
+
+
 @pytest.mark.parametrize("dtype", ["complex64", "int32"])
 def test_weights_that_are_no_real_numbers_are_refused(dtype):
     """Products of complex gradients are no inner products, and integers have no gradient."""
-    layer = keras.layers.Activation("linear")
-    layer.add_weight(shape=(2,), dtype=dtype, name="w")
+    layer = Weighted(dtype)
     model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(3)])
     with pytest.raises(ValueError, match=f"real numbers.*w' of dtype {dtype}"):
         loss_gradient_gram(model, np.ones((2, 4), "float32"), [0, 1])
