@@ -28,7 +28,8 @@ def test_call_tells_the_mode_to_all_layers():
         model = FisherRegularizedModel(keras.Sequential([keras.Input((50,)), inner]))
         assert np.any(model(x, training=True) != x)
         np.testing.assert_array_equal(model(x, training=False), x)
-    assert np.any(FisherRegularizedModel(Untold())(x, training=True) != x)
+    # Keras' own steps do not tell a model whose call does not ask.
+    np.testing.assert_array_equal(FisherRegularizedModel(Untold())(x, training=True), x)
     np.testing.assert_array_equal(stateless.call(Untold(), x, None), x)
 
 
