@@ -46,8 +46,10 @@ def folder_lock(directory: pathlib.Path) -> Iterator[None]:
         try:
             yield
         finally:
-            files = list(directory.iterdir())
-            if made and all(file.name.startswith(".") for file in files):
-                for file in files:
-                    file.unlink()
-                remove_empty(made)
+            # What is not a file, or is gone, must not hide an error of the command.
+            with contextlib.suppress(OSError):
+                files = list(directory.iterdir())
+                if made and all(file.name.startswith(".") for file in files):
+                    for file in files:
+                        file.unlink()
+                    remove_empty(made)

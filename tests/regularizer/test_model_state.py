@@ -22,16 +22,13 @@ from small_models import (
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 
-WAYS = {
-    f"{method.__name__}-{'eager' if eager else 'graph'}": (method, eager)
-    for method in (FisherRegularizedModel, SharpnessAwareModel)
-    for eager in (False, True)
-}
+METHODS = pytest.mark.parametrize("method", [FisherRegularizedModel, SharpnessAwareModel])
+WAYS = {"graph": False, "eager": True}
 
 
-@pytest.mark.parametrize(("network", "way"), each_value(NETWORKS, WAYS))
-def test_statistics_and_seeds_end_as_in_a_plain_step(network, way):
-    method, eager = way
+@METHODS
+@pytest.mark.parametrize(("network", "eager"), each_value(NETWORKS, WAYS))
+def test_statistics_and_seeds_end_as_in_a_plain_step(method, network, eager):
     x, y = images()
     plain = network()
     wrapped = compiled(network(), method=method, compile_kwargs={"run_eagerly": eager})

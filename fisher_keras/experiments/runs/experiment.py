@@ -78,7 +78,8 @@ def execute_runs(
     finished = {record.key: record for record in store.records()}
     missing = [run for run in runs if run.key not in finished]
     _check_datasets(missing, options)
-    _check_same_images([finished[r.key] for r in runs if r.key in finished], options, store)
+    if missing:
+        _check_same_images([finished[r.key] for r in runs if r.key in finished], options, store)
     # A table of finished runs may be made from any tree: it says what they are of.
     if missing and options.preset != "smoke":
         check_commit(f"--preset={options.preset}", ", or try the changes with --preset=smoke")

@@ -178,8 +178,10 @@ def _open(
     record, first_epoch = None, _CANNOT_START
     try:
         if workers.is_chief:
-            record = files.open(dataclasses.asdict(config), config.resume)
+            files.open(dataclasses.asdict(config), config.resume)  # Refuses, and leaves no lock.
             lock.enter_context(folder_lock(files.directory))
+            # Again, as another training may have written until now.
+            record = files.open(dataclasses.asdict(config), config.resume)
             finished = record is not None and record["status"] == "finished"
             backup = finished_epochs(files.backup) if record else 0
             if record and not backup and record["flags"].get("schedule_epochs"):
