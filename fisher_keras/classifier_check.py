@@ -23,8 +23,8 @@ from fisher_keras.regularizer.traces import decomposes_over_examples
 
 _NUM_EXAMPLES = 16
 _NUM_SUB_BATCHES = 4
-# A Hessian of more parameters takes minutes or does not fit into memory.
-_MOST_PARAMETERS = 3_000
+# A Hessian of more parameters takes minutes.
+_QUICK_HESSIAN = 3_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +142,8 @@ def _tried(name: str, call: Callable[[], Any]) -> FeatureCheck:
 
 
 def _hessian(classifier: Classifier, x: Any, y: Any, num_parameters: int) -> FeatureCheck:
-    if num_parameters > _MOST_PARAMETERS:
-        note = f"not tried: it is for models of up to {_MOST_PARAMETERS} parameters"
+    if num_parameters > _QUICK_HESSIAN:
+        note = f"not tried: it takes minutes with more than {_QUICK_HESSIAN} parameters"
         return FeatureCheck("Hessian", False, np.nan, note)
     return _tried("Hessian", lambda: hessian(classifier, x, y))
 

@@ -1,6 +1,7 @@
 """Checks of models and inputs for the metrics."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,9 +94,9 @@ def fitting(model: keras.Model) -> Iterator[None]:
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        # Before it comes the trace of the call, and after it the operation's name.
-        lines = [line for line in error.message.split("\n") if "{{node" not in line]
-        reason = next(filter(None, map(str.strip, reversed(lines))), type(error).__name__)
+        # Before it comes the trace of the call, after it names of operations and how many failed.
+        lines = map(str.strip, reversed(error.message.split("\n")))
+        reason = next(filter(re.compile(r"(?!\[\[|\d+ (successful|derived)).").match, lines), "-")
         raise ValueError(
             f"The model {model.name!r} cannot be evaluated at these x. Give inputs that its call "
             f"takes, as indices within the table of an Embedding. Given: {reason}."

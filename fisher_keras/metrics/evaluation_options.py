@@ -10,12 +10,14 @@ import tensorflow as tf
 
 from fisher_keras.arguments import one_of, real_number, whole_number
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.classifier import Classifier, logits_function
+from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.inputs import check_trainable
 from fisher_keras.classifier.labels import Examples, fingerprint
 from fisher_keras.classifier.positions import UNITS, Positions, Unit, check_single
 from fisher_keras.classifier.precision import rounding_of
+from fisher_keras.fisher.structured import weights_in_graph
 from fisher_keras.graph import keras_private
+from fisher_keras.graph.tracing import trace_for_any_batch_size
 from fisher_keras.metrics.metric import DEFAULT_METRICS, METRICS
 from fisher_keras.metrics.trials import draw_sample
 
@@ -205,20 +207,26 @@ def gradient_norms(classifier: Classifier, data: Examples) -> list[float]:
 
 
 def _gradient_norms(classifier: Classifier) -> Callable[[Any], tf.Tensor]:
-    weights = [variable.value for variable in stateless.weights(classifier.model)]
-    logits = logits_function(classifier)
-
-    @tf.function(autograph=False)
     def norms(x: Any) -> tf.Tensor:
-        sources = [*weights, *(leaf for leaf in keras.tree.flatten(x) if leaf.dtype.is_floating)]
-        with tf.GradientTape() as tape:
-            tape.watch(sources[len(weights) :])
-            found, counted, *_ = logits(x)
-            found = tf.where(counted[..., tf.newaxis], found, 0)
-            # Other weights for each class: their sum would be 0 for probabilities.
-            total = tf.reduce_sum(found * tf.cos(tf.range(found.shape[-1], dtype=found.dtype)))
-        gradients = tape.gradient(total, sources, unconnected_gradients="zero")
-        dense = (tf.cast(tf.convert_to_tensor(g), tf.float64) for g in gradients)
-        return tf.stack([tf.norm(g) for g in dense])
+        graph = tf.compat.v1.get_default_graph()
+        logits = classifier.find_logits(x)
+        values = tf.where(logits.counted()[..., tf.newaxis], logits.in_float64(), 0)
+        # Other weights for each class: their sum would be 0 for probabilities.
+        total = tf.reduce_sum(values * tf.cos(tf.range(values.shape[-1], dtype=tf.float64)))
+        # Of handles, as a mirrored variable is no source outside of its replicas.
+        weights = weights_in_graph(stateless.weights(classifier.model), graph)
+        inputs = [leaf for leaf in keras.tree.flatten(x) if leaf.dtype.is_floating]
+        sources = [*(weight.handle for weight in weights), *inputs]
+        used = [source for source in sources if source is not None]
+        found = dict(zip(map(id, used), tf.gradients(total, used), strict=True))
+        return tf.stack([_norm(found.get(id(source))) for source in sources])
 
-    return norms
+    # A graph also where functions are called eagerly.
+    return trace_for_any_batch_size(norms)
+
+
+def _norm(gradient: Any) -> tf.Tensor:
+    """Returns the norm of a gradient, float64; 0 of None."""
+    if gradient is None:
+        return tf.constant(0.0, tf.float64)
+    return tf.norm(tf.cast(tf.convert_to_tensor(gradient), tf.float64))

@@ -23,8 +23,8 @@ from fisher_keras.graph.second_derivatives import (
 from fisher_keras.graph.tracing import concrete_function, specs
 from fisher_keras.graph.vectorized import map_sequentially
 
-# Of so many parameters, the matrix takes 8 GiB in float64.
-_MOST_PARAMETERS = 2**15
+# Of so many parameters, the matrix takes 2 GiB in float64, and its checks some times as much.
+_MOST_PARAMETERS = 2**14
 # Asymmetries of this many roundings of the largest entry are rounding: 2 are usual.
 _ROUNDINGS_ADDED_UP = 64
 _REMEDY = "The Hessian is not to be had of this model: leave that layer out, or replace it."
@@ -64,7 +64,7 @@ def hessian(
 
     Raises:
         ValueError: If labels do not fit the model's classes, outputs are not what `from_logits`
-            says, nothing is trainable, there are more than 32,768 parameters, examples interact,
+            says, nothing is trainable, there are more than 16,384 parameters, examples interact,
             TensorFlow has no second derivative of an operation, `tf.stop_gradient` drops a second
             derivative, the matrix is not symmetric to within rounding, derivatives are not
             finite, or a `Classifier` normalizes its logits.

@@ -1,6 +1,7 @@
 """The number of trials of an evaluation, and the standard error that ends it earlier."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,10 @@ class StoppingRule:
         """
         if self.standard_error is None or self.suffice(trials):
             return []
+        if math.isnan(self._error_of(trials)) and len(trials) > 1:
+            return [
+                "the standard error is not known, as the log-determinant of a trial is infinite"
+            ]
         return [
             f"the standard error is {self._error_of(trials):.3g} after all {len(trials)} trials, "
             f"and not below standard_error={self.standard_error:g}, which takes at least "

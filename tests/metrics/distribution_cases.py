@@ -82,11 +82,15 @@ def calls(monkeypatch):
     return devices
 
 
-def test_a_strategy_in_scope_changes_no_result(strategy, expected, calls):
+def test_a_strategy_in_scope_changes_no_result(strategy, expected, calls, tmp_path):
     with strategy.scope():
-        report = evaluate(classifier())
+        report = evaluate(classifier(), trials_path=tmp_path / "trials.jsonl")
     assert_equal_trials(report, expected)
     assert sorted(calls) == ["CPU:0", "CPU:0", "CPU:0", "CPU:1", "CPU:1"]
+    # The file of two replicas is that of one device.
+    again = evaluate(classifier(), trials_path=tmp_path / "trials.jsonl")
+    assert_equal_trials(again, report)
+    assert len(calls) == 5
 
 
 def test_a_model_made_in_a_scope_is_evaluated_on_its_replicas(

@@ -291,6 +291,17 @@ def test_trials_of_another_function_of_the_same_weights_are_refused(
     assert path.read_text() == before
 
 
+def test_trials_go_on_where_functions_are_eager(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    expected = evaluate(two_layers(), examples(), trials_path=path)
+    tf.config.run_functions_eagerly(True)
+    try:
+        again = evaluate(two_layers(), examples(), trials_path=path)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert again.trials == expected.trials
+
+
 def test_trials_of_the_same_function_rounded_otherwise_go_on(tmp_path):
     """As those of another machine or number of threads are; the order of magnitude of float32."""
     path = tmp_path / "trials.jsonl"
