@@ -61,6 +61,22 @@ class Activity(keras.layers.Layer):
         return x
 
 
+class Backbone(keras.Model):
+    """A model inside of the classifier, with a metric of its own that Keras does not list."""
+
+    def __init__(self):
+        super().__init__()
+        self.activity = keras.metrics.Mean(name="activity")
+
+    def call(self, x):
+        self.activity.update_state(keras.ops.mean(x))
+        return x
+
+
+def with_backbone(inputs, outputs):
+    return keras.Model(inputs, Backbone()(outputs))
+
+
 def with_activity(inputs, outputs):
     return keras.Model(inputs, Activity()(outputs))
 
@@ -105,7 +121,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("make", [Measured, Percent, Listed, with_activity])
+@pytest.mark.parametrize("make", [Measured, Percent, Listed, with_activity, with_backbone])
 @pytest.mark.parametrize("method", METHODS)
 def test_metrics_that_the_classifier_updates_itself(make, method):
     expected = history(network(make), None)
