@@ -121,7 +121,7 @@ class FisherRegularizedModel(RelativeStrength):
                 yes or no, (B, K), the loss is Keras' mean over them
                 (docs/more_than_one_prediction.md).
             alpha: The factor $\alpha$ of the step $-\alpha g_i$ (0.0001 in all experiments of the
-                paper); > 0. For the paper's step in float32, it must be 1e-6 or greater.
+                paper); > 0. In float32, the paper's step needs 1e-6 or greater.
             beta: Weight of the regularizer ($\beta$, 10 to 125 in the paper), >= 0. The default
                 is 10 if there is no `strength`. A Keras `LearningRateSchedule` makes it a function
                 of the optimizer's step. If its value is 0, the step is a plain one, but its
@@ -179,10 +179,9 @@ class FisherRegularizedModel(RelativeStrength):
         """Configures the training. The arguments are those of `keras.Model.compile`.
 
         Raises:
-            ValueError: If the loss is not a cross-entropy of Keras, or contradicts the model's
-                last activation; if the finite difference is lost in rounding, as in float32 with
-                alpha < 1e-6 or step_length < 1e-5, and by default in half precision and
-                TensorFloat-32; or if options contradict each other.
+            ValueError: If the loss is not a cross-entropy of Keras; if the finite difference is
+                lost in rounding, in float32 with alpha < 1e-6 or step_length < 1e-5, in coarser
+                formats by default; or if options, or loss and model, contradict each other.
         """
         self._cross_entropy = None
         super().compile(*args, **kwargs)

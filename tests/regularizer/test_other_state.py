@@ -141,6 +141,23 @@ def test_metrics_of_a_classifier_in_two_wrappers():
     assert sorted(names) == sorted(["mine", *model.training_logs])
 
 
+def test_metrics_are_reset_once():
+    class Counting(keras.metrics.Mean):
+        resets = 0
+
+        def reset_state(self):
+            self.resets += 1
+            super().reset_state()
+
+    classifier = network(Measured)
+    classifier.mine = mine = Counting(name="counting")
+    model = FisherRegularizedModel(classifier)
+    model.compile("sgd", Sparse(from_logits=True))
+    mine.resets = 0
+    model.reset_metrics()
+    assert mine.resets == 1
+
+
 @pytest.mark.parametrize("variable", [keras.Variable, tf.Variable])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_loss_with_a_state(variable, method):
