@@ -125,11 +125,13 @@ def check_penalties(
     whole, means, training = found
     # Keras adds a penalty up in the dtype of its layer.
     if not np.allclose(whole, means, rtol=max(1e-4, 16 * rounding_of(model.model))):
-        told = " Only training adds it: this is told without dropout and BatchNormalization."
+        both = (
+            " Dropout and BatchNormalization hide a mean that only training adds: add it always."
+        )
         raise ValueError(
             f"{what} takes the mean of the sub-batches' losses for that of the mini-batch, which "
             "a penalty by add_loss is not, unless it is a mean over the examples. Use such a "
-            f"mean, or {remedy}.{told if training else ''} Given: {model.model.name!r}, with "
+            f"mean, or {remedy}.{both if training else ''} Given: {model.model.name!r}, with "
             f"penalties {whole} of {_COUNT} examples and {means} as the mean of halves."
         )
 

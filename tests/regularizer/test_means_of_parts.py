@@ -133,6 +133,12 @@ def test_a_penalty_that_is_never_finite_cannot_be_told():
         first_loss(M_SAM(network(*layer)), sparse_loss())
 
 
+def test_a_mean_that_only_training_adds_cannot_be_told_with_dropout():
+    layers = keras.layers.Dropout(0.5), Penalty(MEAN, only_in_training=True)
+    with pytest.raises(ValueError, match="only training adds: add it always"):
+        first_loss(M_SAM(network(*layers)), sparse_loss())
+
+
 def test_eager_steps_check_penalties_once(monkeypatch):
     calls = []
     monkeypatch.setattr(losses, "check_penalties", lambda *_: calls.append(1))
