@@ -125,9 +125,7 @@ def check_penalties(
     whole, means, training = found
     # Keras adds a penalty up in the dtype of its layer.
     if not np.allclose(whole, means, rtol=max(1e-4, 16 * rounding_of(model.model))):
-        both = (
-            " Dropout and BatchNormalization hide a mean that only training adds: add it always."
-        )
+        both = " Dropout and such hide a mean that only training adds: add it always."
         raise ValueError(
             f"{what} takes the mean of the sub-batches' losses for that of the mini-batch, which "
             "a penalty by add_loss is not, unless it is a mean over the examples. Use such a "
