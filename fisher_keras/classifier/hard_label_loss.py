@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import losses, ops
 
 from fisher_keras.classifier import logits
+from fisher_keras.graph import keras_private
 
 # Classes, functions and kinds. Keras resolves a loss given by name to one of these functions, all
 # of which take probabilities.
@@ -139,6 +140,7 @@ def hard_label_cross_entropy(loss: Any, model: keras.Model) -> HardLabelCrossEnt
     config = given.get_config() if isinstance(given, losses.Loss) else {}
     # By attributes: a subclass may leave them out of its config.
     ignored, axis = getattr(given, "ignore_class", None), getattr(given, "axis", -1)
+    axis = keras_private.loss_arguments(given).get("axis", axis)
     if kind is None or ignored is not None or axis != -1:
         names = ", ".join(known.__name__ for known, *_ in _LOSSES)
         raise ValueError(

@@ -117,6 +117,5 @@ def _measured_rounding(*switches: object) -> float:
 
 def compute_dtypes(model: keras.Model) -> set[str]:
     """Returns the names of the dtypes that a model's layers compute in."""
-    layers = keras_private.all_layers(model)
-    # An input computes nothing, and has Keras' floatx whatever the policy.
-    return {one.compute_dtype for one in layers if not isinstance(one, keras.layers.InputLayer)}
+    # What computes nothing, as an input, has Keras' floatx or global policy whatever the others'.
+    return {o.compute_dtype for o in keras_private.all_layers(model) if keras_private.computes(o)}

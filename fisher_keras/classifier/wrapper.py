@@ -8,6 +8,7 @@ from typing import Any
 
 import h5py
 import keras
+import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import preprocessing, stateless
@@ -131,7 +132,10 @@ class ClassifierWrapper(preprocessing.PreprocessedData):
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         self.has_custom_loss = overrides(self.model, "compute_loss")
         overridden = type(self).compute_loss is not ClassifierWrapper.compute_loss
-        self.has_plain_loss = not (loss_weights or self.has_custom_loss or overridden)
+        # Keras takes a weight for each output, maybe by name.
+        weights = [w for w in keras.tree.flatten(loss_weights) if w is not None]
+        weighted = not np.all(np.equal(weights, 1))
+        self.has_plain_loss = not (weighted or self.has_custom_loss or overridden)
         if self.has_custom_loss:
             self._compile_classifier(
                 optimizer=self.optimizer, loss=loss, loss_weights=loss_weights
@@ -183,7 +187,10 @@ class ClassifierWrapper(preprocessing.PreprocessedData):
 
     def reset_metrics(self) -> None:
         """Resets all metrics, the classifier's own too."""
-        super().reset_metrics()
+        own = set(map(id, self.model.metrics))
+        for metric in self.metrics:
+            if id(metric) not in own:
+                metric.reset_state()
         self.model.reset_metrics()
 
     def compile_from_config(self, config: dict[str, Any]) -> None:

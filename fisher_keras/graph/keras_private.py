@@ -152,6 +152,19 @@ def all_layers(model: keras.Model) -> list[keras.Layer]:
     return model._flatten_layers()
 
 
+def computes(layer: keras.Layer) -> bool:
+    """Returns whether a layer computes itself, unlike inputs and models that only hold layers."""
+    # Those are `Sequential` and functional models, unless a subclass has a call of its own.
+    contains = isinstance(layer, keras.Model) and type(layer).call.__module__.startswith("keras.")
+    return not (contains or isinstance(layer, keras.layers.InputLayer))
+
+
+def loss_arguments(loss: Any) -> dict[str, Any]:
+    """Returns what one of Keras' losses gives its function; empty for other losses."""
+    # Some of them, such as the axis of a sparse cross-entropy, are no attributes, nor in configs.
+    return loss._fn_kwargs if hasattr(loss, "_fn_kwargs") else {}
+
+
 def output_layer(model: keras.Model) -> keras.Operation:
     """Returns the layer or operation that gives the output of a functional model."""
     # No public name tells the operation of a tensor: `Operation.output` tells the tensor of one,

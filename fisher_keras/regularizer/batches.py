@@ -59,9 +59,9 @@ class Batch(Structure):
             )
         # Rows are taken from all alike: more of them would be left out without a word.
         first, *others = leaves
-        for other in others if None in sizes else ():
+        if others and None in sizes:
             tf.debugging.assert_equal(
-                tf.shape(other)[0],
+                tf.stack([tf.shape(other)[0] for other in others]),
                 tf.shape(first)[0],
                 "All inputs, labels and weights must hold the same number of examples.",
             )

@@ -121,7 +121,7 @@ class FisherRegularizedModel(RelativeStrength):
                 yes or no, (B, K), the loss is Keras' mean over them
                 (docs/more_than_one_prediction.md).
             alpha: The factor $\alpha$ of the step $-\alpha g_i$ (0.0001 in all experiments of the
-                paper); > 0.
+                paper); > 0. In float32, the paper's step needs 1e-6 or greater.
             beta: Weight of the regularizer ($\beta$, 10 to 125 in the paper), >= 0. The default
                 is 10 if there is no `strength`. A Keras `LearningRateSchedule` makes it a function
                 of the optimizer's step. If its value is 0, the step is a plain one, but its
@@ -156,8 +156,8 @@ class FisherRegularizedModel(RelativeStrength):
                 gradient: $\frac{\alpha \|g_i\|}{\epsilon} [g_i - \nabla_w \tilde L(B_i, w -
                 \epsilon g_i / \|g_i\|)]$, and $R$ likewise. To first order, this is the same as
                 with the paper's step, and it is possible in half precision. Values from 0.05 to
-                0.2 are usual. None is the paper's step, $\alpha g_i$. Each length has its own best
-                strength.
+                0.2 are usual. In float32, it must be 1e-5 or greater. None is the paper's step,
+                $\alpha g_i$. Each length has its own best strength.
             direction: The side of $w$ on which the second gradient is taken: "descent" as in the
                 paper, "ascent" at $w + \epsilon g_i / \|g_i\|$, or "central", which is the mean of
                 both and takes one more gradient.
@@ -179,9 +179,9 @@ class FisherRegularizedModel(RelativeStrength):
         """Configures the training. The arguments are those of `keras.Model.compile`.
 
         Raises:
-            ValueError: If the loss is not a cross-entropy of Keras, or contradicts the model's
-                last activation; if the model computes in half precision or TensorFloat-32, where
-                the finite difference is lost in rounding; or if options contradict each other.
+            ValueError: If the loss is not a cross-entropy of Keras; if the finite difference is
+                lost in rounding, in float32 with alpha < 1e-6 or step_length < 1e-5, in coarser
+                formats by default; or if options, or loss and model, contradict each other.
         """
         self._cross_entropy = None
         super().compile(*args, **kwargs)
@@ -270,13 +270,13 @@ class FisherRegularizedModel(RelativeStrength):
             ValueError: If the model is not compiled with a loss; or if the state is updated and
                 the optimizer scales the loss, for the gradient is not scaled.
         """
+        if update_state and self.compiled:
+            check_unscaled(self.optimizer)
         given = {"x": x, "y": y, "sample_weight": sample_weight}
         given = self._arguments("train_on_batch", (), given)
         batch = Batch(*map(tensors, given.values()))
         self.prepare(batch)
         self.check_once(self.losses_of(batch))
-        if update_state:
-            check_unscaled(self.optimizer)
         if self.jit_compile and not self.run_eagerly and tf.executing_eagerly():
             # From the same seeds XLA draws other masks of dropout.
             return self._gradients_by_xla(update_state, batch.x, batch.y, batch.sample_weight)

@@ -8,7 +8,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy
+from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.batches import Batch, only_tensor
@@ -28,6 +29,8 @@ SPLIT = "SharpnessAwareModel(sub_batches > 1)", "sub_batches=1"
 # At least so many examples, and enough for all classes unless their outputs would be too many.
 _COUNT = 4
 _MAX_ENTRIES = 2**22
+# Sizes to try for axes of inputs that have no known size.
+_UNKNOWN_SIZES = (8, 64, 256)
 
 
 def established(
@@ -99,37 +102,73 @@ def check_penalties(
     Penalties of weights, which do not depend on the call, are not among them.
 
     Args:
-        penalties: Those that were collected in a call of the classifier.
+        penalties: Those that were collected in a call of the classifier that trains it.
         model: The model around a classifier.
         batch: A mini-batch, of which only shapes and dtypes are used.
         what: The option that takes the mean of sub-batches.
         remedy: The option to use instead.
 
     Raises:
-        ValueError: If they are not.
+        ValueError: If they are not, or if that cannot be told.
     """
     if not penalties:
         return
-    inputs = [_input(leaf) for leaf in keras.tree.flatten(batch.x)]
-
-    def of_rows(rows: slice) -> list[float]:
-        x = keras.tree.pack_sequence_as(batch.x, [tf.constant(leaf[rows]) for leaf in inputs])
-        with keras.StatelessScope(collect_losses=True) as scope:
-            # Without dropout and moments of the batch, halves must have the same mean exactly.
-            stateless.call(model.model, x, training=False)
-        return [float(tf.reduce_sum(tf.cast(one, tf.float64))) for one in scope.losses]
-
-    half = _COUNT // 2
-    parts = slice(None), slice(half), slice(half, None)
-    whole, *halves = _outside(lambda: [of_rows(rows) for rows in parts])
-    means = np.mean(halves, axis=0)
-    if len(whole) != len(penalties) or not np.allclose(whole, means, rtol=1e-4):
+    found = _outside(lambda: _penalties_of_parts(len(penalties), model.model, batch.x))
+    if found is None:
+        raise ValueError(
+            f"{what} needs penalties by add_loss that are means over the examples, which cannot "
+            "be told here: the classifier gave no finite penalties for made-up inputs. Set the "
+            f"shapes of the inputs in the data pipeline, or use {remedy}. Given: "
+            f"{model.model.name!r}, inputs of shapes "
+            f"{[tuple(leaf.shape) for leaf in keras.tree.flatten(batch.x)]}."
+        )
+    whole, means, training = found
+    # Keras adds a penalty up in the dtype of its layer.
+    if not np.allclose(whole, means, rtol=max(1e-4, 16 * rounding_of(model.model))):
+        both = " Dropout and such hide a mean that only training adds: add it always."
         raise ValueError(
             f"{what} takes the mean of the sub-batches' losses for that of the mini-batch, which "
             "a penalty by add_loss is not, unless it is a mean over the examples. Use such a "
-            f"mean, or {remedy}. Given: {model.model.name!r}, with "
-            f"penalties {whole} of {_COUNT} examples and {means.tolist()} as the mean of halves."
+            f"mean, or {remedy}.{both if training else ''} Given: {model.model.name!r}, with "
+            f"penalties {whole} of {_COUNT} examples and {means} as the mean of halves."
         )
+
+
+def _penalties_of_parts(
+    count: int, model: keras.Model, x: Any
+) -> tuple[list[float], list[float], bool] | None:
+    """Returns penalties of a few examples, and their means over two halves of these.
+
+    Args:
+        count: The number of penalties that a call adds in training.
+        model: The classifier.
+        x: Inputs, of which only shapes and dtypes are used.
+
+    Returns:
+        These, and whether the calls were those of training; None if none gave finite numbers.
+    """
+
+    def of_rows(leaves: list[np.ndarray], rows: slice, training: bool) -> list[float]:
+        inputs = keras.tree.pack_sequence_as(x, [tf.constant(leaf[rows]) for leaf in leaves])
+        with keras.StatelessScope(collect_losses=True) as scope:
+            stateless.call(model, inputs, training=training)
+        return [float(tf.reduce_sum(tf.cast(one, tf.float64))) for one in scope.losses]
+
+    half = _COUNT // 2
+    for leaves in _made_up(x):
+        # Without dropout and moments of the batch, halves must have the same mean exactly.
+        for training in (False, True):
+            try:
+                whole = of_rows(leaves, slice(None), training)
+                if len(whole) != count:
+                    continue
+                rows = slice(half), slice(half, None)
+                means = np.mean([of_rows(leaves, part, training) for part in rows], axis=0)
+            except (ValueError, tf.errors.OpError):  # Inputs that the classifier cannot take.
+                break
+            if np.all(np.isfinite([whole, means])):
+                return whole, means.tolist(), training
+    return None
 
 
 def hard_label_mean(
@@ -262,11 +301,25 @@ def _outside(compute: Callable[[], Any]) -> Any:
         return threads.submit(compute).result()
 
 
-def _input(leaf: Any) -> np.ndarray:
-    """Returns a few examples in the form of a tensor of inputs; unknown sizes are 8."""
-    shape = (_COUNT, *(size or 8 for size in leaf.shape[1:]))
+def _made_up(x: Any) -> Iterator[list[np.ndarray]]:
+    """Yields a few examples in the form of inputs, until some are of use.
+
+    They are of any sign, or between 0 and 1, where logarithms and roots are finite. Unknown sizes
+    grow, as for convolutions that make them smaller.
+    """
+    leaves = keras.tree.flatten(x)
+    known = all(None not in leaf.shape[1:] for leaf in leaves)
+    for unknown in _UNKNOWN_SIZES[:1] if known else _UNKNOWN_SIZES:
+        for draw in ("normal", "uniform"):
+            yield [_input(leaf, unknown, draw) for leaf in leaves]
+
+
+def _input(leaf: Any, unknown: int, draw: str) -> np.ndarray:
+    """Returns a few examples in the form of a tensor of inputs."""
+    shape = (_COUNT, *(size or unknown for size in leaf.shape[1:]))
     if leaf.dtype.is_floating:
-        return np.random.default_rng(0).normal(size=shape).astype(leaf.dtype.name)
+        random = np.random.default_rng(0)
+        return getattr(random, draw)(size=shape).astype(leaf.dtype.name)
     # Numbers that are in any table, or words.
     dtype = str if leaf.dtype == tf.string else leaf.dtype.as_numpy_dtype
     return (np.arange(math.prod(shape)) % 2).reshape(shape).astype(dtype)

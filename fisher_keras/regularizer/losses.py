@@ -210,7 +210,7 @@ class BatchLosses:
         gradient = with_zeros(gradient, weights)
         preconditions.check_changes(found.scope, self.model, *SHARED)
         if self.num_sub_batches > 1:
-            check_penalties(found.scope.losses, self.model, self.batch, *SHARED)
+            self._check_penalties(found.scope, *SHARED)
         loss = _loss_of_sub_batch(self, found, sub_batch, loss, gradient)
         return LossAndGradient(hard_loss, hard), loss
 
@@ -225,7 +225,7 @@ class BatchLosses:
             found = self._evaluate(loss, sub_batch.batch, weights, sub_batch.state)
         preconditions.check_evaluation(found.operations, self.model.model)
         preconditions.check_changes(found.scope, self.model, *SPLIT)
-        check_penalties(found.scope.losses, self.model, self.batch, *SPLIT)
+        self._check_penalties(found.scope, *SPLIT)
         gradient = _dense(self._unscaled(found.gradients[0]), weights)
         return _loss_of_sub_batch(self, found, sub_batch, found.losses[0], gradient)
 
@@ -310,6 +310,14 @@ class BatchLosses:
             ordinary, _ = self.ordinary_gradient()
             variables = stateless.weights(classifier)
             preconditions.check_gradients(found.gradients[0], ordinary, variables)
+
+    def _check_penalties(self, scope: keras.StatelessScope, what: str, remedy: str) -> None:
+        """Checks the penalties of a sub-batch, once for each signature: the check calls the model.
+
+        They are known only here: a classifier may add some of them in training alone.
+        """
+        check = functools.partial(check_penalties, scope.losses, self.model, self.batch)
+        self.model.once((what, self.batch.signature()), lambda: check(what, remedy))
 
     def _compiled_loss(self, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
         """Returns L, the compiled loss with all penalties."""

@@ -7,6 +7,7 @@ traced. They cost time when a step is traced, and none when it runs.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -96,9 +97,9 @@ def check_difference(model: Any) -> None:
     name = max(formats, key=LEAST_STEP_LENGTHS.get)
     remedy, least = formats[name], LEAST_STEP_LENGTHS[name]
     if step_length is None:
-        fits = not is_coarse and model.alpha >= LEAST_ALPHA
+        fits = not is_coarse and model.alpha >= _rounded_down(LEAST_ALPHA)
     else:
-        fits = step_length >= least
+        fits = step_length >= _rounded_down(least)
     if fits:
         return
     if step_length is not None:
@@ -114,6 +115,11 @@ def check_difference(model: Any) -> None:
         f"{'' if is_coarse else f'alpha={LEAST_ALPHA:g} or greater, '}step_length=0.1 ({least:g} "
         f"or greater), gradient='hessian_vector_product', or {remedy}."
     )
+
+
+def _rounded_down(least: float) -> float:
+    """Returns a limit that the same number passes if it was rounded to float32."""
+    return least * (1 - 1e-6)
 
 
 def check_unscaled(optimizer: keras.optimizers.Optimizer) -> None:
@@ -231,7 +237,12 @@ def check_changes(
         ValueError: If L assigns to a variable of something else.
     """
     others = keras_private.assigned_others(scope, wrapper.model.variables)
-    metrics = [m for m in wrapper.metrics if others & set(map(id, m.variables))]
+    if not others:  # As in most steps; in eager mode, each evaluation comes here.
+        return
+    # Keras leaves out those of models inside of the classifier.
+    models = [m for m in keras_private.all_layers(wrapper.model) if isinstance(m, keras.Model)]
+    known = itertools.chain(wrapper.metrics, *map(keras_private.metrics_made_by, models))
+    metrics = [m for m in known if others & set(map(id, m.variables))]
     if remedy is None:
         others -= {id(variable) for metric in metrics for variable in metric.variables}
     if not others:

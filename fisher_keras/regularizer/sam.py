@@ -92,7 +92,8 @@ class SharpnessAwareModel(TrainingMethod):
             adaptive: Whether to use the adaptive form, ASAM.
             name: Name of the model.
             sub_batches: The number of sub-batches that the examples of a batch are split into, in
-                their order. On R replicas, it is the number of sub-batches of each.
+                their order. On R replicas, it is the number of sub-batches of each. If there are
+                several, the loss and all penalties must be means over the examples.
 
         Raises:
             ValueError: If an argument is out of range; the message says what was expected.
@@ -107,12 +108,12 @@ class SharpnessAwareModel(TrainingMethod):
         """Refuses a classifier or a loss for which L at other weights would be wrong."""
         check_whole_batch(losses)
         if losses.model.sub_batches > 1:
+            check_layers(losses.model.model)
             check_mean(None, losses.model, losses.batch, *SPLIT)
 
     def step(self, losses: BatchLosses) -> Step:
         """Returns the gradient at w + epsilon."""
         if self.sub_batches > 1:
-            check_layers(self.model)
             here, there = self._by_sub_batches(losses)
         else:
             here = losses.whole_batch_sum()

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -116,10 +116,13 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
 
     def check_once(self, losses: BatchLosses) -> None:
         """Calls `check_losses` for the first batch of each signature."""
-        signature = losses.batch.signature()
-        if signature not in self._checked:
-            self.check_losses(losses)
-            self._checked |= {signature}
+        self.once(losses.batch.signature(), lambda: self.check_losses(losses))
+
+    def once(self, key: tuple, check: Callable[[], None]) -> None:
+        """Calls a check where none of this key has passed since traces were forgotten."""
+        if key not in self._checked:
+            check()
+            self._checked |= {key}
 
     def statistics_weight(self, losses: BatchLosses) -> tf.Tensor | None:
         """Returns the weight of this replica's moving statistics; None for a single replica."""

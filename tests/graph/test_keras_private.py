@@ -25,6 +25,7 @@ PRIVATE = {
     "_compile_metrics": "unbuilt_metrics",
     "_distributed_dataset": "batch_spec",
     "_flatten_layers": "all_layers",
+    "_fn_kwargs": "loss_arguments",
     "_get_metrics_result_or_logs": "epoch_logs",
     "_get_own_metrics": "metrics_made_by",
     "_iterations": "num_updates",

@@ -88,6 +88,7 @@ def test_a_single_sigmoid_unit_equals_two_logits(float64):
         ("mse", None, "cross-entropy"),
         (lambda y, p: 0.0, None, "cross-entropy"),
         (sparse_loss(ignore_class=0), None, "ignore_class"),
+        (sparse_loss(axis=1), None, "classes on the last axis"),
     ],
 )
 def test_losses_that_do_not_fit_raise_at_compile(loss, activation, message):

@@ -6,6 +6,7 @@ import pytest
 from small_models import NUM_CLASSES, sparse_loss
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
+from fisher_keras.regularizer import losses
 
 RANDOM = np.random.RandomState(0)
 X, Y = RANDOM.randn(12, 4).astype("float32"), RANDOM.randint(0, NUM_CLASSES, 12)
@@ -82,6 +83,7 @@ def test_what_is_no_mean_is_refused(loss, y, weights):
     [
         (SHARED, lambda: Penalty(MEAN)),
         (M_SAM, lambda: Penalty(MEAN)),
+        (M_SAM, lambda: Penalty(MEAN, only_in_training=True)),
         # Which Keras divides by the size of the batch.
         (SHARED, lambda: keras.layers.Dense(3, activity_regularizer="l2")),
     ],
@@ -91,6 +93,60 @@ def test_a_penalty_that_is_a_mean_is_that_of_keras(method, layer):
     found = first_loss(method(network(layer())), sparse_loss())
     for plain, mine in zip(expected, found, strict=True):
         np.testing.assert_allclose(mine, plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_mean_in_half_precision_is_accepted(policy):
+    layers = [keras.layers.Dense(64, activity_regularizer=n, dtype=policy) for n in ("l1", "l2")]
+    # Keras itself cannot add such penalties to a loss in float32: no evaluation, and no m-SAM.
+    model = FisherRegularizedModel(network(*layers), beta=0, share_gradients=True)
+    model.compile("sgd", sparse_loss())
+    assert np.isfinite(model.train_on_batch(X, Y, return_dict=True)["loss"])
+
+
+def penalty_of_inputs(size, reduce):
+    """A penalty of log x after a convolution that needs more than eight positions."""
+    x = keras.Input((size, 2))
+    wide = keras.layers.Conv1D(2, 9)(keras.layers.Conv1D(2, 9, activation="exponential")(x))
+    pooled = keras.layers.GlobalAveragePooling1D()(
+        wide + Penalty(reduce)(keras.ops.log(x)[:, 16:])
+    )
+    return keras.Model(x, keras.layers.Dense(NUM_CLASSES)(pooled))
+
+
+@pytest.mark.parametrize("reduce", [MEAN, SUM])
+@pytest.mark.parametrize("size", [20, None])
+def test_made_up_inputs_fit_the_model(size, reduce):
+    model = M_SAM(penalty_of_inputs(size, reduce))
+    model.compile("sgd", sparse_loss())
+    train = lambda: model.fit(RANDOM.rand(8, 20, 2), Y[:8], verbose=0)  # noqa: E731
+    if reduce is MEAN:
+        assert np.isfinite(train().history["loss"][0])
+        return
+    with pytest.raises(ValueError, match="unless it is a mean over the examples"):
+        train()
+
+
+def test_a_penalty_that_is_never_finite_cannot_be_told():
+    layer = keras.layers.Lambda(lambda x: x), Penalty(lambda x: MEAN(keras.ops.log(-x)))
+    with pytest.raises(ValueError, match=r"which cannot be told here.*Given: .*shapes"):
+        first_loss(M_SAM(network(*layer)), sparse_loss())
+
+
+def test_a_mean_that_only_training_adds_cannot_be_told_with_dropout():
+    layers = keras.layers.Dropout(0.5), Penalty(MEAN, only_in_training=True)
+    with pytest.raises(ValueError, match="only training adds: add it always"):
+        first_loss(M_SAM(network(*layers)), sparse_loss())
+
+
+def test_eager_steps_check_penalties_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(losses, "check_penalties", lambda *_: calls.append(1))
+    model = SHARED(network(Penalty(MEAN)))
+    model.compile("sgd", sparse_loss(), run_eagerly=True)
+    for _ in range(2):
+        model.train_on_batch(X, Y)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(

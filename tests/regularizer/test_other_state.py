@@ -61,6 +61,22 @@ class Activity(keras.layers.Layer):
         return x
 
 
+class Backbone(keras.Model):
+    """A model inside of the classifier, with a metric of its own that Keras does not list."""
+
+    def __init__(self):
+        super().__init__()
+        self.activity = keras.metrics.Mean(name="activity")
+
+    def call(self, x):
+        self.activity.update_state(keras.ops.mean(x))
+        return x
+
+
+def with_backbone(inputs, outputs):
+    return keras.Model(inputs, Backbone()(outputs))
+
+
 def with_activity(inputs, outputs):
     return keras.Model(inputs, Activity()(outputs))
 
@@ -105,7 +121,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("make", [Measured, Percent, Listed, with_activity])
+@pytest.mark.parametrize("make", [Measured, Percent, Listed, with_activity, with_backbone])
 @pytest.mark.parametrize("method", METHODS)
 def test_metrics_that_the_classifier_updates_itself(make, method):
     expected = history(network(make), None)
@@ -123,6 +139,23 @@ def test_metrics_of_a_classifier_in_two_wrappers():
     model = FisherRegularizedModel(FisherRegularizedModel(network(Measured)))
     names = [metric.name for metric in model.metrics]
     assert sorted(names) == sorted(["mine", *model.training_logs])
+
+
+def test_metrics_are_reset_once():
+    class Counting(keras.metrics.Mean):
+        resets = 0
+
+        def reset_state(self):
+            self.resets += 1
+            super().reset_state()
+
+    classifier = network(Measured)
+    classifier.mine = mine = Counting(name="counting")
+    model = FisherRegularizedModel(classifier)
+    model.compile("sgd", Sparse(from_logits=True))
+    mine.resets = 0
+    model.reset_metrics()
+    assert mine.resets == 1
 
 
 @pytest.mark.parametrize("variable", [keras.Variable, tf.Variable])

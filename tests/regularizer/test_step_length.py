@@ -289,6 +289,27 @@ def test_a_step_that_is_lost_in_rounding_is_refused(set_policy, policy, options,
     compiled(conv_net(), **{name: 1.2 * value for name, value in options.items()})
 
 
+@pytest.mark.parametrize("functional", [False, True])
+def test_layers_in_float64_may_be_in_a_model_of_another_policy(functional):
+    """A model that only holds layers computes nothing."""
+    network = keras.Sequential(
+        [keras.Input((4,), dtype="float64"), keras.layers.Dense(3, dtype="float64")]
+    )
+    if functional:
+        network = keras.Model(network.inputs, network.outputs[0])
+    compiled(network, alpha=1e-7)
+    dense = keras.layers.Dense(3, dtype="float32")
+    with pytest.raises(ValueError, match="computes in float32"):
+        compiled(keras.Sequential([network, dense]), alpha=1e-7)
+
+
+@pytest.mark.parametrize(
+    "options", [{"alpha": np.float32(1e-6)}, {"step_length": np.float32(1e-5)}]
+)
+def test_a_least_step_may_be_rounded_to_float32(options):
+    compiled(conv_net(), **options)
+
+
 @pytest.mark.parametrize(("scale", "options"), [(10, {"alpha": 1e-6}), (1, {"step_length": 1e-5})])
 def test_the_least_step_has_the_difference_of_float64(scale, options):
     """To within about a tenth, if the gradient is as long as the default of the clipping."""

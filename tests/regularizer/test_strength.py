@@ -392,6 +392,15 @@ def test_a_loss_that_is_no_mean_has_no_such_ratio(change):
     assert np.isnan(model.fit(x, y, verbose=0).history["explicit_to_implicit"]).all()
 
 
+@pytest.mark.parametrize("weights", [1.0, [1.0], [np.ones(1)], {"dense": 1.0}])
+def test_a_loss_weight_of_one_leaves_the_ratio(weights):
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense")])
+    loss = {"dense": sparse_loss()} if isinstance(weights, dict) else sparse_loss()
+    options = {"loss_weights": weights}
+    model = compiled(network, loss, optimizer=SGD(0.1), compile_kwargs=options, strength=0.25)
+    assert model.has_plain_loss
+
+
 def test_a_loss_scale_is_not_the_optimizer_that_is_named():
     adam = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
     with pytest.raises(ValueError, match="optimizer=Adam"):
