@@ -8,7 +8,6 @@ import dis
 import fractions
 import functools
 import hashlib
-import inspect
 import itertools
 import json
 import os
@@ -25,6 +24,13 @@ import tensorflow as tf
 
 from fisher_keras.classifier.labels import fingerprint
 from fisher_keras.experiments.code_names import imported_modules, is_users, names_in, read_globals
+from fisher_keras.experiments.code_objects import (
+    array_of,
+    attributes_of,
+    config_of,
+    has,
+    names_in_methods,
+)
 
 _PLAIN = (bool, int, float, complex, bytes, type(None), type(...))
 # Their text tells all of them, in each process.
@@ -35,6 +41,7 @@ _TOLD_BY_TEXT = (
 )
 # Whether two names mean the same one of these, or two equal ones, depends on the process.
 _WITHOUT_IDENTITY = (tuple, frozenset, types.CodeType)
+_VARIABLES = (keras.Variable, tf.Variable)  # The weights of an object tell them.
 # Attributes that Python itself gives to a class: none is code of its user.
 _OF_CLASSES = {
     *("__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__"),
@@ -51,10 +58,11 @@ def code_fingerprint(*roots: Any, made: Iterable[keras.Layer] = ()) -> str | Non
     that they have imported. Comments, docstrings and line numbers do not count, nor does code of
     installed packages.
 
-    An object of a user's class counts with all its attributes. One of a package counts with its
-    class, its weights, its `get_config`, the attributes that the code names, and its functions. It
-    counts no further if it has none of these. Environment variables, files, the states of random
-    generators, and what is looked up by a computed name do not count.
+    An object of a user's class counts with all its attributes. One of a package, and a layer,
+    count with their class, weights, `get_config`, functions, and the attributes that the code or
+    the user's methods name. Numbers, lists and dictionaries count with their content alone.
+    Environment variables, files, random generators, and what is looked up by a computed name do
+    not count.
 
     Args:
         *roots: Functions, classes, other objects, or structures of them.
@@ -211,9 +219,9 @@ class _Code:
         """Describes an object of any other class."""
         # Such as a decorated function, or one of TensorFlow.
         for inner in ("python_function", "__wrapped__"):
-            if _has(value, inner) and callable(getattr(value, inner)):
+            if has(value, inner) and callable(getattr(value, inner)):
                 return self._describe(getattr(value, inner))
-        array = _array(value)
+        array = array_of(value)
         if array is not None:
             return (
                 self._describe(array.tolist()) if array.dtype == object else fingerprint([array])
@@ -224,16 +232,19 @@ class _Code:
             state = value.weights if isinstance(value, keras.Layer) else value.variables
             drawn = id(value) in self._made
             weights = None if drawn else fingerprint([variable.numpy() for variable in state])
-        attributes = _attributes(value)
+        attributes = attributes_of(value)
         if isinstance(value, (keras.Layer, tf.Module)) or not is_users(type(value).__module__):
             # Of a library's objects, what the code names, and functions: a wrapper may hold one.
             functions = (types.FunctionType, functools.partial)
+            names = (*names, *names_in_methods(type(value)))
             attributes = {
-                n: v for n, v in attributes.items() if n in names or isinstance(v, functions)
+                n: v
+                for n, v in attributes.items()
+                if (n in names or isinstance(v, functions)) and not isinstance(v, _VARIABLES)
             }
         # Keras numbers the names of objects as they are made.
         attributes = {n: v for n, v in attributes.items() if n != "name"}
-        return [weights, *self._all([type(value), attributes, _config(value)])]
+        return [weights, *self._all([type(value), attributes, config_of(value)])]
 
 
 _DESCRIBED: dict[Any, Callable] = {
@@ -247,10 +258,13 @@ _DESCRIBED: dict[Any, Callable] = {
     ),
     type: _Code._class,
     types.ModuleType: lambda code, module: module.__name__,  # `_named` looks into it.
-    # The environment, and caches, are others in each process.
-    (type(os.environ), weakref.WeakKeyDictionary, weakref.WeakValueDictionary): (
-        lambda code, value: type(value).__qualname__
-    ),
+    # The environment, random seeds and caches are others in each process.
+    (
+        type(os.environ),
+        keras.random.SeedGenerator,
+        weakref.WeakKeyDictionary,
+        weakref.WeakValueDictionary,
+    ): (lambda code, value: type(value).__qualname__),
     Mapping: _Code._mapping,
     (list, tuple, collections.deque): _Code._all,
     (set, frozenset): lambda code, values: sorted(map(code._alone, values)),
@@ -263,46 +277,3 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # A name that is not bound yet.
         return None
-
-
-def _has(value: Any, name: str) -> bool:
-    """Returns whether an object has an attribute that is not made as it is asked for."""
-    return inspect.getattr_static(value, name, _has) is not _has
-
-
-def _array(value: Any) -> np.ndarray | None:
-    """Returns the numbers of an object; None if it has none, as a symbolic tensor."""
-    try:
-        return np.asarray(value) if _has(value, "__array__") else None
-    except Exception:  # Whatever a package raises.
-        return None
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    """Returns the attributes that an object itself has, also those in slots."""
-    members = {n: m for kind in type(value).__mro__ for n, m in vars(kind).items()}
-    slots = [n for n, m in members.items() if isinstance(m, types.MemberDescriptorType)]
-    return {n: getattr(value, n) for n in slots if hasattr(value, n)} | getattr(
-        value, "__dict__", {}
-    )
-
-
-def _config(value: Any) -> Any:
-    """Returns the settings of an object of Keras; None if it does not tell them."""
-    if isinstance(value, keras.Model):
-        return value.layers
-    if isinstance(value, type) or not _has(value, "get_config"):
-        return None
-    try:
-        return _unnumbered(value.get_config())
-    except Exception:  # Such as of a user's layer that has none.
-        return None
-
-
-def _unnumbered(config: Any) -> Any:
-    """Returns a configuration whose names have no numbers: Keras counts all objects it makes."""
-    if isinstance(config, dict):
-        plain = {key: _unnumbered(value) for key, value in config.items()}
-        name = plain.get("name")
-        return plain | {"name": re.sub(r"_\d+$", "", name)} if isinstance(name, str) else plain
-    return [*map(_unnumbered, config)] if isinstance(config, (list, tuple)) else config

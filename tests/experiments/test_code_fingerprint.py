@@ -130,6 +130,14 @@ PIECES = {
         ("relu", "tanh"),
         True,
     ),
+    "an attribute of a layer": (
+        "class L(keras.layers.Layer):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a = 1.0\n        self.seed_generator = keras.random.SeedGenerator()\n"
+        "    def call(self, x): return x * self.a, self.seed_generator\n"
+        "O = L()\nO.a = 3.0\nf = lambda x: O(x)",
+        ("3.0", "3.5"),
+        True,
+    ),
     "slots": (
         "@dataclasses.dataclass(slots=True)\nclass S:\n    a: float\nO = S(1.0)\nf = lambda: O",
         ("S(1.0)", "S(2.0)"),
