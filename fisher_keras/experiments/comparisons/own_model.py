@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier.labels import LabelledData, labelled_data
-from fisher_keras.experiments.code_fingerprint import code_fingerprint
 from fisher_keras.experiments.comparisons.compare import Method
 from fisher_keras.experiments.comparisons.compare_options import CompareOptions
 from fisher_keras.experiments.comparisons.comparison import Comparison
@@ -33,7 +32,6 @@ from fisher_keras.experiments.runs.run_options import EngineOptions
 from fisher_keras.experiments.runs.runner import run_experiment
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.user_code import import_module, load_function
-from fisher_keras.graph.keras_private import all_layers
 from fisher_keras.metrics.trials import json_ready
 
 EXPERIMENT = "compare"
@@ -163,17 +161,10 @@ class OwnModel:
             options = {} if changed == identity[:2] else {"classifier": changed}
         else:
             options = _options(name, trainer)
-        # A configuration has the name of a user's loss or layer, and not what it computes.
-        code = code_fingerprint(
-            self.inputs.make_model,
-            self.inputs.methods[name],
-            trainer.loss,
-            [type(trainer), type(trainer.optimizer), *all_layers(model)],
-        )
         return json_ready(
             {
                 **self.settings,
-                **({} if code is None else {"code": code}),
+                **self.inputs.code(name, model, trainer),
                 "method": name,
                 "options": _plain(options),
                 "model": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],

@@ -21,6 +21,7 @@ import tensorflow as tf
 from fisher_keras.classifier.classifier import Classifier
 from fisher_keras.classifier.hard_label_loss import from_logits_of, only_loss
 from fisher_keras.classifier.labels import LabelledData, fingerprint
+from fisher_keras.experiments.code_fingerprint import code_fingerprint
 from fisher_keras.experiments.comparisons.arms import CLIP_NORM
 from fisher_keras.experiments.comparisons.compare import Method
 from fisher_keras.experiments.runs.store import Run
@@ -33,7 +34,7 @@ from fisher_keras.experiments.training.training_callbacks import (
     finished_epochs,
 )
 from fisher_keras.files import replacing
-from fisher_keras.graph import keras_private
+from fisher_keras.graph.keras_private import all_layers, unwrapped
 from fisher_keras.metrics.evaluation import evaluate
 from fisher_keras.metrics.evaluation_options import EvaluationOptions
 from fisher_keras.metrics.trials import json_ready
@@ -44,7 +45,7 @@ _BACKUP_S = 10.0  # From one backup to the next, which may take longer than an e
 
 
 def _clipped(model: keras.Model) -> keras.Model:
-    keras_private.unwrapped(model.optimizer).global_clipnorm = CLIP_NORM
+    unwrapped(model.optimizer).global_clipnorm = CLIP_NORM
     return model
 
 
@@ -115,6 +116,26 @@ class Inputs:
             )
         return trainer
 
+    def code(self, name: str, model: keras.Model, trainer: keras.Model) -> dict[str, str]:
+        """Returns the part of a run's configuration that tells the user's code.
+
+        Args:
+            name: That of a method.
+            model: A classifier that was made for it.
+            trainer: The model by which the method trains that.
+        """
+        layers = all_layers(model)
+        # A configuration has the name of a user's loss or layer, and not what it computes.
+        code = code_fingerprint(
+            self.make_model,
+            self.methods[name],
+            trainer.loss,
+            [type(trainer), type(trainer.optimizer), *layers],
+            # The run's configuration tells their weights.
+            made=[trainer, *layers],
+        )
+        return {} if code is None else {"code": code}
+
     def write(self, directory: pathlib.Path) -> str:
         """Writes all of it for processes that train, and returns the name of the file.
 
@@ -158,12 +179,31 @@ def train_in_a_process(
 
     Returns:
         See `train_network`.
+
+    Raises:
+        ValueError: If the user's code is another one here.
     """
     sys.path.extend(path for path in search_path if path not in sys.path)
     for module in modules:
         importlib.import_module(module)
     with (directory.parents[1] / inputs).open("rb") as file:
-        return train_network(run, directory, inputs=pickle.load(file))
+        found = pickle.load(file)
+    _check_code(run, found)
+    return train_network(run, directory, inputs=found)
+
+
+def _check_code(run: Run, inputs: Inputs) -> None:
+    """Refuses code that was changed since the comparison began: modules are imported anew here."""
+    name = run.config["method"]
+    model = inputs.classifier(seed=0)  # The one that the configuration was made from.
+    code = inputs.code(name, model, inputs.trained_by(name, model))
+    if code != {key: value for key, value in run.config.items() if key == "code"}:
+        raise ValueError(
+            f"{run.label}: the code of make_model, of the method, or of what they use is not what "
+            "it was when the comparison started: start it again. If you have changed nothing, "
+            "make_model or the method changes a global variable each time: make that one inside "
+            "of the function"
+        )
 
 
 def train_network(run: Run, directory: pathlib.Path, inputs: Inputs) -> dict[str, Any]:

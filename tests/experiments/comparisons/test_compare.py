@@ -1,6 +1,9 @@
 """`compare` on small networks, against networks trained and evaluated by hand."""
 
 import dataclasses
+import os
+import pickle
+import subprocess
 import sys
 import textwrap
 
@@ -278,6 +281,51 @@ def test_the_code_of_a_loss_decides_the_runs():
     usual, again, other = (keys(made(share)) for share in (0.1, 0.1, 0.2))
     assert usual == again
     assert not usual & other
+
+
+OF_A_WORKER = """
+import pickle, sys
+from fisher_keras.experiments.comparisons.own_training import train_in_a_process
+with open("run.pkl", "rb") as file:
+    run = pickle.load(file)
+import pathlib
+train_in_a_process(run, pathlib.Path("runs/one").absolute(), sys.argv[1], ["."], [])
+"""
+
+
+def test_a_process_refuses_code_that_was_changed_since_the_start(tmp_path, monkeypatch):
+    """It imports modules anew, and gets the functions of the main program as they are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    factor = tmp_path / "its_factor.py"
+    factor.write_text("def factor():\n    return 1.0\n")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    main = {"__name__": "__main__", "keras": keras, "made": make_model(), "S": {"a", "b", "c"}}
+    source = """
+    def make():
+        import its_factor
+        def loss(y, p):
+            assert S
+            return its_factor.factor() * keras.losses.sparse_categorical_crossentropy(y, p, True)
+        model = keras.models.clone_model(made)
+        model.compile("sgd", loss)
+        return model
+    """
+    exec(textwrap.dedent(source), main)
+    comparison = definition(main["make"], epochs=1)
+    run = comparison.runs()[2]  # Of another seed than the first one.
+    file = comparison.inputs.write(tmp_path)
+    (tmp_path / "run.pkl").write_bytes(pickle.dumps(run))
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    found = []
+    for number in (1.0, 2.0):
+        factor.write_text(f"def factor():\n    return {number}\n")
+        command = [sys.executable, "-c", OF_A_WORKER, file]
+        path = os.pathsep.join(filter(None, sys.path))
+        environment = {**os.environ, "PYTHONPATH": path}
+        found.append(subprocess.run(command, env=environment, capture_output=True, text=True))
+    assert found[0].returncode == 0, found[0].stderr
+    assert "plain seed 1: the code of make_model, of the method, or of what" in found[1].stderr
 
 
 SHARED = make_model()
