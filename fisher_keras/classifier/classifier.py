@@ -94,7 +94,7 @@ class Classifier:
             normalize_logits = real_number("normalize_logits", normalize_logits, above=0)
         self.normalize_logits = normalize_logits
         self.pipeline_is_checked = False
-        self._forget()
+        self.forget()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses other settings: what was traced is of those that there are."""
@@ -104,8 +104,8 @@ class Classifier:
             )
         super().__setattr__(name, value)
 
-    def _forget(self) -> None:
-        """Makes it a classifier for which nothing was traced yet."""
+    def forget(self) -> None:
+        """Forgets all traces, and with them the number of classes."""
         self.num_classes: int | None = None
         self._likelihoods: dict[str, Likelihood] = {}
         self._functions: dict[tuple, Callable] = {}
@@ -144,7 +144,7 @@ class Classifier:
     def copy(self) -> "Classifier":
         """Returns a classifier of the same model, for which nothing was traced yet."""
         copied = copy.copy(self)
-        copied._forget()
+        copied.forget()
         return copied
 
     def logits(self, x: Any) -> tf.Tensor:
