@@ -139,9 +139,8 @@ class _Code:
         key = id(value) if described else (id(value), names)
         if key not in self._met:
             self._met[key] = len(self._met), value
-            arguments = (value,) if described else (value, names)
-            method = functools.partial(described or _Code._instance, self, *arguments)
-            self._waiting.append(method)
+            method = described or functools.partial(_Code._instance, names=names)
+            self._waiting.append(functools.partial(method, self, value))
         return f"met {self._met[key][0]}"
 
     def _all(self, values: Iterable) -> list:
