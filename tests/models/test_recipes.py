@@ -150,7 +150,7 @@ def test_impossible_epochs_are_refused(arguments, message):
 
 @pytest.mark.parametrize("learning_rate", [0.0, -0.1, float("nan"), float("inf")])
 def test_impossible_learning_rates_are_refused(learning_rate):
-    with pytest.raises(ValueError, match="learning_rate must be a (finite )?number greater than 0"):
+    with pytest.raises(ValueError, match="number greater than 0"):
         learning_rate_at(RECIPES["cnn"], 0, learning_rate=learning_rate)
-    with pytest.raises(ValueError, match="learning_rate must be a (finite )?number greater than 0"):
+    with pytest.raises(ValueError, match="number greater than 0"):
         build_optimizer(RECIPES["cnn"], learning_rate)
