@@ -112,6 +112,11 @@ def history(model, loss):
     return fit.history
 
 
+def assert_same_logs(found, expected):
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
+
+
 METHODS = {
     "plain": lambda model: FisherRegularizedModel(model, beta=0),
     "regularized": lambda model: FisherRegularizedModel(model, beta=1e-14, clip_norm=None),
@@ -130,9 +135,7 @@ def test_metrics_that_the_classifier_updates_itself(make, method):
         with pytest.raises(ValueError, match=r"or use .*Given: the metric '(mine|loss|activity)'"):
             history(wrapped, None)
         return
-    found = history(wrapped, None)
-    for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
+    assert_same_logs(history(wrapped, None), expected)
 
 
 def test_metrics_of_a_classifier_in_two_wrappers():
@@ -167,9 +170,7 @@ def test_a_loss_with_a_state(variable, method):
         with pytest.raises(ValueError, match=r"Given: |which this loss is not"):
             history(wrapped, loss)
         return
-    found = history(wrapped, loss)
-    for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
+    assert_same_logs(history(wrapped, loss), expected)
 
 
 def test_the_seed_that_all_of_keras_shares():

@@ -197,7 +197,7 @@ def _check_code(run: Run, inputs: Inputs) -> None:
     name = run.config["method"]
     model = inputs.classifier(seed=0)  # The one that the configuration was made from.
     code = inputs.code(name, model, inputs.trained_by(name, model))
-    if code != {key: value for key, value in run.config.items() if key == "code"}:
+    if code.get("code") != run.config.get("code"):
         raise ValueError(
             f"{run.label}: the code of make_model, of the method, or of what they use is not what "
             "it was when the comparison started: start it again. If you have changed nothing, "

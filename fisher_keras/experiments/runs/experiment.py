@@ -26,6 +26,7 @@ _OF_TRAINING = (
     *("label_smoothing", "target_loss"),
 )
 _SIZES = ("train_size", "confusion_size", "validation_size")
+_Loader = Callable[[str, int | None], ImageDataset]
 
 
 def free_gpus() -> list[str]:
@@ -77,9 +78,11 @@ def execute_runs(
         return store
     finished = {record.key: record for record in store.records()}
     missing = [run for run in runs if run.key not in finished]
-    _check_datasets(missing, options)
+    loaded = cached_loader(options.data_dir, options.download)
+    _check_datasets(missing, loaded)
     if missing:
-        _check_same_images([finished[r.key] for r in runs if r.key in finished], options, store)
+        records = [finished[run.key] for run in runs if run.key in finished]
+        _check_same_images(records, options, store, loaded)
     # A table of finished runs may be made from any tree: it says what they are of.
     if missing and options.preset != "smoke":
         check_commit(f"--preset={options.preset}", ", or try the changes with --preset=smoke")
@@ -116,7 +119,7 @@ def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Pres
 
 
 def _check_same_images(
-    records: Sequence[Record], options: ExperimentOptions, store: ExperimentStore
+    records: Sequence[Record], options: ExperimentOptions, store: ExperimentStore, loaded: _Loader
 ) -> None:
     """Checks that finished runs are of the images in the folder that was given.
 
@@ -125,7 +128,7 @@ def _check_same_images(
     name = options.dataset or ""
     if not records or not (name == "folder" or name.startswith("tfds:")):
         return
-    given = load_dataset(name, options.data_dir, False, options.image_size).fingerprint
+    given = loaded(name, options.image_size).fingerprint
     if any(record.result["data"] != given for record in records):
         raise ValueError(
             f"{store.directory} has runs of other images than those in --data_dir="
@@ -133,21 +136,18 @@ def _check_same_images(
         )
 
 
-def cached_loader(
-    data_dir: str | None, download: bool
-) -> Callable[[str, int | None], ImageDataset]:
+def cached_loader(data_dir: str | None, download: bool) -> _Loader:
     """Returns a function of a data set's name and `image_size` that loads each once."""
     return functools.cache(
         lambda name, image_size: load_dataset(name, data_dir, download, image_size)
     )
 
 
-def _check_datasets(runs: Sequence[Run], options: ExperimentOptions) -> None:
+def _check_datasets(runs: Sequence[Run], loaded: _Loader) -> None:
     """Loads each data set once: an error comes before all runs, a download before workers race.
 
     Likewise, it splits them into parts of each size, and builds each network.
     """
-    loaded = cached_loader(options.data_dir, options.download)
     different = {}
     for run in runs:
         training = TrainingConfig(**run.config["training"])

@@ -155,7 +155,7 @@ def training_of(
     """
     arch = run.config["training"]["arch"]
     # Each run is a process of its own, and perhaps on another machine.
-    if network_settings(arch) != {k: v for k, v in run.config.items() if k == "network"}:
+    if network_settings(arch).get("network") != run.config.get("network"):
         raise ValueError(
             f"the code of --arch={arch} is not what it was when the command started: start it "
             "again"

@@ -97,7 +97,8 @@ def test_runs_of_other_images_are_not_gone_on_with(tmp_path, monkeypatch):
     images = types.SimpleNamespace(fingerprint="b")
     monkeypatch.setattr(experiment, "load_dataset", lambda *_: images)
     options = ExperimentOptions(dataset="folder", data_dir="photos")
+    rest = options, ExperimentStore(tmp_path), experiment.cached_loader("photos", False)
     check = experiment._check_same_images
-    check([record("abc", "folder", "b")], options, ExperimentStore(tmp_path))
+    check([record("abc", "folder", "b")], *rest)
     with pytest.raises(ValueError, match="runs of other images than those in --data_dir=photos"):
-        check([record("abc", "folder", "a")], options, ExperimentStore(tmp_path))
+        check([record("abc", "folder", "a")], *rest)
