@@ -36,7 +36,7 @@ from fisher_keras.regularizer.arithmetic import (
     unit_vector,
     with_zeros,
 )
-from fisher_keras.regularizer.batches import traced_once
+from fisher_keras.regularizer.batches import SubBatch, traced_once
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.preconditions import second_derivatives
 from fisher_keras.regularizer.step_types import (
@@ -208,16 +208,19 @@ def regularized_step(
     """
     share_gradients = loss is None
     alpha = settings.alpha
+    # The product needs a trace of its own, for its tangents, and eager mode has none.
+    others = (no_regularizer, hessian_vector_product)
+    one_trace = settings.equation_6 not in others and not tf.executing_eagerly()
 
     def terms(index: tf.Tensor, rows: tf.Tensor, tables: Tables) -> SubBatchTerms:
         equation_6 = settings.equation_6
         if tables.copies:
             equation_6 = functools.partial(equation_6, tables=tables)
         sub_batch = losses.sub_batch(index, rows, state)
-        hard_label_loss = functools.partial(losses.hard_label_loss, sub_batch)
         if not share_gradients:
+            hard_label_loss = functools.partial(losses.hard_label_loss, sub_batch)
             return SubBatchTerms(equation_6(hard_label_loss, weights, alpha, None))  # Lines 4 to 7
-        here, plain = losses.both_losses(sub_batch, weights)  # Line 4
+        here, plain, hard_label_loss = _both(losses, sub_batch, weights, one_trace)  # Line 4
         if settings.mean_over_examples:
             plain = plain.scaled(sub_batches.weight(rows))
         return SubBatchTerms(equation_6(hard_label_loss, weights, alpha, here), plain)  # To 7
@@ -238,3 +241,15 @@ def regularized_step(
     return RegularizedStep(
         loss.loss, gradient, loss.outputs, loss.changes, mean.regularizer.loss, norm
     )
+
+
+def _both(
+    losses: BatchLosses, sub_batch: SubBatch, weights: list[tf.Tensor], one_trace: bool
+) -> tuple[LossAndGradient, BatchLoss, LossFunction]:
+    """Returns L~(B_i, w), L(B_i, w) and, for other weights, L~(B_i, .)."""
+    both = functools.partial(losses.both_losses, sub_batch, again=one_trace)
+    if not one_trace:
+        return *both(weights), functools.partial(losses.hard_label_loss, sub_batch)
+    # At other weights, TensorFlow drops L from the graph, as it is not used.
+    both = traced_once(both)
+    return *both(weights), lambda there: both(there)[0]

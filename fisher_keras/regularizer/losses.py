@@ -180,9 +180,15 @@ class BatchLosses:
         return LossAndGradient(found.losses[0], gradient)
 
     def both_losses(
-        self, sub_batch: SubBatch, weights: list[tf.Tensor]
+        self, sub_batch: SubBatch, weights: list[tf.Tensor], again: bool = False
     ) -> tuple[LossAndGradient, BatchLoss]:
-        """Returns L~(B_i, w) and L(B_i, w) with gradients as in `hard_label_loss`."""
+        """Returns L~(B_i, w) and L(B_i, w) with gradients as in `hard_label_loss`.
+
+        Args:
+            sub_batch: B_i.
+            weights: w.
+            again: Whether the trace of this call also gives L~ at other weights.
+        """
         equals_compiled_loss = self.cross_entropy.equals_compiled_loss
 
         def losses(outputs: tf.Tensor) -> list[tf.Tensor]:
@@ -198,7 +204,10 @@ class BatchLosses:
 
         with self.replica.local_batch_norm(self.model.model):
             found = self._evaluate(losses, sub_batch.batch, weights, sub_batch.state)
-        preconditions.check_assignments(found.operations, self.model.model)
+        if again:
+            self._check_traced(found, weights)
+        else:
+            preconditions.check_assignments(found.operations, self.model.model)
         hard_loss, loss = found.losses
         hard, gradient = map(self._unscaled, found.gradients)
         hard = with_zeros(hard, weights)
