@@ -22,6 +22,7 @@ from fisher_keras import FisherRegularizedModel
 from fisher_keras.models import ARCHITECTURES, build_model
 
 _POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+_THROUGH = ("train_function", "fit", "train_on_batch")
 _TIMES = ("step", "cpu")
 _TRACES = 3
 _WARM_STEPS = 3
@@ -49,7 +50,8 @@ class Settings:
         policy: Keras' dtype policy.
         steps_of_round: How many steps of a variant are timed together, so that with an interval
             those without the regularizer have their part.
-        train_on_batch: Whether steps are calls of `train_on_batch`, not those of `fit`.
+        through: What does the steps, one of `_THROUGH`: the function that `fit` calls, `fit`
+            itself, whose first call also makes the optimizer's variables, or `train_on_batch`.
         steps_only: Whether traces and memory are left out.
     """
 
@@ -59,7 +61,7 @@ class Settings:
     variants: tuple[str, ...]
     policy: str = "float32"
     steps_of_round: int = 1
-    train_on_batch: bool = False
+    through: str = "train_function"
     steps_only: bool = False
 
 
@@ -123,26 +125,18 @@ def measure(arch: str, settings: Settings) -> dict[str, dict]:
     found = {}
     if not settings.steps_only:
         found["trace_s"] = _trace_times(models, arch, settings)
-    batches = iter(random_batches(settings.batch_size, arch))
     # What the first call of a process sets up is not the step's.
-    one_step(compiled("plain", arch, settings), batches)
+    steps = _does_steps(arch, settings)
+    steps(compiled("plain", arch, settings), 1)
     found["first_call_s"], found["first_cpu_s"] = {}, {}
     for variant, model in models.items():
         measuring.progress(f"{arch}: first call, {variant}")
-        pair = measuring.seconds(lambda m=model: one_step(m, batches), measuring.wall_and_cpu)
+        pair = measuring.seconds(lambda m=model: steps(m, 1), measuring.wall_and_cpu)
         for name, seconds in zip(("first_call_s", "first_cpu_s"), pair.tolist(), strict=True):
             found[name][variant] = [seconds]
-    x, y = map(np.asarray, next(batches))
-
-    def steps(model: keras.Model) -> None:
-        for _ in range(settings.steps_of_round):
-            if settings.train_on_batch:
-                model.train_on_batch(x, y)
-            else:
-                one_step(model, batches)
-
+    number = settings.steps_of_round
     times = measuring.interleaved(
-        {variant: functools.partial(steps, model) for variant, model in models.items()},
+        {variant: functools.partial(steps, model, number) for variant, model in models.items()},
         settings.steps,
         f"{arch}: steps",
         measuring.wall_and_cpu,
@@ -204,7 +198,8 @@ def compiled(
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=jit_compile,
     )
-    model.optimizer.build(model.trainable_variables)
+    if settings.through != "fit":
+        model.optimizer.build(model.trainable_variables)
     return model
 
 
@@ -216,6 +211,25 @@ def random_batches(batch_size: int, arch: str = ARCHITECTURES[0]) -> tf.data.Dat
         inputs = tf.random.stateless_uniform(shape, [0, 0], 0, _TABLE, tf.int32)
     labels = tf.random.stateless_uniform([batch_size], [0, 1], 0, 10, tf.int32)
     return tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(batch_size).repeat()
+
+
+def _does_steps(arch: str, settings: Settings) -> Callable[[keras.Model, int], None]:
+    """Returns a function that does a number of steps of a model as `Settings.through` says."""
+    data = random_batches(settings.batch_size, arch)
+    batches = iter(data)
+    x, y = map(np.asarray, next(batches))
+
+    def steps(model: keras.Model, number: int) -> None:
+        if settings.through == "fit":
+            model.fit(data, steps_per_epoch=number, verbose=0)
+            return
+        for _ in range(number):
+            if settings.through == "train_on_batch":
+                model.train_on_batch(x, y)
+            else:
+                one_step(model, batches)
+
+    return steps
 
 
 def one_step(model: keras.Model, batches: tf.data.Iterator) -> float:
@@ -266,7 +280,7 @@ def _define_flags() -> None:
     flags.DEFINE_multi_enum("variant", None, list(VARIANTS), "What is measured beside plain.")
     flags.DEFINE_enum("policy", "float32", _POLICIES, "Keras' dtype policy.")
     flags.DEFINE_integer("steps_of_round", 1, "Steps that are timed together.", lower_bound=1)
-    flags.DEFINE_bool("train_on_batch", False, "Measure calls of train_on_batch.")
+    flags.DEFINE_enum("through", _THROUGH[0], _THROUGH, "What does the steps.")
     flags.DEFINE_bool("steps_only", False, "Leave out traces and memory.")
     flags.DEFINE_integer("batch_size", 128, "B.", lower_bound=1)
     flags.DEFINE_integer("num_sub_batches", 8, "M.", lower_bound=1)
@@ -282,6 +296,11 @@ def _define_flags() -> None:
         lambda values: values["num_sub_batches"] <= values["batch_size"],
         "--num_sub_batches must be at most --batch_size.",
     )
+    flags.register_multi_flags_validator(
+        ["through", "steps_only"],
+        lambda values: values["through"] != "fit" or values["steps_only"],
+        "--through=fit needs --steps_only: traces and memory are those of a built optimizer.",
+    )
 
 
 def _main(_: list[str]) -> None:
@@ -294,7 +313,7 @@ def _main(_: list[str]) -> None:
         tuple(dict.fromkeys(variants)),
         values.policy,
         values.steps_of_round,
-        values.train_on_batch,
+        values.through,
         values.steps_only,
     )
     run(values.arch, settings, values.output)
