@@ -4,8 +4,8 @@ A store is a folder, which machines may share:
 
 - `runs/<label>_<key>/` (`runs/<key>/` in older stores) has all files of one run:
   `definition.json`, its settings and the function that executes it; `lock`, held by the process
-  that does; `run.log`, its output; the function's own files. Once the run is finished,
-  `record.json` is there: one line, written in one go.
+  that does; `run.log`, its output; the function's own files, of which `backup/` is what it goes on
+  from. Once the run is finished, `record.json` is there: one line, written in one go.
 - `runs.jsonl` has the lines of all finished runs, to be kept under version control. A run whose
   line is in it is finished, also where its directory is not there.
 - `.lock` is held by the command that works on the experiment.
@@ -19,12 +19,14 @@ import json
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from fisher_keras.experiments.folder_lock import folder_lock
 from fisher_keras.files import write_text
 
+BACKUP = "backup"  # Folder of a run that is removed once its record is there.
 RunFunction = Callable[["Run", pathlib.Path], dict[str, Any]]  # From run and folder to result.
 
 
@@ -185,7 +187,7 @@ class ExperimentStore:
         return next(iter(_read(self._record_file(run))), None)
 
     def finish(self, run: Run, result: dict[str, Any], wall_time_s: float) -> None:
-        """Writes a run's record.
+        """Writes a run's record, and removes the `backup/` of its directory.
 
         Args:
             run: The run, whose `lock` is held.
@@ -202,6 +204,8 @@ class ExperimentStore:
         except (TypeError, ValueError) as error:
             raise ValueError(f"the result of {run.label} is not JSON: {error}") from error
         write_text(self._record_file(run), line)
+        # Only now: a kill may leave half of it, which nothing must go on from.
+        shutil.rmtree(self.run_directory(run) / BACKUP, ignore_errors=True)
 
     def records(self) -> list[Record]:
         """Returns the records of all finished runs, in an order that depends on them alone.

@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -209,13 +211,25 @@ def test_a_cut_training_goes_on_to_the_same_weights(tmp_path, monkeypatch, compa
             if epoch == 2:
                 raise KeyboardInterrupt
 
+    def cut(folder, remove=shutil.rmtree, **options):
+        if pathlib.Path(folder).name != "backup":
+            return remove(folder, **options)
+        next(folder.rglob("*.weights.h5")).unlink()
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(own_training, "_BACKUP_S", -1.0)
     arguments = (make_model, TRAIN, TEST, ("plain", "sam"), 2)
-    with monkeypatch.context() as patch:
-        patch.setattr(own_training, "StopWhenDiverged", Stopped)
-        with pytest.raises(KeyboardInterrupt):
-            fisher_keras.compare(*arguments, **SIZES, output_dir=tmp_path)
-    assert len(list(tmp_path.glob("runs/*/backup/epoch_2"))) == 1
+    # In the training, and later as what it resumes from is removed.
+    for target, name, other in (
+        (own_training, "StopWhenDiverged", Stopped),
+        (shutil, "rmtree", cut),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, other)
+            with pytest.raises(KeyboardInterrupt):
+                fisher_keras.compare(*arguments, **SIZES, output_dir=tmp_path)
+        epoch = "epoch_2" if target is own_training else "epoch_3"
+        assert len(list(tmp_path.glob(f"runs/*/backup/{epoch}"))) == 1
     resumed = fisher_keras.compare(*arguments, **SIZES, output_dir=tmp_path)
     for method in ("plain", "sam"):
         pairs = zip(
