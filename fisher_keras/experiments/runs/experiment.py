@@ -83,12 +83,21 @@ def execute_runs(
     if missing:
         records = [finished[run.key] for run in runs if run.key in finished]
         _check_same_images(records, options, store, loaded)
-    # A table of finished runs may be made from any tree: it says what they are of.
-    if missing and options.preset != "smoke":
-        check_commit(f"--preset={options.preset}", ", or try the changes with --preset=smoke")
+        # A table of finished runs may be made from any tree: it says what they are of.
+        check_preset(options.preset)
     function = functools.partial(execute, data_dir=data_dir, download=options.download)
     run_experiment(runs, function, store, options, gpus)
     return store
+
+
+def check_preset(preset: str) -> None:
+    """Checks that a commit has the code, unless the preset is "smoke": the others are for results.
+
+    Raises:
+        ValueError: If the checkout has uncommitted changes.
+    """
+    if preset != "smoke":
+        check_commit(f"--preset={preset}", ", or try the changes with --preset=smoke")
 
 
 def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Preset:

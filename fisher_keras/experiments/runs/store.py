@@ -4,8 +4,9 @@ A store is a folder, which machines may share:
 
 - `runs/<label>_<key>/` (`runs/<key>/` in older stores) has all files of one run:
   `definition.json`, its settings and the function that executes it; `lock`, held by the process
-  that does; `run.log`, its output; the function's own files, of which `backup/` is what it goes on
-  from. Once the run is finished, `record.json` is there: one line, written in one go.
+  that does; `git_revisions.json`, the commits of such processes; `run.log`, their output; the
+  function's own files, of which `backup/` is what it goes on from. Once the run is finished,
+  `record.json` is there: one line, written in one go.
 - `runs.jsonl` has the lines of all finished runs, to be kept under version control. A run whose
   line is in it is finished, also where its directory is not there.
 - `.lock` is held by the command that works on the experiment.

@@ -20,6 +20,7 @@ from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.experiments.comparisons import own_training
 from fisher_keras.experiments.comparisons.comparison import QUANTITIES, Comparison
 from fisher_keras.experiments.comparisons.own_model import OwnModel
+from fisher_keras.experiments.runs import process
 from fisher_keras.experiments.runs.store import ExperimentStore
 from fisher_keras.experiments.training.training_callbacks import TrainingDivergedError
 from fisher_keras.metrics import evaluate_local_minimum
@@ -217,6 +218,8 @@ def test_a_cut_training_goes_on_to_the_same_weights(tmp_path, monkeypatch, compa
         next(folder.rglob("*.weights.h5")).unlink()
         raise KeyboardInterrupt
 
+    commits = iter(["started", "changed"])
+    monkeypatch.setattr(process, "git_revision", lambda: next(commits, "later"))
     monkeypatch.setattr(own_training, "_BACKUP_S", -1.0)
     arguments = (make_model, TRAIN, TEST, ("plain", "sam"), 2)
     # In the training, and later as what it resumes from is removed.
@@ -231,6 +234,8 @@ def test_a_cut_training_goes_on_to_the_same_weights(tmp_path, monkeypatch, compa
         epoch = "epoch_2" if target is own_training else "epoch_3"
         assert len(list(tmp_path.glob(f"runs/*/backup/{epoch}"))) == 1
     resumed = fisher_keras.compare(*arguments, **SIZES, output_dir=tmp_path)
+    found = [record.result["git_revisions"] for record in ExperimentStore(tmp_path).records()]
+    assert sorted(found) == [["later"]] * 3 + [["started", "changed"]]
     for method in ("plain", "sam"):
         pairs = zip(
             networks((tmp_path, resumed), method), networks(compared, method), strict=False

@@ -66,7 +66,7 @@ def assert_finished(store, num_runs):
         steps = (directory / "steps").read_text().splitlines()
         assert steps == [str(step) for step in range(STEPS)]
         assert store.record(run).result["sum"] == 15
-        files = {"definition.json", "lock", "run.log", "record.json"}
+        files = {"definition.json", "git_revisions.json", "lock", "run.log", "record.json"}
         assert {path.name for path in directory.iterdir()} == {"in_use", "steps", *files}
     assert len(list(store.directory.glob("runs/*"))) == num_runs
 
