@@ -221,10 +221,7 @@ class ExperimentStore:
         found = _read(self.lines)
         for path in self.directory.glob("runs/*/record.json"):
             found += _read(path)
-        # Where a run has both, the later one counts, that of its directory: unless metrics were
-        # added to its line, maybe on another machine.
-        found.sort(key=lambda record: len(record.result.get("added_metrics", ())))
-        return sorted({record.key: record for record in found}.values(), key=Record.order)
+        return distinct(found)
 
     def records_of(self, runs: Iterable[Run]) -> list[Record]:
         """Returns those of `records` that are of some runs."""
@@ -262,6 +259,18 @@ class ExperimentStore:
 
     def _record_file(self, run: Run) -> pathlib.Path:
         return self.run_directory(run) / "record.json"
+
+
+def distinct(records: Iterable[Record]) -> list[Record]:
+    """Returns one record of each run, in an order that depends on the runs alone.
+
+    Args:
+        records: In the order of the store: first the lines, then those of directories. Of several
+            of a run the last one counts, unless metrics were added to an earlier one, maybe on
+            another machine.
+    """
+    by_additions = sorted(records, key=lambda r: len(r.result.get("added_metrics", ())))
+    return sorted({record.key: record for record in by_additions}.values(), key=Record.order)
 
 
 def _json(value: Any, *, sort_keys: bool = False) -> str:
