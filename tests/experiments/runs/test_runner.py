@@ -328,7 +328,10 @@ def test_the_plan_tells_the_time_from_the_same_settings_then_any(store, capsys):
 def test_bad_arguments(store):
     with pytest.raises(ValueError, match="--num_workers must be a whole number, 1 or greater"):
         EngineOptions(num_workers=0)
-    with pytest.raises(ValueError, match="--num_workers has no effect with --scheduler"):
-        EngineOptions(num_workers=1, scheduler="tcp://127.0.0.1:1")
+    for name, value in (("num_workers", 1), ("runs_per_gpu", 2)):
+        with pytest.raises(ValueError, match=f"--{name} has no effect with --scheduler"):
+            EngineOptions(**{name: value}, scheduler="tcp://127.0.0.1:1")
+    with pytest.raises(ValueError, match="--runs_per_gpu has no effect without GPUs: give --num"):
+        run_environments(EngineOptions(runs_per_gpu=2), [])
     with pytest.raises(ValueError, match="one is there twice"):
         run_experiment(fake_runs(2) + fake_runs(1), never, store, EngineOptions())
