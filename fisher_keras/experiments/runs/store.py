@@ -107,12 +107,6 @@ class Record:
         """
         return _json(vars(self)) + "\n"
 
-    def order(self) -> tuple:
-        """Returns the place in a store: by definition alone."""
-        # The settings as text, as dicts have no order. The seed is last: so the seeds of one
-        # configuration follow each other.
-        return self.experiment, self.recipe_version, _json(self.config, sort_keys=True), self.seed
-
 
 class ExperimentStore:
     """The folder of an experiment's runs.
@@ -270,7 +264,14 @@ def distinct(records: Iterable[Record]) -> list[Record]:
             another machine.
     """
     by_additions = sorted(records, key=lambda r: len(r.result.get("added_metrics", ())))
-    return sorted({record.key: record for record in by_additions}.values(), key=Record.order)
+    found = {record.key: record for record in by_additions}.values()
+    return sorted(found, key=lambda record: (kind(record), record.seed))
+
+
+def kind(run: Run | Record) -> tuple[str, int, str]:
+    """Returns the definition of a run without its seed, the same for all seeds of a network."""
+    # The settings as text, as dicts have no order.
+    return run.experiment, run.recipe_version, _json(run.config, sort_keys=True)
 
 
 def _json(value: Any, *, sort_keys: bool = False) -> str:
