@@ -10,7 +10,7 @@ from fisher_keras.experiments.runs.provenance_notes import provenance_notes
 from fisher_keras.experiments.runs.store import Run, kind
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork, network_flags
 from fisher_keras.experiments.statistics.paired import paired_cell
-from fisher_keras.experiments.statistics.text_tables import Rows, mean_and_std, publish_table
+from fisher_keras.experiments.statistics.text_tables import Rows, mean_and_spread, publish_table
 
 # The networks of one method by seed.
 Group = Mapping[int, TrainedNetwork]
@@ -106,8 +106,9 @@ class Column(NamedTuple):
     quantity: Quantity
 
     def mean(self, group: Group) -> str:
-        """Formats mean ± standard deviation over a group, see `mean_and_std`."""
-        return mean_and_std(self.quantity(list(group.values())), self.digits)
+        """Formats mean ± standard deviation over a group, see `mean_and_spread`."""
+        form = f"{{:.{self.digits}f}}"
+        return mean_and_spread(self.quantity(list(group.values())), form, form)
 
     def difference(self, group: Group, other: Group) -> str:
         """Formats the mean difference, over the seeds that both groups have.

@@ -119,6 +119,11 @@ class Scenario:
         return list(dict.fromkeys(run.value for run in self.runs))
 
     @property
+    def converged(self) -> tuple[ScenarioRun, ...]:
+        """The runs without a flag."""
+        return tuple(run for run in self.runs if not run.flags)
+
+    @property
     def metrics(self) -> list[str]:
         """The names of the metrics that all runs have."""
         return common_metrics(self.runs)

@@ -87,9 +87,8 @@ def strata_table(scenario: Scenario) -> str:
     return markdown_table([[*head, "partial tau", "partial rho"], *cells], num_names=2)
 
 
-def _subsets(scenario: Scenario) -> list[tuple[str, list[ScenarioRun]]]:
+def _subsets(scenario: Scenario) -> list[tuple[str, tuple[ScenarioRun, ...]]]:
     """Returns all runs and, where some are flagged, those that are not."""
-    converged = [run for run in scenario.runs if not run.flags]
-    subsets = [("all", list(scenario.runs)), ("converged", converged)]
+    subsets = [("all", scenario.runs), ("converged", scenario.converged)]
     # The second one says something new only if it is neither empty nor all of the runs.
-    return subsets[: 1 + (0 < len(converged) < len(scenario.runs))]
+    return subsets[: 1 + (0 < len(scenario.converged) < len(scenario.runs))]
