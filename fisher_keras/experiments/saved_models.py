@@ -32,7 +32,7 @@ def load_models(paths: Sequence[str], modules: Sequence[str] = ()) -> dict[str, 
         OSError: If a model cannot be read from Hugging Face.
     """
     known = {name: value for m in modules for name, value in vars(import_module(m)).items()}
-    return {name: _load(path, known) for name, path in _names(paths).items()}
+    return {name: _load(path, known, "--model=") for name, path in _names(paths).items()}
 
 
 class SavedClassifiers:
@@ -80,13 +80,13 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
     return dict(zip(stems, paths, strict=True))
 
 
-def _load(path: str, known: dict[str, Any]) -> keras.Model:
+def _load(path: str, known: dict[str, Any], flag: str = "") -> keras.Model:
     path = os.path.expanduser(path)
-    file = pathlib.Path(path)
+    file, given = pathlib.Path(path), f"{flag}{path}"
     if not path.startswith(_HF) and not file.is_file():
-        raise ValueError(f"--model={path}: there is no such file; expected a .keras file")
+        raise ValueError(f"{given}: there is no such file; expected a .keras file")
     damaged = ValueError(
-        f"--model={path} is no .keras file, or only a part of one (a copy that was stopped?)"
+        f"{given} is no .keras file, or only a part of one (a copy that was stopped?)"
     )
     # Keras says of such a file that it was not found.
     if file.is_file() and file.suffix == ".keras" and not zipfile.is_zipfile(file):
@@ -99,11 +99,11 @@ def _load(path: str, known: dict[str, Any]) -> keras.Model:
         if not path.startswith(_HF):
             raise
         raise OSError(
-            f"--model={path} cannot be read from Hugging Face: check its name and the network, or "
+            f"{given} cannot be read from Hugging Face: check its name and the network, or "
             f"give a .keras file ({' '.join(str(error).split())})"
         ) from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"--model={path} cannot be loaded: {_reason(str(error))}") from error
+        raise ValueError(f"{given} cannot be loaded: {_reason(str(error))}") from error
 
 
 def _reason(message: str) -> str:

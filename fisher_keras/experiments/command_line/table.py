@@ -101,8 +101,9 @@ COMMANDS = {
     "complete_metrics": Command(
         "Adds the metrics that the records of finished runs lack, from their saved networks.",
         "For example\n\n  complete_metrics --store=results/pool_laptop --data_dir=PATH\n\n"
-        "The metrics that a record has must come out again, or nothing is added to it. If the\n"
-        "command is interrupted, run it again: completed records are not computed again.",
+        "All metrics but robustness are added. Those that a record has must come out again, or\n"
+        "nothing is added to it. If the command is interrupted, run it again: completed records\n"
+        "are not computed again.",
         "runs.completion_options:CompletionOptions",
         "runs.completion:complete_metrics",
     ),

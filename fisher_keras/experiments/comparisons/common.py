@@ -3,13 +3,14 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from fisher_keras.experiments.runs.experiment import ExperimentOptions, execute_runs
+from fisher_keras.experiments.runs.engine import FailedRunsError
+from fisher_keras.experiments.runs.experiment import ExperimentOptions, execute_runs, store_of
 from fisher_keras.experiments.runs.presets import Preset
 from fisher_keras.experiments.runs.provenance_notes import provenance_notes
-from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.store import Run, kind
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork, network_flags
 from fisher_keras.experiments.statistics.paired import paired_cell
-from fisher_keras.experiments.statistics.text_tables import Rows, mean_and_std, publish_table
+from fisher_keras.experiments.statistics.text_tables import Rows, mean_and_spread, publish_table
 
 # The networks of one method by seed.
 Group = Mapping[int, TrainedNetwork]
@@ -27,8 +28,12 @@ def make_table(
     options: ExperimentOptions,
     command: str,
     num_names: int = 1,
+    others: Sequence[Run] = (),
 ) -> None:
     """Executes the runs of an experiment that are missing, prints a table and writes it.
+
+    The table has all networks of the store that are finished, of any seed, whichever are trained
+    now, and also if some have failed or the command is stopped.
 
     Args:
         runs: Of the experiment, made by `trained_run`.
@@ -38,18 +43,29 @@ def make_table(
         options: Of the experiment.
         command: Name of the command that makes the table.
         num_names: Columns of names, see `markdown_table`.
+        others: Further runs whose settings the table shows.
 
     Raises:
         ValueError: If an option or the data cannot be used.
         OSError: If the data or the store cannot be read or written.
         FailedRunsError: If runs failed; all others are finished.
     """
-    store = execute_runs(runs, preset, options, title=command)
+    store = store_of(runs, options)
     # Not all records: two tables, or two presets, may have one store.
-    networks = list(map(TrainedNetwork.of, store.records_of(runs)))
-    if networks and not options.dry_run:
-        notes = provenance_notes([network.record for network in networks])
-        publish_table(store.directory, name, table(networks), num_names, notes)
+    kinds = set(map(kind, (*runs, *others)))
+
+    def publish() -> None:
+        records = [record for record in store.records() if kind(record) in kinds]
+        if records and not options.dry_run:
+            rows = table(list(map(TrainedNetwork.of, records)))
+            publish_table(store.directory, name, rows, num_names, provenance_notes(records))
+
+    try:
+        execute_runs(runs, preset, options, title=command)
+    except (FailedRunsError, KeyboardInterrupt):
+        publish()
+        raise
+    publish()
 
 
 def grouped(
@@ -90,8 +106,9 @@ class Column(NamedTuple):
     quantity: Quantity
 
     def mean(self, group: Group) -> str:
-        """Formats mean ± standard deviation over a group, see `mean_and_std`."""
-        return mean_and_std(self.quantity(list(group.values())), self.digits)
+        """Formats mean ± standard deviation over a group, see `mean_and_spread`."""
+        form = f"{{:.{self.digits}f}}"
+        return mean_and_spread(self.quantity(list(group.values())), form, form)
 
     def difference(self, group: Group, other: Group) -> str:
         """Formats the mean difference, over the seeds that both groups have.

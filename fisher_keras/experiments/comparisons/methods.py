@@ -38,7 +38,7 @@ from fisher_keras.experiments.comparisons.common import (
 from fisher_keras.experiments.comparisons.table_options import MethodsOptions
 from fisher_keras.experiments.runs.experiment import preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
-from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.store import Run, kind
 from fisher_keras.experiments.runs.trained_network import (
     TrainedNetwork,
     common_metrics,
@@ -158,31 +158,35 @@ def make_methods_table(options: MethodsOptions) -> None:
         OSError: If the data or the store cannot be read or written.
         FailedRunsError: If runs failed; all others are finished.
     """
-    named = options_runs(options)
+    preset = preset_of(PRESETS, options)
+    arms = {kind(run): (name, run) for name, run in named_runs(preset, "all")}
     make_table(
-        [run for _, run in named],
-        functools.partial(methods_table, arms={run.key: name for name, run in named}),
+        [run for _, run in options_runs(options)],
+        functools.partial(methods_table, arms={key: name for key, (name, _) in arms.items()}),
         "methods",
-        preset_of(PRESETS, options),
+        preset,
         options,
         "compare_methods",
-        3,
+        num_names=3,
+        others=[run for _, run in arms.values()],
     )
 
 
-def methods_table(networks: Sequence[TrainedNetwork], arms: Mapping[str, str]) -> list[list[str]]:
+def methods_table(
+    networks: Sequence[TrainedNetwork], arms: Mapping[tuple, str]
+) -> list[list[str]]:
     """Returns the table of the arms: test error, differences of pairs, and the minima.
 
     Args:
         networks: Of the finished runs of `named_runs`.
-        arms: The name of each run's arm, by the run's key.
+        arms: The name of each run's arm, by the run's `kind`.
 
     Returns:
         Rows of cells, the header first. A difference is that of the test error to a control of
         the same network, batch size and seed, with the 95 % interval of Student's t.
     """
     groups = grouped(
-        networks, lambda n: (n.training.arch, n.training.batch_size, arms[n.record.key])
+        networks, lambda n: (n.training.arch, n.training.batch_size, arms[kind(n.record)])
     )
     header = ["network", "batch", "method", "runs", ERROR.title]
     header += [f"less {one}" for one in CONTROLS]

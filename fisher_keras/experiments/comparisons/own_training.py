@@ -7,7 +7,6 @@ import json
 import math
 import pathlib
 import pickle
-import shutil
 import statistics
 import sys
 import time
@@ -24,7 +23,7 @@ from fisher_keras.classifier.labels import LabelledData, fingerprint
 from fisher_keras.experiments.code_fingerprint import code_fingerprint
 from fisher_keras.experiments.comparisons.arms import CLIP_NORM
 from fisher_keras.experiments.comparisons.compare import Method
-from fisher_keras.experiments.runs.store import Run
+from fisher_keras.experiments.runs.store import BACKUP, Run
 from fisher_keras.experiments.runs.trained_run import part_result
 from fisher_keras.experiments.training.building import WRAPPERS, make_repeatable
 from fisher_keras.experiments.training.provenance import provenance
@@ -40,7 +39,6 @@ from fisher_keras.metrics.evaluation_options import EvaluationOptions
 from fisher_keras.metrics.trials import json_ready
 
 METRICS = ("log_determinant", "log_determinant_margins")
-_BACKUP = "backup"
 _BACKUP_S = 10.0  # From one backup to the next, which may take longer than an epoch.
 
 
@@ -235,7 +233,6 @@ def train_network(run: Run, directory: pathlib.Path, inputs: Inputs) -> dict[str
         test_data=inputs.test,
         trials_path=directory / "metrics.trials.jsonl",
     )
-    shutil.rmtree(directory / _BACKUP)  # All is known now, and it takes much space.
     summaries = {name: dataclasses.asdict(summary) for name, summary in report.metrics.items()}
     return json_ready(
         {
@@ -275,7 +272,7 @@ def evaluation_options(
 
 
 def _fit(trainer: keras.Model, run: Run, directory: pathlib.Path, data: LabelledData) -> None:
-    settings, backup = run.config, directory / _BACKUP
+    settings, backup = run.config, directory / BACKUP
     first_epoch = finished_epochs(backup)
     remedy = "compile it with a lower learning rate, or give the method another strength"
     trainer.fit(

@@ -119,7 +119,7 @@ def make_table_1(options: TableOptions) -> None:
     """
     preset = _preset(options)
     runs = regularization_runs(preset, options.settings_file)
-    make_table(runs, table_1, "table1", preset, options, "table1")
+    make_table(runs, table_1, "table1", preset, options, "table1", num_names=2)
 
 
 def make_table_2(options: Table2Options) -> None:
@@ -141,7 +141,7 @@ def make_table_2(options: Table2Options) -> None:
     table = functools.partial(table_2, normalize_logits=options.normalize_logits)
     name = "table2_normalized" if options.normalize_logits else "table2"
     runs = regularization_runs(preset, options.settings_file)
-    make_table(runs, table, name, preset, options, "table2")
+    make_table(runs, table, name, preset, options, "table2", num_names=2)
 
 
 def _preset(options: TableOptions) -> Preset:

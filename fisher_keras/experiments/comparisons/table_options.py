@@ -21,7 +21,8 @@ class MethodsOptions(ExperimentOptions):
     )
     only: tuple[str, ...] = option(
         (),
-        "Train only this arm of those that --arms stands for. It can be given several times.",
+        "Train only this arm of those that --arms stands for. It can be given several times. The "
+        "table always has all that are finished.",
         group="experiment",
         choices=tuple(ARMS),
         repeated="arm",

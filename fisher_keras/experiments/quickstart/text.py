@@ -21,7 +21,7 @@ from fisher_keras.experiments.quickstart.results import (
 from fisher_keras.experiments.quickstart.training import STOPS, VALIDATION_SIZE
 from fisher_keras.experiments.statistics.paired import PairedDifference
 from fisher_keras.experiments.statistics.rank_correlation import LEVEL, Estimate
-from fisher_keras.experiments.statistics.text_tables import mean_and_std
+from fisher_keras.experiments.statistics.text_tables import mean_and_spread
 from fisher_keras.tables import aligned_table
 
 _CHECKOUT = pathlib.Path(__file__).parents[3]
@@ -54,7 +54,7 @@ def results_table(networks: Sequence[Network], settings: Settings) -> str:
         cells.append("-" if arm == "fisher" else ERROR.difference(fisher, groups[arm]))
         for name in ("wrong_labels_fitted", "gamma_hat"):
             values = [getattr(network, name) for network in groups[arm].values()]
-            cells.append("-" if arm == STOPPED else mean_and_std(values, 0))
+            cells.append("-" if arm == STOPPED else mean_and_spread(values, "{:.0f}", "{:.0f}"))
         name = "plain, stopped early" if arm == STOPPED else arm
         rows.append([name + strength.format(STRENGTHS.get(arm)), *cells])
     return aligned_table(rows)

@@ -198,8 +198,10 @@ def run_environments(options: EngineOptions, gpus: Sequence[str]) -> list[dict[s
         For each run its GPU, and its share of the cores as the number of its threads.
 
     Raises:
-        ValueError: If there are more runs than the GPUs take.
+        ValueError: If there are more runs than the GPUs take, or no GPUs for runs to share.
     """
+    if options.runs_per_gpu > 1 and not gpus:
+        raise ValueError("--runs_per_gpu has no effect without GPUs: give --num_workers instead")
     room = len(gpus) * options.runs_per_gpu
     num_runs = options.num_workers or room or 1
     if gpus and num_runs > room:

@@ -51,7 +51,7 @@ def absolute(path: str | None) -> str | None:
 
 def execute_runs(
     runs: Sequence[Run], preset: Preset, options: ExperimentOptions, title: str | None = None
-) -> ExperimentStore:
+) -> None:
     """Prints the preset and executes the runs of an experiment.
 
     Args:
@@ -60,22 +60,18 @@ def execute_runs(
         options: Of the experiment.
         title: Of what is printed, by default the experiment's name.
 
-    Returns:
-        The store.
-
     Raises:
         ValueError: If an option or a data set cannot be used, or a checkout has uncommitted
             changes and the preset is one for results.
         OSError: If a data set or the store cannot be read or written.
         FailedRunsError: If runs failed; all others are finished.
     """
-    name = runs[0].experiment
-    print(f"{title or name}, preset {options.preset}: {preset}", flush=True)
-    store = ExperimentStore(options.output_dir or f"results/{name}_{options.protocol}")
+    print(f"{title or runs[0].experiment}, preset {options.preset}: {preset}", flush=True)
+    store = store_of(runs, options)
     gpus, data_dir = free_gpus(), absolute(options.data_dir)
     if options.dry_run:
         print_plan(runs, store, options, gpus, options.preset != "smoke", data_dir)
-        return store
+        return
     finished = {record.key: record for record in store.records()}
     missing = [run for run in runs if run.key not in finished]
     loaded = cached_loader(options.data_dir, options.download)
@@ -83,12 +79,26 @@ def execute_runs(
     if missing:
         records = [finished[run.key] for run in runs if run.key in finished]
         _check_same_images(records, options, store, loaded)
-    # A table of finished runs may be made from any tree: it says what they are of.
-    if missing and options.preset != "smoke":
-        check_commit(f"--preset={options.preset}", ", or try the changes with --preset=smoke")
+        # A table of finished runs may be made from any tree: it says what they are of.
+        check_preset(options.preset)
     function = functools.partial(execute, data_dir=data_dir, download=options.download)
     run_experiment(runs, function, store, options, gpus)
-    return store
+
+
+def store_of(runs: Sequence[Run], options: ExperimentOptions) -> ExperimentStore:
+    """Returns the store of an experiment's runs."""
+    default = f"results/{runs[0].experiment}_{options.protocol}"
+    return ExperimentStore(options.output_dir or default)
+
+
+def check_preset(preset: str) -> None:
+    """Checks that a commit has the code, unless the preset is "smoke": the others are for results.
+
+    Raises:
+        ValueError: If the checkout has uncommitted changes.
+    """
+    if preset != "smoke":
+        check_commit(f"--preset={preset}", ", or try the changes with --preset=smoke")
 
 
 def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Preset:

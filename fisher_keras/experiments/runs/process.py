@@ -20,10 +20,14 @@ from typing import TextIO
 import filelock
 
 from fisher_keras.experiments.runs.store import ExperimentStore, Run, RunFunction
+from fisher_keras.experiments.training.provenance import git_revision
+from fisher_keras.files import write_text
 
 
 def execute(directory: pathlib.Path, function: RunFunction | None = None) -> None:
     """Executes the run that is defined in a directory, unless its record is there.
+
+    The result gets `git_revisions`, the commits of all processes that were at the run.
 
     Args:
         directory: Of the run. While another process is at the run, this one waits.
@@ -43,10 +47,20 @@ def execute(directory: pathlib.Path, function: RunFunction | None = None) -> Non
         if store.record(run):
             return
         start = time.monotonic()
-        result = function(run, directory)
+        revisions = _git_revisions(directory)
+        result = function(run, directory) | {"git_revisions": revisions}
         # Of all the processes that were at the run, if the function knows it.
         seconds = result.get("wall_time_s", time.monotonic() - start)
         store.finish(run, result, seconds)
+
+
+def _git_revisions(directory: pathlib.Path) -> list[str | None]:
+    """Adds this process's commit to those of the earlier ones at a run; returns all."""
+    path = directory / "git_revisions.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    revisions = list(dict.fromkeys([*earlier, git_revision()]))
+    write_text(path, json.dumps(revisions))
+    return revisions
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Notes below tables: the origin of the data, and runs of a tree with uncommitted changes."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fisher_keras.experiments.runs.store import Record
 
@@ -19,8 +20,8 @@ def provenance_notes(records: Sequence[Record]) -> list[str]:
         records: Of trained networks.
 
     Returns:
-        The origin of each data set; how many runs have no commit that tells their code, if any;
-        which metrics were computed later.
+        The origin of each data set; how many runs, if any, have no commit that tells their code,
+        or several; which metrics were computed later.
     """
     data = dict.fromkeys(
         (record.config["training"]["dataset"], record.result.get("data")) for record in records
@@ -30,15 +31,21 @@ def provenance_notes(records: Sequence[Record]) -> list[str]:
         f"(fingerprint {fingerprint})."
         for name, fingerprint in data
     ]
-    revisions = [record.result.get("git_revision") for record in records]
-    dirty = sum((revision or "").endswith("-dirty") for revision in revisions)
-    trees = {"uncommitted changes": dirty, "no known commit": revisions.count(None)}
-    notes += [
-        f"{count} of {len(records)} runs are of a tree with {tree}."
-        for tree, count in trees.items()
-        if count
-    ]
+    commits = [_commits(record.result) for record in records]
+    counts = {
+        "are of a tree with uncommitted changes": sum(
+            any(str(commit).endswith("-dirty") for commit in found) for found in commits
+        ),
+        "are of a tree with no known commit": sum(None in found for found in commits),
+        "went on under another commit": sum(len(found) > 1 for found in commits),
+    }
+    notes += [f"{count} of {len(records)} runs {what}." for what, count in counts.items() if count]
     return notes + _added_notes(records)
+
+
+def _commits(result: Mapping[str, Any]) -> set[str | None]:
+    """Returns the commits of a run: that of its training's start, and those of its processes."""
+    return {result.get("git_revision"), *result.get("git_revisions", ())}
 
 
 def _added_notes(records: Sequence[Record]) -> list[str]:

@@ -36,10 +36,15 @@ class EngineOptions:
             ValueError: If a value cannot be used.
         """
         check_options(self)
-        if self.scheduler is not None and self.num_workers is not None:
-            raise ValueError(
-                "--num_workers has no effect with --scheduler, whose workers decide: leave it out"
-            )
+        given = {
+            "num_workers": self.num_workers is not None,
+            "runs_per_gpu": self.runs_per_gpu > 1,
+        }
+        for name in given:
+            if self.scheduler is not None and given[name]:
+                raise ValueError(
+                    f"--{name} has no effect with --scheduler, whose workers decide: leave it out"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

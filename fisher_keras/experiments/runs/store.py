@@ -4,7 +4,8 @@ A store is a folder, which machines may share:
 
 - `runs/<label>_<key>/` (`runs/<key>/` in older stores) has all files of one run:
   `definition.json`, its settings and the function that executes it; `lock`, held by the process
-  that does; `run.log`, its output; the function's own files. Once the run is finished,
+  that does; `git_revisions.json`, the commits of such processes; `run.log`, their output; the
+  function's own files, of which `backup/` is what it goes on from. Once the run is finished,
   `record.json` is there: one line, written in one go.
 - `runs.jsonl` has the lines of all finished runs, to be kept under version control. A run whose
   line is in it is finished, also where its directory is not there.
@@ -19,12 +20,14 @@ import json
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from fisher_keras.experiments.folder_lock import folder_lock
 from fisher_keras.files import write_text
 
+BACKUP = "backup"  # Folder of a run that is removed once its record is there.
 RunFunction = Callable[["Run", pathlib.Path], dict[str, Any]]  # From run and folder to result.
 
 
@@ -104,12 +107,6 @@ class Record:
         """
         return _json(vars(self)) + "\n"
 
-    def order(self) -> tuple:
-        """Returns the place in a store: by definition alone."""
-        # The settings as text, as dicts have no order. The seed is last: so the seeds of one
-        # configuration follow each other.
-        return self.experiment, self.recipe_version, _json(self.config, sort_keys=True), self.seed
-
 
 class ExperimentStore:
     """The folder of an experiment's runs.
@@ -185,7 +182,7 @@ class ExperimentStore:
         return next(iter(_read(self._record_file(run))), None)
 
     def finish(self, run: Run, result: dict[str, Any], wall_time_s: float) -> None:
-        """Writes a run's record.
+        """Writes a run's record, and removes the `backup/` of its directory.
 
         Args:
             run: The run, whose `lock` is held.
@@ -202,6 +199,8 @@ class ExperimentStore:
         except (TypeError, ValueError) as error:
             raise ValueError(f"the result of {run.label} is not JSON: {error}") from error
         write_text(self._record_file(run), line)
+        # Only now: a kill may leave half of it, which nothing must go on from.
+        shutil.rmtree(self.run_directory(run) / BACKUP, ignore_errors=True)
 
     def records(self) -> list[Record]:
         """Returns the records of all finished runs, in an order that depends on them alone.
@@ -216,10 +215,7 @@ class ExperimentStore:
         found = _read(self.lines)
         for path in self.directory.glob("runs/*/record.json"):
             found += _read(path)
-        # Where a run has both, the later one counts, that of its directory: unless metrics were
-        # added to its line, maybe on another machine.
-        found.sort(key=lambda record: len(record.result.get("added_metrics", ())))
-        return sorted({record.key: record for record in found}.values(), key=Record.order)
+        return distinct(found)
 
     def records_of(self, runs: Iterable[Run]) -> list[Record]:
         """Returns those of `records` that are of some runs."""
@@ -257,6 +253,25 @@ class ExperimentStore:
 
     def _record_file(self, run: Run) -> pathlib.Path:
         return self.run_directory(run) / "record.json"
+
+
+def distinct(records: Iterable[Record]) -> list[Record]:
+    """Returns one record of each run, in an order that depends on the runs alone.
+
+    Args:
+        records: In the order of the store: first the lines, then those of directories. Of several
+            of a run the last one counts, unless metrics were added to an earlier one, maybe on
+            another machine.
+    """
+    by_additions = sorted(records, key=lambda r: len(r.result.get("added_metrics", ())))
+    found = {record.key: record for record in by_additions}.values()
+    return sorted(found, key=lambda record: (kind(record), record.seed))
+
+
+def kind(run: Run | Record) -> tuple[str, int, str]:
+    """Returns the definition of a run without its seed, the same for all seeds of a network."""
+    # The settings as text, as dicts have no order.
+    return run.experiment, run.recipe_version, _json(run.config, sort_keys=True)
 
 
 def _json(value: Any, *, sort_keys: bool = False) -> str:

@@ -1,17 +1,18 @@
 """The finished runs of the scenarios, as they are drawn and compared."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fisher_keras.datasets import AUGMENTATIONS
 from fisher_keras.experiments.runs.provenance_notes import provenance_notes
-from fisher_keras.experiments.runs.store import ExperimentStore, Record
+from fisher_keras.experiments.runs.store import ExperimentStore, Record, distinct
 from fisher_keras.experiments.runs.trained_network import (
     TrainedNetwork,
     common_metrics,
@@ -36,6 +37,11 @@ _VARIED = {
     pool.EXPERIMENT: pool.VARIED,
     crossed.EXPERIMENT: crossed.VARIED,
 }
+# What all scenarios share: metrics of other data, labels or sizes of samples are other quantities.
+_SHARED = (
+    *("data", "recipe_version", "network.source", "metrics.num_samples"),
+    *("training.dataset", "training.label_smoothing", "training.target_loss"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +119,11 @@ class Scenario:
         return list(dict.fromkeys(run.value for run in self.runs))
 
     @property
+    def converged(self) -> tuple[ScenarioRun, ...]:
+        """The runs without a flag."""
+        return tuple(run for run in self.runs if not run.flags)
+
+    @property
     def metrics(self) -> list[str]:
         """The names of the metrics that all runs have."""
         return common_metrics(self.runs)
@@ -147,31 +158,20 @@ def read_scenarios(stores: Sequence[str | pathlib.Path]) -> list[Scenario]:
 
     Raises:
         ValueError: If a store has no runs, or runs of something else, or those of a scenario
-            differ in more than its variable and the seed, or metrics are of samples of several
-            sizes.
+            differ in more than its variable and the seed, or scenarios in what all must share.
         OSError: If a file cannot be read.
     """
-    records: dict[str, dict[str, Record]] = {}
-    for store in stores:
-        for record in _records(pathlib.Path(store).expanduser()):
-            # By key, as a run that is in two of the stores is still one network.
-            records.setdefault(record.experiment, {})[record.key] = record
-    _check_sizes([record for group in records.values() for record in group.values()])
-    return [
-        _scenario(experiment, list(records[experiment].values()))
-        for experiment in TITLES
-        if experiment in records
-    ]
-
-
-def _check_sizes(records: Sequence[Record]) -> None:
-    """Checks that all metrics are of samples of one size: others are other quantities."""
-    sizes = sorted({record.config["metrics"]["num_samples"] for record in records})
-    if len(sizes) > 1:
+    found = [_records(pathlib.Path(store).expanduser()) for store in stores]
+    # A run that is in two of the stores is still one network.
+    records = distinct(itertools.chain(*found))
+    groups = {name: [r for r in records if r.experiment == name] for name in TITLES}
+    scenarios = [_scenario(name, group) for name, group in groups.items() if group]
+    if different := _differences(records, _SHARED.__contains__):
         raise ValueError(
-            f"the metrics of the runs are of {' and '.join(map(str, sizes))} images a trial: "
-            "only those of equally many compare. Give the stores of one of them"
+            f"the scenarios do not compare with each other: {different} (null: not set). Give the "
+            "stores of one protocol"
         )
+    return scenarios
 
 
 def _records(store: pathlib.Path) -> list[Record]:
@@ -201,19 +201,25 @@ def _scenario(experiment: str, records: Sequence[Record]) -> Scenario:
 
 def _check_recipe(experiment: str, varied: Sequence[str], records: Sequence[Record]) -> None:
     """Checks that runs differ in nothing but the settings that their scenario varies, and seed."""
+    of_scenario = {f"training.{name}" for name in varied}
+    if different := _differences(records, lambda name: name not in of_scenario):
+        raise ValueError(
+            f"the runs of {experiment} differ in more than {', '.join(varied)} and the seed: "
+            f"{different} (null: not set). Give the stores of one recipe"
+        )
+
+
+def _differences(records: Sequence[Record], counts: Callable[[str], bool]) -> str:
+    """Describes the settings in which runs differ, of those whose name counts; "" without any."""
     settings = [_settings(record) for record in records]
     different = []
-    for name in sorted(set().union(*settings) - {f"training.{name}" for name in varied}):
+    for name in sorted(filter(counts, set().union(*settings))):
         # Records leave out the settings of a training that have their defaults: null stands for
         # them, so that one that was set is still told from one that was not.
         values = sorted({json.dumps(found.get(name)) for found in settings})
         if len(values) > 1:
             different.append(f"{name} is {' or '.join(values)}")
-    if different:
-        raise ValueError(
-            f"the runs of {experiment} differ in more than {', '.join(varied)} and the seed: "
-            f"{'; '.join(different)} (null: not set). Give the stores of one recipe"
-        )
+    return "; ".join(different)
 
 
 def _settings(record: Record) -> dict[str, Any]:

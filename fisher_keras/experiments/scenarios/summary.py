@@ -62,8 +62,8 @@ case; few networks make it too high, so compare with `{RANDOM}`. Sign-error (Dzi
 mean and in the worst case; 0.5 is chance."""
 _SIGNIFICANCE_NOTES = """\
 p: the share of all orders of the variable's levels in which metric and test error go together as
-far, two-sided; k levels have k! orders. Holm corrects it for the number of rows. Last, how much
-higher Kendall's tau is than the first metric's, over the same resamples."""
+far, two-sided; k levels have k! orders. Holm corrects it for the number of rows that have a p.
+Last, how much higher Kendall's tau is than the first metric's, over the same resamples."""
 _OTHER_NOTES = """\
 Kendall's tau, and partial tau given the training loss, with the test error less the training error
 in place of the test error, and with the test cross-entropy."""
@@ -140,9 +140,8 @@ def correlations(scenarios: Sequence[Scenario]) -> list[Correlation]:
 
 def _with_and_without_flagged(scenarios: Sequence[Scenario], name: str) -> list[Correlation]:
     lines = _correlate([scenario.runs for scenario in scenarios], name, ALL_RUNS)
-    if any(run.flags for scenario in scenarios for run in scenario.runs):
-        converged = [[run for run in scenario.runs if not run.flags] for scenario in scenarios]
-        lines += _correlate(converged, name, CONVERGED)
+    if any(scenario.converged != scenario.runs for scenario in scenarios):
+        lines += _correlate([scenario.converged for scenario in scenarios], name, CONVERGED)
     return lines
 
 
@@ -287,13 +286,13 @@ def _table(
 
 def scenario_table(scenario: Scenario) -> str:
     """Formats a Markdown table of a scenario: a line a value, mean ± std over its seeds."""
-    columns: list[tuple[str, str, Callable[[float], str]]] = [
-        ("test error (%)", "test_error", "{:.2f}".format),
-        ("test cross-entropy", "test_loss", "{:.3f}".format),
-        ("calibration error", "calibration_error", "{:.3f}".format),
-        *((metric, metric, "{:.4g}".format) for metric in scenario.metrics),
-        ("train loss", TRAIN_LOSS, "{:.2g}".format),
-        ("train error (%)", "train_error", "{:.3f}".format),
+    columns: list[tuple[str, str, str]] = [
+        ("test error (%)", "test_error", "{:.2f}"),
+        ("test cross-entropy", "test_loss", "{:.3f}"),
+        ("calibration error", "calibration_error", "{:.3f}"),
+        *((metric, metric, "{:.4g}") for metric in scenario.metrics),
+        ("train loss", TRAIN_LOSS, "{:.2g}"),
+        ("train error (%)", "train_error", "{:.3f}"),
     ]
     head = [scenario.variable, "runs", *(title for title, _, _ in columns), "flagged"]
     rows = []

@@ -29,7 +29,10 @@ from fisher_keras.experiments.statistics.variance_shares import TOGETHER, varian
 STRATA = ("augmentation", "confusion_size")
 SHARES_NOTES = """\
 Shares of variance, type II: how much of a quantity each setting explains beside all others. A
-metric that follows other settings than the test error does cannot tell which network is better."""
+metric that follows other settings than the test error does cannot tell which network is better.
+Chance, of which `random` is an example, gives a setting of k values (k - 1) / (n - 1) in the mean.
+Settings that change together explain nothing beside each other. A dash: the settings fit any n
+numbers."""
 STRATA_NOTES = f"""\
 Kendall's tau within strata: only networks with the same {" and ".join(STRATA)} are compared. p
 counts 10,000 permutations within the strata, Holm corrects it for the metrics of all rows. Partial
@@ -42,7 +45,7 @@ def shares_table(scenario: Scenario) -> str:
     rows = [["runs", "quantity", "n", *settings, TOGETHER]]
     for which, runs in _subsets(scenario):
         factors = hyperparameters(runs)
-        for quantity in ["test_error", *common_metrics(runs)]:
+        for quantity in ["test_error", *common_metrics(runs), "random"]:
             values = column(runs, quantity)
             shares = variance_shares(values, factors)
             # A subset may have one value of a setting left, which then explains nothing.
@@ -84,9 +87,8 @@ def strata_table(scenario: Scenario) -> str:
     return markdown_table([[*head, "partial tau", "partial rho"], *cells], num_names=2)
 
 
-def _subsets(scenario: Scenario) -> list[tuple[str, list[ScenarioRun]]]:
+def _subsets(scenario: Scenario) -> list[tuple[str, tuple[ScenarioRun, ...]]]:
     """Returns all runs and, where some are flagged, those that are not."""
-    converged = [run for run in scenario.runs if not run.flags]
-    subsets = [("all", list(scenario.runs)), ("converged", converged)]
+    subsets = [("all", scenario.runs), ("converged", scenario.converged)]
     # The second one says something new only if it is neither empty nor all of the runs.
-    return subsets[: 1 + (0 < len(converged) < len(scenario.runs))]
+    return subsets[: 1 + (0 < len(scenario.converged) < len(scenario.runs))]

@@ -21,6 +21,10 @@ class Trials:
     The store is the truth. The study, in which Optuna's TPE chooses, is in memory: it is told at
     each start what is finished, and what was begun comes first. All combinations of a grid wait
     from the start, in order.
+
+    Attributes:
+        num_trials: How many there are to be, the finished ones among them.
+        git_revisions: The commits that the finished ones were trained under.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Trials:
         self._rows: list[dict[str, Any]] = []
         self._tried: list[dict[str, Any]] = []
         self._running: dict[str, optuna.Trial] = {}
+        self.git_revisions: list[str | None] = []
         records = {record.key: record for record in store.records()}
         runs = [(values, run_of(values)) for values in self._combinations]
         # A search that goes on does not begin with the same random trials again.
@@ -131,6 +136,9 @@ class Trials:
             "seconds": round(result["seconds"], 1),
         }
         self._rows.append(row)
+        # Records of before do not have it.
+        revisions = [*self.git_revisions, *result.get("git_revisions", [None])]
+        self.git_revisions = list(dict.fromkeys(revisions))
         return row
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from fisher_keras.experiments.names import folder_name
-from fisher_keras.experiments.runs.experiment import absolute, free_gpus
+from fisher_keras.experiments.runs.experiment import absolute, check_preset, free_gpus
 from fisher_keras.experiments.runs.runner import execute_missing, print_plan
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
 from fisher_keras.experiments.runs.trained_run import network_settings
@@ -36,13 +36,15 @@ def tune(config: TuningConfig) -> dict[str, Any]:
         config: The search.
 
     Returns:
-        A dict for JSON, empty for a plan: `settings`, `preset`, `versions`, `git_revision`,
-        `device`; `trials`, the finished ones from best to worst; `best`, the first of them, or
-        None if all have diverged.
+        A dict for JSON, empty for a plan: `settings`, `preset`; `versions`, `git_revision` and
+        `device` of this command; `git_revisions`, those of the trials, None if one is not known;
+        `trials`, the finished ones from best to worst; `best`, the first of them, or None if all
+        have diverged.
 
     Raises:
         ValueError: If a setting or the data cannot be used, the output directory holds another
-            search, or another command works on it.
+            search, another command works on it, or a checkout has uncommitted changes and the
+            preset is one for results.
         OSError: If data or output cannot be read or written, or Dask is out of reach.
         FailedRunsError: If trainings failed; all others are finished.
         ArithmeticError: If all trials have diverged.
@@ -68,6 +70,8 @@ def tune(config: TuningConfig) -> dict[str, Any]:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         trials = Trials(config.candidates, config.num_trials, run_of, store, training.seed)
+        if len(trials.rows()) < trials.num_trials:
+            check_preset(config.preset)
         settings = config.settings() | {"data": fingerprint} | network_settings(training.arch)
         report = TuningReport(store.directory, settings, config.preset, trials)
         execute_missing(trials.next_run, function, store, config.engine, gpus, report)

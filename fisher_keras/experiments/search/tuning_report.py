@@ -73,7 +73,8 @@ class TuningReport(ProgressLine):
         """Writes `tuning.json` and `trials.csv`; returns the content of the first."""
         rows = self._trials.rows()
         best = next((row for row in rows if row["state"] == "complete"), None)
-        content = {"settings": self._settings, **self._about, "best": best, "trials": rows}
+        content = {"settings": self._settings, **self._about}
+        content |= {"git_revisions": self._trials.git_revisions, "best": best, "trials": rows}
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
         write_text(self._directory / "tuning.json", text)
         names = list(rows[0]) if rows else ["trial"]
@@ -89,6 +90,8 @@ class TuningReport(ProgressLine):
             cells += [_number(row["validation_cross_entropy"], 4)]
             table += [[*cells, str(row["epochs"]), row["state"]]]
         print("", markdown_table(table, num_names=0), sep="\n")
+        if len(revisions := self._trials.git_revisions) > 1:
+            print(f"The trials are of several commits: {', '.join(map(str, revisions))}.")
 
     def _check_same_search(self) -> None:
         path = self._directory / "tuning.json"

@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fisher_keras.experiments.statistics.rank_correlation import (
-    UNKNOWN,
     Estimate,
     OfResamples,
     RankCorrelation,
     estimate_of,
     kendall_of_resamples,
+    known_values,
     runs_and_resamples,
     spearman_of_resamples,
 )
@@ -41,7 +41,7 @@ def partial_rank_correlation(
         metric: The metric of each run, shape (n,).
         error: The test error of each run, shape (n,).
         given: The quantity that is accounted for, such as the training loss, shape (n,), or
-            several by name. Runs in which one of them or the metric is NaN are left out.
+            several by name. Runs in which one of all is NaN are left out.
 
     Returns:
         The partial coefficients with intervals, of the resamples of `rank_correlation`; NaN where
@@ -49,22 +49,16 @@ def partial_rank_correlation(
         same.
     """
     columns = list(given.values()) if isinstance(given, Mapping) else [given]
-    values = np.array([metric, error, *columns], float)
-    # Row 1 is not asked: it is the test error, or a quantity like it, which every run has.
-    known = ~np.isnan(np.delete(values, 1, axis=0)).any(axis=0)
-    values = values[:, known]
+    values = known_values(metric, error, *columns)
     return RankCorrelation(
-        int(known.sum()),
+        values.shape[1],
         _estimate(values, kendall_of_resamples),
         _estimate(values, spearman_of_resamples),
     )
 
 
 def _estimate(values: np.ndarray, of_resamples: OfResamples) -> Estimate:
-    num_runs = values.shape[1]
-    if not num_runs:
-        return UNKNOWN
-    counts = runs_and_resamples(num_runs)
+    counts = runs_and_resamples(values.shape[1])
 
     @functools.cache
     def partial(first: int, second: int, num_given: int) -> np.ndarray:

@@ -1,15 +1,14 @@
 r"""Rank correlations of a metric and the test error, with bootstrap intervals.
 
-Kendall's $\tau_b$ and Spearman's $\rho$ are scipy's. Both are 1 for a metric that orders the
-networks exactly as their test errors do, and -1 for the opposite order. Only the order counts: a
-log-determinant of -inf is just the smallest value.
+Kendall's $\tau_b$ and Spearman's $\rho$ are 1 for a metric that orders the networks exactly as
+their test errors do, and -1 for the opposite order. Only the order counts: a log-determinant of
+-inf is just the smallest value.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy.stats
 
 OfResamples = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 NUM_RESAMPLES = 2000
@@ -39,7 +38,7 @@ class RankCorrelation:
     """Rank correlations of a metric and the test error.
 
     Attributes:
-        num_runs: The number of runs compared: those whose metric is a number, or infinite.
+        num_runs: The number of runs compared: those with numbers, which may be infinite.
         kendall: Kendall's tau-b.
         spearman: Spearman's rho.
     """
@@ -75,17 +74,19 @@ def rank_correlation(metric: Sequence[float], error: Sequence[float]) -> RankCor
     order without an exception has an interval without width, however few the runs are.
 
     Args:
-        metric: The metric of each run, shape (n,); runs with NaN are left out.
-        error: The test error of each run, shape (n,).
+        metric: The metric of each run, shape (n,).
+        error: The test error of each run, shape (n,). Runs in which one of both is NaN are left
+            out.
 
     Returns:
         The coefficients, with their intervals; NaN where all metrics or all errors are the same.
     """
-    metric, error = _known(metric, error)
+    metric, error = known_values(metric, error)
+    counts = runs_and_resamples(len(metric))
     return RankCorrelation(
         len(metric),
-        _estimate(metric, error, scipy.stats.kendalltau, kendall_of_resamples),
-        _estimate(metric, error, scipy.stats.spearmanr, spearman_of_resamples),
+        estimate_of(kendall_of_resamples(metric, error, counts)),
+        estimate_of(spearman_of_resamples(metric, error, counts)),
     )
 
 
@@ -93,13 +94,14 @@ def kendall_correlation(metric: Sequence[float], other: Sequence[float]) -> Esti
     r"""Returns $\tau_b$ of two quantities of the same runs, as `rank_correlation` estimates it.
 
     Args:
-        metric: One quantity of each run, shape (n,); runs with NaN are left out.
-        other: The other quantity of each run, shape (n,).
+        metric: One quantity of each run, shape (n,).
+        other: The other quantity of each run, shape (n,). Runs in which one of both is NaN are
+            left out.
 
     Returns:
         The coefficient with its interval; NaN where all values of one of them are the same.
     """
-    return _estimate(*_known(metric, other), scipy.stats.kendalltau, kendall_of_resamples)
+    return rank_correlation(metric, other).kendall
 
 
 def kendall_difference(
@@ -108,43 +110,26 @@ def kendall_difference(
     r"""Returns how much larger a metric's $\tau_b$ with the test error is than another's.
 
     Args:
-        metric: One metric of each run, shape (n,); runs in which one of both is NaN are left out.
+        metric: One metric of each run, shape (n,).
         other: The metric whose coefficient is subtracted, shape (n,).
-        error: The test error of each run, shape (n,).
+        error: The test error of each run, shape (n,). Runs in which one of all is NaN are left
+            out.
 
     Returns:
         The difference, with the interval of the same resamples for both coefficients; NaN where
         all metrics or all errors are the same.
     """
-    metric, other, error = (np.asarray(values, float) for values in (metric, other, error))
-    known = ~(np.isnan(metric) | np.isnan(other))
-    if min((len(np.unique(values[known])) for values in (metric, other, error)), default=0) < 2:
-        return UNKNOWN
-    counts = runs_and_resamples(int(known.sum()))
+    metric, other, error = known_values(metric, other, error)
+    counts = runs_and_resamples(len(error))
     # The same resamples for both: what both metrics owe to the draw of the runs cancels.
-    first, second = (
-        kendall_of_resamples(values[known], error[known], counts) for values in (metric, other)
-    )
+    first, second = (kendall_of_resamples(values, error, counts) for values in (metric, other))
     return estimate_of(first - second)
 
 
-def _known(metric: Sequence[float], error: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both without the runs whose metric is NaN."""
-    metric, error = np.asarray(metric, float), np.asarray(error, float)
-    known = ~np.isnan(metric)
-    return metric[known], error[known]
-
-
-def _estimate(
-    metric: np.ndarray, error: np.ndarray, coefficient: Callable, of_resamples: OfResamples
-) -> Estimate:
-    """Returns one of scipy's coefficients, with its interval over the resamples."""
-    if min(len(np.unique(metric)), len(np.unique(error))) < 2:
-        return UNKNOWN
-    # Only now: where all values are tied, no resample has a coefficient to take quantiles of.
-    resamples = of_resamples(metric, error, resample_counts(len(metric)))
-    value = float(coefficient(metric, error).statistic)
-    return Estimate(value, *percentile_interval(resamples))
+def known_values(*quantities: Sequence[float]) -> np.ndarray:
+    """Returns quantities of the same runs, a row each, without the runs in which one is NaN."""
+    values = np.array(quantities, float)
+    return values[:, ~np.isnan(values).any(axis=0)]
 
 
 def granulated_kendall(
@@ -189,6 +174,8 @@ def resample_counts(num_runs: int) -> np.ndarray:
     Returns:
         How often each run is in each resample, shape (`NUM_RESAMPLES`, n), float64.
     """
+    if not num_runs:
+        return np.zeros((NUM_RESAMPLES, 0))
     rng = np.random.default_rng(0)
     # How often a run was drawn is all that a coefficient needs: sums over runs and pairs become
     # products of matrices.

@@ -2,8 +2,8 @@
 
 import math
 import pathlib
-import statistics
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,35 +11,15 @@ from fisher_keras.files import write_text
 from fisher_keras.tables import Rows, markdown_table
 
 
-def mean_and_std(values: Sequence[float], digits: int) -> str:
-    """Formats mean ± standard deviation (n - 1 in the denominator) of some runs.
-
-    Args:
-        values: A value of each run.
-        digits: The number of digits after the decimal point.
-
-    Returns:
-        The mean alone for a single run or where it is infinite; "-" for none, or where one
-        is not known (NaN).
-    """
-    if not values or any(map(math.isnan, values)):
-        return "-"
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    if len(values) == 1:
-        return f"{mean} (one run)"
-    if not all(map(math.isfinite, values)):
-        return mean
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
 def mean_and_spread(
-    values: Sequence[float], form: Callable[[float], str] = "{:.4g}".format
+    values: Sequence[float], form: str = "{:.4g}", form_of_spread: str = "{:.3g}"
 ) -> str:
-    """Formats mean ± standard deviation of the values that are finite.
+    """Formats mean ± standard deviation (n - 1 in the denominator) of the values that are finite.
 
     Args:
         values: A value of each run.
-        form: Formats the mean.
+        form: Format of the mean.
+        form_of_spread: Format of the standard deviation, which a single value does not have.
 
     Returns:
         The text, with the numbers of values that are infinite or NaN; "–" without a finite one.
@@ -48,9 +28,9 @@ def mean_and_spread(
     if np.isnan(values).all():
         return "–"
     finite = values[np.isfinite(values)]
-    text = form(finite.mean()) if len(finite) else "–"
+    text = form.format(finite.mean()) if len(finite) else "–"
     if len(finite) > 1:
-        text += f" ± {finite.std(ddof=1):.3g}"
+        text += f" ± {form_of_spread.format(finite.std(ddof=1))}"
     for other, name in ((-np.inf, "-inf"), (np.inf, "inf"), (np.nan, "nan")):
         count = np.count_nonzero(np.isnan(values) if np.isnan(other) else values == other)
         text += f" ({count} of {len(values)}: {name})" if count else ""
@@ -65,8 +45,7 @@ def p_cell(p_value: float) -> str:
 def latex_table(rows: Rows) -> str:
     """Returns a LaTeX tabular, for the package booktabs."""
     header, *body = (
-        [cell.replace("%", r"\%").replace("±", r"$\pm$").replace("_", r"\_") for cell in row]
-        for row in rows
+        [re.sub("[%&#_]", r"\\\g<0>", cell).replace("±", r"$\pm$") for cell in row] for row in rows
     )
     lines = [f"  {' & '.join(row)} \\\\" for row in (header, *body)]
     begin = rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"

@@ -21,7 +21,8 @@ def variance_shares(
         factors: The level of each run by the factor's name, shape (n,) each.
 
     Returns:
-        The share of each factor, and `TOGETHER`, that of all; NaN if all values are the same.
+        The share of each factor, and `TOGETHER`, that of all; NaN if all values are the same, or
+        if the constants are so many that they fit any values.
     """
     values = np.asarray(values, float)
     known = np.isfinite(values)
@@ -30,12 +31,12 @@ def variance_shares(
         name: _dummies([level for level, kept in zip(levels, known, strict=True) if kept])
         for name, levels in factors.items()
     }
-    if len(np.unique(values)) < 2:
+    total, _ = _fit(values, [])
+    left, num_constants = _fit(values, list(dummies.values()))
+    if len(np.unique(values)) < 2 or num_constants == len(values):
         return dict.fromkeys([*factors, TOGETHER], np.nan)
-    total = _residual_sum(values, [])
-    left = _residual_sum(values, list(dummies.values()))
     without = {
-        name: _residual_sum(values, [d for other, d in dummies.items() if other != name])
+        name: _fit(values, [d for other, d in dummies.items() if other != name])[0]
         for name in factors
     }
     # More columns leave no more: below 0 there is rounding alone.
@@ -50,9 +51,9 @@ def _dummies(levels: Sequence[Hashable]) -> np.ndarray:
     return np.array([[level == name for name in names] for level in levels], float)
 
 
-def _residual_sum(values: np.ndarray, columns: Sequence[np.ndarray]) -> float:
-    """Returns the sum of squares that a constant and the columns leave."""
+def _fit(values: np.ndarray, columns: Sequence[np.ndarray]) -> tuple[float, int]:
+    """Returns the sum of squares that a constant and the columns leave, and their rank."""
     # The indicators of a factor add up to the constant: the fit is not unique, what it leaves is.
     design = np.column_stack([np.ones(len(values)), *columns])
-    fitted = design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    return float(np.sum((values - fitted) ** 2))
+    coefficients, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
+    return float(np.sum((values - design @ coefficients) ** 2)), int(rank)

@@ -6,10 +6,6 @@ import pathlib
 import platform
 import subprocess
 
-import keras
-import numpy as np
-import tensorflow as tf
-
 from fisher_keras._version import __version__
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -17,6 +13,11 @@ _PACKAGE = pathlib.Path(__file__).parents[1]
 
 def provenance() -> dict:
     """Returns `versions`, `git_revision` (None outside of a checkout) and `device`, for JSON."""
+    # Only now, as the commit is asked for in processes that need nothing else.
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
     return {
         "versions": {
             "python": platform.python_version(),
@@ -79,6 +80,8 @@ def check_commit(what: str, remedy: str = "") -> None:
 
 def device() -> str:
     """Returns the name of the GPU that TensorFlow uses, or "CPU" and its number of cores."""
+    import tensorflow as tf
+
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")

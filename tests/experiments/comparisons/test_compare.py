@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,6 +20,7 @@ from fisher_keras.classifier.labels import LabelledData
 from fisher_keras.experiments.comparisons import own_training
 from fisher_keras.experiments.comparisons.comparison import QUANTITIES, Comparison
 from fisher_keras.experiments.comparisons.own_model import OwnModel
+from fisher_keras.experiments.runs import process
 from fisher_keras.experiments.runs.store import ExperimentStore
 from fisher_keras.experiments.training.training_callbacks import TrainingDivergedError
 from fisher_keras.metrics import evaluate_local_minimum
@@ -209,14 +212,30 @@ def test_a_cut_training_goes_on_to_the_same_weights(tmp_path, monkeypatch, compa
             if epoch == 2:
                 raise KeyboardInterrupt
 
+    def cut(folder, remove=shutil.rmtree, **options):
+        if pathlib.Path(folder).name != "backup":
+            return remove(folder, **options)
+        next(folder.rglob("*.weights.h5")).unlink()
+        raise KeyboardInterrupt
+
+    commits = iter(["started", "changed"])
+    monkeypatch.setattr(process, "git_revision", lambda: next(commits, "later"))
     monkeypatch.setattr(own_training, "_BACKUP_S", -1.0)
     arguments = (make_model, TRAIN, TEST, ("plain", "sam"), 2)
-    with monkeypatch.context() as patch:
-        patch.setattr(own_training, "StopWhenDiverged", Stopped)
-        with pytest.raises(KeyboardInterrupt):
-            fisher_keras.compare(*arguments, **SIZES, output_dir=tmp_path)
-    assert len(list(tmp_path.glob("runs/*/backup/epoch_2"))) == 1
+    # In the training, and later as what it resumes from is removed.
+    for target, name, other in (
+        (own_training, "StopWhenDiverged", Stopped),
+        (shutil, "rmtree", cut),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, other)
+            with pytest.raises(KeyboardInterrupt):
+                fisher_keras.compare(*arguments, **SIZES, output_dir=tmp_path)
+        epoch = "epoch_2" if target is own_training else "epoch_3"
+        assert len(list(tmp_path.glob(f"runs/*/backup/{epoch}"))) == 1
     resumed = fisher_keras.compare(*arguments, **SIZES, output_dir=tmp_path)
+    found = [record.result["git_revisions"] for record in ExperimentStore(tmp_path).records()]
+    assert sorted(found) == [["later"]] * 3 + [["started", "changed"]]
     for method in ("plain", "sam"):
         pairs = zip(
             networks((tmp_path, resumed), method), networks(compared, method), strict=False

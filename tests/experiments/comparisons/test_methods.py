@@ -1,5 +1,6 @@
 """The comparison of training methods: its runs, its strengths, its table, its command."""
 
+import contextlib
 import dataclasses
 import re
 
@@ -7,16 +8,19 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from fisher_keras.experiments.comparisons import common
 from fisher_keras.experiments.comparisons.arms import ARMS, CNN_ARMS
 from fisher_keras.experiments.comparisons.methods import (
     PRESETS,
+    make_methods_table,
     methods_table,
     named_runs,
     options_runs,
 )
 from fisher_keras.experiments.comparisons.table_options import MethodsOptions
+from fisher_keras.experiments.runs.engine import FailedRunsError
 from fisher_keras.experiments.runs.experiment import preset_of
-from fisher_keras.experiments.runs.store import Record
+from fisher_keras.experiments.runs.store import Record, kind
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 
@@ -28,7 +32,7 @@ def runs_of(preset, arms="usual", **options):
 
 def table_of(networks, preset, arms="usual"):
     named = named_runs(preset_of(PRESETS, MethodsOptions(preset=preset)), arms)
-    return methods_table(networks, {run.key: name for name, run in named})
+    return methods_table(networks, {kind(run): name for name, run in named})
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -130,7 +134,42 @@ def test_table_has_paired_differences():
     expected = f"{differences.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
     assert fisher["less plain"] == expected
     assert fisher["ln trace"] == "1.00 ± 0.00"
-    assert fisher["normalized"] == "-inf"
+    assert fisher["normalized"] == "– (3 of 3: -inf)"
+
+
+@pytest.mark.parametrize("stop", [None, FailedRunsError, KeyboardInterrupt])
+def test_the_table_has_all_that_is_finished(tmp_path, monkeypatch, capsys, stop):
+    """Of an arm and a seed alone that are trained, and also where a run fails or is stopped."""
+
+    def execute_runs(runs, *others, **options):
+        trained.extend(run.label for run in runs)
+        if stop:
+            raise stop
+
+    trained, errors = [], {"plain": 12.0, "sam": 11.0, "fisher, 0.25 of parity": 10.0}
+    monkeypatch.setattr(common, "execute_runs", execute_runs)
+    found = [
+        network(run, errors[name] + run.seed / 10).record.to_line()
+        for name, run in named_runs(PRESETS["laptop"])
+        if name in errors and run.seed < 3
+    ]
+    (tmp_path / "runs.jsonl").write_text("".join(found))
+    given = {"only": ("sam",), "batch_size": 64, "num_seeds": 1, "output_dir": str(tmp_path)}
+    with pytest.raises(stop) if stop else contextlib.nullcontext():
+        make_methods_table(MethodsOptions(preset="laptop", **given))
+    assert trained == ["batch 64 sam seed 0"]
+    table = (tmp_path / "methods.md").read_text()
+    assert table in capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.split("|")[2:7]] for line in table.splitlines()[2:8]]
+    expected = [
+        [batch, name, "3", f"{error + 0.1:.2f} ± 0.10"]
+        for batch in ("64", "256")
+        for name, error in zip(
+            ("plain", "fisher, 0.25 of parity", "sam"), (12, 10, 11), strict=True
+        )
+    ]
+    assert [row[:4] for row in cells] == expected
+    assert cells[2][4].startswith("-1.00 [")
 
 
 def test_table_has_ln_det_xi_if_all_networks_have_it():
@@ -138,7 +177,7 @@ def test_table_has_ln_det_xi_if_all_networks_have_it():
     later = {**first.metrics, "log_determinant_margins": 650.04}
     first, also = (dataclasses.replace(n, metrics=later) for n in (first, second))
     header, *rows = table_of([first, also], "laptop")
-    assert [row[header.index("ln det Xi")] for row in rows] == ["650.0 (one run)"] * 2
+    assert [row[header.index("ln det Xi")] for row in rows] == ["650.0"] * 2
     assert "ln det Xi" not in table_of([first, second], "laptop")[0]
 
 

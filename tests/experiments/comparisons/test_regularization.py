@@ -8,13 +8,17 @@ import pathlib
 import statistics
 
 from fisher_keras.experiments import names
+from fisher_keras.experiments.comparisons import common
 from fisher_keras.experiments.comparisons.regularization import (
     PAPER_TABLE_1,
     PRESETS,
+    make_table_1,
+    make_table_2,
     regularization_runs,
     table_1,
     table_2,
 )
+from fisher_keras.experiments.comparisons.table_options import Table2Options, TableOptions
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, preset_of
 from fisher_keras.experiments.runs.store import Record
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork
@@ -22,7 +26,7 @@ from fisher_keras.experiments.search.search_presets import TUNING_PRESETS
 from fisher_keras.experiments.statistics.text_tables import (
     latex_table,
     markdown_table,
-    mean_and_std,
+    mean_and_spread,
 )
 from fisher_keras.models import RegularizerSettings, write_regularizer_settings
 
@@ -59,7 +63,7 @@ def test_table_1_has_the_papers_order_and_numbers_beside():
     spread = statistics.stdev([8.0, 9.0])
     assert resnet[:4] == ["ResNet", "CIFAR-10", f"8.50 ± {spread:.2f}", "7.25 ± 0.35"]
     assert resnet[4:6] == ["8.50 ± 0.31", "7.91 ± 0.25"]
-    assert cnn[:4] == ["CNN", "CIFAR-100", "-", "30.00 (one run)"]
+    assert cnn[:4] == ["CNN", "CIFAR-100", "–", "30.00"]
     assert cnn[4:6] == ["31.12 ± 0.35", "29.19 ± 0.21"]
 
 
@@ -80,7 +84,7 @@ def test_tables_have_test_cross_entropy_and_calibration_error():
         header, resnet, _ = table(networks(RECORDS))
         values = dict(zip(header, resnet, strict=True))
         assert values["test cross-entropy, without / with"] == "0.850 ± 0.071 / 0.725 ± 0.035"
-        assert values["calibration error, without / with"] == "- / -"  # Of old records.
+        assert values["calibration error, without / with"] == "– / –"
     records = copy.deepcopy(RECORDS)
     for calibration_error, line in enumerate(records):
         line.result["test"]["calibration_error"] = calibration_error / 10
@@ -91,9 +95,24 @@ def test_tables_have_test_cross_entropy_and_calibration_error():
 
 def test_table_2_of_plain_and_normalized_logits():
     _, resnet, _ = table_2(networks(RECORDS), normalize_logits=False)
-    assert resnet[2:6] == ["-11.0 ± 1.4", "-inf", "-979.3 ± 22.3", "-1138.1 ± 11.0"]
+    assert resnet[2:4] == ["-11.0 ± 1.4", "-20.0 (1 of 2: -inf)"]
+    assert resnet[4:6] == ["-979.3 ± 22.3", "-1138.1 ± 11.0"]
     _, resnet, _ = table_2(networks(RECORDS), normalize_logits=True)
     assert resnet[2:4] == ["5.5 ± 0.7", "8.0 ± 1.4"]
+
+
+def test_the_files_of_both_tables_have_two_columns_of_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "execute_runs", lambda *_, **options: None)
+    run = regularization_runs(PRESETS["smoke"])[0]
+    result = {**RECORDS[0].result, "data": "abc"}
+    line = Record(run.key, **run.definition, wall_time_s=1.0, result=result).to_line()
+    (tmp_path / "runs.jsonl").write_text(line)
+    make_table_1(TableOptions(preset="smoke", output_dir=str(tmp_path)))
+    make_table_2(Table2Options(preset="smoke", output_dir=str(tmp_path)))
+    for name in ("table1", "table2"):
+        _, rule, row = (tmp_path / f"{name}.md").read_text().splitlines()[:3]
+        assert rule.startswith("| --- | --- | ---: | ")
+        assert row.startswith("| CNN | digits | ")
 
 
 def test_runs_that_are_at_no_minimum_are_counted():
@@ -165,10 +184,19 @@ def test_laptop_preset_trains_the_networks_that_the_laptop_search_tunes():
 
 
 def test_text_tables():
-    rows = [["a", "b (%)"], ["x_1", mean_and_std([1.0, 3.0], 1)]]
-    assert markdown_table(rows) == "| a | b (%) |\n| --- | ---: |\n| x_1 | 2.0 ± 1.4 |"
+    rows = [["a", "b (%)"], ["x_1", mean_and_spread([1.0, 3.0], "{:.1f}", "{:.1f}")], ["&", "#"]]
+    markdown = "| a | b (%) |\n| --- | ---: |\n| x_1 | 2.0 ± 1.4 |\n| & | # |"
+    assert markdown_table(rows) == markdown
     lines = latex_table(rows).splitlines()
     assert lines[0] == r"\begin{tabular}{lr}"
     assert lines[2] == r"  a & b (\%) \\"
     assert lines[4] == r"  x\_1 & 2.0 $\pm$ 1.4 \\"
+    assert lines[5] == r"  \& & \# \\"
     assert lines[-1] == r"\end{tabular}"
+
+
+def test_infinite_and_unknown_values_are_counted_beside_the_mean_of_the_others():
+    found = mean_and_spread([math.inf, 2.0, -math.inf, math.nan, 4.0, -math.inf])
+    assert found == "3 ± 1.41 (2 of 6: -inf) (1 of 6: inf) (1 of 6: nan)"
+    assert mean_and_spread([math.inf, -math.inf]) == "– (1 of 2: -inf) (1 of 2: inf)"
+    assert mean_and_spread([]) == "–"

@@ -187,11 +187,15 @@ def test_another_network_is_refused_and_the_others_are_completed(store):
     assert ["added_metrics" in record.result for record in store.records()] == [False, True]
 
 
-def test_a_network_that_was_not_kept_is_named(store):
-    first, _ = store.records()
-    (store.directory / "networks" / f"{first.key}.keras").unlink()
-    with pytest.raises(ValueError, match=f"the network of run {first.key} was not kept"):
+def test_a_network_that_was_not_kept_or_is_damaged_is_named(store, capsys):
+    first, second = (
+        store.directory / "networks" / f"{record.key}.keras" for record in store.records()
+    )
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"the network of run {first.stem} was not kept"):
         complete(store)
+    assert f"not completed: {second} is no .keras file, or only a part" in capsys.readouterr().out
 
 
 def test_other_data_are_refused(store):

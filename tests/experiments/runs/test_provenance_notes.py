@@ -21,13 +21,17 @@ def record(revision, dataset="cifar10", data="0eea5fd087074c92"):
     return Record("key", "test", 1, config, 0, 1.0, {"git_revision": revision, "data": data})
 
 
-def test_runs_without_a_commit_are_counted():
+def test_runs_without_a_commit_and_of_several_are_counted():
     records = [record("abc"), record("abc-dirty"), record("def-dirty"), record(None)]
-    assert provenance_notes(records) == [
+    whole, resumed = record("abc"), record("abc")
+    whole.result["git_revisions"] = ["abc"]
+    resumed.result["git_revisions"] = ["abc", "def-dirty", "fed"]
+    assert provenance_notes([*records, whole, resumed]) == [
         "Data: cifar10, high-quality JPEG copies of the original images, in another order "
         "(fingerprint 0eea5fd087074c92).",
-        "2 of 4 runs are of a tree with uncommitted changes.",
-        "1 of 4 runs are of a tree with no known commit.",
+        "3 of 6 runs are of a tree with uncommitted changes.",
+        "1 of 6 runs are of a tree with no known commit.",
+        "1 of 6 runs went on under another commit.",
     ]
 
 

@@ -66,7 +66,7 @@ def assert_finished(store, num_runs):
         steps = (directory / "steps").read_text().splitlines()
         assert steps == [str(step) for step in range(STEPS)]
         assert store.record(run).result["sum"] == 15
-        files = {"definition.json", "lock", "run.log", "record.json"}
+        files = {"definition.json", "git_revisions.json", "lock", "run.log", "record.json"}
         assert {path.name for path in directory.iterdir()} == {"in_use", "steps", *files}
     assert len(list(store.directory.glob("runs/*"))) == num_runs
 
@@ -328,7 +328,10 @@ def test_the_plan_tells_the_time_from_the_same_settings_then_any(store, capsys):
 def test_bad_arguments(store):
     with pytest.raises(ValueError, match="--num_workers must be a whole number, 1 or greater"):
         EngineOptions(num_workers=0)
-    with pytest.raises(ValueError, match="--num_workers has no effect with --scheduler"):
-        EngineOptions(num_workers=1, scheduler="tcp://127.0.0.1:1")
+    for name, value in (("num_workers", 1), ("runs_per_gpu", 2)):
+        with pytest.raises(ValueError, match=f"--{name} has no effect with --scheduler"):
+            EngineOptions(**{name: value}, scheduler="tcp://127.0.0.1:1")
+    with pytest.raises(ValueError, match="--runs_per_gpu has no effect without GPUs: give --num"):
+        run_environments(EngineOptions(runs_per_gpu=2), [])
     with pytest.raises(ValueError, match="one is there twice"):
         run_experiment(fake_runs(2) + fake_runs(1), never, store, EngineOptions())

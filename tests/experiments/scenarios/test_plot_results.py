@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from fake_scenarios import record, write_store
+from fake_scenarios import METRICS, record, write_store
 
 from fisher_keras.experiments.scenarios.figures.forest import forest_figure
 from fisher_keras.experiments.scenarios.figures.over_variable import scenario_figure
@@ -84,6 +84,13 @@ def test_scenarios_of_several_stores_are_put_together(tmp_path):
     assert [scenario.experiment for scenario in scenarios] == [CONFUSION, BATCH_SIZE]
     assert scenarios[0].values == [0, 500, 1000]
     assert len(scenarios[0].runs) == len(records)
+    # What was added to a record counts, whichever store is read last.
+    old = records[0]
+    added = {"names": ["soft_rank"], "git_revision": None}
+    metrics = old["result"]["metrics"] | {"soft_rank": {"mean": 1.0}}
+    completed = old | {"result": old["result"] | {"metrics": metrics, "added_metrics": [added]}}
+    for name, stores in (("last", ([old], [completed])), ("first", ([completed], [old]))):
+        assert "soft_rank" in read(tmp_path / name, *stores)[0].metrics
 
 
 @pytest.mark.parametrize(
@@ -118,13 +125,24 @@ def test_what_cannot_be_compared_is_a_clear_error(tmp_path, records, message):
         read(tmp_path, records)
 
 
-def test_metrics_of_samples_of_several_sizes_are_not_compared(tmp_path):
+def of_few_samples(line):
+    return line | {"config": line["config"] | {"metrics": METRICS | {"num_samples": 10}}}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (list(map(of_few_samples, batch_size_records())), "metrics.num_samples is 10 or 100"),
+        (list(map(of_other_data, batch_size_records())), 'data is "another" or null'),
+        (batch_size_records(label_smoothing=0.1), "training.label_smoothing is 0.1 or null"),
+        (batch_size_records(dataset="digits"), 'training.dataset is "cifar10" or "digits"'),
+        ([{**line, "recipe_version": 2} for line in batch_size_records()], "version is 1 or 2"),
+    ],
+)
+def test_scenarios_of_other_quantities_are_not_compared(tmp_path, other, message):
     """A log-determinant of 10 gradients is another quantity than one of 100."""
-    few = batch_size_records()
-    for line in few:
-        line["config"]["metrics"]["num_samples"] = 10
-    with pytest.raises(ValueError, match="of 10 and 100 images a trial"):
-        read(tmp_path, confusion_records(), few)
+    with pytest.raises(ValueError, match=f"the scenarios do not compare .*{re.escape(message)}"):
+        read(tmp_path, confusion_records(), other)
 
 
 def test_a_store_that_is_not_there_is_a_clear_error(tmp_path):

@@ -1,7 +1,7 @@
 """The pool of networks that differ in many settings at once."""
 
 import collections
-import math
+import json
 
 import pytest
 from fake_scenarios import record, write_store
@@ -11,7 +11,6 @@ from fisher_keras.experiments.scenarios.plot import PlotConfig, plot_results
 from fisher_keras.experiments.scenarios.pool import PRESETS, VARIED, pool_runs
 from fisher_keras.experiments.scenarios.pool_options import PoolOptions
 from fisher_keras.experiments.scenarios.scenario import read_scenarios
-from fisher_keras.experiments.scenarios.summary import correlations
 
 
 def runs_of(preset, **options):
@@ -77,20 +76,23 @@ def test_pool_is_read_compared_and_drawn(tmp_path, capsys):
     (pool,) = read_scenarios([store])
     assert len(pool.runs) == 60
     assert pool.values == [16, 32, 64]
-    lines = {line.measure: line for line in correlations([pool]) if line.runs == "all"}
-    assert lines["log_determinant"].rank.kendall.value == 1
-    # Of networks that differ in several settings, none is one variable's.
-    assert math.isnan(lines["log_determinant"].granulated)
-    assert lines["log_determinant"].partial.kendall.value > 0.9
-    # The worst pair of settings to be given leaves nothing to say where networks are alike.
-    assert lines["log_determinant"].information.value > lines["random"].information.value
     plot_results(PlotConfig(stores=(str(store),)))
     text = capsys.readouterr().out
+    found = json.loads((store / "summary.json").read_text())["correlations"]
+    lines = {line["measure"]: line for line in found if line["runs"] == "all"}
+    assert lines["log_determinant"]["rank"]["kendall"]["value"] == 1
+    # Of networks that differ in several settings, none is one variable's.
+    assert lines["log_determinant"]["granulated"] == "nan"
+    assert lines["log_determinant"]["partial"]["kendall"]["value"] > 0.9
+    # The worst pair of settings to be given leaves nothing to say where networks are alike.
+    information = {name: line["information"]["value"] for name, line in lines.items()}
+    assert information["log_determinant"] > information["random"]
     assert "networks that differ in everything" in text
     assert "Mean ± standard deviation over the networks of each value." in text
     # Neither the error nor a metric follows any setting here, but for chance.
-    (shares,) = (line for line in text.splitlines() if line.startswith("| all | test_error | 60"))
-    assert all(int(share.removesuffix(" %")) < 20 for share in shares.split(" | ")[3:-1])
+    for quantity in ("test_error", "random"):
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| all | {quantity} | "))
+        assert all(int(share.removesuffix(" %")) < 20 for share in row.split(" | ")[3:-1])
     assert "| all | log_determinant | 60 | 9 | 1.00 [1.00, 1.00] | 0.0001 | 0.0002 |" in text
     assert (store / "figures" / "log_determinant.png").stat().st_size > 10_000
 

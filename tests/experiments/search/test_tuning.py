@@ -19,6 +19,8 @@ from fisher_keras.experiments.search import tuning
 from fisher_keras.experiments.search.search_presets import TUNING_PRESETS
 from fisher_keras.experiments.search.tuning import tune
 from fisher_keras.experiments.search.tuning_config import TuningConfig
+from fisher_keras.experiments.training import provenance
+from fisher_keras.experiments.training.provenance import git_revision
 from fisher_keras.experiments.training.train import TrainingConfig
 from fisher_keras.models import regularizer_settings
 
@@ -145,11 +147,19 @@ def test_trainings_that_fail_are_named_and_go_on_with_the_next_command(config, t
     assert set(map(len, trained_epochs(tmp_path / "search").values())) == {EPOCHS}
 
 
-def test_another_search_in_the_same_directory_is_refused(config, formula):
+def test_another_search_and_uncommitted_changes_are_refused(
+    config, tmp_path, formula, monkeypatch
+):
     tune(config)
     other = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=1))
     with pytest.raises(ValueError, match=r"another search: seed was 0, is 1\. Give another --out"):
         tune(other)
+    monkeypatch.setattr(provenance, "git_revision", lambda: "abc-dirty")
+    for_results = dataclasses.replace(config, preset="laptop")
+    tune(for_results)  # There is nothing to train.
+    with pytest.raises(ValueError, match=r"--preset=laptop is for results, .* commit them"):
+        tune(dataclasses.replace(for_results, output_dir=str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -229,13 +239,23 @@ def test_a_mistake_gets_one_clear_line(run_command):
     )
 
 
-def test_a_search_of_version_0_2_goes_on(config, tmp_path, formula):
+def test_a_search_of_version_0_2_goes_on(config, tmp_path, formula, capsys):
+    """Its trials do not tell their commits, others may have several."""
     tune(config)
+    first, second, *_ = sorted(tmp_path.glob("search/runs/*/record.json"))
+    for record, revisions in ((first, None), (second, {"git_revisions": ["old", "new"]})):
+        content = json.loads(record.read_text())
+        del content["result"]["git_revisions"]
+        content["result"] |= revisions or {}
+        record.write_text(json.dumps(content) + "\n")
     path = tmp_path / "search/tuning.json"
     content = json.loads(path.read_text())
     content["settings"]["prune"] = False
     path.write_text(json.dumps(content))
-    assert states(tune(config)) == ["complete"] * 12
+    content = tune(config)
+    assert states(content) == ["complete"] * 12
+    assert set(content["git_revisions"]) == {None, "old", "new", git_revision()}
+    assert "The trials are of several commits: " in capsys.readouterr().out
 
 
 def test_the_presets_values_and_flags_meet(run_command, replace_function):

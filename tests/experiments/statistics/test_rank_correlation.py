@@ -9,6 +9,7 @@ import scipy.stats
 
 from fisher_keras.experiments.statistics.rank_correlation import (
     granulated_kendall,
+    kendall_correlation,
     kendall_difference,
     kendall_of_resamples,
     rank_correlation,
@@ -91,6 +92,8 @@ def test_unknown_metrics_are_left_out():
     result = rank_correlation([1, math.nan, 2, 3], [1, 99, 2, 3])
     assert result.num_runs == 3
     assert result.kendall.value == pytest.approx(1)
+    # Also where the other quantity, such as the training loss, is what is not known.
+    assert kendall_correlation([1, 99, 2, 3], [1, math.nan, 2, 3]) == result.kendall
 
 
 @pytest.mark.parametrize("metric", [[2, 2, 2], [math.nan] * 3, [1, math.nan, math.nan]])

@@ -64,6 +64,18 @@ def test_runs_that_are_infinite_are_left_out():
     assert variance_shares(values, {"x": levels}) == variance_shares(values[:3], {"x": levels[:3]})
 
 
-def test_nothing_varies():
-    assert all(np.isnan(v) for v in variance_shares([1.0, 1.0], {"x": ["a", "b"]}).values())
-    assert all(np.isnan(v) for v in variance_shares([], {"x": []}).values())
+@pytest.mark.parametrize(
+    ("values", "levels"),
+    [
+        ([1.0, 1.0], ["a", "a"]),
+        ([], []),
+        # As many levels as runs fit anything.
+        ([1.0, 5.0, 2.0], ["a", "b", "c"]),
+        ([1.0, 5.0, 2.0, np.nan], ["a", "b", "c", "c"]),
+    ],
+)
+def test_nothing_varies_or_all_levels_fit_any_values(values, levels):
+    assert all(np.isnan(v) for v in variance_shares(values, {"x": levels}).values())
+    # So do two factors of two levels fit three runs.
+    two = {"x": ["a", "a", "b"], "y": ["a", "b", "b"]}
+    assert all(np.isnan(v) for v in variance_shares([1.0, 5.0, 2.0], two).values())
