@@ -135,8 +135,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
 
     def sums_gradients(self) -> bool:
         """Returns whether an update uses the sum of several replicas' or steps' gradients."""
-        optimizer = keras_private.unwrapped(self.optimizer)
-        return bool(optimizer.gradient_accumulation_steps) or Replica.current().count > 1
+        return keras_private.accumulated_steps(self.optimizer) > 1 or Replica.current().count > 1
 
     # ------------------------------------------------------------------------------ Keras' steps
 
@@ -203,8 +202,8 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
         """Clips a sum of gradients, and updates the weights."""
         clipping = contextlib.nullcontext()
         # Of several steps or replicas it is the sum of the gradients that is to be clipped.
-        clip_norm = self.accumulated_clip_norm() if self.sums_gradients() else None
-        if clip_norm is not None:
+        clip_norm = self.accumulated_clip_norm()
+        if clip_norm is not None and self.sums_gradients():
             clipping = keras_private.clipping(
                 self.optimizer, lambda g: clip(g, clip_norm, global_norm(g))
             )
