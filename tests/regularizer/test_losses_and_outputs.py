@@ -120,16 +120,36 @@ def test_subclassed_models_train_unbuilt(network, options, eager):
     assert history["loss"][-1] < history["loss"][0]
 
 
+class Scaled(Subclassed):
+    """Ends in a product, of which only the values tell that it is none of probabilities."""
+
+    def call(self, inputs, training=None):
+        return 1.0 * super().call(inputs, training)
+
+
+@pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("softmax", [False, True])
-def test_outputs_that_do_not_fit_the_loss_raise_at_the_first_step(softmax):
+def test_outputs_that_only_values_tell_apart_raise_when_the_first_step_runs(softmax, eager):
+    random = np.random.RandomState(1)
+    x, y = random.randn(8, 5), random.randint(0, NUM_CLASSES, 8)
+    wrong = sparse_loss() if softmax else "sparse_categorical_crossentropy"
+    # Keras' "auto" is XLA on a GPU, and XLA leaves assertions out.
+    options = {"run_eagerly": eager, "jit_compile": False}
+    model = compiled(Scaled(softmax), wrong, compile_kwargs=options)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="from_logits"):
+        model.fit(x, y, verbose=0)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_outputs_that_do_not_fit_the_loss_are_refused_by_the_graph(softmax):
+    """Before XLA compiles the step, and leaves assertions out."""
     random = np.random.RandomState(1)
     x, y = random.randn(8, 5), random.randint(0, NUM_CLASSES, 8)
     right = "sparse_categorical_crossentropy" if softmax else sparse_loss()
     wrong = sparse_loss() if softmax else "sparse_categorical_crossentropy"
     compiled(Subclassed(softmax), right).fit(x, y, verbose=0)
-    # Keras' "auto" is XLA on a GPU, and XLA leaves assertions out.
-    model = compiled(Subclassed(softmax), wrong, compile_kwargs={"jit_compile": False})
-    with pytest.raises(tf.errors.InvalidArgumentError, match="from_logits"):
+    model = compiled(Subclassed(softmax), wrong, compile_kwargs={"jit_compile": True})
+    with pytest.raises(ValueError, match="from_logits"):
         model.fit(x, y, verbose=0)
 
 
