@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from fisher_keras.devices import count_processes
 from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.arithmetic import clip, global_norm, map_parts
 from fisher_keras.regularizer.batches import Batch
+from fisher_keras.regularizer.loss_forms import REPLICAS, check_mean
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.options import WithOptions
 from fisher_keras.regularizer.replicas import (
@@ -190,7 +192,11 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
                 "trained. Set layer.trainable = True for some, and compile again."
             )
         check_replicas(self)
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1 and synchronized_layers(self):
+        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+            return
+        check = functools.partial(check_mean, None, self, batch, *REPLICAS)
+        self.once((REPLICAS, batch.signature()), check)
+        if synchronized_layers(self):
             tf.debugging.assert_positive(
                 batch.size(),
                 "A replica got no example of a mini-batch, and "

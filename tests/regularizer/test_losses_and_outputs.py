@@ -153,6 +153,35 @@ def test_outputs_that_do_not_fit_the_loss_are_refused_by_the_graph(softmax):
         model.fit(x, y, verbose=0)
 
 
+ONE_HOT = np.eye(NUM_CLASSES)[np.arange(8) % NUM_CLASSES]
+NO_DISTRIBUTIONS = {
+    "void": np.where(np.arange(8)[:, np.newaxis] == 5, 0, ONE_HOT),
+    "weights": np.where(np.arange(8)[:, np.newaxis] == 5, 2, 1) * ONE_HOT,
+    "several": np.where(np.arange(8)[:, np.newaxis] == 5, 1, ONE_HOT),
+}
+
+
+@pytest.mark.parametrize("labels", NO_DISTRIBUTIONS)
+def test_one_hot_labels_that_are_no_distributions_are_refused(labels):
+    model = compiled(conv_net(batch_norm=False), smoothed_loss(), num_sub_batches=2)
+    x, y = images(8)[0], NO_DISTRIBUTIONS[labels]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must add up to 1"):
+        model.regularized_gradients(x, y)
+    # With a weight of 0, they may be anything.
+    weights = (np.arange(8) != 5).astype("float32")
+    found = model.regularized_gradients(x, y, weights)
+    assert_equal(found[1:], model.regularized_gradients(x, ONE_HOT, weights)[1:])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_soft_labels_are_distributions_in_any_dtype(dtype):
+    """One-hot ones, mixtures and smoothed ones, to rounding."""
+    y = ONE_HOT if dtype == "uint8" else 0.61 * ONE_HOT + 0.29 * ONE_HOT[::-1] + 0.1 / 3
+    model = compiled(conv_net(), smoothed_loss(), compile_kwargs={"jit_compile": False})
+    logs = model.train_on_batch(images(8)[0], y.astype(dtype), return_dict=True)
+    assert np.isfinite(logs["fisher_trace"])
+
+
 def test_two_inputs():
     first, second = keras.Input((4,), name="a"), keras.Input((3,), name="b")
     joined = keras.layers.Concatenate()([first, second])
