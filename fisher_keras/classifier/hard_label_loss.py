@@ -104,10 +104,12 @@ class HardLabelCrossEntropy:
             The assertions. XLA leaves them out. Outputs that are NaN pass: that is another error.
 
         Raises:
-            ValueError: If the graph tells that they are no distribution of such labels.
+            ValueError: If the graph tells that they are not, or no distribution of such labels.
         """
         if not tf.executing_eagerly():
-            logits.check_head(outputs, self.kind)
+            probabilities = logits.head_gives_probabilities(outputs, self.kind)
+            if probabilities is not None and probabilities == self.from_logits:
+                raise ValueError(_mismatch(self.from_logits))
         if self.kind == "binary":
             return []
         # Logits of few examples may be positive and add up to nearly 1, but not to rounding.

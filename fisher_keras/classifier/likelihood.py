@@ -98,6 +98,14 @@ class Likelihood:
             result &= self._over_positions(weights, count, check=True)
         return result & self._over_positions(mask, count)
 
+    def check_weights(self, weights: Any) -> None:
+        """Raises a ValueError if weights are those of whole examples, which `counted` ignores."""
+        if weights is not None and (not self.positions or np.ndim(weights) < 2):
+            raise ValueError(
+                "sample_weight tells which positions count, 1 or 0, shape (N, *P): leave whole "
+                f"examples out of x and y instead. Given: shape {np.shape(weights)}."
+            )
+
     def _over_positions(self, values: Any, count: int, check: bool = False) -> np.ndarray:
         """Returns values (N, ...) as booleans that fit (N, *P) by broadcasting."""
         shape = (count, *self.positions)

@@ -163,9 +163,7 @@ def _find(
         return outputs, tf.constant(False), _HALF_ROUNDING
     several = outputs.shape[-1] > 1
     values_tell = several and not bernoulli
-    # What a layer gives that adds a bias in the end is not bounded, whatever its values are: but a
-    # single output may be meant as a probability all the same.
-    if head == "biasadd" and several:
+    if _is_unbounded(head, outputs.shape[-1]):
         return outputs, tf.constant(True), None
     tolerance = rounding(last.dtype) if values_tell else None
     if from_logits is True:
@@ -228,19 +226,30 @@ def _is_bernoulli(
     return False
 
 
+def _is_unbounded(head: str, units: int | None) -> bool:
+    """Returns whether outputs are sums with a bias, and logits whatever their values are."""
+    # A single output may be meant as a probability all the same.
+    return head == "biasadd" and units is not None and units > 1
+
+
 def _head(outputs: tf.Tensor) -> str:
     """Returns the type of the operation that outputs end in, in small letters."""
     return producer(outputs, (*_TRANSPARENT, "Reshape")).lower()
 
 
-def check_head(outputs: tf.Tensor, labels: str | None = None) -> None:
-    """Raises a ValueError if outputs end in an activation that does not fit the labels.
+def head_gives_probabilities(outputs: tf.Tensor, labels: str | None = None) -> bool | None:
+    """Returns whether outputs end in softmax or sigmoid; None where the graph does not tell.
 
     Args:
         outputs: The model's outputs, shape (N, K), a tensor of a graph.
         labels: Their form, see `labels_of`.
+
+    Raises:
+        ValueError: If that gives no distribution of such labels.
     """
-    _check_activation(_head(outputs), outputs.shape[-1], labels)
+    head, units = _head(outputs), outputs.shape[-1] if outputs.shape.rank > 1 else 1
+    _check_activation(head, units, labels)
+    return True if head in _ACTIVATIONS else False if _is_unbounded(head, units) else None
 
 
 def gives_probabilities(model: keras.Model, labels: str | None = None) -> bool | None:

@@ -115,9 +115,9 @@ def loss_gradient_gram(
         normalize_logits: If given, the losses are those of logits z / (normalize_logits ||z||),
             which makes minima of different training loss comparable (Table 2). A `Classifier` has
             its own setting.
-        sample_weight: Whether each position counts, 1 or 0, shape (N', *P). Trailing axes may be
-            left out. None counts all positions. Positions that Keras' mask of the outputs
-            leaves out never count.
+        sample_weight: Whether each position counts, 1 or 0, shape (N', *P). All of *P but
+            the first axis may be left out. None counts all positions. Positions that Keras' mask
+            of the outputs leaves out never count.
         unit: "position" makes each position that counts a separate unit. The matrix then has a
             row for each of them, in their order.
         by_layer: Whether to compute the Gram matrix of each layer's weights, too, in the same
@@ -151,6 +151,8 @@ def loss_gradient_gram(
         data = positions.take(slice(None))
     count = count_examples(data.x, data.y)
     data = dataclasses.replace(data, x=classifier.inputs(data.x))
+    if sample_weight is not None:  # To find the likelihood takes a trace.
+        classifier.likelihood(data.x).check_weights(sample_weight)
     size = count if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
     check_trainable(classifier.model)
     function = classifier.cached(GramFunction, bool(training), bool(by_layer))

@@ -34,6 +34,19 @@ def num_updates(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
     return tf.cast(unwrapped(optimizer)._iterations.value, tf.int64)
 
 
+def accumulated_steps(optimizer: keras.optimizers.Optimizer) -> int:
+    """Returns of how many steps an optimizer adds up the gradients; raises if its parts do."""
+    optimizer = unwrapped(optimizer)
+    inner = getattr(optimizer, "optimizers", ())  # Of a `MultiOptimizer`.
+    if any(one.gradient_accumulation_steps for one in inner):
+        raise ValueError(
+            "If each of several optimizers accumulates gradients, their sum cannot be clipped as "
+            "a whole. Use clip_norm=None, or no gradient_accumulation_steps. Given: "
+            f"{type(optimizer).__name__} of {', '.join(type(one).__name__ for one in inner)}."
+        )
+    return optimizer.gradient_accumulation_steps or 1
+
+
 @contextlib.contextmanager
 def clipping(
     optimizer: keras.optimizers.Optimizer, clip: Callable[[list[tf.Tensor]], list[tf.Tensor]]

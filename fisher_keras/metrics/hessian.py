@@ -93,6 +93,7 @@ def _hessian(
         targets = tf.TensorSpec(None, tf.float64), tf.TensorSpec(None, tf.float64)
         concrete = concrete_function(function, specs(inputs), *targets)
     likelihood = classifier.likelihood(inputs)
+    likelihood.check_weights(sample_weight)
     target = likelihood.distributions(y, label_smoothing, sample_weight)
     weights = likelihood.counted(count, sample_weight).astype(np.float64)
     with fitting(classifier.model):

@@ -26,6 +26,7 @@ import tensorflow as tf
 
 from fisher_keras.regularizer.arithmetic import (
     add,
+    at_least_float32,
     clip,
     global_norm,
     map_parts,
@@ -104,10 +105,9 @@ def finite_difference(
         below = tables.loss_at(loss, subtract, steps)
     if direction != "descent":
         above = tables.loss_at(loss, add, steps)
-    difference = LossAndGradient(  # Line 7
-        above.loss - below.loss,
-        list(map(subtract, above.gradient, below.gradient)),
-    )
+    # Weights in float16 have gradients that alpha would make less than float16 can hold.
+    gradient = map(at_least_float32, map(subtract, above.gradient, below.gradient))
+    difference = LossAndGradient(above.loss - below.loss, list(gradient))  # Line 7
     return difference if factor is None else difference.scaled(factor)
 
 
@@ -134,7 +134,7 @@ def hessian_vector_product(
         with tf.autodiff.ForwardAccumulator(weights, unit) as accumulator:
             gradient = loss(weights).gradient
         products = map_parts(tf.convert_to_tensor, list(map(accumulator.jvp, gradient)))
-        products = with_zeros(products, weights)
+        products = list(map(at_least_float32, with_zeros(products, weights)))
     return LossAndGradient(  # Line 7
         alpha * norm**2,
         [tf.cast(alpha * norm, product.dtype) * product for product in products],
@@ -231,7 +231,7 @@ def regularized_step(
     if share_gradients:
         loss = dataclasses.replace(mean.loss, outputs=total.loss.outputs)
     gradient = [  # Line 8
-        None if g is None else add(g, times(r, settings.beta))
+        None if g is None else add(g, tf.cast(times(r, settings.beta), g.dtype))
         for g, r in zip(loss.gradient, mean.regularizer.gradient, strict=True)
     ]
     norm = global_norm(gradient)

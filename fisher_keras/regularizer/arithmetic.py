@@ -72,6 +72,11 @@ def times(part: Part, factor: float | tf.Tensor) -> Part:
     return map_values(lambda values: values * factor, part)
 
 
+def at_least_float32(part: Part) -> Part:
+    """Returns a part of a gradient in float32, where small factors lose no digits, or wider."""
+    return map_values(lambda values: tf.cast(values, scalar_dtype([values])), part)
+
+
 def unit_vector(gradient: list, norm: tf.Tensor) -> list:
     """Returns a gradient without None divided by its norm; zero if the norm is zero."""
 

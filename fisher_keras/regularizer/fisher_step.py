@@ -35,8 +35,9 @@ def step_with_or_without(
     model: "FisherRegularizedModel", losses: BatchLosses, beta: float | tf.Tensor
 ) -> RegularizedStep:
     """Returns a step with R, or one without where beta is 0."""
-    # A sum of several gradients is clipped as a whole, in `TrainingMethod._update`.
-    clip_norm = None if model.sums_gradients() else model.accumulated_clip_norm()
+    clip_norm = model.accumulated_clip_norm()
+    if clip_norm is not None and model.sums_gradients():
+        clip_norm = None  # The sum is clipped as a whole, in `TrainingMethod._update`.
     by_sub_batches = model.share_gradients is True
     # Keras' own step needs nothing of what is checked here.
     if model.regularizes or by_sub_batches:
@@ -64,6 +65,8 @@ def step_with_or_without(
         gradient = losses.parts(step.gradient)
         if loss is None:
             gradient = with_zeros(gradient, losses.weights)
+            # Keras has its loss in the dtype of floatx, whatever that of the weights.
+            step = dataclasses.replace(step, loss=tf.cast(step.loss, step.gradient_norm.dtype))
         if clip_norm is not None:
             gradient = clip(gradient, clip_norm, step.gradient_norm)
         return dataclasses.replace(step, gradient=gradient)

@@ -21,10 +21,12 @@ from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.batches import Batch, only_tensor
+from fisher_keras.regularizer.replicas import ReplicaWeights
 
-# Options by which L is taken on sub-batches, and what to use instead.
+# Options by which L is taken on parts of a mini-batch, and what to use instead.
 SHARED = "share_gradients=True", "share_gradients=False or 'auto'"
 SPLIT = "SharpnessAwareModel(sub_batches > 1)", "sub_batches=1"
+REPLICAS = "Training on replicas", "one device, or a loss that returns a value for each example"
 
 # At least so many examples, and enough for all classes unless their outputs would be too many.
 _COUNT = 4
@@ -61,15 +63,16 @@ def check_mean(
     what: str,
     remedy: str,
 ) -> None:
-    """Checks that the compiled loss of a mini-batch is the mean of those of its sub-batches.
+    """Checks that the compiled loss of a mini-batch is the mean of those of its parts.
 
-    A custom `compute_loss`, which may use the inputs, is assumed to be such a mean.
+    On R replicas, R times the loss is: Keras divides it by R, unless a loss returns one number for
+    all examples. A custom `compute_loss`, which may use the inputs, is assumed to be such a mean.
 
     Args:
         cross_entropy: L~; None if L may be any loss.
         model: The compiled model around a classifier.
         batch: A mini-batch, of which only shapes and dtypes are used.
-        what: The option that takes the mean of sub-batches.
+        what: The option that takes the mean of parts.
         remedy: The option to use instead.
 
     Raises:
@@ -80,16 +83,18 @@ def check_mean(
         return
     examples, outputs = _examples(cross_entropy, model, batch)
     halves = np.split(np.arange(len(outputs)), 2)
+    of, strategy = functools.partial(_compiled_loss, model), tf.distribute.get_strategy()
 
     def mean_of_halves(outputs: tf.Tensor) -> tf.Tensor:
-        losses = [_compiled_loss(model, examples.rows(h))(tf.gather(outputs, h)) for h in halves]
-        return tf.add_n(losses) / 2
+        with strategy.scope():
+            losses = [of(examples.rows(half))(tf.gather(outputs, half)) for half in halves]
+        return tf.add_n(losses) * strategy.num_replicas_in_sync / 2
 
-    if not _close(*_gradients([mean_of_halves, _compiled_loss(model, examples)], outputs)):
+    if not _close(*_gradients([mean_of_halves, of(examples)], outputs)):
         loss = model.loss
         raise ValueError(
-            f"{what} takes the mean of the sub-batches' losses for that of the mini-batch, which "
-            f"this loss is not. Use {remedy}. Given: loss={loss!r} with "
+            f"{what} takes the mean of the losses of parts of the mini-batch for that of all of "
+            f"it, which this loss is not. Use {remedy}. Given: loss={loss!r} with "
             f"reduction={getattr(loss, 'reduction', None)!r}."
         )
 
@@ -172,7 +177,10 @@ def _penalties_of_parts(
 
 
 def hard_label_mean(
-    cross_entropy: HardLabelCrossEntropy, batch: Batch, outputs: tf.Tensor
+    cross_entropy: HardLabelCrossEntropy,
+    batch: Batch,
+    outputs: tf.Tensor,
+    replica_weights: ReplicaWeights | None = None,
 ) -> tf.Tensor:
     """Returns L~, the mean of the hard-label losses times the sample weights.
 
@@ -180,15 +188,35 @@ def hard_label_mean(
     Keras' mask, it is over the positions that the mask leaves in. Weights of 0 count in the
     number.
     """
-    losses = cross_entropy(only_tensor(batch.y), outputs)
-    if batch.sample_weight is not None:
-        losses *= tf.cast(_weights(only_tensor(batch.sample_weight), losses), losses.dtype)
-    mask = keras_private.mask_of(outputs)
+    y, mask = only_tensor(batch.y), keras_private.mask_of(outputs)
+    losses = cross_entropy(y, outputs)
+    given = None if batch.sample_weight is None else only_tensor(batch.sample_weight)
+    factors = [tf.cast(_weights(f, losses), losses.dtype) for f in (given, mask) if f is not None]
+    if cross_entropy.kind == "one_hot":
+        # What stands for an empty share of a mini-batch has no label.
+        of_share = [] if replica_weights is None else [replica_weights.examples]
+        _assert_distributions(y, factors + of_share)
+    for factor in factors:
+        losses *= factor
     if mask is None:
         # The derivative of tf.reduce_mean takes seven more operations, for the same numbers.
         return tf.reduce_sum(losses) / tf.cast(tf.size(losses), losses.dtype)
-    mask = tf.cast(_weights(mask, losses), losses.dtype)
-    return tf.math.divide_no_nan(tf.reduce_sum(losses * mask), tf.reduce_sum(mask))
+    return tf.math.divide_no_nan(tf.reduce_sum(losses), tf.reduce_sum(factors[-1]))
+
+
+def _assert_distributions(y: tf.Tensor, factors: list[tf.Tensor]) -> None:
+    """Asserts that labels, shape (B, *P, K), add up to 1 to rounding where no factor is 0."""
+    distance = tf.abs(tf.reduce_sum(tf.cast(y, tf.float32), axis=-1) - 1)
+    for factor in factors:
+        distance = tf.where(tf.equal(factor, 0), 0.0, distance)
+    largest = tf.reduce_max(distance)
+    message = (
+        "One-hot labels must add up to 1. Leave examples or positions out by a sample weight of "
+        "0, and give several labels that are yes or no to a binary cross-entropy. Given: a label "
+        "whose sum differs from 1 by"
+    )
+    # NaN is another error.
+    tf.debugging.Assert(tf.where(largest > 0.01, False, True), [message, largest])
 
 
 def _weights(given: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:

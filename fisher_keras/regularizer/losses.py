@@ -346,7 +346,7 @@ class BatchLosses:
 
     def _hard_label_mean(self, batch: Batch, outputs: tf.Tensor) -> list[tf.Tensor]:
         """Returns L~, in a list."""
-        loss = hard_label_mean(self.cross_entropy, batch, outputs)
+        loss = hard_label_mean(self.cross_entropy, batch, outputs, self.replica_weights)
         return [tf.cast(loss, scalar_dtype(stateless.weights(self.model)))]
 
 

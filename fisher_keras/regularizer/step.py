@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from fisher_keras.devices import count_processes
 from fisher_keras.graph import keras_private
 from fisher_keras.regularizer.arithmetic import clip, global_norm, map_parts
 from fisher_keras.regularizer.batches import Batch
+from fisher_keras.regularizer.loss_forms import REPLICAS, check_mean
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.options import WithOptions
 from fisher_keras.regularizer.replicas import (
@@ -135,8 +137,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
 
     def sums_gradients(self) -> bool:
         """Returns whether an update uses the sum of several replicas' or steps' gradients."""
-        optimizer = keras_private.unwrapped(self.optimizer)
-        return bool(optimizer.gradient_accumulation_steps) or Replica.current().count > 1
+        return keras_private.accumulated_steps(self.optimizer) > 1 or Replica.current().count > 1
 
     # ------------------------------------------------------------------------------ Keras' steps
 
@@ -191,7 +192,11 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
                 "trained. Set layer.trainable = True for some, and compile again."
             )
         check_replicas(self)
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1 and synchronized_layers(self):
+        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+            return
+        check = functools.partial(check_mean, None, self, batch, *REPLICAS)
+        self.once((REPLICAS, batch.signature()), check)
+        if synchronized_layers(self):
             tf.debugging.assert_positive(
                 batch.size(),
                 "A replica got no example of a mini-batch, and "
@@ -203,8 +208,8 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
         """Clips a sum of gradients, and updates the weights."""
         clipping = contextlib.nullcontext()
         # Of several steps or replicas it is the sum of the gradients that is to be clipped.
-        clip_norm = self.accumulated_clip_norm() if self.sums_gradients() else None
-        if clip_norm is not None:
+        clip_norm = self.accumulated_clip_norm()
+        if clip_norm is not None and self.sums_gradients():
             clipping = keras_private.clipping(
                 self.optimizer, lambda g: clip(g, clip_norm, global_norm(g))
             )

@@ -144,13 +144,10 @@ class RelativeStrength(TrainingMethod):
 
     def ratio(self, beta: float | tf.Tensor) -> tf.Tensor:
         """Returns `explicit_to_implicit` of this step at a beta."""
-        return explicit_to_implicit(
-            self.alpha,
-            beta,
-            self._sub_batches_of_update(),
-            self.optimizer.learning_rate,
-            self._momentum(),
-        )
+        if (momentum := self._momentum()) is None:
+            return tf.constant(math.nan)  # Some of these optimizers have no learning rate, either.
+        count, rate = self._sub_batches_of_update(), self.optimizer.learning_rate
+        return explicit_to_implicit(self.alpha, beta, count, rate, momentum)
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the classifier. The arguments are those of `keras.Model.fit`.
@@ -198,8 +195,7 @@ class RelativeStrength(TrainingMethod):
 
     def _sub_batches_of_update(self) -> int:
         """Returns the number of sub-batches on all replicas and in all accumulated steps."""
-        optimizer = keras_private.unwrapped(self.optimizer)
-        steps = optimizer.gradient_accumulation_steps or 1
+        steps = keras_private.accumulated_steps(self.optimizer)
         return self.num_sub_batches * self.distribute_strategy.num_replicas_in_sync * steps
 
 

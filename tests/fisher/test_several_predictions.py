@@ -121,6 +121,12 @@ def test_several_labels_of_outputs_that_are_taken_for_classes():
         ("labels", {"y": np.full((4, 3), 0.5)}, "classes 0..1 .* label 0.5"),
         ("dense", {"sample_weight": np.ones((4, 6))}, r"shape \(4, 5\), .* Given: \(4, 6\)"),
         ("dense", {"sample_weight": np.full((4, 5), 0.5)}, "Given: a weight of 0.5"),
+        ("dense", {"sample_weight": np.zeros(4)}, r"examples out of x and y .*: shape \(4,\)"),
+        (
+            "dense",
+            {"sample_weight": np.zeros(4), "unit": "position"},
+            "examples out of x and y",
+        ),
         ("dense", {"unit": "word"}, "unit must be one of .*position"),
         (
             "dense",

@@ -158,6 +158,8 @@ def test_hessian_is_that_of_the_sum_over_positions(name, float64):
             variable.assign(values)
             columns.append((ends[0] - ends[1]) / 2e-5)
     found = hessian(model, x, y, sample_weight=weights)
+    with pytest.raises(ValueError, match="leave whole examples out of x and y"):
+        hessian(model, x, y, sample_weight=weights[:, 0])
     np.testing.assert_allclose(found, np.stack(columns, axis=1), atol=1e-8)
 
 

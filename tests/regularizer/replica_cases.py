@@ -522,7 +522,17 @@ class OwnApply(keras.optimizers.SGD):
         super().apply(grads, trainable_variables)
 
 
+class NumberOfAll(keras.losses.SparseCategoricalCrossentropy):
+    """Keras divides it by the number of replicas only if there are sample weights."""
+
+    def call(self, y_true, y_pred):
+        return keras.ops.mean(super().call(y_true, y_pred))
+
+
 REFUSED = {
+    "a value for each example. Given: loss=.* with reduction='mean'": lambda: loss_of(
+        "mean", NumberOfAll
+    ),
     "compute_loss": lambda: regularized(own_loss()),
     "reduction='sum_over_batch_size'. Given: reduction='sum'": lambda: loss_of("sum"),
     "reduction='mean_with_sample_weight'": lambda: loss_of("mean_with_sample_weight"),
@@ -539,11 +549,17 @@ REFUSED = {
 }
 
 
-def loss_of(reduction):
+def loss_of(reduction, loss=keras.losses.SparseCategoricalCrossentropy):
     model = regularized(network())
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
-    model.compile("sgd", loss)
+    model.compile("sgd", loss(from_logits=True, reduction=reduction))
     return model
+
+
+def test_an_empty_share_has_no_label_to_refuse():
+    with STRATEGY.scope():
+        model = loss_of("mean", keras.losses.CategoricalCrossentropy)
+    history = model.fit(X[:17], np.eye(3)[Y[:17]], batch_size=16, verbose=0).history
+    assert np.isfinite(history["fisher_trace"]).all()
 
 
 @pytest.mark.parametrize("message", REFUSED)

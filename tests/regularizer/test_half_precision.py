@@ -58,3 +58,22 @@ def test_half_precision_clips_true_gradients(set_policy):
     moved = [a - b for a, b in zip(weights_of(model), before, strict=True)]
     assert np.sqrt(sum(np.sum(m**2) for m in moved)) == pytest.approx(0.01, rel=1e-3)
     assert 0.01 < logs["gradient_norm"] < 100
+
+
+@pytest.mark.parametrize(
+    "options", [{"gradient": "hessian_vector_product"}, {"step_length": 0.1}], ids=str
+)
+def test_a_small_alpha_loses_no_digits_of_weights_in_float16(options, set_policy):
+    """Neither alpha times the gradient nor beta is a number of float16, but their product is."""
+    x, y = images(32)
+    options = options | {"alpha": 1e-6, "beta": 1e6}
+    full = compiled(conv_net(batch_norm=False), **options)
+    expected, *_ = full.regularized_gradients(x, y)
+    set_policy("float16")
+    half = compiled(conv_net(batch_norm=False), **options)
+    half.set_weights(full.get_weights())
+    gradients, *_ = half.regularized_gradients(x, y)
+    assert {g.dtype for g in gradients} == {tf.float16}
+    pairs = zip(gradients, expected, strict=True)
+    error = tf.linalg.global_norm([tf.cast(a, tf.float32) - b for a, b in pairs])
+    assert error < 0.01 * tf.linalg.global_norm(expected)

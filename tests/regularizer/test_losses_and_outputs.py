@@ -120,17 +120,66 @@ def test_subclassed_models_train_unbuilt(network, options, eager):
     assert history["loss"][-1] < history["loss"][0]
 
 
+class Scaled(Subclassed):
+    """Ends in a product, of which only the values tell that it is none of probabilities."""
+
+    def call(self, inputs, training=None):
+        return 1.0 * super().call(inputs, training)
+
+
+@pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("softmax", [False, True])
-def test_outputs_that_do_not_fit_the_loss_raise_at_the_first_step(softmax):
+def test_outputs_that_only_values_tell_apart_raise_when_the_first_step_runs(softmax, eager):
+    random = np.random.RandomState(1)
+    x, y = random.randn(8, 5), random.randint(0, NUM_CLASSES, 8)
+    wrong = sparse_loss() if softmax else "sparse_categorical_crossentropy"
+    # Keras' "auto" is XLA on a GPU, and XLA leaves assertions out.
+    options = {"run_eagerly": eager, "jit_compile": False}
+    model = compiled(Scaled(softmax), wrong, compile_kwargs=options)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="from_logits"):
+        model.fit(x, y, verbose=0)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_outputs_that_do_not_fit_the_loss_are_refused_by_the_graph(softmax):
+    """Before XLA compiles the step, and leaves assertions out."""
     random = np.random.RandomState(1)
     x, y = random.randn(8, 5), random.randint(0, NUM_CLASSES, 8)
     right = "sparse_categorical_crossentropy" if softmax else sparse_loss()
     wrong = sparse_loss() if softmax else "sparse_categorical_crossentropy"
     compiled(Subclassed(softmax), right).fit(x, y, verbose=0)
-    # Keras' "auto" is XLA on a GPU, and XLA leaves assertions out.
-    model = compiled(Subclassed(softmax), wrong, compile_kwargs={"jit_compile": False})
-    with pytest.raises(tf.errors.InvalidArgumentError, match="from_logits"):
+    model = compiled(Subclassed(softmax), wrong, compile_kwargs={"jit_compile": True})
+    with pytest.raises(ValueError, match="from_logits"):
         model.fit(x, y, verbose=0)
+
+
+ONE_HOT = np.eye(NUM_CLASSES)[np.arange(8) % NUM_CLASSES]
+NO_DISTRIBUTIONS = {
+    "void": np.where(np.arange(8)[:, np.newaxis] == 5, 0, ONE_HOT),
+    "weights": np.where(np.arange(8)[:, np.newaxis] == 5, 2, 1) * ONE_HOT,
+    "several": np.where(np.arange(8)[:, np.newaxis] == 5, 1, ONE_HOT),
+}
+
+
+@pytest.mark.parametrize("labels", NO_DISTRIBUTIONS)
+def test_one_hot_labels_that_are_no_distributions_are_refused(labels):
+    model = compiled(conv_net(batch_norm=False), smoothed_loss(), num_sub_batches=2)
+    x, y = images(8)[0], NO_DISTRIBUTIONS[labels]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must add up to 1"):
+        model.regularized_gradients(x, y)
+    # With a weight of 0, they may be anything.
+    weights = (np.arange(8) != 5).astype("float32")
+    found = model.regularized_gradients(x, y, weights)
+    assert_equal(found[1:], model.regularized_gradients(x, ONE_HOT, weights)[1:])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_soft_labels_are_distributions_in_any_dtype(dtype):
+    """One-hot ones, mixtures and smoothed ones, to rounding."""
+    y = ONE_HOT if dtype == "uint8" else 0.61 * ONE_HOT + 0.29 * ONE_HOT[::-1] + 0.1 / 3
+    model = compiled(conv_net(), smoothed_loss(), compile_kwargs={"jit_compile": False})
+    logs = model.train_on_batch(images(8)[0], y.astype(dtype), return_dict=True)
+    assert np.isfinite(logs["fisher_trace"])
 
 
 def test_two_inputs():

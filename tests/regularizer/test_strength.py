@@ -309,6 +309,52 @@ def test_betas_of_the_steps(float64, options, betas):
     assert_close(weights_of(model), expected)
 
 
+def test_phases_of_weights_in_float64_by_their_policy_alone(set_policy):
+    """Keras then has the loss of a plain step in float32."""
+    set_policy("float64")
+    x, y = examples(12)
+    model = regression(beta=2.0, interval=2, optimizer=SGD(0.5), clip_norm=None)
+    expected = steps_in_numpy(model, x, y, [4.0, 0.0], [0.5, 0.5])
+    model.fit(x, y, batch_size=12, epochs=2, shuffle=False, verbose=0)
+    assert_close(weights_of(model), expected, rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------- several optimizers
+
+
+def several_optimizers(**options):
+    by_path = keras.optimizers.OptimizerMap(SGD(0.5, **options))
+    by_path[".*/bias"] = SGD(0.25)
+    return keras.optimizers.MultiOptimizer(by_path)
+
+
+has_several = pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="This Keras has no MultiOptimizer."
+)
+
+
+@has_several
+def test_several_optimizers_take_algorithm_1_and_have_no_ratio(float64):
+    x, y = examples(12)
+    model = regression(beta=2.0, optimizer=several_optimizers(), clip_norm=None)
+    before, parts = weights_of(model), sub_batches_of(model, 12)
+    gradient = algorithm_1(x, y, before, parts, model.alpha, 2.0)[2]
+    history = model.fit(x, y, batch_size=12, shuffle=False, verbose=0).history
+    expected = [w - r * g for w, r, g in zip(before, (0.5, 0.25), gradient, strict=True)]
+    assert_close(weights_of(model), expected)
+    assert np.isnan(history["explicit_to_implicit"]).all()
+
+
+@has_several
+def test_several_optimizers_that_accumulate_clip_no_sums():
+    x, y = examples(12)
+    make = lambda: several_optimizers(gradient_accumulation_steps=2)  # noqa: E731
+    with pytest.raises(ValueError, match=r"Use clip_norm=None.*MultiOptimizer of SGD, SGD"):
+        regression(optimizer=make()).train_on_batch(x, y)
+    model = regression(optimizer=make(), clip_norm=None)
+    assert np.isfinite(model.train_on_batch(x, y, return_dict=True)["gradient_norm"])
+
+
 # ------------------------------------------------------------------- ghost batch normalization
 
 
