@@ -36,12 +36,8 @@ class EngineOptions:
             ValueError: If a value cannot be used.
         """
         check_options(self)
-        given = {
-            "num_workers": self.num_workers is not None,
-            "runs_per_gpu": self.runs_per_gpu > 1,
-        }
-        for name in given:
-            if self.scheduler is not None and given[name]:
+        for name, usual in (("num_workers", None), ("runs_per_gpu", 1)):
+            if self.scheduler is not None and getattr(self, name) != usual:
                 raise ValueError(
                     f"--{name} has no effect with --scheduler, whose workers decide: leave it out"
                 )
