@@ -42,6 +42,9 @@ def coarse_formats(model: keras.Model) -> dict[str, str]:
     if "float32" in dtypes and rounding_of_products() in _PRODUCTS:
         name, remedy = _PRODUCTS[rounding_of_products()]
         found[name] = remedy
+    # The dtype policies of quantized layers do not tell.
+    if any(getattr(layer, "inputs_quantizer", None) for layer in keras_private.all_layers(model)):
+        found["int8"] = "quantize no inputs"
     return found
 
 

@@ -194,8 +194,8 @@ def hard_label_mean(
     factors = [tf.cast(_weights(f, losses), losses.dtype) for f in (given, mask) if f is not None]
     if cross_entropy.kind == "one_hot":
         # What stands for an empty share of a mini-batch has no label.
-        of_share = [] if replica_weights is None else [replica_weights.examples]
-        _assert_distributions(y, factors + of_share)
+        share = [] if replica_weights is None else [replica_weights.examples]
+        _assert_distributions(y, factors + share)
     for factor in factors:
         losses *= factor
     if mask is None:
@@ -211,9 +211,8 @@ def _assert_distributions(y: tf.Tensor, factors: list[tf.Tensor]) -> None:
         distance = tf.where(tf.equal(factor, 0), 0.0, distance)
     largest = tf.reduce_max(distance)
     message = (
-        "One-hot labels must add up to 1. Leave examples or positions out by a sample weight of "
-        "0, and give several labels that are yes or no to a binary cross-entropy. Given: a label "
-        "whose sum differs from 1 by"
+        "One-hot labels must add up to 1. Leave examples or positions out by sample weights of 0, "
+        "and give several labels that are yes or no to a binary cross-entropy. Given: a sum off by"
     )
     # NaN is another error.
     tf.debugging.Assert(tf.where(largest > 0.01, False, True), [message, largest])

@@ -43,6 +43,7 @@ _REMEDY = (
 LEAST_ALPHA = 1e-6
 LEAST_STEP_LENGTHS = {
     "bfloat16": 0.025,
+    "int8": 0.1,
     "float32 with products in bfloat16": 0.025,
     "float16": 0.003,
     "TensorFloat-32": 0.003,
@@ -78,24 +79,19 @@ def check_difference(model: Any) -> None:
         ValueError: If the rounding of the classifier is too coarse for a step of alpha, or for
             `step_length`; or if these options are given without a finite difference.
     """
-    step_length, direction = model.step_length, model.direction
+    step_length, formats = model.step_length, coarse_formats(model.model)
     if model.gradient != "finite_difference":
-        if step_length is not None or direction != "descent":
-            raise ValueError(
-                "step_length and direction are of gradient='finite_difference': leave them out, "
-                "or use that (by a new model, where one cannot be changed without the other). "
-                f"Given: step_length={step_length!r}, direction={direction!r}, "
-                f"gradient={model.gradient!r}."
-            )
+        _check_product(model, formats)
         return
-    formats = coarse_formats(model.model)
     is_coarse = bool(formats)
     if "float32" in compute_dtypes(model.model):
         formats = {"float32": "train in float64"} | formats
     if not formats:
         return
     name = max(formats, key=LEAST_STEP_LENGTHS.get)
-    remedy, least = formats[name], LEAST_STEP_LENGTHS[name]
+    remedy, least = f"or {formats[name]}", LEAST_STEP_LENGTHS[name]
+    if "int8" not in formats:
+        remedy = f"gradient='hessian_vector_product', {remedy}"
     if step_length is None:
         fits = not is_coarse and model.alpha >= _rounded_down(LEAST_ALPHA)
     else:
@@ -105,16 +101,31 @@ def check_difference(model: Any) -> None:
     if step_length is not None:
         raise ValueError(
             f"step_length must be {least:g} or greater with a model that computes in {name}: "
-            "nearer to w, the difference is lost in rounding. Use a longer one, "
-            f"gradient='hessian_vector_product', or {remedy}. Given: step_length={step_length:g}."
+            f"nearer to w, the difference is lost in rounding. Use a longer one, {remedy}. Given: "
+            f"step_length={step_length:g}."
         )
     raise ValueError(
         f"gradient='finite_difference' cannot be used with a model that computes in {name}: w and "
         f"w - alpha g_i (alpha={model.alpha:g}) give losses and gradients that are equal to "
         "within its rounding, so that their difference is noise. Use "
         f"{'' if is_coarse else f'alpha={LEAST_ALPHA:g} or greater, '}step_length=0.1 ({least:g} "
-        f"or greater), gradient='hessian_vector_product', or {remedy}."
+        f"or greater), {remedy}."
     )
+
+
+def _check_product(model: Any, formats: dict[str, str]) -> None:
+    if model.step_length is not None or model.direction != "descent":
+        raise ValueError(
+            "step_length and direction are of gradient='finite_difference': leave them out, or "
+            "use that (by a new model, where one cannot be changed without the other). Given: "
+            f"step_length={model.step_length!r}, direction={model.direction!r}, "
+            f"gradient={model.gradient!r}."
+        )
+    if "int8" in formats:
+        raise ValueError(
+            "TensorFlow drops second derivatives where layers round their inputs to int8. Use "
+            f"step_length=0.1, or {formats['int8']}. Given: gradient='hessian_vector_product'."
+        )
 
 
 def _rounded_down(least: float) -> float:

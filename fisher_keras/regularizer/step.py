@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -194,8 +193,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
         check_replicas(self)
         if tf.distribute.get_strategy().num_replicas_in_sync == 1:
             return
-        check = functools.partial(check_mean, None, self, batch, *REPLICAS)
-        self.once((REPLICAS, batch.signature()), check)
+        self.once((REPLICAS, batch.signature()), lambda: check_mean(None, self, batch, *REPLICAS))
         if synchronized_layers(self):
             tf.debugging.assert_positive(
                 batch.size(),

@@ -259,6 +259,23 @@ def test_tensor_float_32_is_half_precision_here(monkeypatch):
     compiled(conv_net(), step_length=0.1)
 
 
+@pytest.mark.parametrize("quantized", ["int8", "int4"])
+def test_inputs_in_int8_are_half_precision(quantized):
+    """The difference is about as far from that in float32 as in bfloat16, the product farther."""
+    layer = keras.layers.Dense(8)
+    network = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(3)])
+    layer.quantize(quantized)
+    layer.enable_lora(2)
+    if getattr(layer, "inputs_quantizer", None) is None:  # Only weights are rounded, once.
+        compiled(network)
+        return
+    with pytest.raises(ValueError, match=r"int8: .*Use step_length=0.1 .*, or quantize no inputs"):
+        compiled(network)
+    with pytest.raises(ValueError, match=r"second derivatives .* step_length=0.1, or quantize no"):
+        compiled(network, gradient="hessian_vector_product")
+    compiled(network, step_length=0.1)
+
+
 # ------------------------------------------------------------------------------------- the options
 
 
