@@ -49,12 +49,12 @@ def pytest_configure(config):
     config.option.loadscopereorder = False
 
 
-# Files of about a minute and more.
+# Files of more than half a minute.
 LONGEST = (
-    "test_replicas.py",
-    "test_four_replicas.py",
-    "test_examples.py",
     "test_workers.py",
+    "test_examples.py",
+    "test_replicas.py",
+    "test_training.py",
     "test_preconditions.py",
 )
 

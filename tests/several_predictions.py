@@ -123,12 +123,17 @@ def flat(gradients):
     return np.concatenate([np.ravel(tf.convert_to_tensor(g).numpy()) for g in gradients])
 
 
-def gradient(model, x, y, positions):
-    """Returns the gradient of the sum of the losses at some positions of an example."""
-    with tf.GradientTape() as tape:
+def gradients(model, x, y, groups):
+    """Yields the gradients of sums of the losses at some groups of positions of an example."""
+    with tf.GradientTape(persistent=True) as tape:
         losses = position_losses(model, x, y)
-        loss = sum([losses[position] for position in positions], tf.zeros((), tf.float64))
-    return flat(tape.gradient(loss, model.trainable_variables, unconnected_gradients="zero"))
+        sums = [
+            sum([losses[position] for position in positions], tf.zeros((), tf.float64))
+            for positions in groups
+        ]
+    for loss in sums:
+        weights = model.trainable_variables
+        yield flat(tape.gradient(loss, weights, unconnected_gradients="zero"))
 
 
 def jacobian(model, x, y, counts, unit="example"):
@@ -137,5 +142,5 @@ def jacobian(model, x, y, counts, unit="example"):
     for i in range(len(x)):
         positions = [tuple(p) for p in np.argwhere(counts[i])]
         groups = [positions] if unit == "example" else [[p] for p in positions]
-        rows += [gradient(model, x[i], y[i], group) for group in groups]
+        rows += gradients(model, x[i], y[i], groups)
     return np.stack(rows)

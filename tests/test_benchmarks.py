@@ -222,6 +222,7 @@ def test_a_point_of_growth(monkeypatch):
     assert peak > 0
 
 
+@pytest.mark.nightly
 def test_the_peak_memory_is_that_of_a_fresh_process():
     import measuring
     import step

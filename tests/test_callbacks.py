@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import nightly
 
 from fisher_keras import FisherRegularizedModel, callbacks
 from fisher_keras.callbacks import FisherMetrics
@@ -101,7 +102,7 @@ def test_callbacks_that_compare_epochs_see_those_that_were_evaluated(monkeypatch
     assert (stopping.best_epoch, stopping.stopped_epoch) == (3, 7)
 
 
-@pytest.mark.parametrize("trained", ["not", "to the end", "to an error"])
+@pytest.mark.parametrize("trained", ["not", nightly("to the end"), "to an error"])
 def test_a_deep_copy_as_tuners_make(trained, tmp_path):
     fisher = FisherMetrics(
         data(), metrics=("trace",), num_samples=8, num_trials=2, log_dir=tmp_path

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from closed_forms import algorithm_1, softmax_regression
 from keras import layers
+from marks import nightly
 from slow_jacobian import jacobian, xi
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel, evaluate_local_minimum
@@ -80,7 +81,7 @@ def assert_close(found, right, rounding, roundings=256):
     assert off < min(roundings * rounding, 0.1)
 
 
-NETWORKS = [dense, image_network, sequence_network]
+NETWORKS = [dense, image_network, nightly(sequence_network)]
 
 
 @pytest.mark.parametrize("make", NETWORKS)

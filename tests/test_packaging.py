@@ -10,6 +10,7 @@ import sys
 import tomllib
 
 import pytest
+from marks import nightly
 
 from fisher_keras._version import __version__
 from fisher_keras.experiments.command_line.table import COMMANDS, FORMER_NAMES
@@ -122,7 +123,9 @@ def make_venv(clone):
     write_script(clone / ".venv" / "bin" / "python", python)
 
 
-@pytest.mark.parametrize("home", [{}, {"HOME": "/proc"}, {"HOME": "/nonexistent"}])
+@pytest.mark.parametrize(
+    "home", [nightly({}), nightly({"HOME": "/proc"}), {"HOME": "/nonexistent"}]
+)
 def test_a_script_goes_on_in_the_checkouts_environment(clone, home):
     make_venv(clone)
     script = "'with space/clone/bin/train_cifar'"

@@ -62,6 +62,7 @@ def test_the_source_distribution_has_no_tests(dist):
     assert not folders & {"tests", "results", "build"}
 
 
+@pytest.mark.nightly
 def test_the_wheel_in_a_new_environment_runs_the_readmes_example(dist, tmp_path):
     """The requirements of the package are this environment's: to install them takes minutes."""
     venv = tmp_path / "venv"

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.stats
+from marks import nightly
 from processes import ROOT, finish, start
 
 from fisher_keras.experiments.quickstart import report, text, training
@@ -325,14 +326,17 @@ def stopped_after_network(number, flags, kill):
     return status, errors.splitlines()[-1:]
 
 
-def test_a_killed_and_a_stopped_quickstart_go_on(tmp_path):
+@pytest.mark.parametrize("killed", [False, nightly(True)])
+def test_a_killed_and_a_stopped_quickstart_go_on(tmp_path, killed):
     flags = ["--seeds=2", f"--output_dir={tmp_path}"]
     store, runs = ExperimentStore(tmp_path), quickstart_runs(TINY)
-    assert stopped_after_network(1, flags, signal.SIGKILL)[0] == -signal.SIGKILL
-    kept = store.record(runs[0])
+    if killed:
+        assert stopped_after_network(1, flags, signal.SIGKILL)[0] == -signal.SIGKILL
+        kept = store.record(runs[0])
     # Nothing of the killed process stands in the way.
     status, last_line = stopped_after_network(2, flags, signal.SIGINT)
     command = f"fisher-keras quickstart {' '.join(flags)}"
     assert (status, last_line) == (130, [f"quickstart: stopped; go on with: {command}"])
-    assert store.record(runs[0]) == kept
+    if killed:
+        assert store.record(runs[0]) == kept
     assert [record.config["method"] for record in store.records()][:2] == ["plain", "sam"]

@@ -237,7 +237,7 @@ def test_rule_for_einsum(equation):
         np.testing.assert_allclose(found[:, *place], expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("arch", ["cnn", "resnet", "wide_resnet", "densenet"])
+@pytest.mark.parametrize("arch", ["cnn", "resnet", nightly("wide_resnet"), "densenet"])
 def test_the_networks_need_no_fallback(arch):
     sizes = {
         "cnn": {"width": 0.1},

@@ -112,6 +112,7 @@ def test_a_model_made_in_a_scope_is_evaluated_on_its_replicas(
     assert len(made) == len(DEVICES)
 
 
+@pytest.mark.nightly
 def test_a_model_made_outside_of_the_scope_it_is_evaluated_in(strategy, expected, calls):
     model = classifier()
     with strategy.scope():
@@ -138,6 +139,7 @@ def test_replicas_use_their_own_copies_of_the_weights(mirrored, expected, monkey
     assert differs == [False, True, False, True, False]
 
 
+@pytest.mark.nightly
 def test_trials_run_at_the_same_time(mirrored, monkeypatch):
     both_are_there = threading.Barrier(2, timeout=60)
     original = evaluation.loss_gradient_gram
@@ -199,6 +201,7 @@ def test_other_strategies_of_several_replicas_are_refused():
             evaluate(model)
 
 
+@pytest.mark.nightly
 def test_a_strategy_of_one_replica_needs_no_thread(expected):
     with tf.distribute.MirroredStrategy(DEVICES[1:]).scope():
         model = classifier()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from distribution_cases import classifier, evaluate
 from logical_devices import run_cases
+from marks import nightly
 from processes import cluster_of, finish, start
 
 HERE = pathlib.Path(__file__).parent
@@ -57,8 +58,9 @@ print("LOGS", *(logs[name] for name in names))
 """
 
 
-def test_trials_are_spread_over_two_devices():
-    run_cases(HERE / "distribution_cases.py", 2)
+@pytest.mark.parametrize("options", [(), nightly(("-m", "nightly"))])
+def test_trials_are_spread_over_two_devices(options):
+    run_cases(HERE / "distribution_cases.py", 2, *options)
 
 
 @pytest.fixture(scope="module")

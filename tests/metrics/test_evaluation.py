@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import nightly
 from test_loss_and_errors import bin_by_bin
 
 from fisher_keras import FisherRegularizedModel, metrics
@@ -321,7 +322,11 @@ def test_trials_of_the_same_function_rounded_otherwise_go_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"chunk_size": 4}, {"normalize_logits": 0.3}, {"stratified": True}]
+    "options",
+    [
+        *(nightly({}), nightly({"chunk_size": 4}), nightly({"normalize_logits": 0.3})),
+        {"chunk_size": 4, "normalize_logits": 0.3, "stratified": True},
+    ],
 )
 def test_what_trials_have_evaluated_is_not_evaluated_again(model, monkeypatch, tmp_path, options):
     (x, y), path = examples(), tmp_path / "trials.jsonl"
@@ -626,7 +631,7 @@ def test_a_label_of_no_class_is_refused_in_whichever_row(traced, row, tmp_path):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4])
+@pytest.mark.parametrize("chunk_size", [nightly(1), 4])
 def test_chunks_change_nothing(model, chunk_size):
     names = ("log_determinant", "trace", "robustness")
     found = evaluate(model, examples(), metrics=names, chunk_size=chunk_size)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import several_predictions as several
 import tensorflow as tf
-from marks import each_value
+from marks import each_value, nightly
 
 from fisher_keras import FisherMetrics, check_classifier
 from fisher_keras.classifier import Classifier
@@ -66,7 +66,9 @@ def test_metrics_are_those_of_the_slow_jacobian(name, unit, float64):
     assert report.train.num_examples == len(everything)
 
 
-@pytest.mark.parametrize("name", several.MODELS)
+@pytest.mark.parametrize(
+    "name", [nightly(name) if name == "recurrent" else name for name in several.MODELS]
+)
 def test_losses_and_errors_are_those_of_keras(name):
     model, x, y, _ = several.case(name, count=30)
     binary = Classifier(model).likelihood(x).num_classes == 2
@@ -205,7 +207,7 @@ def test_robustness_is_refused_before_the_first_trial():
         evaluate(model, x, y, None, 2, metrics=["robustness"])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["tagger", *map(nightly, ("u_net", "labels"))])
 def test_callback_and_check(name):
     model, x, y, _ = several.case(name, count=16)
     loss = "binary_crossentropy" if name == "labels" else "sparse_categorical_crossentropy"

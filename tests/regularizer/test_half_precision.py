@@ -4,42 +4,41 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import each_value
 from small_models import compiled, conv_net, images, weights_of
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_precision(policy, set_policy):
+@pytest.mark.parametrize(
+    ("policy", "shared"), each_value(["mixed_float16", "mixed_bfloat16"], [False, True])
+)
+def test_half_precision(policy, shared, set_policy):
     x, y = images(32)
     full = compiled(conv_net(), alpha=1e-4, beta=1e4, gradient="hessian_vector_product")
-    expected, _, trace = full.regularized_gradients(x, y)
     set_policy(policy)
-    network = conv_net()
     with pytest.raises(ValueError, match="hessian_vector_product"):
-        compiled(network)
-    for shared in (False, True):
-        # Keras' initial loss scale is meant to overflow in the first steps.
-        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
-        if policy == "mixed_float16":
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=64.0)
-        model = compiled(
-            conv_net(),
-            optimizer=optimizer,
-            alpha=1e-4,
-            beta=1e4,
-            gradient="hessian_vector_product",
-            share_gradients=shared,
-        )
-        model.set_weights(full.get_weights())
-        if not shared:
-            gradients, _, half_trace = model.regularized_gradients(x, y)
-            error = tf.linalg.global_norm(
-                [a - b for a, b in zip(gradients, expected, strict=True)]
-            )
-            assert error < 0.05 * tf.linalg.global_norm(expected)
-            assert float(half_trace) == pytest.approx(float(trace), rel=0.05)
-        history = model.fit(x, y, epochs=4, verbose=0).history
-        assert np.isfinite(history["fisher_trace"]).all()
-        assert history["loss"][-1] < history["loss"][0]
+        compiled(conv_net())
+    # Keras' initial loss scale is meant to overflow in the first steps.
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    if policy == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=64.0)
+    model = compiled(
+        conv_net(),
+        optimizer=optimizer,
+        alpha=1e-4,
+        beta=1e4,
+        gradient="hessian_vector_product",
+        share_gradients=shared,
+    )
+    model.set_weights(full.get_weights())
+    if not shared:
+        expected, _, trace = full.regularized_gradients(x, y)
+        gradients, _, half_trace = model.regularized_gradients(x, y)
+        error = tf.linalg.global_norm([a - b for a, b in zip(gradients, expected, strict=True)])
+        assert error < 0.05 * tf.linalg.global_norm(expected)
+        assert float(half_trace) == pytest.approx(float(trace), rel=0.05)
+    history = model.fit(x, y, epochs=4, verbose=0).history
+    assert np.isfinite(history["fisher_trace"]).all()
+    assert history["loss"][-1] < history["loss"][0]
 
 
 def test_half_precision_clips_true_gradients(set_policy):

@@ -1,9 +1,12 @@
 """State that is not among a classifier's variables: metrics of its own, a loss's, shared seeds."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import each_value, nightly
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 
@@ -126,16 +129,20 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("make", [Measured, Percent, Listed, with_activity, with_backbone])
-@pytest.mark.parametrize("method", METHODS)
+MAKES = [Measured, Percent, Listed, with_activity, with_backbone]
+IN_CI = [(make, "regularized") for make in MAKES]
+IN_CI += [(Listed, "sharpness"), (Percent, "shared"), (with_activity, "m-sharpness")]
+OTHERS = [case for case in itertools.product(MAKES, METHODS) if case not in IN_CI]
+
+
+@pytest.mark.parametrize(("make", "method"), [*IN_CI, *(nightly(*case) for case in OTHERS)])
 def test_metrics_that_the_classifier_updates_itself(make, method):
-    expected = history(network(make), None)
     wrapped = METHODS[method](network(make))
     if method in ("shared", "m-sharpness"):
         with pytest.raises(ValueError, match=r"or use .*Given: the metric '(mine|loss|activity)'"):
             history(wrapped, None)
         return
-    assert_same_logs(history(wrapped, None), expected)
+    assert_same_logs(history(wrapped, None), history(network(make), None))
 
 
 def test_metrics_of_a_classifier_in_two_wrappers():
@@ -161,15 +168,20 @@ def test_metrics_are_reset_once():
     assert mine.resets == 1
 
 
-@pytest.mark.parametrize("variable", [keras.Variable, tf.Variable])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("variable", "method"),
+    each_value(
+        {"keras": keras.Variable, "tensorflow": tf.Variable},
+        [name for name in METHODS if name != "plain"],
+    ),
+)
 def test_a_loss_with_a_state(variable, method):
-    expected = history(network(), StatefulLoss(variable))
     wrapped, loss = METHODS[method](network()), StatefulLoss(variable)
-    if method not in ("plain", "regularized"):
+    if method != "regularized":
         with pytest.raises(ValueError, match=r"Given: |which this loss is not"):
             history(wrapped, loss)
         return
+    expected = history(network(), StatefulLoss(variable))
     assert_same_logs(history(wrapped, loss), expected)
 
 

@@ -112,7 +112,7 @@ def assert_trains_alike(make):
 
 
 # Others have what these have.
-IN_OTHERS = ("separate", "ascent", "interval", "strength")
+IN_OTHERS = ("separate", "ascent", "interval", "strength", "shared", "plain", "product")
 
 
 @pytest.mark.parametrize(
@@ -145,13 +145,14 @@ def test_every_way_to_run_a_step(float64, interval, way):
     assert_trains_alike(make)
 
 
+NIGHTLY_OPTIMIZERS = ("Adam", "AdamW", "Adafactor", "RMSprop", "Lamb", "Ftrl")
+
+
 @pytest.mark.parametrize(
     ("optimizer", "scaled"),
     [
-        *((one, False) for one in (keras.optimizers.Adam, keras.optimizers.Adafactor)),
-        *(nightly(one, False) for one in (keras.optimizers.RMSprop, keras.optimizers.Lamb)),
-        (keras.optimizers.Ftrl, True),
-        nightly(keras.optimizers.AdamW, True),
+        (keras.optimizers.Adam, True),
+        *(nightly(getattr(keras.optimizers, name), False) for name in NIGHTLY_OPTIMIZERS),
     ],
 )
 def test_other_optimizers(float64, optimizer, scaled):
@@ -166,7 +167,7 @@ def test_other_optimizers(float64, optimizer, scaled):
 
 
 @pytest.mark.parametrize(
-    "options", [{"gradient_accumulation_steps": 2}, {"use_ema": True, "clipvalue": 0.01}]
+    "options", [{"gradient_accumulation_steps": 2}, nightly({"use_ema": True, "clipvalue": 0.01})]
 )
 def test_options_of_the_optimizer(float64, options):
     assert_trains_alike(
@@ -174,7 +175,7 @@ def test_options_of_the_optimizer(float64, options):
     )
 
 
-@pytest.mark.parametrize("sub_batches", [1, 3])
+@pytest.mark.parametrize("sub_batches", [nightly(1), 3])
 def test_sharpness_aware_training(float64, sub_batches):
     def make(lookup):
         model = SharpnessAwareModel(network(lookup), rho=0.2, sub_batches=sub_batches)

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import tensorflow as tf
+from marks import nightly
 
 from fisher_keras import extras
 from fisher_keras._version import __version__
@@ -196,7 +197,7 @@ def test_notices_are_kept_back_unless_they_are_asked_for(monkeypatch, capfd, lev
     assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == level
 
 
-@pytest.mark.parametrize(("level", "notices"), [(None, False), ("0", True)])
+@pytest.mark.parametrize(("level", "notices"), [(None, False), nightly("0", True)])
 def test_tensorflow_is_as_quiet_as_it_is_asked_to_be(tmp_path, level, notices):
     command = [sys.executable, "-m", "fisher_keras.experiments.command_line.main", "train_cifar"]
     command += ["--dataset=folder", f"--data_dir={tmp_path}/no", f"--output_dir={tmp_path}/run"]

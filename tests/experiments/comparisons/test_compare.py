@@ -312,6 +312,7 @@ train_in_a_process(run, pathlib.Path("runs/one").absolute(), sys.argv[1], ["."],
 """
 
 
+@pytest.mark.nightly
 def test_a_process_refuses_code_that_was_changed_since_the_start(tmp_path, monkeypatch):
     """It imports modules anew, and gets the functions of the main program as they are."""
     monkeypatch.chdir(tmp_path)

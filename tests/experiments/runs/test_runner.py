@@ -142,6 +142,7 @@ def test_a_killed_worker_is_made_up_for(store, start, processes):
     assert_finished(store, 12)
 
 
+@pytest.mark.nightly
 def test_a_killed_scheduler_ends_the_command_and_not_the_experiment(store, start, processes):
     cluster = Cluster(processes)
     workers = [cluster.start_worker(), cluster.start_worker()]

@@ -44,6 +44,7 @@ def test_a_step_of_each_kind_is_measured_once():
     assert regularized not in (plain, longer)
 
 
+@pytest.mark.nightly
 def test_a_measurement_that_fails_is_said(capsys):
     assert measured_seconds([run_of(dataset="folder")], {}, "/no") == {}
     assert "The measurement failed: " in capsys.readouterr().out

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs import trained_run as module
 from fisher_keras.experiments.runs.store import Record
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork, excess_losses
@@ -24,6 +25,8 @@ from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.fisher.gram import loss_gradient_gram
 from fisher_keras.metrics.trials import draw_sample
 
+# A trace of a network is most of what a short training takes.
+TINY = {"width": None, "arch": "tiny_network:tiny"}
 METRICS = MetricSettings(("log_determinant", "trace"), 5, 3, normalize_logits=0.04)
 
 
@@ -48,7 +51,7 @@ def test_images_of_a_report_do_not_pass_again(tmp_path, monkeypatch):
         return original(classifier, labelled, name, *options)
 
     monkeypatch.setattr(module, "evaluate_data_loss", counted)
-    run = trained_run("test", training(confusion_size=30, epochs=1), METRICS, "label")
+    run = trained_run("test", training(confusion_size=30, epochs=1, **TINY), METRICS, "label")
     result = execute(run, tmp_path, data_dir=None, download=False)
     assert passed == [("confusion", 30)]
     assert list(result)[:3] == ["train", "confusion", "test"]
@@ -57,14 +60,14 @@ def test_images_of_a_report_do_not_pass_again(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
-    run = trained_run("test", training(confusion_size=30, seed=3), METRICS, "label")
+    run = trained_run("test", training(confusion_size=30, seed=3, **TINY), METRICS, "label")
     return run, directory, execute(run, directory, data_dir=None, download=False)
 
 
 def test_metrics_are_of_the_training_images_without_the_confusion_set(finished):
     _, directory, result = finished
     model = keras.models.load_model(directory / "training" / "last.keras", compile=False)
-    data = load_training_data(training(seed=3)).examples("train")
+    data = load_training_data(training(seed=3, **TINY)).examples("train")
     images, labels = data.x, data.y
     assert len(images) == result["train"]["num_images"] == 60
     log_p = keras.ops.log_softmax(model(images)).numpy().astype(np.float64)
@@ -72,10 +75,10 @@ def test_metrics_are_of_the_training_images_without_the_confusion_set(finished):
     assert result["train"]["loss"] == pytest.approx(loss, rel=1e-5)
     errors = np.argmax(log_p, axis=1) != labels
     assert result["train"]["error_percent"] == pytest.approx(100 * np.mean(errors))
-    determinants = []
+    classifier, determinants = Classifier(model), []
     for trial in range(3):
         rows = draw_sample(labels, 5, seed=3, trial=trial, stratified=False)
-        gram = loss_gradient_gram(model, images[rows], labels[rows])
+        gram = loss_gradient_gram(classifier, images[rows], labels[rows])
         xi = np.exp(gram.log_scale[:, None] + gram.log_scale) * gram.matrix
         determinants.append(np.linalg.slogdet(xi)[1])
     summary = result["metrics"]["log_determinant"]
@@ -95,7 +98,7 @@ def distance(log_p, labels, smoothing):
 
 
 def test_losses_are_counted_from_the_least_that_labels_allow(tmp_path):
-    settings = training(confusion_size=30, label_smoothing=0.2)
+    settings = training(confusion_size=30, label_smoothing=0.2, **TINY)
     run = trained_run("test", settings, MetricSettings(("trace",), 5, 1), "label")
     result = execute(run, tmp_path, data_dir=None, download=False)
     model = keras.models.load_model(tmp_path / "training" / "last.keras", compile=False)

@@ -11,6 +11,7 @@ import fake_search
 import optuna
 import pytest
 from fake_search import CANDIDATES, EPOCHS, errors, run_of, trained_epochs
+from marks import nightly
 from processes import Cluster, Processes, finish, run_processes, wait_until
 
 from fisher_keras.experiments.runs.store import ExperimentStore
@@ -187,7 +188,7 @@ def under_way(store, count):
     return lambda: len(list(store.directory.glob("runs/*/run.log"))) >= count
 
 
-@pytest.mark.parametrize("num_trials", [None, 12])
+@pytest.mark.parametrize("num_trials", [nightly(None), 12])
 def test_a_killed_search_goes_on(store, start, num_trials):
     moments = random.Random(3)
     for kills in range(2):

@@ -206,6 +206,7 @@ def test_the_paper_preset_is_section_7_2():
 # ---------------------------------------------------------------------------- bin/tune_regularizer
 
 
+@pytest.mark.nightly
 def test_a_killed_search_goes_on_within_a_training(tmp_path, monkeypatch, run_command):
     flags = ["--preset=smoke", "--epochs=4", "--num_workers=2"]
     flags += [f"--output_dir={tmp_path}", "--beta=10", "--clip_norm=1"]

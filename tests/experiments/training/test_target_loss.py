@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras.callbacks import LambdaCallback
+from marks import nightly
 from test_training import assert_same_weights
 
 from fisher_keras.experiments.training import train as training
@@ -40,7 +41,9 @@ def straight(tmp_path_factory):
     return output_dir, train(config(output_dir), quiet=True)
 
 
-@pytest.mark.parametrize("changes", [{}, SMOOTHED, {"regularize": True, "num_sub_batches": 4}])
+@pytest.mark.parametrize(
+    "changes", [{}, SMOOTHED, nightly({"regularize": True, "num_sub_batches": 4})]
+)
 def test_training_ends_where_the_loss_is_reached(tmp_path, straight, changes):
     output_dir, record = straight
     if changes:
@@ -65,7 +68,7 @@ def test_training_ends_where_the_error_is_reached(tmp_path):
         config(tmp_path, target_error=1.0)
 
 
-@pytest.mark.parametrize("killed_at", ["an epoch", "the evaluation"])
+@pytest.mark.parametrize("killed_at", ["an epoch", nightly("the evaluation")])
 def test_killed_and_resumed_it_ends_at_the_same_step(tmp_path, monkeypatch, straight, killed_at):
     output_dir, expected = straight
     last = len(expected["history"]["loss"]) - 1

@@ -9,6 +9,8 @@ import shlex
 import signal
 
 import processes
+import pytest
+from marks import nightly
 from processes import ROOT, finish, wait_for
 from test_training import assert_same_weights
 
@@ -25,17 +27,19 @@ def history_without_times(output_dir):
     return rows
 
 
-def test_killed_or_stopped_and_resumed_it_ends_with_the_same_weights(tmp_path, run_command):
+@pytest.mark.parametrize("kills", [[], nightly([1])])
+def test_killed_or_stopped_and_resumed_it_ends_with_the_same_weights(tmp_path, run_command, kills):
     settings = {"dataset": "digits", "width": 0.125, "epochs": 5, "batch_size": 50, "seed": 5}
     straight, resumed = tmp_path / "straight", tmp_path / "my run"
     flags = [f"--{name}={value}" for name, value in settings.items()]
     flags += ["--regularize", f"--output_dir={resumed}", "--resume"]
 
-    process = start(*flags)
-    wait_for(resumed / "backup" / "epoch_1", process)
-    process.send_signal(signal.SIGKILL)
-    assert finish(process)[0] == -signal.SIGKILL
-    assert json.loads((resumed / "run.json").read_text())["status"] == "running"
+    for epoch in kills:
+        process = start(*flags)
+        wait_for(resumed / "backup" / f"epoch_{epoch}", process)
+        process.send_signal(signal.SIGKILL)
+        assert finish(process)[0] == -signal.SIGKILL
+        assert json.loads((resumed / "run.json").read_text())["status"] == "running"
     process = start(*flags)
     wait_for(resumed / "backup" / "epoch_3", process)
     process.send_signal(signal.SIGINT)
@@ -57,7 +61,7 @@ def test_killed_or_stopped_and_resumed_it_ends_with_the_same_weights(tmp_path, r
     assert rows == history_without_times(straight)
     assert [row["epoch"] for row in rows] == ["0", "1", "2", "3", "4"]
     record = json.loads((resumed / "run.json").read_text())
-    assert len(record["resumed"]) == 2
+    assert len(record["resumed"]) == len(kills) + 1
     assert record["test"] == json.loads((straight / "run.json").read_text())["test"]
 
 
@@ -77,6 +81,7 @@ def test_without_network_one_line_names_the_ways_out(tmp_path):
     assert not (tmp_path / "home" / "tensorflow_datasets").exists()
 
 
+@pytest.mark.nightly
 def test_prepared_data_need_neither_network_nor_a_home(tmp_path, cifar10_dir):
     (tmp_path / "file").touch()
     variables = {"HOME": str(tmp_path / "file" / "home"), **NO_NETWORK}
@@ -89,6 +94,7 @@ def test_prepared_data_need_neither_network_nor_a_home(tmp_path, cifar10_dir):
     assert sorted(pathlib.Path(cifar10_dir).rglob("*")) == before
 
 
+@pytest.mark.nightly
 def test_a_folder_of_images_leaves_nothing_on_stderr(tmp_path, image_folder):
     flags = ["--dataset=folder", f"--data_dir={image_folder}", "--width=0.05", "--epochs=1"]
     assert finish(start(*flags, f"--output_dir={tmp_path / 'run'}"))[::2] == (0, "")

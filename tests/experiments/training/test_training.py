@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from marks import nightly
 
 from fisher_keras.datasets import load_dataset, subset
 from fisher_keras.experiments.folder_lock import folder_lock
@@ -25,6 +26,7 @@ from fisher_keras.models import (
 from fisher_keras.regularizer.fisher import FisherRegularizedModel
 
 BIG_ENOUGH_TO_DIVERGE = 1e8
+TINY = {"width": None, "arch": "tiny_network:tiny"}
 
 
 def tiny_config(output_dir, **changes):
@@ -211,6 +213,7 @@ def test_half_precision_trains_and_the_policy_is_put_back(tmp_path):
             regularize=True,
             gradient="hessian_vector_product",
             mixed_precision="mixed_bfloat16",
+            **TINY,
         )
     )
     assert record["history"]["fisher_trace"][0] > 0
@@ -273,8 +276,8 @@ def validated_run(tmp_path_factory):
     ("module", "function", "once_there_is", "epochs_kept"),
     [
         (np, "savez", "draft", 0),
-        (os, "rename", "draft", 0),
-        (np, "savez", "epoch_1", 1),
+        nightly(os, "rename", "draft", 0),
+        nightly(np, "savez", "epoch_1", 1),
         (os, "rename", "epoch_1", 1),
         (shutil, "rmtree", "epoch_2", 2),
     ],
@@ -313,12 +316,6 @@ def test_a_run_killed_after_its_last_epoch_is_only_evaluated(tmp_path, plain_run
     straight = json.loads((plain_run / "run.json").read_text())
     assert record["test"] == straight["test"]
     assert record["train"] == straight["train"]
-
-
-def test_resume_starts_a_run_that_is_not_there(tmp_path, plain_run):
-    record = train(tiny_config(tmp_path, resume=True))
-    assert record["resumed"] == []
-    assert_same_weights(tmp_path / "last.keras", plain_run / "last.keras")
 
 
 def test_a_finished_run_is_not_trained_again(plain_run, monkeypatch):
@@ -493,14 +490,13 @@ def test_a_training_with_plateaus_that_was_cut_goes_on_in_the_same_way(tmp_path)
     def config(name):
         return TrainingConfig(
             dataset="digits",
-            arch="resnet",
-            depth=8,
-            width=4,
+            arch=TINY["arch"],
             train_size=40,
             confusion_size=20,
             epochs=16,
             batch_size=20,
-            learning_rate=20.0,  # Too high, so that there is a plateau.
+            augmentation="no-aug",
+            learning_rate=1e-8,  # Too low, so that there is a plateau.
             schedule="plateau",
             output_dir=str(tmp_path / name),
             resume=True,
