@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.batch_rules import RULES, BatchAxis
+from fisher_keras.classifier.inputs import leaves
 from fisher_keras.graph import keras_private
 from fisher_keras.graph import operations as walker
 from fisher_keras.graph.tracing import concrete_function
@@ -89,11 +90,13 @@ def call_graph(model: keras.Model, specs: Any, training: bool) -> CallGraph:
             if it draws random numbers in inference mode; or if what the call changes cannot be
             kept from changing.
     """
-    sizes = [*keras.tree.flatten(specs), *model.variables]
+    sizes = [*leaves(specs), *model.variables]
     # An axis is then a multiple of the number only if examples are in it.
     count = _prime({size for sized in sizes for size in sized.shape if size})
     counted = keras.tree.map_structure(
-        lambda spec: tf.TensorSpec([count, *spec.shape[1:]], spec.dtype), specs
+        lambda spec: tf.TensorSpec([count, *spec.shape[1:]], spec.dtype),
+        specs,
+        none_is_leaf=False,
     )
     trace = _trace(model, counted, training)
     if trace is None:  # Where it takes batches of one size only.
@@ -274,7 +277,7 @@ def _trace(model: keras.Model, specs: Any, training: bool) -> _Trace | None:
         graph = tf.compat.v1.get_default_graph()
         with walker.traced_operations() as operations:
             outputs = keras.tree.flatten(stateless.call(model, x, training))
-        traces.append(_Trace(graph, keras.tree.flatten(x), outputs, operations))
+        traces.append(_Trace(graph, leaves(x), outputs, operations))
 
     try:
         with tf.init_scope():

@@ -119,6 +119,11 @@ def tensors(structure: Any) -> Any:
     )
 
 
+def leaves(structure: Any) -> list:
+    """Returns the tensors of a structure, without optional inputs that are left out."""
+    return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
+
+
 def with_text(x: Any) -> Any:
     """Returns inputs with tensors in place of NumPy's strings, for which Keras has no dtype.
 

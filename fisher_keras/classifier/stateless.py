@@ -29,6 +29,13 @@ def move(
         variable.assign(value + change)
 
 
+def statistics_and_seeds(model: keras.Model) -> list[keras.Variable]:
+    """Returns the non-trainable variables that a mean can move: no counters or flags."""
+    seeds = set(map(id, keras_private.seed_states(model)))
+    variables = model.non_trainable_variables
+    return [v for v in variables if tf.as_dtype(v.dtype).is_floating or id(v) in seeds]
+
+
 def weights(model: keras.Model) -> list[keras.Variable]:
     """Returns the trainable variables of a model, in its own order.
 
@@ -117,5 +124,7 @@ def build(model: keras.Model, x: Any) -> None:
 def symbolic(tensors: Any) -> Any:
     """Returns the shapes and dtypes of tensors, as Keras builds models with."""
     return keras.tree.map_structure(
-        lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)), tensors
+        lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)),
+        tensors,
+        none_is_leaf=False,
     )

@@ -158,13 +158,12 @@ class ClassifierWrapper(preprocessing.PreprocessedData):
         self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None, training: bool = True
     ) -> tf.Tensor:
         """Returns L, as the classifier computes it if it overrides that."""
-        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
         if not self.has_custom_loss:
-            return super().compute_loss(**arguments, training=training)
-        # An override may leave the argument out.
-        if "training" in inspect.signature(self.model.compute_loss).parameters:
-            arguments["training"] = training
-        return self.model.compute_loss(**arguments)
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        # As Keras calls it: an override may have other names, and leave the last argument out.
+        has_training = "training" in inspect.signature(self.model.compute_loss).parameters
+        mode = {"training": training} if has_training else {}
+        return self.model.compute_loss(x, y, y_pred, sample_weight, **mode)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -175,14 +174,13 @@ class ClassifierWrapper(preprocessing.PreprocessedData):
         self, x: Any, y: Any, y_pred: tf.Tensor, sample_weight: Any = None
     ) -> dict[str, tf.Tensor]:
         """Returns the logs, with those of the classifier if it computes some itself."""
-        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
         if not overrides(self.model, "compute_metrics"):
-            return super().compute_metrics(**arguments)
-        logs = self.model.compute_metrics(**arguments)
+            return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        logs = self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         own = {metric.name for metric in keras_private.metrics_made_by(unwrap(self.model))}
         # Where both have a log of one name, that of the wrapper, which does the step, counts,
         # unless the classifier has made the metric.
-        rest = super().compute_metrics(**arguments).items()
+        rest = super().compute_metrics(x, y, y_pred, sample_weight=sample_weight).items()
         return {**logs, **{name: value for name, value in rest if name not in own & logs.keys()}}
 
     def reset_metrics(self) -> None:

@@ -1,5 +1,6 @@
 """The walker over traced operations and the functions that they call. Nothing is computed."""
 
+import collections
 import contextlib
 import functools
 import re
@@ -26,6 +27,12 @@ _ASSIGNING = (
     *("Assign", "LookupTableImport", "LookupTableInsert", "LookupTableRemove", "QueueDequeue"),
     *("QueueEnqueue", "ResourceApply", "ResourceCountUpTo", "ResourceScatter"),
     *("ResourceSparseApply", "ResourceStridedSliceAssign"),
+)
+# How many of these a trace of a call has depends on the scope of its weights.
+_OF_SCOPE = (
+    *("Assert", "AssignVariableOp", "Const", "EmptyTensorList", "GatherV2", "Identity", "If"),
+    *("NoOp", "PartitionedCall", "Placeholder", "ReadVariableOp", "ResourceGather"),
+    *("StatefulPartitionedCall", "StatelessIf", "StatelessWhile", "While", "ZerosLike"),
 )
 
 
@@ -75,6 +82,14 @@ def nodes(
             for inner in library[name].node_def:
                 yield operation, inner
                 called |= called_functions(inner)
+
+
+def contents(operations: Sequence[tf.Operation]) -> tuple[collections.Counter, set[bytes]]:
+    """Returns the types of a call's operations, and the constants that these take."""
+    types = collections.Counter(o.type for o in operations if o.type not in _OF_SCOPE)
+    constants = (o for o in operations if o.type == "Const")
+    taken = (o for o in constants if any(c.type in types for c in o.outputs[0].consumers()))
+    return types, {o.get_attr("value").SerializeToString() for o in taken}
 
 
 def called_functions(node: Any) -> set[str]:

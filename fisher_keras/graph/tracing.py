@@ -51,10 +51,27 @@ def trace_for_any_batch_size(function: Callable[[Any], Any]) -> Callable[[Any], 
 
     def call(x: Any) -> Any:
         x = keras.tree.map_structure(tf.convert_to_tensor, x)
-        of_any_size = keras.tree.map_structure(
-            lambda leaf: tf.TensorSpec([None, *leaf.shape[1:]], leaf.dtype), x
-        )
         # Asked for it so, TensorFlow does not warn that several models mean several traces.
-        return concrete_function(traced, of_any_size)(x)
+        return concrete_function(traced, specs_of_any_size(x))(x)
 
     return call
+
+
+def specs_of_any_size(examples: Any) -> Any:
+    """Returns the specifications of a structure of tensors with any number of rows."""
+
+    def spec(tensor: Any) -> tf.TypeSpec | None:
+        kind = tf.SparseTensorSpec if isinstance(tensor, tf.SparseTensor) else tf.TensorSpec
+        return None if tensor is None else kind([None, *tensor.shape[1:]], tensor.dtype)
+
+    return tf.nest.map_structure(spec, examples)
+
+
+def trace_and_discard(function: Callable, *arguments: Any) -> None:
+    """Traces a function of specifications, and throws the graph away."""
+    tf.function(function, autograph=False).get_concrete_function(*arguments)
+
+
+def traced_once(function: Callable) -> Callable:
+    """Returns a function that is traced once in a graph, and is unchanged in eager mode."""
+    return function if tf.executing_eagerly() else tf.function(function, autograph=False)

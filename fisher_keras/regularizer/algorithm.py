@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from fisher_keras.graph.tracing import traced_once
 from fisher_keras.regularizer.arithmetic import (
     add,
     at_least_float32,
@@ -37,7 +38,7 @@ from fisher_keras.regularizer.arithmetic import (
     unit_vector,
     with_zeros,
 )
-from fisher_keras.regularizer.batches import SubBatch, traced_once
+from fisher_keras.regularizer.batches import SubBatch
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.preconditions import second_derivatives
 from fisher_keras.regularizer.step_types import (

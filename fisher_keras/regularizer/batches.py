@@ -1,12 +1,12 @@
 """Mini-batches and sub-batches of labelled examples."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from fisher_keras.classifier.inputs import leaves
 from fisher_keras.regularizer.step_types import Structure
 
 
@@ -26,7 +26,13 @@ class Batch(Structure):
 
     def size(self) -> tf.Tensor:
         """Returns the number of examples, int32 scalar."""
-        return tf.shape(keras.tree.flatten(self.x)[0])[0]
+        return tf.shape(leaves(self.x)[0])[0]
+
+    def size_by_shapes(self) -> tf.Tensor:
+        """Returns `size` so that XLA, which leaves assertions out, compiles only what is right."""
+        with tf.name_scope("as_many_labels_as_inputs_and_one_at_least"):  # The error has it.
+            rows = [tf.zeros([tf.shape(leaf)[0] - 1]) for leaf in leaves(self._fields())]
+            return tf.shape(tf.stack(rows))[1] + 1
 
     def check(self) -> None:
         """Raises a ValueError if labels are missing, or numbers of examples differ."""
@@ -38,8 +44,8 @@ class Batch(Structure):
                 "classes, as np.unique(y, return_inverse=True)[1] does. Given: "
                 f"{'labels that are strings' if strings else 'no labels'}."
             )
-        leaves = [t for t in keras.tree.flatten(self._fields()) if t is not None]
-        shapes = [tf.TensorShape(t.shape) for t in leaves]
+        tensors = leaves(self._fields())
+        shapes = [tf.TensorShape(t.shape) for t in tensors]
         if any(shape.rank is None for shape in shapes):
             raise ValueError(
                 "Data must have a known rank. After tf.numpy_function or tf.py_function, set it "
@@ -58,7 +64,7 @@ class Batch(Structure):
                 f"{', '.join(map(str, sorted(sizes - {None})))} rows."
             )
         # Rows are taken from all alike: more of them would be left out without a word.
-        first, *others = leaves
+        first, *others = tensors
         if others and None in sizes:
             tf.debugging.assert_equal(
                 tf.stack([tf.shape(other)[0] for other in others]),
@@ -115,28 +121,15 @@ class SubBatch(Structure):
 
 
 def only_tensor(structure: Any) -> tf.Tensor:
-    """Returns the only tensor of a structure: labels may have the name of their output."""
-    return keras.tree.flatten(structure)[0]
-
-
-def specs_of_any_size(examples: Any) -> Any:
-    """Returns the specifications of a structure of tensors with any number of rows."""
-
-    def spec(tensor: Any) -> tf.TypeSpec:
-        kind = tf.SparseTensorSpec if isinstance(tensor, tf.SparseTensor) else tf.TensorSpec
-        return kind([None, *tensor.shape[1:]], tensor.dtype)
-
-    return tf.nest.map_structure(spec, examples)
-
-
-def trace_and_discard(function: Callable, *arguments: Any) -> None:
-    """Traces a function of specifications, and throws the graph away."""
-    tf.function(function, autograph=False).get_concrete_function(*arguments)
-
-
-def traced_once(function: Callable) -> Callable:
-    """Returns a function that is traced once in a graph, and is unchanged in eager mode."""
-    return function if tf.executing_eagerly() else tf.function(function, autograph=False)
+    """Returns the only tensor of a structure, as of named labels; several are a ValueError."""
+    first, *others = keras.tree.flatten(structure)
+    if others:
+        raise ValueError(
+            "The labels are one tensor, and so are the sample weights: which of several the "
+            "classifier's loss takes cannot be told. Give these alone, and the others among the "
+            f"inputs. Given: {keras.tree.map_structure(lambda t: tuple(t.shape), structure)}."
+        )
+    return first
 
 
 def _gather(values: Any, rows: tf.Tensor) -> Any:

@@ -90,8 +90,7 @@ def algorithm_1(
     equation_6: Equation6,
 ) -> RegularizedStep:
     """Runs lines 2 to 9, and updates the state of the classifier."""
-    variables = model.model.non_trainable_variables
-    state = stateless.values(variables)
+    state = stateless.values(model.model.non_trainable_variables)
     updates = keras_private.num_updates(model.optimizer)
     seed = tf.constant(model.seed, tf.int64) + _SPLITS * losses.replica.index
     replica_weights = losses.replica_weights
@@ -111,7 +110,8 @@ def algorithm_1(
     loss = None if loss is None else losses.unscaled(loss)
     step = regularized_step(losses, losses.weights, state, loss, settings)
     if step.changes is not None:
-        stateless.move(variables, state, step.changes)
+        moved = stateless.statistics_and_seeds(model.model)
+        stateless.move(moved, stateless.values(moved), step.changes)
     gradient = list(map(with_shape, step.gradient, losses.weights))
     return dataclasses.replace(step, gradient=gradient, changes=None)
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy
+from fisher_keras.classifier.inputs import leaves
 from fisher_keras.classifier.precision import rounding_of
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.graph import keras_private
@@ -99,6 +100,19 @@ def check_mean(
         )
 
 
+def check_no_mask(outputs: tf.Tensor, what: str, remedy: str) -> None:
+    """Raises a ValueError if a mask makes a batch's loss differ from the mean of its parts.
+
+    The option `what` takes that mean; `remedy` is the one to use instead.
+    """
+    if keras_private.mask_of(outputs) is not None:
+        raise ValueError(
+            f"{what} takes the mean of the losses of parts of the mini-batch for that of all of "
+            "it, which it is not where a mask leaves examples or positions out: parts then have "
+            f"different numbers of them. Use {remedy}. Given: outputs with a mask."
+        )
+
+
 def check_penalties(
     penalties: list[tf.Tensor], model: ClassifierWrapper, batch: Batch, what: str, remedy: str
 ) -> None:
@@ -125,7 +139,7 @@ def check_penalties(
             "be told here: the classifier gave no finite penalties for made-up inputs. Set the "
             f"shapes of the inputs in the data pipeline, or use {remedy}. Given: "
             f"{model.model.name!r}, inputs of shapes "
-            f"{[tuple(leaf.shape) for leaf in keras.tree.flatten(batch.x)]}."
+            f"{[tuple(leaf.shape) for leaf in leaves(batch.x)]}."
         )
     whole, means, training = found
     # Keras adds a penalty up in the dtype of its layer.
@@ -153,22 +167,22 @@ def _penalties_of_parts(
         These, and whether the calls were those of training; None if none gave finite numbers.
     """
 
-    def of_rows(leaves: list[np.ndarray], rows: slice, training: bool) -> list[float]:
-        inputs = keras.tree.pack_sequence_as(x, [tf.constant(leaf[rows]) for leaf in leaves])
+    def of_rows(made: Any, rows: slice, training: bool) -> list[float]:
+        inputs = keras.tree.map_structure(lambda t: tf.constant(t[rows]), made, none_is_leaf=False)
         with keras.StatelessScope(collect_losses=True) as scope:
             stateless.call(model, inputs, training=training)
         return [float(tf.reduce_sum(tf.cast(one, tf.float64))) for one in scope.losses]
 
     half = _COUNT // 2
-    for leaves in _made_up(x):
+    for made in _made_up(x):
         # Without dropout and moments of the batch, halves must have the same mean exactly.
         for training in (False, True):
             try:
-                whole = of_rows(leaves, slice(None), training)
+                whole = of_rows(made, slice(None), training)
                 if len(whole) != count:
                     continue
                 rows = slice(half), slice(half, None)
-                means = np.mean([of_rows(leaves, part, training) for part in rows], axis=0)
+                means = np.mean([of_rows(made, part, training) for part in rows], axis=0)
             except (ValueError, tf.errors.OpError):  # Inputs that the classifier cannot take.
                 break
             if np.all(np.isfinite([whole, means])):
@@ -328,17 +342,17 @@ def _outside(compute: Callable[[], Any]) -> Any:
         return threads.submit(compute).result()
 
 
-def _made_up(x: Any) -> Iterator[list[np.ndarray]]:
+def _made_up(x: Any) -> Iterator[Any]:
     """Yields a few examples in the form of inputs, until some are of use.
 
     They are of any sign, or between 0 and 1, where logarithms and roots are finite. Unknown sizes
     grow, as for convolutions that make them smaller.
     """
-    leaves = keras.tree.flatten(x)
-    known = all(None not in leaf.shape[1:] for leaf in leaves)
+    known = all(None not in leaf.shape[1:] for leaf in leaves(x))
     for unknown in _UNKNOWN_SIZES[:1] if known else _UNKNOWN_SIZES:
         for draw in ("normal", "uniform"):
-            yield [_input(leaf, unknown, draw) for leaf in leaves]
+            make = functools.partial(_input, unknown=unknown, draw=draw)
+            yield keras.tree.map_structure(make, x, none_is_leaf=False)
 
 
 def _input(leaf: Any, unknown: int, draw: str) -> np.ndarray:

@@ -4,16 +4,18 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy, needs_check
+from fisher_keras.classifier.inputs import leaves
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.graph import keras_private
-from fisher_keras.graph.operations import traced_operations
+from fisher_keras.graph.operations import contents, traced_operations
+from fisher_keras.graph.tracing import specs_of_any_size, trace_and_discard
 from fisher_keras.regularizer import preconditions
 from fisher_keras.regularizer.arithmetic import (
     LossScale,
@@ -24,13 +26,14 @@ from fisher_keras.regularizer.arithmetic import (
     sum_rows,
     with_zeros,
 )
-from fisher_keras.regularizer.batches import (
-    Batch,
-    SubBatch,
-    specs_of_any_size,
-    trace_and_discard,
+from fisher_keras.regularizer.batches import Batch, SubBatch
+from fisher_keras.regularizer.loss_forms import (
+    SHARED,
+    SPLIT,
+    check_no_mask,
+    check_penalties,
+    hard_label_mean,
 )
-from fisher_keras.regularizer.loss_forms import SHARED, SPLIT, check_penalties, hard_label_mean
 from fisher_keras.regularizer.replicas import Replica
 from fisher_keras.regularizer.step_types import BatchLoss, LossAndGradient
 
@@ -88,8 +91,10 @@ class BatchLosses:
         """
         self.model, self.cross_entropy = model, cross_entropy
         self.num_sub_batches, self.second_derivatives = num_sub_batches, second_derivatives
-        self.batch, self.batch_size = batch, batch.size()
+        self.batch = batch
+        self.batch_size = batch.size_by_shapes() if model.jit_compile else batch.size()
         self.replica = Replica.current()
+        self._calls = {}  # The `contents` of the first trace of a call, by shapes of inputs.
         self.replica_weights = self.replica.weights(self.batch_size, num_sub_batches)
         if self.replica_weights is not None:
             # An empty share weighs nothing; one example of it keeps all numbers finite.
@@ -128,11 +133,7 @@ class BatchLosses:
     def part_at(self, weights: list[tf.Tensor]) -> LossAndGradient:
         """Returns this replica's part of `at(weights)`."""
         found = self._evaluate(self._part_of_loss, self.batch, weights, self.state)
-        preconditions.check_evaluation(found.operations, self.model.model)
-        preconditions.check_changes(found.scope, self.model, type(self.model).__name__)
-        return LossAndGradient(
-            found.losses[0], _dense(self._unscaled(found.gradients[0]), weights)
-        )
+        return self._checked(found, weights, type(self.model).__name__)
 
     def whole_batch(self, weights: list[tf.Tensor] | None = None) -> BatchLoss:
         """Returns this replica's part of L(B, w), as the operations of Keras' own step.
@@ -217,7 +218,7 @@ class BatchLosses:
             rest = zip(gradient, hard, strict=True)
             gradient = [h if g is None else add(g, h) for g, h in rest]
         gradient = with_zeros(gradient, weights)
-        preconditions.check_changes(found.scope, self.model, *SHARED)
+        preconditions.check_changes(found.scope, self.model, *SHARED, sub_batch.state)
         if self.num_sub_batches > 1:
             self._check_penalties(found.scope, *SHARED)
         loss = _loss_of_sub_batch(self, found, sub_batch, loss, gradient)
@@ -232,11 +233,9 @@ class BatchLosses:
 
         with self.replica.local_batch_norm(self.model.model):
             found = self._evaluate(loss, sub_batch.batch, weights, sub_batch.state)
-        preconditions.check_evaluation(found.operations, self.model.model)
-        preconditions.check_changes(found.scope, self.model, *SPLIT)
+        here = self._checked(found, weights, *SPLIT, sub_batch.state)
         self._check_penalties(found.scope, *SPLIT)
-        gradient = _dense(self._unscaled(found.gradients[0]), weights)
-        return _loss_of_sub_batch(self, found, sub_batch, found.losses[0], gradient)
+        return _loss_of_sub_batch(self, found, sub_batch, here.loss, here.gradient)
 
     def ordinary_gradient(self) -> tuple[list, list]:
         """Returns the gradient of L~(B, w) by the variables, and what else comes from a call.
@@ -289,7 +288,7 @@ class BatchLosses:
                 # Variables are watched anyway; values that stand in for them are not.
                 tape.watch(weights or [])
                 with scope as entered:
-                    outputs = self.model(batch.x, training=True)
+                    outputs = self.outputs(batch.x)
                     values = losses(outputs)
                 # Before the gradient is taken, or half precision would lose what is small in it.
                 scaled = [scale.times(value) for value in values]
@@ -299,6 +298,17 @@ class BatchLosses:
             preconditions.check_unassigned(variables, given, now)
         return Evaluation(outputs, values, gradients, entered, operations)
 
+    def outputs(self, x: Any) -> tf.Tensor:
+        """Returns the model's outputs in training, once all traces of its call are the same."""
+        with traced_operations() as operations:
+            outputs = self.model(x, training=True)
+        # Where replicas synchronize, their operations mix; second derivatives have others.
+        if operations and self.replica.count == 1 and not self.second_derivatives:
+            shapes, call = str([leaf.shape for leaf in leaves(x)]), contents(operations)
+            first = self._calls.setdefault(shapes, call)
+            preconditions.check_same_call(first, call, self.model.model)
+        return outputs
+
     def parts(self, gradient: list) -> list[Part | None]:
         """Returns a gradient with sparse parts, each row once, where that is possible."""
         return map_parts(tf.convert_to_tensor if self.dense_parts else sum_rows, gradient)
@@ -306,6 +316,13 @@ class BatchLosses:
     def _unscaled(self, gradient: list) -> list[Part | None]:
         """Returns `parts` that are not scaled."""
         return map_parts(self.scale().remove, self.parts(gradient))
+
+    def _checked(self, found: Evaluation, weights: list[tf.Tensor], *what: Any) -> LossAndGradient:
+        """Returns L and its dense gradient, with zeros instead of None, once both are checked."""
+        preconditions.check_evaluation(found.operations, self.model.model)
+        preconditions.check_changes(found.scope, self.model, *what)
+        gradient = with_zeros(self._unscaled(found.gradients[0]), weights)
+        return LossAndGradient(found.losses[0], map_parts(tf.convert_to_tensor, gradient))
 
     def _check_traced(self, found: Evaluation, weights: list[tf.Tensor]) -> None:
         """Checks L~ and its gradient, which have just been traced."""
@@ -359,27 +376,6 @@ def _assertions(
     return cross_entropy.check_outputs(outputs)
 
 
-def check_no_mask(outputs: tf.Tensor, what: str, remedy: str) -> None:
-    """Raises a ValueError if a mask makes a batch's loss differ from the mean of its parts.
-
-    Args:
-        outputs: The model's outputs.
-        what: The option that takes the mean of parts.
-        remedy: The option to use instead.
-    """
-    if keras_private.mask_of(outputs) is not None:
-        raise ValueError(
-            f"{what} takes the mean of the losses of parts of the mini-batch for that of all of "
-            "it, which it is not where a mask leaves examples or positions out: parts then have "
-            f"different numbers of them. Use {remedy}. Given: outputs with a mask."
-        )
-
-
-def _dense(gradient: list, weights: list) -> list[tf.Tensor]:
-    """Returns a dense gradient with zeros instead of None."""
-    return map_parts(tf.convert_to_tensor, with_zeros(gradient, weights))
-
-
 def _loss_of_sub_batch(
     losses: BatchLosses,
     found: Evaluation,
@@ -389,11 +385,12 @@ def _loss_of_sub_batch(
 ) -> BatchLoss:
     """Returns L(B_i, w), with outputs and changes of the state to add to those of others."""
     variables = losses.model.model.non_trainable_variables
-    after = [tf.convert_to_tensor(found.scope.get_current_value(v)) for v in variables]
+    before = dict(zip(map(id, variables), sub_batch.state, strict=True))
+    moved = stateless.statistics_and_seeds(losses.model.model)
     return BatchLoss(
         loss=tf.cast(loss, scalar_dtype(gradient)),
         gradient=gradient,
         outputs=sub_batch.in_mini_batch(found.outputs, losses.batch_size),
         # All sub-batches start from one state, but for their seeds: so changes can be added up.
-        changes=[tf.subtract(a, b) for a, b in zip(after, sub_batch.state, strict=True)],
+        changes=[tf.subtract(found.scope.get_current_value(v), before[id(v)]) for v in moved],
     )

@@ -8,7 +8,7 @@ traced. They cost time when a step is traced, and none when it runs.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -187,6 +187,19 @@ def check_calls(call: Callable[[], Any], model: keras.Model) -> Any:
     return result
 
 
+def check_same_call(first: tuple, later: tuple, model: keras.Model) -> None:
+    """Raises a ValueError if the `contents` of two traces of a model's call differ."""
+    # A graph keeps small tensors from outside: for a later call, they are not made again.
+    if later[0] != first[0] or later[1] - first[1]:
+        raise ValueError(
+            "Training evaluates the model at several weights, and each trace of its call is "
+            "another function: it draws random numbers of Python or NumPy, or changes an "
+            "attribute that it depends on. Draw them with keras.random and a "
+            "keras.random.SeedGenerator, and keep a state by add_weight. Given: model "
+            f"{model.name!r}."
+        )
+
+
 def check_variables(operations: Iterable[tf.Operation], model: keras.Model) -> None:
     """Checks that a model computes with the values that are given for its weights.
 
@@ -232,6 +245,7 @@ def check_changes(
     wrapper: ClassifierWrapper,
     what: str,
     remedy: str | None = None,
+    state: Sequence[tf.Tensor] = (),
 ) -> None:
     """Checks that L is the same function in all evaluations of a step.
 
@@ -243,10 +257,18 @@ def check_changes(
         what: What evaluates L more than once.
         remedy: What to use instead, where L is evaluated on sub-batches: then metrics that
             `compute_loss` or a layer updates are refused, too, for nothing adds up their changes.
+        state: The values of the non-trainable variables before, on a sub-batch.
 
     Raises:
-        ValueError: If L assigns to a variable of something else.
+        ValueError: If L assigns to a variable of something else, or to a counter on a sub-batch.
     """
+    moved = set(map(id, stateless.statistics_and_seeds(wrapper.model)))
+    for variable, value in zip(wrapper.model.non_trainable_variables, state, strict=False):
+        if id(variable) not in moved and scope.get_current_value(variable) is not value:
+            raise ValueError(
+                f"{what} moves a state by the mean over the sub-batches, which no counter or flag "
+                f"can follow. Use {remedy}. Given: {variable.path!r} of dtype {variable.dtype}."
+            )
     others = keras_private.assigned_others(scope, wrapper.model.variables)
     if not others:  # As in most steps; in eager mode, each evaluation comes here.
         return

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier import stateless
+from fisher_keras.graph.tracing import traced_once
 from fisher_keras.regularizer.arithmetic import global_norm, in_dtype, with_zeros
-from fisher_keras.regularizer.batches import traced_once
 from fisher_keras.regularizer.loss_forms import SPLIT, check_mean
 from fisher_keras.regularizer.losses import BatchLosses
 from fisher_keras.regularizer.options import Option, choice_of, number_or_schedule
@@ -165,7 +165,8 @@ class SharpnessAwareModel(TrainingMethod):
         sums = sub_batches.sum_over(terms, equal_sizes=bool(self.jit_compile))
         here, there = sub_batches.mean(sums)
         # The mean over the sub-batches: statistics and seeds move once a step.
-        stateless.move(self.model.non_trainable_variables, losses.state, here.changes)
+        moved = stateless.statistics_and_seeds(self.model)
+        stateless.move(moved, stateless.values(moved), here.changes)
         if losses.replica_weights is not None:
             here, there = (one.scaled(losses.replica_weights.examples) for one in (here, there))
         loss, gradient, there = losses.replica.all_reduce_sum((here.loss, here.gradient, there))

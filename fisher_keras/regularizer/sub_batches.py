@@ -142,7 +142,9 @@ def split_batch(batch_size: tf.Tensor, num_sub_batches: int, seed: tf.Tensor | N
     Returns:
         The split.
     """
-    count = tf.minimum(num_sub_batches, batch_size)
+    message = "A mini-batch without examples cannot be split: filter before .batch(), not after"
+    with tf.control_dependencies([tf.debugging.assert_positive(batch_size, message)]):
+        count = tf.minimum(num_sub_batches, batch_size)
     size, remainder = batch_size // count, batch_size % count
     if seed is None:
         return SubBatches(tf.range(batch_size), count, size, remainder)
@@ -168,7 +170,7 @@ def _invariant(term: Any) -> tf.TensorShape:
 
 
 def _divide(total: Any, count: tf.Tensor) -> Any:
-    """Divides a sum by M; counters, which all change equally, stay integers."""
+    """Divides a sum by M; seeds, which all change equally, stay integers."""
     if total.dtype.is_floating:
         return map_values(lambda values: values / count, total)
     return total // count

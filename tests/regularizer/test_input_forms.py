@@ -146,21 +146,58 @@ def test_labels_that_are_no_numbers(method, y):
             train(AGE, y)
 
 
+def of_other_sizes(x, y):
+    return tf.data.Dataset.zip(x.batch(4), y.batch(8))
+
+
+def without_examples(x, y):
+    return tf.data.Dataset.zip(x, y).batch(4).map(lambda a, b: (a[:0], b[:0]))
+
+
 @pytest.mark.parametrize(
-    ("batches", "message"),
+    ("batches", "xla", "message"),
     [
-        # Each pipeline has batches of its own size.
-        (lambda x, y: tf.data.Dataset.zip(x.batch(4), y.batch(8)), "the same number of examples"),
-        (tf.data.Dataset.zip, r"Data must come in batches: call \.batch\(\)"),
+        (of_other_sizes, False, "the same number of examples"),
+        (of_other_sizes, True, "as_many_labels_as_inputs"),
+        (without_examples, False, r"without examples cannot be split: filter before \.batch\(\)"),
+        (without_examples, True, "one_at_least"),
+        (tf.data.Dataset.zip, False, r"Data must come in batches: call \.batch\(\)"),
     ],
 )
-def test_more_labels_than_inputs(batches, message):
+def test_batches_that_cannot_be_split(batches, xla, message):
     x, y = (tf.data.Dataset.from_tensor_slices(values) for values in (AGE, Y))
     head = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
     model = FisherRegularizedModel(head, seed=0)
-    model.compile("sgd", sparse_loss(), jit_compile=False)
+    model.compile("sgd", sparse_loss(), jit_compile=xla)
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=message):
         model.fit(batches(x, y), verbose=0)
+
+
+class MaybeAdded(keras.layers.Layer):
+    def call(self, x, other=None):
+        return x if other is None else x + other
+
+    def compute_output_shape(self, x_shape, other_shape=None):
+        return x_shape
+
+
+@pytest.mark.parametrize("shared", [False, True, "auto"])
+def test_an_optional_input_that_is_left_out(shared):
+    x, other = keras.Input((3,), name="x"), keras.Input((3,), name="other", optional=True)
+    head = keras.layers.Dense(3, activity_regularizer=keras.regularizers.L2(0.1))
+    both = keras.Model({"other": other, "x": x}, head(MaybeAdded()(x, other)))
+    found = []
+    for classifier, inputs in (
+        (both, {"other": None, "x": AGE}),
+        (keras.Model({"x": x}, head(x)), {"x": AGE}),
+    ):
+        model = FisherRegularizedModel(classifier, seed=0, share_gradients=shared)
+        model.compile("sgd", sparse_loss(), jit_compile=False)
+        head.set_weights([np.ones((3, 3)), np.zeros(3)])
+        model.train_on_batch(inputs, Y)
+        found.append(head.get_weights())
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_labels_by_name_and_sparse_inputs():

@@ -58,6 +58,52 @@ def test_shared_gradients_move_the_statistics_by_the_mean(float64):
     np.testing.assert_allclose(norm.moving_variance, 0.99 + 0.01 * variance)
 
 
+class State(keras.layers.Layer):
+    """Has a state that is no statistic."""
+
+    def __init__(self, dtype_of_state, change=None):
+        super().__init__()
+        self.state = self.add_weight((), "zeros", dtype_of_state, trainable=False, name="state")
+        self.change = change
+
+    def call(self, x):
+        if self.change is not None:
+            self.state.assign(self.change(self.state, x))
+        return x
+
+
+CHANGES = {
+    "int64": lambda state, x: state + keras.ops.cast(keras.ops.shape(x)[0], "int64"),
+    "bool": lambda state, x: keras.ops.logical_not(state),
+}
+
+
+@pytest.mark.parametrize("dtype", CHANGES)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (FisherRegularizedModel, {"share_gradients": True}),
+        (SharpnessAwareModel, {"sub_batches": 2}),
+    ],
+)
+def test_parts_of_a_batch_move_no_counters_and_flags(method, options, dtype):
+    x, y = images()
+    trained = []
+    for layers in ([State(dtype)], []):
+        keras.utils.set_random_seed(7)
+        layers = [keras.Input((6, 6, 2)), keras.layers.Flatten(), *layers]
+        model = compiled(
+            keras.Sequential([*layers, keras.layers.Dense(3)]), method=method, **options
+        )
+        model.train_on_batch(x, y)
+        trained.append(model)
+    assert_equal(*map(weights_of, trained))
+    assert not np.any(state_of(trained[0].model)[0])
+    changing = keras.Sequential([State(dtype, CHANGES[dtype]), *layers[1:], keras.layers.Dense(3)])
+    with pytest.raises(ValueError, match=rf"no counter or flag .* Use .*Given: .*state.* {dtype}"):
+        compiled(changing, method=method, **options).train_on_batch(x, y)
+
+
 @pytest.mark.parametrize("sizes", [(12, 5), (11, 3)])
 def test_shared_gradients_leave_frozen_statistics_and_advance_seeds(sizes):
     count, num_sub_batches = sizes

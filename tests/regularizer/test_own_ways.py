@@ -124,6 +124,16 @@ class OldLoss(keras.Model):
         return 2 * keras.ops.mean(losses)
 
 
+class OtherNames(keras.Model):
+    """Its arguments have names of their own, for Keras gives them by position."""
+
+    def compute_loss(self, inputs, labels, logits, weights=None, training=True):
+        return 2 * super().compute_loss(inputs, labels, logits, weights, training)
+
+    def compute_metrics(self, inputs, labels, logits, sample_weight=None):
+        return super().compute_metrics(inputs, labels, logits, sample_weight)
+
+
 class OwnMetrics(keras.Model):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -134,7 +144,7 @@ class OwnMetrics(keras.Model):
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
 
-@pytest.mark.parametrize("make", [OwnLoss, OldLoss, OwnMetrics])
+@pytest.mark.parametrize("make", [OwnLoss, OldLoss, OtherNames, OwnMetrics])
 def test_without_the_regularizer_its_losses_and_metrics_are_those_of_keras(make):
     x, y = data()
     models = plain(network(make)), compiled(network(make), beta=0)
@@ -209,6 +219,27 @@ def test_its_loss_is_the_loss_and_not_the_regularizer(float64, make, eager):
         np.testing.assert_allclose(found[2], bare[2])
         for f, e, b, h in zip(found[0], expected, bare[0], hard[0], strict=True):
             np.testing.assert_allclose(f, e + b - h, rtol=1e-9, atol=1e-12)
+
+
+class NamedLabels(keras.Model):
+    def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+        return super().compute_loss(x, y["label"], y_pred, sample_weight, training)
+
+
+def test_labels_among_other_tensors():
+    """Which of them the loss takes, only the classifier knows: Keras' own step may have them."""
+    x, y = data()
+    several = {"group": 0 * y, "label": y}
+    model = compiled(network(NamedLabels))
+    expected = tf.nest.flatten(compiled(network()).regularized_gradients(x, y))
+    found = tf.nest.flatten(model.regularized_gradients(x, {"label": y}))
+    for mine, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, right, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r"which of several .* Given: .*'group': \(12,\)"):
+        model.regularized_gradients(x, several)
+    for single in (model := compiled(network(NamedLabels), beta=0), plain(network(NamedLabels))):
+        single.train_on_batch(x, several)
+    assert_same_weights(model, single)
 
 
 @pytest.mark.parametrize(

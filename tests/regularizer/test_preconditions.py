@@ -140,6 +140,83 @@ def test_random_numbers_in_every_mode(mode):
     )
 
 
+class Drawing(keras.layers.Layer):
+    """Changes with each call, which Keras freezes at its one trace."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.calls = way, 0
+
+    def call(self, x):
+        self.calls += 1
+        return self.way(x, self.calls)
+
+
+PYTHON_WAYS = {
+    "numbers": lambda x, calls: x + np.random.normal(size=6).astype("float32"),
+    "shift": lambda x, calls: tf.roll(x, calls % 6, axis=1),
+    "depth": lambda x, calls: tf.add_n([tf.tanh(x) for _ in range(calls)]),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "mode"), each_value(PYTHON_WAYS, ["graph", "eager", "xla", "shared", "unshared"])
+)
+def test_a_call_that_is_another_function_each_time(way, mode):
+    options = {**MODES, "unshared": {"share_gradients": False}}[mode]
+    message = "each trace of its call is another function"
+    assert_refused(lambda: sequential(Drawing(way)), message, **options)
+
+
+@pytest.mark.parametrize(("way", "eager"), each_value(PYTHON_WAYS, [False, True]))
+def test_sharpness_aware_minimization_of_another_function_each_time(way, eager):
+    model = SharpnessAwareModel(sequential(Drawing(way)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, run_eagerly=eager)
+    with pytest.raises(ValueError, match="each trace of its call is another function"):
+        model.train_on_batch(*data())
+
+
+class SameAgain(keras.layers.Layer):
+    """One function, of which traces in other scopes and graphs have other operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = keras.layers.Dropout(0.3, seed=1)
+        self.constant, self.large = tf.constant([1.0, 2.0]), tf.ones(300)
+        self.table = self.add_weight((9, 6), "ones", name="table")
+        self.mean = self.add_weight((6,), "ones", trainable=False, name="mean")
+
+    def call(self, x, training=None):
+        x = self.dropout(self.dropout(x, training=training), training=training)
+        x += tf.nn.embedding_lookup(self.table.value, tf.zeros([tf.shape(x)[0]], tf.int32))
+        self.mean.assign(0.9 * self.mean + 0.1 * tf.reduce_mean(x, axis=0))
+        doubled = tf.function(lambda x: 2.0 * x)(x - self.mean) + self.constant[0]
+        tf.debugging.assert_equal(tf.shape(x), tf.shape(doubled), "Shapes differ.")
+        doubled = tf.while_loop(lambda i, _: i < 3, lambda i, y: (i + 1, y * 0.9), (0, doubled))[1]
+        return tf.cond(tf.reduce_sum(x) > 0, lambda: x, lambda: doubled) + self.large[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "eager"),
+    each_value(
+        [{"method": SharpnessAwareModel}, {"share_gradients": True}, {"share_gradients": False}],
+        [False, True],
+    ),
+)
+def test_a_call_that_is_the_same_function_each_time(options, eager):
+    method = {"method": FisherRegularizedModel, **options}.pop("method")
+    options = {name: value for name, value in options.items() if name != "method"}
+    frozen = keras.layers.LSTM(6, dropout=0.1, seed=1)
+    layers = [SameAgain(), keras.layers.Reshape((2, 3)), frozen, SameAgain()]
+    classifier = sequential(*layers)
+    frozen.trainable = False
+    model = method(classifier, **options)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, run_eagerly=eager, jit_compile=False)
+    assert np.isfinite(model.train_on_batch(*data())).all()
+
+
 class StatelessNoise(keras.layers.Layer):
     """Draws from a generator of Keras that belongs to it, or from the one that all share."""
 
