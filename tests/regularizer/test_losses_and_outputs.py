@@ -28,9 +28,9 @@ from fisher_keras import SharpnessAwareModel
         ("sparse_categorical_crossentropy", "softmax", False),
         nightly("SparseCategoricalCrossentropy", "softmax", False),
         nightly("categorical_crossentropy", "softmax", True),
-        (keras.losses.sparse_categorical_crossentropy, "softmax", False),
+        nightly(keras.losses.sparse_categorical_crossentropy, "softmax", False),
         nightly(keras.losses.SparseCategoricalCrossentropy(), "softmax", False),
-        (keras.losses.CategoricalCrossentropy(label_smoothing=0.1), "softmax", True),
+        nightly(keras.losses.CategoricalCrossentropy(label_smoothing=0.1), "softmax", True),
         (keras.losses.CategoricalFocalCrossentropy(from_logits=True), None, True),
         (smoothed_loss(), None, True),
     ],
@@ -120,7 +120,7 @@ def test_subclassed_models_train_unbuilt(network, options, eager):
     assert history["loss"][-1] < history["loss"][0]
 
 
-@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("softmax", [nightly(False), True])
 def test_outputs_that_do_not_fit_the_loss_raise_at_the_first_step(softmax):
     random = np.random.RandomState(1)
     x, y = random.randn(8, 5), random.randint(0, NUM_CLASSES, 8)
