@@ -12,7 +12,6 @@ from fisher_keras.experiments.scenarios.pool import PRESETS, VARIED, pool_runs
 from fisher_keras.experiments.scenarios.pool_options import PoolOptions
 from fisher_keras.experiments.scenarios.scenario import read_scenarios
 from fisher_keras.experiments.scenarios.summary import correlations
-from fisher_keras.experiments.statistics import conditional_information
 
 
 def runs_of(preset, **options):
@@ -72,8 +71,7 @@ def fake_pool():
     return records
 
 
-def test_pool_is_read_compared_and_drawn(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(conditional_information, "_NUM_RESAMPLES", 20)
+def test_pool_is_read_compared_and_drawn(tmp_path, capsys):
     records = fake_pool()
     store = write_store(tmp_path / "pool", records)
     (pool,) = read_scenarios([store])
