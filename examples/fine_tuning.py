@@ -109,7 +109,7 @@ def evaluate(model: keras.Model):  # noqa: ANN201
         model,
         (x_train, y_train),
         num_samples=80,
-        num_trials=20,
+        num_trials=10,
         seed=SEED,
         metrics=("log_determinant", "log_determinant_cosines", "trace"),
         test_data=(x_test, y_test),

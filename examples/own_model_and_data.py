@@ -136,7 +136,7 @@ report = evaluate_local_minimum(
     classifier,
     (x_train, y_train),
     num_samples=100,
-    num_trials=20,
+    num_trials=10,
     seed=SEED,
     test_data=(x_test, y_test),
     label_smoothing=0.1,

@@ -93,7 +93,7 @@ model.compile(
     keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
 )
 labels = keras.utils.to_categorical(y_train, NUM_CLASSES)
-history = model.fit(x_train, labels, batch_size=50, epochs=60, verbose=0).history
+history = model.fit(x_train, labels, batch_size=50, epochs=40, verbose=0).history
 print(f"training loss {history['loss'][-1]:.4f}")
 
 # %%
@@ -118,7 +118,7 @@ bottom.set(xlabel="epoch", ylabel="trace of the Fisher information")
 report = evaluate_local_minimum(
     transformer,
     (x_train, y_train),
-    num_trials=10,
+    num_trials=5,
     seed=SEED,
     test_data=(x_test, y_test),
     label_smoothing=0.1,

@@ -133,7 +133,8 @@ def test_a_constant_channel_is_normalized_as_in_training(both):
 
 def config(folder, output_dir, **changes):
     values = {
-        **{"dataset": "folder", "data_dir": str(folder), "image_size": 8, "width": 0.1},
+        **{"dataset": "folder", "data_dir": str(folder), "image_size": 8},
+        "arch": "tiny_network:tiny",
         **{"epochs": 2, "batch_size": 5, "label_smoothing": 0.1, "seed": 2},
     }
     return TrainingConfig(**values | {"output_dir": str(output_dir)} | changes)

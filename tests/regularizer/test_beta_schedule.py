@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from marks import each_value
+from marks import each_value, nightly
 from small_models import (
     L2,
     assert_equal,
@@ -46,7 +46,7 @@ def test_beta_zero_is_a_plain_step_to_the_last_bit(sums_as_written, scheduled, s
     assert np.isfinite(history["gradient_norm"]).all()
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [nightly(False), True])
 def test_a_schedule_switches_the_regularizer_on(shared):
     x, y = images(32)
     beta = keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.0, 50.0])

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from marks import each_value
+from marks import each_value, nightly
 from small_models import (
     L2,
     NETWORKS,
@@ -104,7 +104,7 @@ def test_parts_of_a_batch_move_no_counters_and_flags(method, options, dtype):
         compiled(changing, method=method, **options).train_on_batch(x, y)
 
 
-@pytest.mark.parametrize("sizes", [(12, 5), (11, 3)])
+@pytest.mark.parametrize("sizes", [nightly((12, 5)), (11, 3)])
 def test_shared_gradients_leave_frozen_statistics_and_advance_seeds(sizes):
     count, num_sub_batches = sizes
     x, y = images(count)
@@ -119,26 +119,25 @@ def test_shared_gradients_leave_frozen_statistics_and_advance_seeds(sizes):
     assert_equal(state_of(shared), state_of(plain)[: len(state_of(shared))])
 
 
-@pytest.mark.parametrize("xla", [False, True])
-def test_the_public_gradients_change_nothing_and_are_those_of_the_next_step(float64, xla):
+@pytest.mark.parametrize(("xla", "shared"), each_value([False, True], [False, True]))
+def test_the_public_gradients_change_nothing_and_are_those_of_the_next_step(float64, xla, shared):
     """With XLA too, which draws other masks from the same seeds."""
     x, y = images()
-    for shared in (False, True):
-        model = compiled(
-            dense_net() if xla else conv_net(dropout=0.4, l2=L2),
-            optimizer=keras.optimizers.SGD(1.0),
-            clip_norm=None,
-            share_gradients=shared,
-            compile_kwargs={"jit_compile": xla},
-        )
-        model.train_on_batch(x, y)
-        before, state = weights_of(model), state_of(model)
-        gradients, _, _ = model.regularized_gradients(x, y)
-        assert_equal(before, weights_of(model))
-        assert_equal(state, state_of(model))
-        model.train_on_batch(x, y)
-        expected = [w - g.numpy() for w, g in zip(before, gradients, strict=True)]
-        assert_close(weights_of(model), expected)
+    model = compiled(
+        dense_net() if xla else conv_net(dropout=0.4, l2=L2),
+        optimizer=keras.optimizers.SGD(1.0),
+        clip_norm=None,
+        share_gradients=shared,
+        compile_kwargs={"jit_compile": xla},
+    )
+    model.train_on_batch(x, y)
+    before, state = weights_of(model), state_of(model)
+    gradients, _, _ = model.regularized_gradients(x, y)
+    assert_equal(before, weights_of(model))
+    assert_equal(state, state_of(model))
+    model.train_on_batch(x, y)
+    expected = [w - g.numpy() for w, g in zip(before, gradients, strict=True)]
+    assert_close(weights_of(model), expected)
 
 
 def test_dropout_masks_are_the_same_at_both_weights(float64):

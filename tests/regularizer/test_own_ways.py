@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse
 import tensorflow as tf
 from closed_forms import algorithm_1
-from marks import each_value
+from marks import each_value, nightly
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
 from fisher_keras.regularizer.sub_batches import split_batch
@@ -89,7 +89,7 @@ def test_the_accumulated_gradient_is_clipped(float64, scheduled, scaled):
     assert_same_weights(model, twin)
 
 
-@pytest.mark.parametrize("own", [{}, {"clipnorm": 0.05}, {"clipvalue": 0.01}])
+@pytest.mark.parametrize("own", [{}, {"clipnorm": 0.05}, nightly({"clipvalue": 0.01})])
 def test_accumulation_is_keras_own_but_for_the_regularizer(own):
     """So small a beta changes nothing, and the optimizer clips in its own way afterwards."""
     x, y = data(24)
@@ -261,7 +261,7 @@ def test_its_steps_would_not_be_used(method, step):
 # ---------------------------------------------------------------- several dtypes
 
 
-@pytest.mark.parametrize(("shared", "clip_norm"), each_value([False, True], [None, 1e-2]))
+@pytest.mark.parametrize(("shared", "clip_norm"), [nightly(False, None), (True, 1e-2)])
 def test_gradients_of_several_dtypes(shared, clip_norm):
     """A bfloat16 model with float32 adapters, near a float32 one with the same weights."""
     x, y = data()
@@ -311,8 +311,10 @@ def test_float8_is_refused(method):
 # ------------------------------------------------------------------- inputs, outputs and losses
 
 
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("by_name", [{"out": sparse_loss()}, [sparse_loss()]])
+@pytest.mark.parametrize(
+    ("by_name", "shared"),
+    each_value({"dict": {"out": sparse_loss()}, "list": [sparse_loss()]}, [False, True]),
+)
 def test_one_loss_in_a_structure(by_name, shared):
     x, y = data()
     logs = []
@@ -326,7 +328,7 @@ def test_one_loss_in_a_structure(by_name, shared):
         compiled(network(), {"other": sparse_loss()}).train_on_batch(x, y)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [nightly(False), True])
 def test_sparse_inputs(shared):
     x, y = data(11)
     x = x * (x > 0)

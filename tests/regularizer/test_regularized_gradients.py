@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from closed_forms import algorithm_1, softmax_regression
-from marks import each_value
+from marks import each_value, nightly
 from small_models import (
     L2,
     NUM_CLASSES,
@@ -182,7 +182,7 @@ def test_conv_net_equals_finite_differences(float64, shared):
     assert_close(gradients, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [nightly(False), True])
 def test_hessian_product_is_the_limit_of_the_difference(float64, shared):
     """The difference of the two, relative to alpha, falls in proportion to alpha."""
     x, y = images()

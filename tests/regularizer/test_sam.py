@@ -110,6 +110,7 @@ def test_equals_the_closed_form(float64):
     assert_close(weights_of(model), [w - d for w, d in zip(before, expected, strict=True)])
 
 
+@pytest.mark.nightly
 def test_a_tiny_rho_is_plain_training(float64):
     x, y = images(40)
     plain = conv_net(dropout=0.4)

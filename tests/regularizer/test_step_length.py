@@ -146,7 +146,7 @@ def test_batch_normalization_and_dropout_are_those_of_w(float64):
             conv_net(dropout=0.4), alpha=0.1, gradient="hessian_vector_product"
         ).regularized_gradients
     )(x, y)
-    for direction, exponent in (("descent", 1), ("ascent", 1), ("central", 2)):
+    for direction, exponent in (("ascent", 1), ("central", 2)):
         errors = []
         for length in (1e-2, 1e-3):
             model = compiled(
@@ -223,18 +223,20 @@ def test_half_precision_takes_a_step_length(float64, policy, direction):
         assert trace == pytest.approx(exact_trace, rel=0.3 if length == least else 0.1)
 
 
-def test_half_precision_trains_a_recurrent_network(policy):
+@pytest.mark.parametrize(
+    ("policy", "layer"),
+    each_value(POLICIES, [keras.layers.LSTM, keras.layers.GRU]),
+    indirect=["policy"],
+)
+def test_half_precision_trains_a_recurrent_network(policy, layer):
     random = np.random.RandomState(0)
-    x, y = random.randn(64, 6, 3), random.randint(0, 3, 64)
-    for layer in (keras.layers.LSTM, keras.layers.GRU):
-        keras.utils.set_random_seed(0)
-        network = keras.Sequential([keras.Input((6, 3)), layer(8), keras.layers.Dense(3)])
-        model = compiled(
-            network, optimizer=optimizer_for(policy), step_length=0.1, beta=50.0, seed=1
-        )
-        history = model.fit(x, y, batch_size=16, epochs=10, verbose=0).history
-        assert np.isfinite(history["fisher_trace"]).all()
-        assert history["loss"][-1] < history["loss"][0]
+    x, y = random.randn(64, 4, 3), random.randint(0, 3, 64)
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential([keras.Input((4, 3)), layer(8), keras.layers.Dense(3)])
+    model = compiled(network, optimizer=optimizer_for(policy), step_length=0.1, beta=50.0, seed=1)
+    history = model.fit(x, y, batch_size=16, epochs=10, verbose=0).history
+    assert np.isfinite(history["fisher_trace"]).all()
+    assert history["loss"][-1] < history["loss"][0]
 
 
 def test_the_refusals_of_half_precision_name_a_step_length(policy):

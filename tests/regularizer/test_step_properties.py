@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import SIZES, Case, cases
 from small_models import sub_batches_of
@@ -192,6 +192,7 @@ def test_random_layers_draw_what_they_draw_without_the_regularizer(case, sub_bat
             np.testing.assert_allclose(mine, right, rtol=1e-8, atol=1e-12)
 
 
+@settings(max_examples=settings().max_examples // 2)
 @given(cases(SIZES, also="dropout"), st.integers(1, 4))
 def test_one_mask_in_both_gradients_of_the_difference(case: Case, sub_batches: int):
     """Over a short step it is the derivative, which it is not between two masks."""
