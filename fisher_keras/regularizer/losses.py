@@ -305,8 +305,9 @@ class BatchLosses:
         # Where replicas synchronize, their operations mix; second derivatives have others.
         if operations and self.replica.count == 1 and not self.second_derivatives:
             shapes, call = str([leaf.shape for leaf in leaves(x)]), contents(operations)
-            first = self._calls.setdefault(shapes, call)
-            preconditions.check_same_call(first, call, self.model.model)
+            if "VarIsInitializedOp" not in call[0]:  # Else TensorFlow traces it again.
+                first = self._calls.setdefault(shapes, call)
+                preconditions.check_same_call(first, call, self.model.model)
         return outputs
 
     def parts(self, gradient: list) -> list[Part | None]:
