@@ -237,27 +237,6 @@ class BatchLosses:
         self._check_penalties(found.scope, *SPLIT)
         return _loss_of_sub_batch(self, found, sub_batch, here.loss, here.gradient)
 
-    def ordinary_gradient(self) -> tuple[list, list]:
-        """Returns the gradient of L~(B, w) by the variables, and what else comes from a call.
-
-        These are penalties of activations, a mask by which Keras leaves examples out, and values
-        that variables get, as those of a metric.
-        All results are symbolic, in a graph that is thrown away.
-        """
-        found, masks = [], []
-
-        def trace(batch: Batch) -> None:
-            with self.replica.local_batch_norm(self.model.model):
-                loss = functools.partial(self._hard_label_mean, batch)
-                losses = self._evaluate(loss, batch)
-            found.extend(losses.gradients[0])
-            masks.extend(m for m in [keras_private.mask_of(losses.outputs)] if m is not None)
-
-        # In no scope of other values; an init_scope stops tapes.
-        with keras.StatelessScope(collect_losses=True) as scope:
-            trace_and_discard(trace, specs_of_any_size(self.batch))
-        return found, [*scope.losses, *masks, *scope.state_mapping.values()]
-
     # ------------------------------------------------------------------------------ their parts
 
     def _evaluate(
@@ -334,7 +313,7 @@ class BatchLosses:
         if self.second_derivatives:
             preconditions.check_second_derivatives(found.operations, weights, classifier)
         if any(g is None for g in found.gradients[0]):
-            ordinary, _ = self.ordinary_gradient()
+            ordinary, _ = ordinary_gradient(self)
             variables = stateless.weights(classifier)
             preconditions.check_gradients(found.gradients[0], ordinary, variables)
 
@@ -366,6 +345,28 @@ class BatchLosses:
         """Returns L~, in a list."""
         loss = hard_label_mean(self.cross_entropy, batch, outputs, self.replica_weights)
         return [tf.cast(loss, scalar_dtype(stateless.weights(self.model)))]
+
+
+def ordinary_gradient(losses: BatchLosses) -> tuple[list, list]:
+    """Returns the gradient of L~(B, w) by the variables, and what else comes from a call.
+
+    These are penalties of activations, a mask by which Keras leaves examples out, and values
+    that variables get, as those of a metric.
+    All results are symbolic, in a graph that is thrown away.
+    """
+    found, masks = [], []
+
+    def trace(batch: Batch) -> None:
+        with losses.replica.local_batch_norm(losses.model.model):
+            loss = functools.partial(losses._hard_label_mean, batch)
+            evaluated = losses._evaluate(loss, batch)
+        found.extend(evaluated.gradients[0])
+        masks.extend(m for m in [keras_private.mask_of(evaluated.outputs)] if m is not None)
+
+    # In no scope of other values; an init_scope stops tapes.
+    with keras.StatelessScope(collect_losses=True) as scope:
+        trace_and_discard(trace, specs_of_any_size(losses.batch))
+    return found, [*scope.losses, *masks, *scope.state_mapping.values()]
 
 
 def _assertions(

@@ -12,7 +12,7 @@ import tensorflow as tf
 from fisher_keras.classifier.batch_axis import call_graph
 from fisher_keras.graph.tracing import specs_of_any_size, trace_and_discard
 from fisher_keras.regularizer import preconditions
-from fisher_keras.regularizer.losses import BatchLosses
+from fisher_keras.regularizer.losses import BatchLosses, ordinary_gradient
 
 
 def check_whole_batch(losses: BatchLosses) -> None:
@@ -76,7 +76,7 @@ def decomposes_over_examples(losses: BatchLosses) -> bool:
     specs = specs_of_any_size(losses.batch.x)
     if not call_graph(classifier, specs, training=True).independent:
         return False
-    gradient, others = losses.ordinary_gradient()
+    gradient, others = ordinary_gradient(losses)
     # An optimizer leaves a weight alone that the loss does not depend on; it would not, were
     # the gradient 0 instead of None.
     return not others and all(derivative is not None for derivative in gradient)
