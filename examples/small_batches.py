@@ -7,7 +7,7 @@
 # batches are small. Stochastic gradient descent (SGD) with small batches regularizes by itself. If
 # you can train in this way, you do not need the regularizer.
 #
-# Run it with `python examples/small_batches.py`. It takes half a minute on one core, and there is
+# Run it with `python examples/small_batches.py`. It takes about a minute on one core, and there is
 # nothing to download.
 
 # %%
@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from fisher_keras import FisherRegularizedModel
 
-SEEDS = range(5)
+SEEDS = range(8)
 TRAIN_SIZE, BATCH_SIZE, EPOCHS = 500, 25, 15
 
 # %% [markdown]
@@ -72,7 +72,7 @@ regularized = np.array([train(seed, regularized=True) for seed in SEEDS])
 # %% [markdown]
 # ## Paired differences
 #
-# The two trainings of a seed form a pair. The mean of the five differences has an interval of 95
+# The two trainings of a seed form a pair. The mean of the eight differences has an interval of 95
 # %, by Student's t distribution.
 
 # %%

@@ -7,7 +7,7 @@
 # 30 % of its labels are random, and each step uses the whole set as one batch. Plain training
 # learns the wrong labels by heart. The regularized network learns fewer of them.
 #
-# Run it with `python examples/wrong_labels.py`. It takes half a minute on one core, and there is
+# Run it with `python examples/wrong_labels.py`. It takes about a minute on one core, and there is
 # nothing to download.
 
 # %%
@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 
 from fisher_keras import FisherRegularizedModel
 
-SEEDS = range(5)
+SEEDS = range(8)
 TRAIN_SIZE, WRONG_LABELS = 200, 60
 STEPS, STEPS_PER_EPOCH = 300, 30
 
@@ -103,7 +103,7 @@ regularized = np.array([train(seed, regularized=True) for seed in SEEDS])
 # %% [markdown]
 # ## Paired differences
 #
-# The two trainings of a seed form a pair. The mean of the five differences has an interval of 95
+# The two trainings of a seed form a pair. The mean of the eight differences has an interval of 95
 # %, by Student's t distribution. It covers the choice of images, labels and initial weights.
 
 

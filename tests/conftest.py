@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, settings
+from tensorflow.python.framework import config
 
 # Models are traced, which takes seconds. The suite draws the same ones each time; others, and
 # more: pytest --hypothesis-profile=weekly --hypothesis-seed=1 -k properties ("long" for hours)
@@ -70,6 +71,14 @@ def _graphs_are_searched_once():
     yield
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _determinism_ends():
+    """A training by the command's code makes all operations deterministic, and XLA unused."""
+    yield
+    if ENVIRONMENT != "deterministic":
+        config.disable_op_determinism()
 
 
 @pytest.fixture(scope="session")

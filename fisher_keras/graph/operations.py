@@ -30,9 +30,10 @@ _ASSIGNING = (
 )
 # How many of these a trace of a call has depends on the scope of its weights.
 _OF_SCOPE = (
-    *("Assert", "AssignVariableOp", "Const", "EmptyTensorList", "GatherV2", "Identity", "If"),
-    *("NoOp", "PartitionedCall", "Placeholder", "ReadVariableOp", "ResourceGather"),
-    *("StatefulPartitionedCall", "StatelessIf", "StatelessWhile", "While", "ZerosLike"),
+    *("Assert", "AssignVariableOp", "Case", "Const", "EmptyTensorList", "GatherNd", "GatherV2"),
+    *("Identity", "If", "NoOp", "PartitionedCall", "Placeholder", "ReadVariableOp"),
+    *("ResourceGather", "ResourceGatherNd", "StatefulPartitionedCall", "StatelessCase"),
+    *("StatelessIf", "StatelessWhile", "While", "ZerosLike"),
 )
 
 

@@ -132,7 +132,7 @@ class BatchLosses:
 
     def part_at(self, weights: list[tf.Tensor]) -> LossAndGradient:
         """Returns this replica's part of `at(weights)`."""
-        found = self._evaluate(self._part_of_loss, self.batch, weights, self.state)
+        found = self.evaluate(self._part_of_loss, self.batch, weights, self.state)
         return self._checked(found, weights, type(self.model).__name__)
 
     def whole_batch(self, weights: list[tf.Tensor] | None = None) -> BatchLoss:
@@ -144,7 +144,7 @@ class BatchLosses:
         Args:
             weights: The weights of the scope that the model is in; None for its variables.
         """
-        found = self._evaluate(self._part_of_loss, self.batch, weights)
+        found = self.evaluate(self._part_of_loss, self.batch, weights)
         return BatchLoss(found.losses[0], found.gradients[0], found.outputs)
 
     def scale(self) -> LossScale:
@@ -174,8 +174,8 @@ class BatchLosses:
     def hard_label_loss(self, sub_batch: SubBatch, weights: list[tf.Tensor]) -> LossAndGradient:
         """Returns L~(B_i, w) and its gradient, whose parts may be sparse; changes no state."""
         with self.replica.local_batch_norm(self.model.model):
-            loss = functools.partial(self._hard_label_mean, sub_batch.batch)
-            found = self._evaluate(loss, sub_batch.batch, weights, sub_batch.state)
+            loss = functools.partial(self.mean_hard_label_loss, sub_batch.batch)
+            found = self.evaluate(loss, sub_batch.batch, weights, sub_batch.state)
         self._check_traced(found, weights)
         gradient = with_zeros(self._unscaled(found.gradients[0]), weights)
         return LossAndGradient(found.losses[0], gradient)
@@ -194,7 +194,7 @@ class BatchLosses:
 
         def losses(outputs: tf.Tensor) -> list[tf.Tensor]:
             check_no_mask(outputs, *SHARED)
-            (hard,) = self._hard_label_mean(sub_batch.batch, outputs)
+            (hard,) = self.mean_hard_label_loss(sub_batch.batch, outputs)
             if not equals_compiled_loss:
                 return [hard, self._compiled_loss(sub_batch.batch, outputs)]
             # Where L is L~ but for penalties, these are all that is new.
@@ -204,7 +204,7 @@ class BatchLosses:
                 return [hard, tf.add_n([tf.zeros_like(hard), *penalties])]
 
         with self.replica.local_batch_norm(self.model.model):
-            found = self._evaluate(losses, sub_batch.batch, weights, sub_batch.state)
+            found = self.evaluate(losses, sub_batch.batch, weights, sub_batch.state)
         if again:
             self._check_traced(found, weights)
         else:
@@ -232,14 +232,14 @@ class BatchLosses:
             return [self._compiled_loss(sub_batch.batch, outputs)]
 
         with self.replica.local_batch_norm(self.model.model):
-            found = self._evaluate(loss, sub_batch.batch, weights, sub_batch.state)
+            found = self.evaluate(loss, sub_batch.batch, weights, sub_batch.state)
         here = self._checked(found, weights, *SPLIT, sub_batch.state)
         self._check_penalties(found.scope, *SPLIT)
         return _loss_of_sub_batch(self, found, sub_batch, here.loss, here.gradient)
 
     # ------------------------------------------------------------------------------ their parts
 
-    def _evaluate(
+    def evaluate(
         self,
         losses: Callable[[tf.Tensor], list[tf.Tensor]],
         batch: Batch,
@@ -341,7 +341,7 @@ class BatchLosses:
             check_no_mask(outputs, "Training on several replicas", "one device")
         return [loss if weights is None else loss * tf.cast(weights.examples, loss.dtype)]
 
-    def _hard_label_mean(self, batch: Batch, outputs: tf.Tensor) -> list[tf.Tensor]:
+    def mean_hard_label_loss(self, batch: Batch, outputs: tf.Tensor) -> list[tf.Tensor]:
         """Returns L~, in a list."""
         loss = hard_label_mean(self.cross_entropy, batch, outputs, self.replica_weights)
         return [tf.cast(loss, scalar_dtype(stateless.weights(self.model)))]
@@ -358,8 +358,8 @@ def ordinary_gradient(losses: BatchLosses) -> tuple[list, list]:
 
     def trace(batch: Batch) -> None:
         with losses.replica.local_batch_norm(losses.model.model):
-            loss = functools.partial(losses._hard_label_mean, batch)
-            evaluated = losses._evaluate(loss, batch)
+            loss = functools.partial(losses.mean_hard_label_loss, batch)
+            evaluated = losses.evaluate(loss, batch)
         found.extend(evaluated.gradients[0])
         masks.extend(m for m in [keras_private.mask_of(evaluated.outputs)] if m is not None)
 

@@ -187,7 +187,7 @@ def test_shared_gradients_need_a_mean_whatever_the_class(name, dtype):
     model.compile("sgd", balanced(name))
     y = {"binary": np.arange(20)[:, np.newaxis] % 2, "one-hot": np.eye(10)[np.arange(20) % 10]}
     y = y.get(name, np.arange(20) % 10).astype(dtype)
-    with pytest.raises(ValueError, match="for that of the mini-batch, which this loss is not"):
+    with pytest.raises(ValueError, match="for that of all of it, which this loss is not"):
         model.train_on_batch(np.ones((20, 4)), y)
 
 

@@ -77,8 +77,7 @@ def execute_runs(
     loaded = cached_loader(options.data_dir, options.download)
     _check_datasets(missing, loaded)
     if missing:
-        records = [finished[run.key] for run in runs if run.key in finished]
-        _check_same_images(records, options, store, loaded)
+        _check_same_images(list(finished.values()), options, store, loaded)
         # A table of finished runs may be made from any tree: it says what they are of.
         check_preset(options.preset)
     function = functools.partial(execute, data_dir=data_dir, download=options.download)
@@ -136,10 +135,11 @@ def _check_same_images(
     Their keys name the data set alone, so that CIFAR's may come from another machine.
     """
     name = options.dataset or ""
-    if not records or not (name == "folder" or name.startswith("tfds:")):
+    if not (name == "folder" or name.startswith("tfds:")):
         return
     given = loaded(name, options.image_size).fingerprint
-    if any(record.result["data"] != given for record in records):
+    same = [record for record in records if record.config["training"]["dataset"] == name]
+    if any(record.result["data"] != given for record in same):
         raise ValueError(
             f"{store.directory} has runs of other images than those in --data_dir="
             f"{options.data_dir}: give another --output_dir"

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import pkgutil
+import shutil
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import TextIO
 
 import filelock
 
-from fisher_keras.experiments.runs.store import ExperimentStore, Run, RunFunction
+from fisher_keras.experiments.runs.store import BACKUP, ExperimentStore, Run, RunFunction
 from fisher_keras.experiments.training.provenance import git_revision
 from fisher_keras.files import write_text
 
@@ -45,6 +46,8 @@ def execute(directory: pathlib.Path, function: RunFunction | None = None) -> Non
     with filelock.FileLock(directory / "lock"):
         # Only now, under the lock: whoever had it before may have finished the run.
         if store.record(run):
+            # A kill may have left it.
+            shutil.rmtree(directory / BACKUP, ignore_errors=True)
             return
         start = time.monotonic()
         revisions = _git_revisions(directory)
