@@ -45,16 +45,15 @@ def execute(directory: pathlib.Path, function: RunFunction | None = None) -> Non
     run, store = Run(**definition), ExperimentStore(directory.parents[1])
     with filelock.FileLock(directory / "lock"):
         # Only now, under the lock: whoever had it before may have finished the run.
-        if store.record(run):
-            # A kill may have left it.
-            shutil.rmtree(directory / BACKUP, ignore_errors=True)
-            return
-        start = time.monotonic()
-        revisions = _git_revisions(directory)
-        result = function(run, directory) | {"git_revisions": revisions}
-        # Of all the processes that were at the run, if the function knows it.
-        seconds = result.get("wall_time_s", time.monotonic() - start)
-        store.finish(run, result, seconds)
+        if not store.record(run):
+            start = time.monotonic()
+            revisions = _git_revisions(directory)
+            result = function(run, directory) | {"git_revisions": revisions}
+            # Of all the processes that were at the run, if the function knows it.
+            seconds = result.get("wall_time_s", time.monotonic() - start)
+            store.finish(run, result, seconds)
+        # Only now: a kill may leave half of it, which nothing must go on from.
+        shutil.rmtree(directory / BACKUP, ignore_errors=True)
 
 
 def _git_revisions(directory: pathlib.Path) -> list[str | None]:

@@ -20,7 +20,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -182,7 +181,7 @@ class ExperimentStore:
         return next(iter(_read(self._record_file(run))), None)
 
     def finish(self, run: Run, result: dict[str, Any], wall_time_s: float) -> None:
-        """Writes a run's record, and removes the `backup/` of its directory.
+        """Writes a run's record.
 
         Args:
             run: The run, whose `lock` is held.
@@ -199,8 +198,6 @@ class ExperimentStore:
         except (TypeError, ValueError) as error:
             raise ValueError(f"the result of {run.label} is not JSON: {error}") from error
         write_text(self._record_file(run), line)
-        # Only now: a kill may leave half of it, which nothing must go on from.
-        shutil.rmtree(self.run_directory(run) / BACKUP, ignore_errors=True)
 
     def records(self) -> list[Record]:
         """Returns the records of all finished runs, in an order that depends on them alone.
