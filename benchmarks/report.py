@@ -51,21 +51,26 @@ def measure(name: str, settings: Settings) -> dict[str, dict]:
 
     def actions_of(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> dict:
         classifier, data = Classifier(model), labelled_data((images, labels))
+
+        def report(**options: bool) -> None:
+            evaluate_local_minimum(
+                classifier, (images, labels), size, count, progress=False, **options
+            )
+
         return {
             _GRAMS: lambda: [
                 loss_gradient_gram(classifier, images[:size], labels[:size]) for _ in range(count)
             ],
             "losses and errors": lambda: evaluate_data_loss(classifier, data),
-            "report": lambda: evaluate_local_minimum(
-                classifier, (images, labels), size, count, progress=False
-            ),
+            "report": report,
+            "report with the table by layer": lambda: report(layers=True),
         }
 
     actions: dict[str, Callable] = gram.start(
         actions_of, name, gram.Settings(settings.num_images, settings.rounds)
     )
     measuring.progress(f"{name}: first report")
-    actions["report"]()
+    actions["report with the table by layer"]()
     times = measuring.interleaved(actions, settings.rounds, name)
     return {
         row: {**measuring.figures("time_s", times[row], times[_GRAMS]), "times_s": times[row]}

@@ -339,11 +339,11 @@ def _on_a_replica(classifier: Classifier, device: str) -> Classifier:
 
 def _trial(index: int, sample: Sample, names: Sequence[str]) -> Trial:
     """Computes the metrics in one thread, as it changes warning filters and BLAS' threads."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), gram_metrics.one_thread():
         warnings.simplefilter("ignore", SingularGramWarning)  # Said once, in the end.
         values = {name: METRICS[name].function(sample) for name in names}
-    if sample.gram is None:
-        return Trial(index, values, (), LinearDependence((), (), ()))
-    log_spectrum = tuple(gram_metrics.log_spectrum(sample.gram).tolist())
-    dependence = find_dependence(sample.gram, sample.rows)
-    return Trial(index, values, log_spectrum, dependence, layer_metrics(sample.gram))
+        if sample.gram is None:
+            return Trial(index, values, (), LinearDependence((), (), ()))
+        log_spectrum = tuple(gram_metrics.log_spectrum(sample.gram).tolist())
+        dependence = find_dependence(sample.gram, sample.rows)
+        return Trial(index, values, log_spectrum, dependence, layer_metrics(sample.gram))

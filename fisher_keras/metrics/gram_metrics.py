@@ -7,6 +7,9 @@ of decades, and C does not. Each function divides by the largest norm before it 
 only a result that float64 cannot hold is lost. It is then 0.0 or inf, as each docstring says.
 """
 
+import contextlib
+import weakref
+
 import numpy as np
 import tensorflow as tf
 from scipy.linalg import lapack
@@ -18,8 +21,9 @@ from fisher_keras.metrics.singular import rank_tolerance, warn_if_singular
 
 # The shift of xi / N', in the unit of the trace, if none is given.
 DELTA = 1e-3
-# Threads for matrices this small wait for each other, on a busy machine for a second.
 _LIBRARIES = ThreadpoolController()
+# Several metrics use the same spectrum, which takes longer than all else about a large sample.
+_LOG_SPECTRA: weakref.WeakKeyDictionary[FisherGram, np.ndarray] = weakref.WeakKeyDictionary()
 
 
 def log_determinant(gram: FisherGram) -> float:
@@ -61,7 +65,7 @@ def log_squared_norms(gram: FisherGram) -> float:
         The natural logarithm of $\prod_i \|g_i\|^2$, at least `log_determinant` (Hadamard); -inf
         for a zero gradient.
     """
-    return float(2.0 * tf.reduce_sum(gram.log_scale))
+    return float(2.0 * np.sum(gram.log_scale))
 
 
 def log_determinant_cosines(gram: FisherGram) -> float:
@@ -238,6 +242,12 @@ def log_spectrum(gram: FisherGram) -> np.ndarray:
         Shape (N',), float64, in descending order. -inf for the eigenvalues that are zero to
         rounding (see `log_determinant`) and for those less than e^-1400 times the largest.
     """
+    if gram not in _LOG_SPECTRA:
+        _LOG_SPECTRA[gram] = _log_spectrum(gram)
+    return _LOG_SPECTRA[gram].copy()
+
+
+def _log_spectrum(gram: FisherGram) -> np.ndarray:
     log_scale = np.asarray(gram.log_scale)
     result = np.full(len(log_scale), -np.inf)
     # A zero gradient has a log_scale of -inf, and a zero eigenvalue: -inf in the result.
@@ -245,7 +255,7 @@ def log_spectrum(gram: FisherGram) -> np.ndarray:
     if not nonzero.any():
         return result
     log_scale = log_scale[nonzero]
-    with _LIBRARIES.limit(limits=1, user_api="blas"):
+    with one_thread():
         values, vectors = np.linalg.eigh(np.asarray(gram.matrix)[np.ix_(nonzero, nonzero)])
         # What is dropped here is rounding. R then has fewer columns than rows, and the eigenvalues
         # that are missing stay -inf as well.
@@ -260,6 +270,14 @@ def log_spectrum(gram: FisherGram) -> np.ndarray:
         log_sigma = np.log(sigma) + np.log(scales[0] / scales[1])
     result[: len(sigma)] = np.sort(2.0 * (log_sigma + log_scale.max()))[::-1]
     return result
+
+
+def one_thread() -> contextlib.AbstractContextManager:
+    """Makes a scope in which NumPy and SciPy factorize matrices in one thread.
+
+    Threads for matrices this small wait for each other, on a busy machine for a second.
+    """
+    return _LIBRARIES.limit(limits=1, user_api="blas")
 
 
 def _log_information(gram: FisherGram) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Metrics of a Gram matrix against an explicit Jacobian in NumPy, and against mpmath."""
 
+import gc
 import math
 import warnings
+import weakref
 
 import keras
 import mpmath
@@ -134,6 +136,17 @@ def test_spectrum_is_precise_however_far_scales_are_apart(span):
     np.testing.assert_allclose(
         metrics.log_spectrum(gram).sum(), metrics.log_determinant(gram), rtol=1e-13
     )
+
+
+def test_a_spectrum_is_the_callers_own_and_its_matrix_can_go():
+    gram = gram_of(random_jacobian(8))
+    expected = exact_log_spectrum(gram)
+    metrics.log_spectrum(gram)[:] = 0.0
+    np.testing.assert_allclose(metrics.log_spectrum(gram), expected, rtol=1e-12)
+    left = weakref.ref(gram)
+    del gram
+    gc.collect()
+    assert left() is None
 
 
 def test_an_ill_conditioned_but_regular_matrix_is_not_called_singular():
