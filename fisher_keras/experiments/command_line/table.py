@@ -138,7 +138,7 @@ COMMANDS = {
         "Trains a pool of networks that differ in many settings at once, by random search.",
         "For example\n\n  pool --preset=laptop --label_smoothing=0.1 --num_workers=2\n\n"
         f"{_RESUMES}\nThe command plot_results draws the results.",
-        "runs.run_options:ExperimentOptions",
+        "scenarios.pool_options:PoolOptions",
         "scenarios.pool:run_pool",
     ),
     "quickstart": Command(

@@ -52,6 +52,7 @@ class Preset:
         metrics: How the trained networks are evaluated.
         networks: Fields of `TrainingConfig` for single architectures; they go before `training`.
         first_seed: Of the networks of a value.
+        num_settings: How many combinations of values are drawn, where each has all seeds.
     """
 
     about: str
@@ -61,6 +62,7 @@ class Preset:
     metrics: MetricSettings
     networks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     first_seed: int = 0
+    num_settings: int | None = None
 
     @property
     def seeds(self) -> range:

@@ -37,6 +37,8 @@ _VARIED = {
     pool.EXPERIMENT: pool.VARIED,
     crossed.EXPERIMENT: crossed.VARIED,
 }
+# Names a field of `ScenarioRun` that tables compare metrics with.
+NOISE = "batch_size_over_learning_rate"
 # What all scenarios share: metrics of other data, labels or sizes of samples are other quantities.
 _SHARED = (
     *("data", "recipe_version", "network.source", "metrics.num_samples"),
@@ -51,6 +53,8 @@ class ScenarioRun:
     Attributes:
         key: The run's key in its store.
         training: The definition of the training, as text: the same for the same network.
+        unit: What a bootstrap draws and a permutation moves: the network itself or, in a pool that
+            repeats its settings with other seeds, these settings.
         value: The value of the scenario's variable.
         seed: The run's seed.
         test_error: The test error in percent.
@@ -66,6 +70,7 @@ class ScenarioRun:
 
     key: str
     training: str
+    unit: str
     value: int | str
     seed: int
     test_error: float
@@ -78,9 +83,22 @@ class ScenarioRun:
     flags: tuple[str, ...] = ()
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the training by name; the record leaves out usual ones."""
+        return dataclasses.asdict(TrainingConfig()) | json.loads(self.training)[0]
+
+    @property
     def generalization_gap(self) -> float:
         """The test error less the training error, in percent."""
         return self.test_error - self.train_error
+
+    @property
+    def batch_size_over_learning_rate(self) -> float:
+        """The batch size over the first learning rate: the inverse of the noise of SGD.
+
+        As of metrics, lower values are to go with lower test errors.
+        """
+        return self.settings["batch_size"] / self.settings["learning_rate"]
 
     @property
     def random(self) -> float:
@@ -132,9 +150,7 @@ class Scenario:
 def hyperparameters(runs: Sequence[ScenarioRun]) -> dict[str, list[str]]:
     """Returns the settings in which some networks' trainings differ, but for the seed, as text."""
     # As text: numbers and None, side by side in one setting, have no common order.
-    usual = dataclasses.asdict(TrainingConfig())
-    # Records leave out defaults: filled in, each training has each setting.
-    settings = [usual | json.loads(run.training)[0] for run in runs]
+    settings = [run.settings for run in runs]
     columns = {
         name: [json.dumps(found[name]) for found in settings]
         for name in sorted(set().union(*settings))
@@ -145,6 +161,11 @@ def hyperparameters(runs: Sequence[ScenarioRun]) -> dict[str, list[str]]:
 def column(runs: Iterable[ScenarioRun], name: str) -> np.ndarray:
     """Returns a metric, or a field of `ScenarioRun`, of each run, shape (n,), float64."""
     return np.array([run.metrics.get(name, getattr(run, name, np.nan)) for run in runs], float)
+
+
+def noise(runs: Sequence[ScenarioRun]) -> list[str]:
+    """Returns `NOISE` if networks differ in it, else nothing."""
+    return [NOISE] if len(set(column(runs, NOISE))) > 1 else []
 
 
 def read_scenarios(stores: Sequence[str | pathlib.Path]) -> list[Scenario]:
@@ -190,12 +211,15 @@ def _records(store: pathlib.Path) -> list[Record]:
 
 
 def _scenario(experiment: str, records: Sequence[Record]) -> Scenario:
-    variable, *_ = varied = _VARIED[experiment]
+    varied = _VARIED[experiment]
     _check_recipe(experiment, varied, records)
     networks = list(map(TrainedNetwork.of, records))
     compared = zip(networks, excess_losses(networks), network_flags(networks), strict=True)
-    runs = [_run(network, variable, loss, flags) for network, loss, flags in compared]
-    runs.sort(key=lambda run: (place(variable, run.value), run.seed))
+    # In a pool of one network a seed, the settings are drawn with the seed, and a chance repeat is
+    # a draw of its own.
+    repeated = experiment == pool.EXPERIMENT and len({r.seed for r in records}) < len(records)
+    runs = [_run(network, varied, repeated, loss, flags) for network, loss, flags in compared]
+    runs.sort(key=lambda run: (place(varied[0], run.value), run.seed))
     return Scenario(experiment, tuple(runs), tuple(provenance_notes(records)))
 
 
@@ -231,15 +255,21 @@ def _settings(record: Record) -> dict[str, Any]:
 
 
 def _run(
-    network: TrainedNetwork, variable: str, train_loss: float, flags: tuple[str, ...]
+    network: TrainedNetwork,
+    varied: Sequence[str],
+    repeated: bool,
+    train_loss: float,
+    flags: tuple[str, ...],
 ) -> ScenarioRun:
     record = network.record
-    # The settings come first: `hyperparameters` reads them back from that place.
+    settings = [getattr(network.training, name) for name in varied]
+    # The settings come first: they are read back from that place.
     training = [record.config["training"], record.seed, record.recipe_version]
     return ScenarioRun(
         key=record.key,
         training=json.dumps(training, sort_keys=True),
-        value=getattr(network.training, variable),
+        unit=json.dumps(settings) if repeated else record.key,
+        value=settings[0],
         seed=record.seed,
         test_error=network.test.error_percent,
         test_loss=network.test.loss,

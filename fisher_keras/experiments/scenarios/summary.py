@@ -8,10 +8,12 @@ import numpy as np
 
 from fisher_keras.experiments.runs.trained_network import common_metrics
 from fisher_keras.experiments.scenarios.scenario import (
+    NOISE,
     Scenario,
     ScenarioRun,
     column,
     hyperparameters,
+    noise,
 )
 from fisher_keras.experiments.scenarios.varied_settings import (
     SHARES_NOTES,
@@ -42,6 +44,8 @@ from fisher_keras.experiments.statistics.text_tables import markdown_table, mean
 from fisher_keras.metrics.trials import json_ready
 
 TRAIN_LOSS, RANDOM = "train_loss", "random"
+# They are no metrics, and there to compare with: no correction counts them.
+_BASELINES = (TRAIN_LOSS, NOISE, RANDOM)
 ALL_RUNS, CONVERGED = "all", "converged"
 _ALL_SCENARIOS = "all scenarios"
 _NOTES = f"""\
@@ -51,8 +55,10 @@ the runs; an order without an exception has one without width, however few the r
 (Jiang et al., 2020): Kendall's tau over the values of the variable, each seed by itself, in the
 mean over the seeds; of all scenarios, the mean of theirs. `{TRAIN_LOSS}` is no metric of the
 paper: it tells how far the order follows from how far each network was trained, and the last
-column how far a metric's own order does. `{RANDOM}` is one random number a
-network: an example of what chance gives."""
+column how far a metric's own order does. `{NOISE}` is the inverse of
+the noise of SGD, where networks differ in it. `{RANDOM}` is one random number a network: an
+example of what chance gives. Where settings are repeated with other seeds, a resample draws
+settings."""
 _LEFT_NOTES = f"""\
 Partial tau and rho: the rank correlation with the test error, given the training loss. Conditional
 information (Jiang et al., 2020): the share of what is uncertain about which of two networks is
@@ -93,7 +99,7 @@ class Correlation:
     Attributes:
         scenario: Name of the experiment, or "all scenarios" where several are compared together.
         runs: `ALL_RUNS`, or `CONVERGED` for those without a flag.
-        measure: Name of a metric, `TRAIN_LOSS` or `RANDOM`.
+        measure: Name of a metric, `TRAIN_LOSS`, `NOISE` or `RANDOM`.
         rank: Kendall's tau-b and Spearman's rho with the test error.
         granulated: The granulated coefficient, see `granulated_kendall`.
         with_train_loss: Kendall's tau-b with the training loss.
@@ -154,14 +160,15 @@ def _correlate(
     differing = hyperparameters(networks)
     # The smallest number makes no difference of test errors look more certain than it is.
     num_test_images = min((run.num_test_images for run in networks), default=0)
-    measures = [*common_metrics(networks), TRAIN_LOSS, RANDOM]
+    measures = [*common_metrics(networks), *noise(networks), TRAIN_LOSS, RANDOM]
+    units = [run.unit for run in networks]
     lines = []
     for measure in measures:
         values = column(networks, measure)
         associations = {
             target: Association(
-                rank_correlation(values, columns[target]),
-                partial_rank_correlation(values, columns[target], train_loss),
+                rank_correlation(values, columns[target], units),
+                partial_rank_correlation(values, columns[target], train_loss, units),
             )
             for target in ("test_error", *OTHER_TARGETS)
         }
@@ -173,13 +180,13 @@ def _correlate(
                 measure,
                 with_error.rank,
                 _mean_granulated(groups, measure),
-                kendall_correlation(values, train_loss),
+                kendall_correlation(values, train_loss, units),
                 with_error.partial,
-                conditional_information(values, error, differing),
-                robust_sign_error(values, error, differing, num_test_images),
+                conditional_information(values, error, differing, units),
+                robust_sign_error(values, error, differing, num_test_images, units),
                 associations,
                 _p_value(groups, differing, measure),
-                kendall_difference(values, column(networks, measures[0]), error),
+                kendall_difference(values, column(networks, measures[0]), error, units),
             )
         )
     return lines
@@ -242,13 +249,8 @@ def given_table(lines: Sequence[Correlation]) -> str:
 
 def significance_table(lines: Sequence[Correlation]) -> str:
     """Formats p-values of the levels' permutations and differences between metrics, likewise."""
-    # Holm's correction is to count each test once: converged runs are a part of all runs, and the
-    # training loss and the random number are there to compare with.
-    tested = [
-        line
-        for line in lines
-        if line.runs == ALL_RUNS and line.measure not in (TRAIN_LOSS, RANDOM)
-    ]
+    # Holm's correction is to count each test once: converged runs are a part of all runs.
+    tested = [line for line in lines if line.runs == ALL_RUNS and line.measure not in _BASELINES]
     # By identity, as lines hold mappings and so cannot be keys themselves.
     adjusted = dict(zip(map(id, tested), holm([line.p_value for line in tested]), strict=True))
     columns = {

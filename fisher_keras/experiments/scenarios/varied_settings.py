@@ -6,21 +6,24 @@ both. Among networks that share the other settings it may still tell which is be
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from fisher_keras.experiments.runs.trained_network import common_metrics
 from fisher_keras.experiments.scenarios.scenario import (
+    NOISE,
     Scenario,
     ScenarioRun,
     column,
     hyperparameters,
+    noise,
     place,
 )
 from fisher_keras.experiments.statistics.partial_correlation import partial_rank_correlation
 from fisher_keras.experiments.statistics.permutation import holm
-from fisher_keras.experiments.statistics.rank_correlation import estimate_cell
+from fisher_keras.experiments.statistics.rank_correlation import estimate_cell, kendall_difference
 from fisher_keras.experiments.statistics.strata import stratified_kendall
 from fisher_keras.experiments.statistics.text_tables import markdown_table, p_cell
 from fisher_keras.experiments.statistics.variance_shares import TOGETHER, variance_shares
@@ -35,8 +38,11 @@ Settings that change together explain nothing beside each other. A dash: the set
 numbers."""
 STRATA_NOTES = f"""\
 Kendall's tau within strata: only networks with the same {" and ".join(STRATA)} are compared. p
-counts 10,000 permutations within the strata, Holm corrects it for the metrics of all rows. Partial
-tau and rho: given all settings that vary."""
+counts 10,000 permutations within the strata, Holm corrects it for the metrics of all rows. Then,
+how much higher this tau is than the first metric's, over the same resamples. Partial tau and rho:
+given all settings that vary. `{NOISE}` is there to compare with.
+Where settings are repeated with other seeds, resamples draw settings and permutations exchange
+them. Rows with `seed` compare only networks that differ by the seed alone."""
 
 
 def shares_table(scenario: Scenario) -> str:
@@ -60,31 +66,47 @@ def _share_cell(share: float) -> str:
 
 def strata_table(scenario: Scenario) -> str:
     """Formats each metric's order of the networks within strata, and given all settings."""
-    head = ["runs", "metric", "n", "strata", "tau within strata", "p", "Holm"]
-    rows: list[list[Any]] = []
-    for which, runs in _subsets(scenario):
-        settings = hyperparameters(runs)
-        strata = list(zip(*(settings[name] for name in STRATA if name in settings), strict=True))
-        given = {
-            name: [place(name, value) for value in map(json.loads, values)]
-            for name, values in settings.items()
-        }
-        error = column(runs, "test_error")
-        for name in common_metrics(runs):
-            metric = column(runs, name)
-            # Without such settings all runs are one stratum.
-            within = stratified_kendall(metric, error, strata or [()] * len(runs))
-            partial = partial_rank_correlation(metric, error, given)
-            counts = [str(within.num_runs), str(within.num_strata)]
-            partials = [estimate_cell(e) for e in (partial.kendall, partial.spearman)]
-            rows.append([which, name, *counts, within, *partials])
-    # Cells are made only now, as Holm's correction needs the p-values of all rows together.
-    adjusted = holm([row[4].p_value for row in rows])
+    rows = [row for which, runs in _subsets(scenario) for row in _within_strata(which, runs)]
+    # Holm's correction needs the p-values of all rows together.
+    adjusted = holm([math.nan if row[1] == NOISE else row[4].p_value for row in rows])
     cells = [
-        [*row[:4], estimate_cell(row[4].kendall), p_cell(row[4].p_value), p_cell(p), *row[5:]]
+        [
+            *row[:4],
+            estimate_cell(row[4].kendall),
+            p_cell(row[4].p_value),
+            p_cell(p),
+            *map(estimate_cell, row[5:]),
+        ]
         for row, p in zip(rows, adjusted, strict=True)
     ]
-    return markdown_table([[*head, "partial tau", "partial rho"], *cells], num_names=2)
+    head = ["runs", "metric", "n", "strata", "tau within strata", "p", "Holm"]
+    columns = ["tau less the first metric's", "partial tau", "partial rho"]
+    return markdown_table([[*head, *columns], *cells], num_names=2)
+
+
+def _within_strata(which: str, runs: Sequence[ScenarioRun]) -> Iterator[list[Any]]:
+    """Returns rows of `strata_table`, with estimates for cells."""
+    settings = hyperparameters(runs)
+    given = {
+        name: [place(name, value) for value in map(json.loads, values)]
+        for name, values in settings.items()
+    }
+    units = [run.unit for run in runs]
+    of_data = [settings[name] for name in STRATA if name in settings]
+    # Without such settings all runs are one stratum.
+    strata = {which: list(zip(*of_data, strict=True)) or [()] * len(runs)}
+    if len(set(units)) < len(units):
+        strata[f"{which}, seed"] = units
+    error = column(runs, "test_error")
+    metrics = common_metrics(runs)
+    for compared, groups in strata.items():
+        for name in [*metrics, *noise(runs)]:
+            metric = column(runs, name)
+            within = stratified_kendall(metric, error, groups, units)
+            partial = partial_rank_correlation(metric, error, given, units)
+            less_first = kendall_difference(metric, column(runs, metrics[0]), error, units, groups)
+            counts = [str(within.num_runs), str(within.num_strata)]
+            yield [compared, name, *counts, within, less_first, partial.kendall, partial.spearman]
 
 
 def _subsets(scenario: Scenario) -> list[tuple[str, tuple[ScenarioRun, ...]]]:

@@ -5,7 +5,7 @@ and Where to Find Them", ICLR 2020: the conditional independence test.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from fisher_keras.experiments.statistics.rank_correlation import (
     UNKNOWN,
     Estimate,
     estimate_of,
+    known_values,
     runs_and_resamples,
     signs,
 )
@@ -24,7 +25,10 @@ _NUM_RESAMPLES = 500  # Of those of `rank_correlation`: each takes all pairs for
 
 
 def conditional_information(
-    metric: Sequence[float], error: Sequence[float], hyperparameters: Mapping[str, Sequence[Any]]
+    metric: Sequence[float],
+    error: Sequence[float],
+    hyperparameters: Mapping[str, Sequence[Any]],
+    units: Sequence[Hashable] | None = None,
 ) -> Estimate:
     r"""Returns the conditional mutual information $\mathcal{K}(\mu)$ in the worst case.
 
@@ -42,22 +46,22 @@ def conditional_information(
         metric: $\mu$ of each run, shape (n,); runs with NaN are left out.
         error: The test error g of each run, shape (n,).
         hyperparameters: The values of each hyperparameter, shape (n,), by its name.
+        units: As of `rank_correlation`.
 
     Returns:
         The value, in [0, 1], with an interval of the resamples of `rank_correlation` (a run and
         its copy are no pair). Sets S that leave no doubt of $V_g$ do not count; NaN without any.
     """
-    known = ~np.isnan(np.asarray(metric, float))
-    num_runs = int(known.sum())
+    (metric, error), known = known_values(metric, error)
+    num_runs = len(known)
     if num_runs < 2:
         return UNKNOWN
     # Each pair in both orders, so that the place of a run in the list tells nothing.
     first, second = np.nonzero(~np.eye(num_runs, dtype=bool))
     of_metric, of_error = (
-        signs(np.asarray(values, float)[known])[first, second].astype(int) + 1
-        for values in (metric, error)
+        signs(values)[first, second].astype(int) + 1 for values in (metric, error)
     )
-    counts = runs_and_resamples(num_runs)[: 1 + _NUM_RESAMPLES]
+    counts = runs_and_resamples(known, units)[: 1 + _NUM_RESAMPLES]
     # A pair is in a resample as often as its first run times as often as its second.
     weights = counts[:, first] * counts[:, second]
     codes = {

@@ -11,7 +11,7 @@ training loss and its logarithm are the same.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -34,6 +34,7 @@ def partial_rank_correlation(
     metric: Sequence[float],
     error: Sequence[float],
     given: Sequence[float] | Mapping[str, Sequence[float]],
+    units: Sequence[Hashable] | None = None,
 ) -> RankCorrelation:
     """Correlates a metric's order of runs with their test errors' order, given others' orders.
 
@@ -42,6 +43,7 @@ def partial_rank_correlation(
         error: The test error of each run, shape (n,).
         given: The quantity that is accounted for, such as the training loss, shape (n,), or
             several by name. Runs in which one of all is NaN are left out.
+        units: As of `rank_correlation`.
 
     Returns:
         The partial coefficients with intervals, of the resamples of `rank_correlation`; NaN where
@@ -49,17 +51,16 @@ def partial_rank_correlation(
         same.
     """
     columns = list(given.values()) if isinstance(given, Mapping) else [given]
-    values = known_values(metric, error, *columns)
+    values, known = known_values(metric, error, *columns)
+    counts = runs_and_resamples(known, units)
     return RankCorrelation(
         values.shape[1],
-        _estimate(values, kendall_of_resamples),
-        _estimate(values, spearman_of_resamples),
+        _estimate(values, counts, kendall_of_resamples),
+        _estimate(values, counts, spearman_of_resamples),
     )
 
 
-def _estimate(values: np.ndarray, of_resamples: OfResamples) -> Estimate:
-    counts = runs_and_resamples(values.shape[1])
-
+def _estimate(values: np.ndarray, counts: np.ndarray, of_resamples: OfResamples) -> Estimate:
     @functools.cache
     def partial(first: int, second: int, num_given: int) -> np.ndarray:
         """Returns the coefficients of two rows given so many of the quantities."""

@@ -6,7 +6,7 @@ their test errors do, and -1 for the opposite order. Only the order counts: a lo
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -61,28 +61,33 @@ def coefficient_cell(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.2f}"
 
 
-def rank_correlation(metric: Sequence[float], error: Sequence[float]) -> RankCorrelation:
+def rank_correlation(
+    metric: Sequence[float], error: Sequence[float], units: Sequence[Hashable] | None = None
+) -> RankCorrelation:
     r"""Correlates a metric's order of runs with their test errors' order.
 
-    The intervals are percentile intervals of a bootstrap that draws n of the n runs, whatever
-    their seed and their value of the scenario's variable. Drawing the runs of each value apart
-    would keep the design of a scenario, drawing whole seeds what the runs of a seed have in
-    common; but there are only 3 to 5 of them, and a run that is drawn twice is tied with itself
-    where the order is least certain. Such intervals are too narrow: of nominally 95 %, they cover
-    $\tau_b$ in 85 % and 78 % of simulated scenarios, and in the worst kind of scenario in 64 %
-    and 49 %. Those of all runs cover it in 96 % and 89 % (`benchmarks/bootstrap_coverage.py`). An
-    order without an exception has an interval without width, however few the runs are.
+    The intervals are percentile intervals of a bootstrap that draws n of the n units: runs that
+    are repeated with other seeds are no new settings. In a scenario of few values, each run is a
+    unit, whatever its seed and its value of the scenario's variable. Drawing the runs of each
+    value apart would keep the design of a scenario, drawing whole seeds what the runs of a seed
+    have in common; but there are only 3 to 5 of them, and a run that is drawn twice is tied with
+    itself where the order is least certain. Such intervals are too narrow: of nominally 95 %, they
+    cover $\tau_b$ in 85 % and 78 % of simulated scenarios, and in the worst kind of scenario in 64
+    % and 49 %. Those of all runs cover it in 96 % and 89 % (`benchmarks/bootstrap_coverage.py`).
+    An order without an exception has an interval without width, however few the runs are.
 
     Args:
         metric: The metric of each run, shape (n,).
         error: The test error of each run, shape (n,). Runs in which one of both is NaN are left
             out.
+        units: The unit of each run, shape (n,): runs of one unit are drawn together. By default,
+            each run is one.
 
     Returns:
         The coefficients, with their intervals; NaN where all metrics or all errors are the same.
     """
-    metric, error = known_values(metric, error)
-    counts = runs_and_resamples(len(metric))
+    (metric, error), known = known_values(metric, error)
+    counts = runs_and_resamples(known, units)
     return RankCorrelation(
         len(metric),
         estimate_of(kendall_of_resamples(metric, error, counts)),
@@ -90,22 +95,29 @@ def rank_correlation(metric: Sequence[float], error: Sequence[float]) -> RankCor
     )
 
 
-def kendall_correlation(metric: Sequence[float], other: Sequence[float]) -> Estimate:
+def kendall_correlation(
+    metric: Sequence[float], other: Sequence[float], units: Sequence[Hashable] | None = None
+) -> Estimate:
     r"""Returns $\tau_b$ of two quantities of the same runs, as `rank_correlation` estimates it.
 
     Args:
         metric: One quantity of each run, shape (n,).
         other: The other quantity of each run, shape (n,). Runs in which one of both is NaN are
             left out.
+        units: As of `rank_correlation`.
 
     Returns:
         The coefficient with its interval; NaN where all values of one of them are the same.
     """
-    return rank_correlation(metric, other).kendall
+    return rank_correlation(metric, other, units).kendall
 
 
 def kendall_difference(
-    metric: Sequence[float], other: Sequence[float], error: Sequence[float]
+    metric: Sequence[float],
+    other: Sequence[float],
+    error: Sequence[float],
+    units: Sequence[Hashable] | None = None,
+    strata: Sequence[Hashable] | None = None,
 ) -> Estimate:
     r"""Returns how much larger a metric's $\tau_b$ with the test error is than another's.
 
@@ -114,22 +126,48 @@ def kendall_difference(
         other: The metric whose coefficient is subtracted, shape (n,).
         error: The test error of each run, shape (n,). Runs in which one of all is NaN are left
             out.
+        units: As of `rank_correlation`.
+        strata: The stratum of each run, shape (n,): only pairs of one are compared. By default,
+            all are.
 
     Returns:
         The difference, with the interval of the same resamples for both coefficients; NaN where
         all metrics or all errors are the same.
     """
-    metric, other, error = known_values(metric, other, error)
-    counts = runs_and_resamples(len(error))
+    (metric, other, error), known = known_values(metric, other, error)
+    counts = runs_and_resamples(known, units)
+    pairs = None if strata is None else same(codes_of(strata)[known])
     # The same resamples for both: what both metrics owe to the draw of the runs cancels.
-    first, second = (kendall_of_resamples(values, error, counts) for values in (metric, other))
+    first, second = (
+        kendall_of_resamples(values, error, counts, pairs) for values in (metric, other)
+    )
     return estimate_of(first - second)
 
 
-def known_values(*quantities: Sequence[float]) -> np.ndarray:
-    """Returns quantities of the same runs, a row each, without the runs in which one is NaN."""
+def known_values(*quantities: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns quantities of the same runs, a row each, without the runs in which one is NaN.
+
+    Args:
+        quantities: Each of shape (n,).
+
+    Returns:
+        The quantities of the m runs that are left, shape (k, m), and their places among the n,
+        shape (m,).
+    """
     values = np.array(quantities, float)
-    return values[:, ~np.isnan(values).any(axis=0)]
+    known = np.flatnonzero(~np.isnan(values).any(axis=0))
+    return values[:, known], known
+
+
+def codes_of(names: Sequence[Hashable]) -> np.ndarray:
+    """Returns a number for each name, shape (n,), 0 for the first and the same for the same."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], int)
+
+
+def same(codes: np.ndarray) -> np.ndarray:
+    """Returns 1 for each pair of equal numbers, [i, j] of i and j, else 0."""
+    return (codes[:, None] == codes[None, :]).astype(float)
 
 
 def granulated_kendall(
@@ -169,10 +207,10 @@ def resample_counts(num_runs: int) -> np.ndarray:
     """Draws the bootstrap's resamples, the same ones for each metric.
 
     Args:
-        num_runs: The number of runs, n.
+        num_runs: The number of runs, n, or of units.
 
     Returns:
-        How often each run is in each resample, shape (`NUM_RESAMPLES`, n), float64.
+        How often each is in each resample, shape (`NUM_RESAMPLES`, n), float64.
     """
     if not num_runs:
         return np.zeros((NUM_RESAMPLES, 0))
@@ -182,9 +220,21 @@ def resample_counts(num_runs: int) -> np.ndarray:
     return rng.multinomial(num_runs, [1 / num_runs] * num_runs, NUM_RESAMPLES).astype(float)
 
 
-def runs_and_resamples(num_runs: int) -> np.ndarray:
-    """Returns `resample_counts` below a row that has each run once: the runs themselves."""
-    return np.vstack([np.ones(num_runs), resample_counts(num_runs)])
+def runs_and_resamples(
+    known: Sequence[int], units: Sequence[Hashable] | None = None
+) -> np.ndarray:
+    """Draws resamples of units, below a row that has each run once: the runs themselves.
+
+    Args:
+        known: The places of m runs among all n, as `known_values` returns them.
+        units: The unit of each run, shape (n,); None if each is one.
+
+    Returns:
+        How often each of the m runs is in each row, shape (1 + `NUM_RESAMPLES`, m), float64.
+    """
+    codes = codes_of(known if units is None else [units[run] for run in known])
+    counts = resample_counts(len(np.unique(codes)))
+    return np.vstack([np.ones(len(codes)), counts[:, codes]])
 
 
 def estimate_of(coefficients: np.ndarray) -> Estimate:

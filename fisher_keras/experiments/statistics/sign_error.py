@@ -6,7 +6,7 @@ D. M. Roy, "In Search of Robust Measures of Generalization", NeurIPS 2020.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from fisher_keras.experiments.statistics.rank_correlation import (
     UNKNOWN,
     Estimate,
     estimate_of,
+    known_values,
     runs_and_resamples,
     signs,
 )
@@ -40,6 +41,7 @@ def robust_sign_error(
     error: Sequence[float],
     hyperparameters: Mapping[str, Sequence[Any]],
     num_test_images: int,
+    units: Sequence[Hashable] | None = None,
 ) -> SignError:
     r"""Returns the sign-errors over pairs of settings that differ in one hyperparameter.
 
@@ -60,23 +62,22 @@ def robust_sign_error(
         hyperparameters: The values of each hyperparameter, shape (n,), by its name. Runs that
             have the same values of all are of one setting.
         num_test_images: n, how many images each test error is of.
+        units: As of `rank_correlation`.
 
     Returns:
         Mean and worst, with intervals of the resamples of `rank_correlation`; NaN without an
         environment.
     """
-    metric, error = np.asarray(metric, float), np.asarray(error, float)
+    (metric, error), known = known_values(metric, error)
     nothing = SignError(0, *[UNKNOWN] * 2)
-    known = np.flatnonzero(~np.isnan(metric))
     if not len(known):
         return nothing
-    metric, error = metric[known], error[known]
     settings = [tuple(values[run] for values in hyperparameters.values()) for run in known]
     wrong = (1 - signs(metric) * signs(error)) / 2
     # As a share of images, which Hoeffding's inequality is about: errors come in percent.
     half_width = np.abs(error[:, None] - error[None, :]) / 100 / 2
     certain = np.maximum(0, 1 - 2 * np.exp(-2 * num_test_images * half_width**2)) ** 2
-    counts = runs_and_resamples(len(known))
+    counts = runs_and_resamples(known, units)
     errors = []
     for one, other in itertools.combinations(dict.fromkeys(settings), 2):
         if sum(a != b for a, b in zip(one, other, strict=True)) == 1:

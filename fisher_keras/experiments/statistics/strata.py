@@ -13,9 +13,12 @@ import numpy as np
 from fisher_keras.experiments.statistics.rank_correlation import (
     UNKNOWN,
     Estimate,
+    codes_of,
     estimate_of,
     kendall_of_resamples,
+    known_values,
     runs_and_resamples,
+    same,
 )
 
 NUM_PERMUTATIONS = 10_000
@@ -29,7 +32,8 @@ class StratifiedCorrelation:
         num_runs: Runs whose metric is a number, or infinite.
         num_strata: Strata of two such runs or more.
         kendall: The coefficient, with an interval of the resamples of `rank_correlation`.
-        p_value: Share of permutations within the strata whose coefficient is as far from 0.
+        p_value: Share of permutations within the strata whose coefficient is as far from 0: of the
+            units of a stratum that have the same number of runs, or of the runs of its only unit.
     """
 
     num_runs: int
@@ -39,7 +43,10 @@ class StratifiedCorrelation:
 
 
 def stratified_kendall(
-    metric: Sequence[float], error: Sequence[float], strata: Sequence[Hashable]
+    metric: Sequence[float],
+    error: Sequence[float],
+    strata: Sequence[Hashable],
+    units: Sequence[Hashable] | None = None,
 ) -> StratifiedCorrelation:
     r"""Correlates a metric's order of runs with their test errors', within strata.
 
@@ -52,26 +59,26 @@ def stratified_kendall(
         metric: $\mu$ of each run, shape (n,); runs with NaN are left out.
         error: The test error g of each run, shape (n,).
         strata: The stratum of each run, such as a tuple of settings, shape (n,).
+        units: The unit of each run, shape (n,): runs that are repeated with other seeds are drawn
+            and permuted together. By default, each run is one.
 
     Returns:
         The correlation; NaN if no two runs of one stratum differ in both.
     """
-    known = np.flatnonzero(~np.isnan(np.asarray(metric, float)))
-    names = {stratum: code for code, stratum in enumerate(dict.fromkeys(strata))}
-    codes = np.array([names[strata[run]] for run in known], int)
-    metric, error = (np.asarray(values, float)[known] for values in (metric, error))
-    pairs = (codes[:, None] == codes[None, :]).astype(float)
+    (metric, error), known = known_values(metric, error)
+    codes = codes_of([strata[run] for run in known])
     num_strata = int(np.sum(np.bincount(codes) > 1)) if len(codes) else 0
     estimate, p_value = UNKNOWN, np.nan
     if num_strata:
-        counts = runs_and_resamples(len(known))
-        estimate = estimate_of(kendall_of_resamples(metric, error, counts, pairs))
+        units = known if units is None else [units[run] for run in known]
+        counts = runs_and_resamples(range(len(known)), units)
+        estimate = estimate_of(kendall_of_resamples(metric, error, counts, same(codes)))
     if not np.isnan(estimate.value):
-        p_value = _p_value(metric, error, codes)
+        p_value = _p_value(metric, error, codes, codes_of(units))
     return StratifiedCorrelation(len(known), num_strata, estimate, p_value)
 
 
-def _p_value(metric: np.ndarray, error: np.ndarray, codes: np.ndarray) -> float:
+def _p_value(metric: np.ndarray, error: np.ndarray, codes: np.ndarray, units: np.ndarray) -> float:
     """Returns the two-sided p-value of permutations within strata, the given order among them."""
     rng = np.random.default_rng(0)
     sums = np.zeros(NUM_PERMUTATIONS + 1)
@@ -80,10 +87,24 @@ def _p_value(metric: np.ndarray, error: np.ndarray, codes: np.ndarray) -> float:
         orders, errors = (
             np.unique(values[codes == code], return_inverse=True)[1] for values in (metric, error)
         )
-        permuted = np.tile(errors, (NUM_PERMUTATIONS + 1, 1))
-        permuted[1:] = rng.permuted(permuted[1:], axis=1)
+        permuted = errors[_permutations(units[codes == code], rng)]
         for first, second in itertools.combinations(range(len(errors)), 2):
             agreement = np.sign(permuted[:, first] - permuted[:, second])
             sums += np.sign(orders[first] - orders[second]) * agreement
     # Ties stay as they are: the denominator of tau is the same for all permutations.
     return float(np.mean(np.abs(sums) >= abs(sums[0])))
+
+
+def _permutations(units: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns orders of the runs of a stratum, the given one first, shape (1 + P, n)."""
+    names = np.unique(units)
+    blocks = [np.flatnonzero(units == name) for name in names]
+    if len(blocks) == 1:
+        blocks = list(blocks[0][:, None])
+    orders = np.tile(np.arange(len(units)), (NUM_PERMUTATIONS + 1, 1))
+    for size in {len(block) for block in blocks}:
+        places = np.array([block for block in blocks if len(block) == size])
+        shuffled = np.tile(np.arange(len(places)), (NUM_PERMUTATIONS, 1))
+        rng.permuted(shuffled, axis=1, out=shuffled)
+        orders[1:, places.ravel()] = places[shuffled].reshape(NUM_PERMUTATIONS, -1)
+    return orders

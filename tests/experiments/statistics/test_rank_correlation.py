@@ -1,5 +1,6 @@
 """Rank correlations against their definitions, pair by pair, and values found by hand."""
 
+import dataclasses
 import itertools
 import math
 
@@ -16,6 +17,7 @@ from fisher_keras.experiments.statistics.rank_correlation import (
     resample_counts,
     spearman_of_resamples,
 )
+from fisher_keras.experiments.statistics.strata import stratified_kendall
 
 
 def slow_kendall(x, y):
@@ -173,3 +175,34 @@ def test_a_metric_is_no_better_than_itself():
     lacking = kendall_difference(np.arange(9.0), values, np.arange(9.0))
     assert lacking.value == 0
     assert math.isnan(kendall_difference(values, np.ones(9), np.arange(9.0)).value)
+
+
+def test_repeats_of_a_setting_are_drawn_together():
+    """Three copies of each run say no more than one: the estimates are those of the runs alone."""
+    rng = np.random.default_rng(8)
+    error = rng.normal(size=12)
+    metric, other = (error + rng.normal(size=12) for _ in range(2))
+    units = [f"setting {unit}" for unit in range(12) for _ in range(3)]
+    copies = [np.repeat(values, 3) for values in (metric, other, error)]
+    assert rank_correlation(copies[0], copies[2], units) == dataclasses.replace(
+        rank_correlation(metric, error), num_runs=36
+    )
+    assert kendall_difference(*copies, units) == kendall_difference(metric, other, error)
+    alone = rank_correlation(copies[0], copies[2]).kendall
+    together = rank_correlation(copies[0], copies[2], units).kendall
+    assert alone.high - alone.low < 0.8 * (together.high - together.low)
+
+
+def test_the_difference_within_strata_is_of_pairs_of_one_stratum():
+    rng = np.random.default_rng(9)
+    metric, other, error = rng.normal(size=(3, 20))
+    other[4] = np.nan
+    strata = rng.integers(3, size=20).tolist()
+    found = kendall_difference(metric, other, error, strata=strata)
+    known = ~np.isnan(other)
+    kept = [stratum for stratum, is_known in zip(strata, known, strict=True) if is_known]
+    taus = [
+        stratified_kendall(values[known], error[known], kept).kendall for values in (metric, other)
+    ]
+    assert found.value == pytest.approx(taus[0].value - taus[1].value)
+    assert found.low < taus[0].value - taus[1].value < found.high

@@ -77,3 +77,55 @@ def test_runs_without_a_pair():
     assert math.isnan(found.p_value)
     assert math.isnan(stratified_kendall([1.0, 1.0], [1.0, 2.0], ["a", "a"]).kendall.value)
     assert stratified_kendall([np.nan], [1.0], ["a"]).num_runs == 0
+
+
+def repeated(count=6, seed=3):
+    """Settings with three seeds each, in two strata: both quantities follow the settings alone."""
+    rng = np.random.default_rng(seed)
+    units = np.repeat(np.arange(count), 3)
+    x, y = (rng.normal(size=count)[units] + 0.01 * rng.normal(size=3 * count) for _ in range(2))
+    return x, y, (units // (count // 2)).tolist(), units.tolist()
+
+
+def test_repeats_of_a_setting_are_exchanged_together():
+    x, y, strata, units = repeated()
+    blocks = y.reshape(6, 3)
+    exact = [
+        slow_tau(x, blocks[[*first, *second]].ravel(), strata)
+        for first in itertools.permutations(range(3))
+        for second in itertools.permutations(range(3, 6))
+    ]
+    share = np.mean(np.abs(exact) >= abs(slow_tau(x, y, strata)) - 1e-12)
+    found = stratified_kendall(x, y, strata, units)
+    assert found.p_value == pytest.approx(share, abs=0.02)
+    # As if repeats were new settings, chance would look like more.
+    assert stratified_kendall(x, y, strata).p_value < found.p_value / 2
+
+
+def test_settings_of_other_numbers_of_repeats_are_not_exchanged():
+    """One of two settings lacks a seed: each order but the given one would tear one apart."""
+    x, y = np.arange(5.0), np.arange(5.0)
+    assert stratified_kendall(x, y, [0] * 5, [0, 0, 0, 1, 1]).p_value == 1
+
+
+def test_the_repeats_of_the_only_setting_of_a_stratum_are_exchanged():
+    x, y, _, units = repeated()
+    found = stratified_kendall(x, y, units, units)
+    assert (found.num_strata, found.kendall.value) == (6, pytest.approx(slow_tau(x, y, units)))
+    assert found.p_value == stratified_kendall(x, y, units).p_value
+    # A resample has all three repeats of a setting or none.
+    assert found.kendall != stratified_kendall(x, y, units).kendall
+
+
+def test_settings_are_drawn_with_all_their_repeats():
+    x, y, strata, units = map(np.array, repeated(10))
+    rng = np.random.default_rng(1)
+    slow = []
+    for _ in range(600):
+        rows = (3 * rng.integers(10, size=10)[:, None] + np.arange(3)).ravel()
+        slow.append(slow_tau(x[rows], y[rows], strata[rows]))
+    found = stratified_kendall(x, y, strata.tolist(), units.tolist()).kendall
+    expected = np.nanpercentile(slow, [2.5, 97.5])
+    np.testing.assert_allclose([found.low, found.high], expected, atol=0.1)
+    single = stratified_kendall(x, y, strata.tolist()).kendall
+    assert single.high - single.low < 0.8 * (found.high - found.low)

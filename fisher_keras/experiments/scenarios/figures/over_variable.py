@@ -10,7 +10,11 @@ from fisher_keras.experiments.scenarios.scenario import Scenario, ScenarioRun, c
 from fisher_keras.metrics import METRICS
 
 LABELS = {name: metric.label for name, metric in METRICS.items()}
-LABELS |= {"train_loss": "training loss", "random": "random number"}
+LABELS |= {
+    "batch_size_over_learning_rate": "batch size / learning rate",
+    "train_loss": "training loss",
+    "random": "random number",
+}
 AXIS_LABELS = {
     "confusion_size": "size of the confusion set",
     "augmentation": "data augmentation",
