@@ -283,7 +283,8 @@ class BatchLosses:
             outputs = self.model(x, training=True)
         # Where replicas synchronize, their operations mix; second derivatives have others.
         if operations and self.replica.count == 1 and not self.second_derivatives:
-            shapes, call = str([leaf.shape for leaf in leaves(x)]), contents(operations)
+            shapes = str([leaf.shape for leaf in leaves(x)])
+            call = contents(operations, [outputs, self.model.losses])
             if "VarIsInitializedOp" not in call[0]:  # Else TensorFlow traces it again.
                 first = self._calls.setdefault(shapes, call)
                 preconditions.check_same_call(first, call, self.model.model)
