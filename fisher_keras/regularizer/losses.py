@@ -208,7 +208,7 @@ class BatchLosses:
         if again:
             self._check_traced(found, weights)
         else:
-            preconditions.check_assignments(found.operations, self.model.model)
+            preconditions.check_evaluation(found.operations, self.model.model, repeated=False)
         hard_loss, loss = found.losses
         hard, gradient = map(self._unscaled, found.gradients)
         hard = with_zeros(hard, weights)
