@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import fisher_keras
-from fisher_keras.classifier import stateless
+from fisher_keras.classifier import Classifier, stateless
 from fisher_keras.graph import keras_private
 
 PACKAGE = pathlib.Path(fisher_keras.__file__).parent
@@ -160,7 +160,7 @@ def test_building():
     model.build((None, 2))
     assert model.built
     assert not keras_private.is_built(model)
-    stateless.build(model, np.ones((7, 2), np.float32))
+    Classifier(model).build(np.ones((7, 2), np.float32))
     assert keras_private.is_built(model)
     assert [tuple(v.shape) for v in model.trainable_variables] == [(2, 4), (4,), (4, 3), (3,)]
 
