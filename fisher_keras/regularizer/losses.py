@@ -284,7 +284,8 @@ class BatchLosses:
         # Where replicas synchronize, their operations mix; second derivatives have others.
         if operations and self.replica.count == 1 and not self.second_derivatives:
             shapes = str([leaf.shape for leaf in leaves(x)])
-            call = contents(operations, [outputs, self.model.losses])
+            penalties = keras_private.penalties_of_call(self.model)
+            call = contents(operations, [outputs, penalties])
             if "VarIsInitializedOp" not in call[0]:  # Else TensorFlow traces it again.
                 first = self._calls.setdefault(shapes, call)
                 preconditions.check_same_call(first, call, self.model.model)
