@@ -87,11 +87,6 @@ def _elementwise(op: tf.Operation, batch: BatchAxis) -> bool:
     return all(batch.broadcasts(tensor, op.outputs[0]) for tensor in op.inputs)
 
 
-def _every_input(op: tf.Operation, batch: BatchAxis) -> bool:
-    """Each output is an input, as it is."""
-    return True  # Rules are asked only where all varying inputs keep examples apart.
-
-
 def _of_input(index: int, condition: Callable[[tf.Operation], bool] = lambda op: True) -> Rule:
     """Makes a rule: one input has the examples, the others are the same for all, and a condition.
 
@@ -286,7 +281,8 @@ RULES: dict[str, Rule] = {
     # Of rank 1 the indices would be a single place, and not one for each example.
     "GatherNd": _of_input(1, lambda op: op.inputs[1].shape.rank >= 2),
     "GatherV2": _gather,
-    "IdentityN": _every_input,
+    # Each output is an input, and all that vary keep examples apart where a rule is asked.
+    "IdentityN": lambda op, batch: True,
     "LRN": _first_input,
     "OneHot": _of_input(0, lambda op: op.get_attr("axis") != 0),
     "Pack": _stack,

@@ -14,7 +14,7 @@ from fisher_keras.arguments import one_of, real_number
 from fisher_keras.classifier import stateless
 from fisher_keras.classifier.batch_axis import CallGraph, call_graph
 from fisher_keras.classifier.hard_label_loss import labels_of
-from fisher_keras.classifier.inputs import check_dense, fitting
+from fisher_keras.classifier.inputs import check_dense, fitting, part_of
 from fisher_keras.classifier.likelihood import Likelihood
 from fisher_keras.classifier.logits import FromLogits, LikelihoodName, Logits, find_logits
 from fisher_keras.classifier.preprocessing import check_own_methods, prepare
@@ -119,8 +119,7 @@ class Classifier:
             x: Inputs, an array or a structure of arrays.
         """
         if not keras_private.is_built(self.model):
-            first = keras.tree.map_structure(lambda leaf: leaf[:1], x)
-            stateless.build(self.model, prepare(self.model, first))
+            self.model(prepare(self.model, part_of(x, 0, 1)))
 
     def inputs(self, x: Any) -> Any:
         """Returns inputs as tensors that the model's call takes; builds the model if need be.
@@ -176,8 +175,7 @@ class Classifier:
         """Returns the likelihood of the labels of what `inputs` returned; its number is free."""
         known = self._likelihoods.get(signature(inputs))
         if known is None or None in known.positions:
-            first = keras.tree.map_structure(lambda leaf: leaf[:1], inputs)
-            logits, _ = self.predictions(first)
+            logits, _ = self.predictions(part_of(inputs, 0, 1))
             known = dataclasses.replace(
                 self._likelihoods[signature(inputs)], positions=tuple(logits.shape[1:-1])
             )

@@ -138,6 +138,11 @@ def rows_of(x: Any, rows: np.ndarray) -> Any:
     return keras.tree.map_structure(lambda values: tf.gather(values, rows), x)
 
 
+def part_of(x: Any, begin: int, end: int) -> Any:
+    """Returns consecutive rows of each array of a structure."""
+    return keras.tree.map_structure(lambda values: values[begin:end], x)
+
+
 def _kind(values: Any) -> str:
     return getattr(getattr(values, "dtype", None), "kind", "none")
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.inputs import tensor, with_text
+from fisher_keras.classifier.inputs import part_of, tensor, with_text
 from fisher_keras.classifier.precision import rounding_of
 
 OF_DATA = ("fit", "evaluate", "predict")
@@ -95,7 +95,7 @@ def check_own_methods(model: keras.Model, x: Any) -> None:
     overridden = own_methods(model, (*_PREDICTING, *TAKING_DATA))
     if not overridden:
         return
-    few = keras.tree.map_structure(lambda leaf: leaf[:_COMPARED_EXAMPLES], x)
+    few = part_of(x, 0, _COMPARED_EXAMPLES)
     if overridden[0] in _PREDICTING:
         outputs = keras.ops.convert_to_numpy(stateless.call(model, prepare(model, few), False))
         predicted = np.asarray(model.predict(few, verbose=0))

@@ -109,18 +109,6 @@ def accepts_training(model: keras.Model) -> bool:
     return "training" in inspect.signature(model.call).parameters
 
 
-def build(model: keras.Model, x: Any) -> None:
-    """Builds the unbuilt layers of a model, outside of any graph, where variables must be made.
-
-    Args:
-        model: A Keras model.
-        x: Inputs, an array or a structure of arrays: the model is called with the first example.
-    """
-    if not keras_private.is_built(model):
-        first = keras.tree.map_structure(lambda leaf: tf.convert_to_tensor(leaf[:1]), x)
-        model(first)
-
-
 def symbolic(tensors: Any) -> Any:
     """Returns the shapes and dtypes of tensors, as Keras builds models with."""
     return keras.tree.map_structure(

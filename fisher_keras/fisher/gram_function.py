@@ -188,13 +188,13 @@ class GramFunction:
             tf.constant(all(batch.established for batch in batches)),
         ]
         if not self._training:
-            rounding = rounding_of(self._classifier.model)
+            rounding, number = rounding_of(self._classifier.model), len(gradients)
             results += tf.cond(
                 verify,
                 lambda: verification.relative_errors(
                     batches[0], for_new_graph(gradients), rounding
                 ),
-                lambda: verification.no_errors(len(gradients)),
+                lambda: (tf.zeros([number], tf.float64), tf.zeros([number], tf.bool)),
             )
         return results
 

@@ -57,11 +57,6 @@ def relative_errors(
     return tf.math.divide_no_nan(off, tf.maximum(largest, floor)), largest > 0
 
 
-def no_errors(number: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns zero errors of so many weights, in the form of `relative_errors`."""
-    return tf.zeros([number], tf.float64), tf.zeros([number], tf.bool)
-
-
 def wrong_weights(errors: np.ndarray) -> list[int]:
     """Returns the indices of the weights whose `relative_errors` are larger than rounding."""
     return np.flatnonzero(errors > _TOLERANCE).tolist()

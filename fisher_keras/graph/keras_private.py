@@ -165,6 +165,12 @@ def all_layers(model: keras.Model) -> list[keras.Layer]:
     return model._flatten_layers()
 
 
+def penalties_of_call(model: keras.Model) -> list[tf.Tensor]:
+    """Returns the penalties that layers have added in a call of a model, in any scope."""
+    # `Layer.losses` would compute those of weights, too.
+    return [penalty for layer in all_layers(model) for penalty in layer._get_own_losses()]
+
+
 def computes(layer: keras.Layer) -> bool:
     """Returns whether a layer computes itself, unlike inputs and models that only hold layers."""
     # Those are `Sequential` and functional models, unless a subclass has a call of its own.

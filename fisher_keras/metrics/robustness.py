@@ -11,7 +11,7 @@ import tensorflow as tf
 from fisher_keras.arguments import whole_number
 from fisher_keras.classifier.batch_axis import interaction
 from fisher_keras.classifier.classifier import Classifier, as_classifier, logits_function
-from fisher_keras.classifier.inputs import ExamplesError, count_examples, fitting
+from fisher_keras.classifier.inputs import ExamplesError, count_examples, fitting, part_of
 from fisher_keras.classifier.logits import FromLogits
 from fisher_keras.classifier.positions import check_single
 from fisher_keras.classifier.precision import rounding_of
@@ -83,14 +83,14 @@ def squared_jacobian_norms(classifier: Classifier) -> Callable[[Any, int], np.nd
     norms_of_batch = _norms_of_batches(classifier)
 
     def norms(x: Any, batch_size: int) -> np.ndarray:
-        first = classifier.inputs(_slice(x, 0, 1))
+        first = classifier.inputs(part_of(x, 0, 1))
         num_classes = check_single(classifier, first, "Robustness").num_classes
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in keras.tree.flatten(first))
         # For one example, J_z has K rows of so many numbers, and J_z J_z^T has K x K.
         entries = num_classes * max(numbers, num_classes)
         size = min(batch_size, max(1, _MAX_ENTRIES // entries))
         firsts = range(0, count_examples(x), size)
-        result = np.concatenate([norms_of_batch(_slice(x, i, i + size)) for i in firsts])
+        result = np.concatenate([norms_of_batch(part_of(x, i, i + size)) for i in firsts])
         if np.isnan(result).any() and size > 1:
             return norms(x, 1)  # One example's NaN may spoil a whole batch.
         bad = np.flatnonzero(np.isnan(result))
@@ -156,10 +156,6 @@ def _norms_of_batches(classifier: Classifier) -> Callable[[Any], np.ndarray]:
         return result
 
     return norms
-
-
-def _slice(x: Any, begin: int, end: int) -> Any:
-    return keras.tree.map_structure(lambda leaf: leaf[begin:end], x)
 
 
 def _relative_jacobian(

@@ -7,7 +7,10 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.hard_label_loss import hard_label_cross_entropy
+from fisher_keras.classifier.hard_label_loss import (
+    HardLabelCrossEntropy,
+    hard_label_cross_entropy,
+)
 from fisher_keras.classifier.inputs import tensors
 from fisher_keras.regularizer.algorithm import (
     DIRECTIONS,
@@ -173,7 +176,6 @@ class FisherRegularizedModel(RelativeStrength):
         self.share_gradients = share_gradients
         self.seed = seed
         self._cross_entropy = None
-        self._separable: dict[tuple, bool] = {}  # By signature: whether "auto" shares gradients.
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configures the training. The arguments are those of `keras.Model.compile`.
@@ -198,7 +200,6 @@ class FisherRegularizedModel(RelativeStrength):
         self.check_strength()
         if self.regularizes:
             check_difference(self)
-        self._separable, self._cross_entropies = {}, {}
         self._gradients_by_xla = tf.function(self._gradients, autograph=False, jit_compile=True)
         super().forget_traces()
 
@@ -209,14 +210,15 @@ class FisherRegularizedModel(RelativeStrength):
                 "FisherRegularizedModel has no loss. Call compile(optimizer=..., loss=...) with "
                 "a cross-entropy before training."
             )
-        signature = batch.signature()
-        if signature not in self._cross_entropies:
+
+        def find() -> HardLabelCrossEntropy:
             cross_entropy = established(self._cross_entropy, self, batch)
             if self.share_gradients is True:
                 check_mean(cross_entropy, self, batch, *SHARED)
-            self._cross_entropies[signature] = cross_entropy
+            return cross_entropy
+
+        cross_entropy = self.once(("cross-entropy", batch.signature()), find)
         twice = self.gradient == "hessian_vector_product"
-        cross_entropy = self._cross_entropies[signature]
         return BatchLosses(self, batch, cross_entropy, self.num_sub_batches, twice)
 
     def optimizer_step(self, losses: BatchLosses) -> Step:
@@ -307,10 +309,8 @@ class FisherRegularizedModel(RelativeStrength):
         """Returns whether the gradients of the sub-batches are used for L, too."""
         if self.share_gradients != "auto":
             return self.share_gradients
-        signature = losses.batch.signature()
-        if signature not in self._separable:
-            self._separable[signature] = decomposes_over_examples(losses)
-        return self._separable[signature]
+        key = "decomposes", losses.batch.signature()
+        return self.once(key, lambda: decomposes_over_examples(losses))
 
     def statistics_weight(self, losses: BatchLosses) -> tf.Tensor | None:
         """Returns the weight of this replica's moving statistics, which move as L is taken."""

@@ -208,7 +208,7 @@ class BatchLosses:
         if again:
             self._check_traced(found, weights)
         else:
-            preconditions.check_assignments(found.operations, self.model.model)
+            preconditions.check_evaluation(found.operations, self.model.model, repeated=False)
         hard_loss, loss = found.losses
         hard, gradient = map(self._unscaled, found.gradients)
         hard = with_zeros(hard, weights)
@@ -283,7 +283,9 @@ class BatchLosses:
             outputs = self.model(x, training=True)
         # Where replicas synchronize, their operations mix; second derivatives have others.
         if operations and self.replica.count == 1 and not self.second_derivatives:
-            shapes, call = str([leaf.shape for leaf in leaves(x)]), contents(operations)
+            shapes = str([leaf.shape for leaf in leaves(x)])
+            penalties = keras_private.penalties_of_call(self.model)
+            call = contents(operations, [outputs, penalties])
             if "VarIsInitializedOp" not in call[0]:  # Else TensorFlow traces it again.
                 first = self._calls.setdefault(shapes, call)
                 preconditions.check_same_call(first, call, self.model.model)

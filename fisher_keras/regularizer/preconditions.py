@@ -262,7 +262,7 @@ def check_changes(
     Raises:
         ValueError: If L assigns to a variable of something else, or to a counter on a sub-batch.
     """
-    moved = set(map(id, stateless.statistics_and_seeds(wrapper.model)))
+    moved = set(map(id, stateless.statistics_and_seeds(wrapper.model) if state else ()))
     for variable, value in zip(wrapper.model.non_trainable_variables, state, strict=False):
         if id(variable) not in moved and scope.get_current_value(variable) is not value:
             raise ValueError(
@@ -290,15 +290,19 @@ def check_changes(
     )
 
 
-def check_assignments(operations: Iterable[tf.Operation], model: keras.Model) -> None:
-    """Checks that a loss and its gradient leave the variables to Keras.
+def check_evaluation(
+    operations: Iterable[tf.Operation], model: keras.Model, repeated: bool = True
+) -> None:
+    """Checks that a loss and its gradient are pure functions of the given values.
 
     Args:
         operations: Those of the loss and gradient, traced with values for the model's variables.
         model: The model.
+        repeated: Whether they are evaluated at other weights, too, with the same random numbers.
 
     Raises:
-        ValueError: If they read a trainable variable of the model, or assign to a variable.
+        ValueError: If they read a trainable variable of the model, assign to a variable, or, if
+            they are repeated, draw random numbers that cannot be drawn again.
     """
     check_variables(operations, model)
     for operation, node in nodes(operations):
@@ -309,22 +313,7 @@ def check_assignments(operations: Iterable[tf.Operation], model: keras.Model) ->
                 "add_weight or keras.Variable, and assign to it outside of any tf.function. "
                 f"Given: {layer_of(operation, model)}."
             )
-
-
-def check_evaluation(operations: Iterable[tf.Operation], model: keras.Model) -> None:
-    """Checks that a loss and its gradient are pure functions of the given values.
-
-    Args:
-        operations: Those of the loss and gradient, traced with values for the model's variables.
-        model: The model.
-
-    Raises:
-        ValueError: If they read a trainable variable of the model, draw random numbers that
-            cannot be drawn again, or assign to a variable.
-    """
-    check_assignments(operations, model)
-    for operation, node in nodes(operations):
-        if is_random(node) or runs_python(node):
+        if repeated and (is_random(node) or runs_python(node)):
             raise ValueError(
                 "Training evaluates the model with the same random numbers at several weights, "
                 f"and those of {node.op} cannot be repeated. Draw them with keras.random and a "

@@ -154,13 +154,14 @@ class SharpnessAwareModel(TrainingMethod):
         """Returns the means over the examples of L(B_i, .) at w, and at w + epsilon_i."""
         sub_batches = split_batch(losses.batch_size, self.sub_batches, seed=None)
 
-        def terms(index: tf.Tensor, rows: tf.Tensor) -> tuple[BatchLoss, LossAndGradient]:
+        def terms(index: tf.Tensor, rows: tf.Tensor, scratch: list) -> tuple[tuple, list]:
             sub_batch = losses.sub_batch(index, rows, losses.state)
 
             # One trace for both weights.
             at = traced_once(functools.partial(losses.compiled_loss, sub_batch))
             here, weight = at(losses.weights), sub_batches.weight(rows)
-            return here.scaled(weight), self._ascended(losses, at, here).scaled(weight)
+            there = self._ascended(losses, at, here)
+            return (here.scaled(weight), there.scaled(weight)), scratch
 
         sums = sub_batches.sum_over(terms, equal_sizes=bool(self.jit_compile))
         here, there = sub_batches.mean(sums)

@@ -88,7 +88,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
             ValueError: See `ClassifierWrapper`.
         """
         super().__init__(model, name)
-        self._checked: frozenset[tuple] = frozenset()
+        self._found: dict[tuple, Any] = {}
         self._log_trackers = TrainingLog.of(self.training_logs)
 
     # -------------------------------------------------------------------- what a method defines
@@ -119,11 +119,11 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
         """Calls `check_losses` for the first batch of each signature."""
         self.once(losses.batch.signature(), lambda: self.check_losses(losses))
 
-    def once(self, key: tuple, check: Callable[[], None]) -> None:
-        """Calls a check where none of this key has passed since traces were forgotten."""
-        if key not in self._checked:
-            check()
-            self._checked |= {key}
+    def once(self, key: tuple, find: Callable[[], Any]) -> Any:
+        """Returns the result of a function; that of the first call since traces were forgotten."""
+        if key not in self._found:
+            self._found[key] = find()
+        return self._found[key]
 
     def statistics_weight(self, losses: BatchLosses) -> tf.Tensor | None:
         """Returns the weight of this replica's moving statistics; None for a single replica."""
@@ -222,7 +222,7 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
 
     def forget_traces(self) -> None:
         """Forgets traces, and facts established with other options."""
-        self._checked = frozenset()
+        self._found = {}
         if self.train_function is not None:  # `fit` may be running: it needs another one.
             self.make_train_function(force=True)
 

@@ -167,7 +167,7 @@ class RelativeStrength(TrainingMethod):
         # At a learning rate of 0, as a warm-up begins with, the ratio tells nothing.
         if not 0 < ratio < _WEAK:
             return []
-        useful = _round(beta * _USEFUL / ratio)
+        useful = float(f"{beta * _USEFUL / ratio:.2g}")
         return [
             f"The regularizer is {ratio:.2g} times as strong as that which SGD has anyway "
             f"(explicit_to_implicit), and hardly changes anything: its share grows with beta, and "
@@ -197,8 +197,3 @@ class RelativeStrength(TrainingMethod):
         """Returns the number of sub-batches on all replicas and in all accumulated steps."""
         steps = keras_private.accumulated_steps(self.optimizer)
         return self.num_sub_batches * self.distribute_strategy.num_replicas_in_sync * steps
-
-
-def _round(number: float) -> float:
-    """Returns a number with two digits."""
-    return float(f"{number:.2g}")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,12 +38,11 @@ class SubBatches:
         """Sums a function over the sub-batches, one after another in one loop.
 
         Args:
-            terms: Takes the index i of a sub-batch, and the positions of its examples in the
-                mini-batch (int32, shape (|B_i|,)); returns a structure of tensors, maybe sparse
-                (`tf.IndexedSlices` as `arithmetic.add` returns them). An unknown dimension is
-                the number of examples in the mini-batch. The function is traced once. With
-                `scratch`, it also takes a list of tensors, and returns a pair: the structure, and
-                the list for the next sub-batch.
+            terms: Takes the index i of a sub-batch, the positions of its examples in the
+                mini-batch (int32, shape (|B_i|,)), and the list `scratch`. Returns a structure of
+                tensors, maybe sparse (`tf.IndexedSlices` as `arithmetic.add` returns them), and
+                the list for the next sub-batch. An unknown dimension is the number of examples in
+                the mini-batch. The function is traced once.
             equal_sizes: Whether |B_i| must not depend on the loop's index, as XLA needs it. Then
                 there is one loop for the larger and one for the smaller sub-batches.
             scratch: Tensors that the loop keeps for the function to change in place; only without
@@ -56,14 +54,12 @@ class SubBatches:
         if tf.executing_eagerly():
             each = ((i, self._rows(i, i < self.remainder)) for i in tf.range(self.count))
             add_up = functools.partial(tf.nest.map_structure, _add)
-            return functools.reduce(add_up, itertools.starmap(terms, each))
+            return functools.reduce(add_up, (terms(*one, list(scratch))[0] for one in each))
         # One trace for sub-batches of every size; and what it returns is known before the loop.
         arguments = [tf.TensorSpec(shape, tf.int32) for shape in ([], [None])]
-        if scratch:
-            arguments.append([tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in scratch])
+        arguments.append([tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in scratch])
         terms = tf.function(terms, autograph=False).get_concrete_function(*arguments)
-        of_term = terms.structured_outputs[0] if scratch else terms.structured_outputs
-        sums = tf.nest.map_structure(self._zeros, of_term)
+        sums = tf.nest.map_structure(self._zeros, terms.structured_outputs[0])
         if not equal_sizes:
             return self._sum_range(terms, sums, 0, self.count, None, scratch)
         sums = self._sum_range(terms, sums, 0, self.remainder, True)
@@ -93,10 +89,7 @@ class SubBatches:
 
         def body(index: tf.Tensor, sums: list, scratch: list) -> tuple[tf.Tensor, list, list]:
             rows = self._rows(index, index < self.remainder if larger is None else larger)
-            if scratch:
-                term, scratch = terms(index, rows, scratch)
-            else:
-                term = terms(index, rows)
+            term, scratch = terms(index, rows, scratch)
             return index + 1, list(map(_add, sums, tf.nest.flatten(term))), scratch
 
         flat, scratch = tf.nest.flatten(sums), list(scratch)

@@ -65,9 +65,6 @@ def sum_over(
         positions: Those of the weights that are copied.
         equal_sizes: See `SubBatches.sum_over`.
     """
-    if not positions:
-        tables = Tables(weights)
-        return sub_batches.sum_over(lambda index, rows: terms(index, rows, tables), equal_sizes)
 
     def with_copies(index: tf.Tensor, rows: tf.Tensor, copies: list) -> tuple[Any, list]:
         tables = Tables(weights, dict(zip(positions, copies, strict=True)))

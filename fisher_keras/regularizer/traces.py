@@ -48,8 +48,8 @@ def check_sub_batches(losses: BatchLosses) -> None:
             )
         losses.cross_entropy.check_shape(outputs)
 
-    with tf.init_scope():
-        trace_and_discard(call, specs_of_any_size(losses.batch.x))
+    # In no init_scope: that would stop the tapes of a layer that takes gradients in its call.
+    trace_and_discard(call, specs_of_any_size(losses.batch.x))
     if tf.executing_eagerly():  # In a graph, the step itself is traced next.
         rows = tf.range(losses.batch_size)
         sub_batch = losses.sub_batch(tf.constant(0), rows, losses.state)

@@ -5,6 +5,7 @@ before looking at anything else.
 """
 
 import ast
+import contextlib
 import inspect
 import pathlib
 import re
@@ -15,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 import fisher_keras
-from fisher_keras.classifier import stateless
+from fisher_keras.classifier import Classifier, stateless
 from fisher_keras.graph import keras_private
 
 PACKAGE = pathlib.Path(fisher_keras.__file__).parent
@@ -27,6 +28,7 @@ PRIVATE = {
     "_flatten_layers": "all_layers",
     "_fn_kwargs": "loss_arguments",
     "_get_metrics_result_or_logs": "epoch_logs",
+    "_get_own_losses": "penalties_of_call",
     "_get_own_metrics": "metrics_made_by",
     "_iterations": "num_updates",
     "_keras_history": "output_layer",
@@ -154,13 +156,28 @@ class HalfBuilt(keras.Model):
         return self.head(self.hidden(inputs))
 
 
+@pytest.mark.parametrize(
+    "scope", [contextlib.nullcontext, lambda: keras.StatelessScope(collect_losses=True)]
+)
+def test_penalties_of_a_call_are_those_that_layers_add(scope):
+    """Of a layer in a model in a model; not those of weights, nor of the call before."""
+    penalized = keras.layers.ActivityRegularization(l1=1.0)
+    inner = keras.Sequential([keras.Input((2,)), penalized])
+    model = keras.Sequential([inner, keras.layers.Dense(1, kernel_regularizer="l2")])
+    model(np.ones((1, 2)))
+    with scope():
+        model(np.full((1, 2), 3.0))
+        found = keras_private.penalties_of_call(model)
+    assert [float(penalty) for penalty in found] == [6.0]
+
+
 def test_building():
     model = HalfBuilt()
     assert not keras_private.is_built(model)
     model.build((None, 2))
     assert model.built
     assert not keras_private.is_built(model)
-    stateless.build(model, np.ones((7, 2), np.float32))
+    Classifier(model).build(np.ones((7, 2), np.float32))
     assert keras_private.is_built(model)
     assert [tuple(v.shape) for v in model.trainable_variables] == [(2, 4), (4,), (4, 3), (3,)]
 

@@ -221,6 +221,50 @@ def test_a_call_that_is_the_same_function_each_time(options, eager):
     assert np.isfinite(model.train_on_batch(*data())).all()
 
 
+class WithOwnGradient(keras.layers.Layer):
+    """Adds to its inputs the gradient of sum tanh(x W)^2 by them: from a tape, or by hand."""
+
+    def __init__(self, by_tape):
+        super().__init__()
+        self.by_tape = by_tape
+
+    def build(self, shape):
+        self.w = self.add_weight((shape[-1], 3), "glorot_uniform", name="w")
+
+    def call(self, x):
+        if not self.by_tape:
+            z = tf.tanh(x @ self.w)
+            return x + (2 * z * (1 - z**2)) @ tf.transpose(self.w)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            energy = tf.reduce_sum(tf.tanh(x @ self.w) ** 2)
+        return x + tape.gradient(energy, x)
+
+
+@pytest.mark.parametrize(
+    ("options", "eager"),
+    each_value(
+        [{"method": SharpnessAwareModel}, {}, {"share_gradients": True}, MODES["hessian"]],
+        [False, True],
+    ),
+)
+def test_a_layer_that_takes_gradients_in_its_call(float64, options, eager):
+    trained = []
+    for by_tape in (True, False):
+        classifier = sequential(WithOwnGradient(by_tape))
+        model = {"method": FisherRegularizedModel, **options}["method"](
+            classifier, **{name: value for name, value in options.items() if name != "method"}
+        )
+        if isinstance(model, FisherRegularizedModel):
+            model.seed = 3
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=eager, jit_compile=False)
+        model.train_on_batch(*data())
+        trained.append(classifier.get_weights())
+    for mine, expected in zip(*trained, strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-12)
+
+
 class StatelessNoise(keras.layers.Layer):
     """Draws from a generator of Keras that belongs to it, or from the one that all share."""
 

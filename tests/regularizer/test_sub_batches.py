@@ -16,9 +16,9 @@ def test_the_split_is_even_random_and_complete(size, count):
         split = split_batch(tf.constant(size), count, tf.constant([seed, 0]))
         collected = []
 
-        def terms(index, where):
+        def terms(index, where, scratch):
             collected.append(where.numpy())
-            return tf.constant(0)
+            return tf.constant(0), scratch
 
         split.sum_over(terms)
         return collected
@@ -41,10 +41,10 @@ def test_xla_sums_the_same_over_batches_of_every_size(count):
         split = split_batch(tf.constant(size), count, tf.constant([5, 0]))
         rows = tf.cast(tf.range(size), tf.float32)
 
-        def terms(index, where):
+        def terms(index, where, scratch):
             values = tf.gather(rows, where)
             placed = tf.scatter_nd(where[:, None], values[:, None], [size, 1])
-            return placed, tf.reduce_mean(values) * tf.cast(index + 1, tf.float32)
+            return (placed, tf.reduce_mean(values) * tf.cast(index + 1, tf.float32)), scratch
 
         return split.sum_over(terms, equal_sizes)
 
