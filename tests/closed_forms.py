@@ -2,6 +2,13 @@
 
 import numpy as np
 
+NUM_FEATURES, NUM_CLASSES = 5, 3
+
+
+def examples(count, seed=3):
+    random = np.random.RandomState(seed)
+    return random.randn(count, NUM_FEATURES), random.randint(0, NUM_CLASSES, count)
+
 
 def softmax_regression(x, labels, weights, sample_weight=None):
     """Mean loss of softmax(x W + b) and its gradient."""

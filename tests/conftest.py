@@ -118,6 +118,15 @@ def set_policy():
 
 
 @pytest.fixture
+def few_trials(monkeypatch):
+    """An evaluation has two trials unless it asks for others."""
+    from fisher_keras import evaluate_local_minimum
+
+    num_samples, _, *others = evaluate_local_minimum.__defaults__
+    monkeypatch.setattr(evaluate_local_minimum, "__defaults__", (num_samples, 2, *others))
+
+
+@pytest.fixture
 def image_folder(tmp_path):
     """A folder of 8x6 images of cats and dogs: 3 of each for training, 2 for testing.
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from marks import nightly
+from marks import each_value, nightly
 
 from fisher_keras import FisherRegularizedModel, callbacks
 from fisher_keras.callbacks import FisherMetrics
@@ -209,21 +209,22 @@ BINARY = keras.losses.BinaryCrossentropy
 SPARSE = keras.losses.SparseCategoricalCrossentropy
 
 
-@pytest.mark.parametrize(
-    ("units", "activation", "loss", "from_logits"),
-    [
-        (1, None, BINARY(from_logits=True), True),
-        (1, keras.activations.hard_sigmoid, BINARY(), False),
-        (1, keras.activations.hard_sigmoid, "binary_crossentropy", False),
-        (1, "sigmoid", keras.losses.binary_crossentropy, "auto"),
-        (1, "sigmoid", BINARY(from_logits=True), "auto"),
-        (2, keras.activations.hard_sigmoid, [SPARSE(from_logits=True)], True),
-        (2, probabilities_by_hand, "sparse_categorical_crossentropy", False),
-        (2, probabilities_by_hand, lambda y, p: 0 * p[:, 0], "auto"),
-    ],
-)
-@pytest.mark.parametrize("regularized", [False, True])
-def test_the_compiled_loss_tells_logits(units, activation, loss, from_logits, regularized):
+# Units and their activation, the loss that is compiled, and the option that says the same.
+LOGITS_BY_LOSS = {
+    "logits": (1, None, BINARY(from_logits=True), True),
+    "loss": (1, keras.activations.hard_sigmoid, BINARY(), False),
+    "name": (1, keras.activations.hard_sigmoid, "binary_crossentropy", False),
+    "function": (1, "sigmoid", keras.losses.binary_crossentropy, "auto"),
+    "sigmoid": (1, "sigmoid", BINARY(from_logits=True), "auto"),
+    "list": (2, keras.activations.hard_sigmoid, [SPARSE(from_logits=True)], True),
+    "by hand": (2, probabilities_by_hand, "sparse_categorical_crossentropy", False),
+    "own": (2, probabilities_by_hand, lambda y, p: 0 * p[:, 0], "auto"),
+}
+
+
+@pytest.mark.parametrize(("case", "regularized"), each_value(LOGITS_BY_LOSS, [False, True]))
+def test_the_compiled_loss_tells_logits(case, regularized):
+    units, activation, loss, from_logits = case
     x, y = data()
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(units, activation)])

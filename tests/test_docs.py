@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import fisher_keras
-from fisher_keras import FisherRegularizedModel, evaluate_local_minimum
+from fisher_keras import FisherRegularizedModel
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -88,9 +88,7 @@ def shortened(code):
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda page: page.stem)
-def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
-    num_samples, _, *others = evaluate_local_minimum.__defaults__
-    monkeypatch.setattr(evaluate_local_minimum, "__defaults__", (num_samples, 2, *others))
+def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch, few_trials):
     monkeypatch.chdir(tmp_path)
     names = what_the_page_speaks_of(page)
     for code in blocks(page, "python"):

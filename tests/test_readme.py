@@ -18,7 +18,7 @@ def test_readme_is_a_page():
     assert len(README.splitlines()) <= 120
 
 
-def test_python_example_runs(tmp_path, monkeypatch, capsys):
+def test_python_example_runs(tmp_path, monkeypatch, capsys, few_trials):
     monkeypatch.chdir(tmp_path)
     names = readme_example.run(README)
     assert "log_determinant" in capsys.readouterr().out

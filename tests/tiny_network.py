@@ -2,6 +2,9 @@
 
 import keras
 
+# Options of a training of it.
+TINY = {"width": None, "arch": "tiny_network:tiny"}
+
 
 def tiny(num_classes, image_shape):
     layers = [

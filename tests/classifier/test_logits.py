@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
+from marks import each_value
 from scipy.special import log_softmax
 
 from fisher_keras import FisherRegularizedModel
@@ -13,10 +14,10 @@ from fisher_keras.fisher import loss_gradient_gram
 from fisher_keras.metrics import evaluate_local_minimum, hessian, robustness
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
-LOSSES = [
-    "sparse_categorical_crossentropy",
-    keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-]
+LOSSES = {
+    "probabilities": "sparse_categorical_crossentropy",
+    "logits": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+}
 
 
 class Head(keras.Model):
@@ -84,10 +85,9 @@ def test_heads_that_are_no_distribution_over_classes(kind, activation, units, me
     assert model(X).shape == (6, units)
 
 
-@pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("loss", LOSSES)
-def test_such_heads_are_not_trained(kind, loss):
-    model = FisherRegularizedModel(HEADS[kind]("sigmoid", 2), num_sub_batches=2)
+@pytest.mark.parametrize(("head", "loss"), each_value(HEADS, LOSSES))
+def test_such_heads_are_not_trained(head, loss):
+    model = FisherRegularizedModel(head("sigmoid", 2), num_sub_batches=2)
 
     def train():
         model.compile("sgd", loss)

@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import tensorflow as tf
+from closed_forms import NUM_CLASSES, NUM_FEATURES
 
 from fisher_keras import FisherRegularizedModel
 from fisher_keras.regularizer.sub_batches import split_batch
 
-NUM_CLASSES = 3
 # Keras holds it in float32: a power of two is exact there, too.
 L2 = 2.0**-7
 
@@ -41,7 +41,12 @@ def conv_net(dropout=0.0, batch_norm=True, l2=0.0, activation=None):
     return keras.Sequential(layers)
 
 
-def dense_net():
+def softmax_regression_model():
+    """The classifier of closed_forms.py."""
+    return keras.Sequential([keras.Input((NUM_FEATURES,)), keras.layers.Dense(NUM_CLASSES)])
+
+
+def dense_net(dropout=0.4):
     """As much as `conv_net` has besides weights; XLA compiles it in a fraction of the time."""
     keras.utils.set_random_seed(7)
     layers = [
@@ -50,7 +55,7 @@ def dense_net():
         keras.layers.Dense(4, kernel_regularizer=keras.regularizers.L2(L2)),
         keras.layers.BatchNormalization(),
         keras.layers.Activation("tanh"),
-        keras.layers.Dropout(0.4, seed=5),
+        keras.layers.Dropout(dropout, seed=5),
         keras.layers.Dense(NUM_CLASSES, kernel_regularizer=keras.regularizers.L2(L2)),
     ]
     return keras.Sequential(layers)

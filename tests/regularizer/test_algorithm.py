@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from closed_forms import algorithm_1, softmax_regression, softmax_regression_hessian_product
+from closed_forms import (
+    NUM_CLASSES,
+    NUM_FEATURES,
+    algorithm_1,
+    examples,
+    softmax_regression,
+    softmax_regression_hessian_product,
+)
 from marks import nightly
 from small_models import assert_close, parts_of
 
@@ -20,9 +27,6 @@ from fisher_keras.regularizer.step_types import (
     RegularizedStep,
 )
 
-NUM_CLASSES = 3
-NUM_FEATURES = 5
-
 
 def graph(function):
     """The function as a piece of a graph, so that its loops and traces are those of a step."""
@@ -36,11 +40,6 @@ def eager(function):
 def weights_at(seed):
     random = np.random.RandomState(seed)
     return [random.randn(NUM_FEATURES, NUM_CLASSES), random.randn(NUM_CLASSES)]
-
-
-def examples(count, seed=3):
-    random = np.random.RandomState(seed)
-    return random.randn(count, NUM_FEATURES), random.randint(0, NUM_CLASSES, count)
 
 
 def with_gradient(loss):

@@ -50,14 +50,8 @@ def test_beta_zero_is_a_plain_step_to_the_last_bit(sums_as_written, scheduled, s
 def test_a_schedule_switches_the_regularizer_on(shared):
     x, y = images(32)
     beta = keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.0, 50.0])
-    runs = []
-    for b in (0.0, 50.0, beta):
-        model = compiled(conv_net(), beta=b, share_gradients=shared, alpha=0.01)
-        history = model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0).history
-        runs.append((weights_of(model), history))
-    assert all(np.any(a != b) for a, b in zip(runs[0][0], runs[2][0], strict=True))
-    assert all(np.any(a != b) for a, b in zip(runs[1][0], runs[2][0], strict=True))
+    model = compiled(conv_net(), beta=beta, share_gradients=shared, alpha=0.01)
+    history = model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0).history
     # The step counter is 0 and 1 in the first epoch; the boundary, 2, still has the first value.
-    trace = runs[2][1]["fisher_trace"]
-    assert np.isnan(trace[0])
-    assert trace[1] > 0
+    assert np.isnan(history["fisher_trace"][0])
+    assert history["fisher_trace"][1] > 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from marks import each_value
-from small_models import compiled, conv_net, images, weights_of
+from small_models import compiled, conv_net, dense_net, images, weights_of
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,8 @@ from small_models import compiled, conv_net, images, weights_of
 )
 def test_half_precision(policy, shared, set_policy):
     x, y = images(32)
-    full = compiled(conv_net(), alpha=1e-4, beta=1e4, gradient="hessian_vector_product")
+    options = {"alpha": 1e-4, "beta": 1e4, "gradient": "hessian_vector_product"}
+    full = compiled(dense_net(dropout=0.0), **options)
     set_policy(policy)
     with pytest.raises(ValueError, match="hessian_vector_product"):
         compiled(conv_net())
@@ -22,12 +23,7 @@ def test_half_precision(policy, shared, set_policy):
     if policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=64.0)
     model = compiled(
-        conv_net(),
-        optimizer=optimizer,
-        alpha=1e-4,
-        beta=1e4,
-        gradient="hessian_vector_product",
-        share_gradients=shared,
+        dense_net(dropout=0.0), optimizer=optimizer, share_gradients=shared, **options
     )
     model.set_weights(full.get_weights())
     if not shared:

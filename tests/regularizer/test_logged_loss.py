@@ -178,8 +178,7 @@ def balanced(name):
     return Balanced(from_logits=True)
 
 
-@pytest.mark.parametrize("dtype", ["int64", "float32"])
-@pytest.mark.parametrize("name", BALANCED)
+@pytest.mark.parametrize(("name", "dtype"), each_value(list(BALANCED), ["int64", "float32"]))
 def test_shared_gradients_need_a_mean_whatever_the_class(name, dtype):
     classes = {"binary": 1, "of many classes": 1000}.get(name, 10)
     net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(classes)])

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from closed_forms import softmax_regression
+from closed_forms import examples, softmax_regression
 from marks import each_value
 from small_models import (
     L2,
@@ -16,6 +16,7 @@ from small_models import (
     conv_net,
     images,
     smoothed_loss,
+    softmax_regression_model,
     sparse_loss,
     state_of,
     weights_of,
@@ -98,9 +99,8 @@ def test_a_step_is_the_gradient_at_the_other_weights(float64, case, adaptive):
 
 @pytest.mark.exactness
 def test_equals_the_closed_form(float64):
-    random = np.random.RandomState(3)
-    x, y = random.randn(12, 5), random.randint(0, NUM_CLASSES, 12)
-    model = compiled(keras.Sequential([keras.Input((5,)), keras.layers.Dense(NUM_CLASSES)]))
+    x, y = examples(12)
+    model = compiled(softmax_regression_model())
     before = weights_of(model)
     _, g = softmax_regression(x, y, before)
     norm = np.sqrt(sum(np.sum(d**2) for d in g))

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from closed_forms import softmax_regression
+from closed_forms import examples, softmax_regression
 from gradient_norm_penalty import GradientNormPenalty
 from marks import each_value
 from small_models import (
@@ -17,6 +17,7 @@ from small_models import (
     conv_net,
     dense_net,
     images,
+    softmax_regression_model,
     sparse_loss,
     state_of,
     weights_of,
@@ -34,10 +35,6 @@ def compiled(model, optimizer=None, loss=None, **options):
     return wrapped
 
 
-def softmax_regression_model():
-    return keras.Sequential([keras.Input((5,)), keras.layers.Dense(NUM_CLASSES)])
-
-
 def penalized(x, y, weights, strength):
     loss, gradient = softmax_regression(x, y, weights)
     return loss + strength * np.sqrt(sum(np.sum(g**2) for g in gradient))
@@ -45,8 +42,7 @@ def penalized(x, y, weights, strength):
 
 @pytest.mark.parametrize("loss_scaling", [False, True])
 def test_its_step_is_the_derivative_of_the_penalized_loss(float64, loss_scaling):
-    random = np.random.RandomState(3)
-    x, y = random.randn(12, 5), random.randint(0, NUM_CLASSES, 12)
+    x, y = examples(12)
     optimizer = keras.optimizers.SGD(1.0)
     if loss_scaling:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=64.0)
@@ -169,20 +165,19 @@ def spectral_net():
     return keras.Sequential([keras.Input((6, 6, 2)), *layers])
 
 
-@pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize(
-    ("method", "options"),
-    [
-        (FisherRegularizedModel, {"share_gradients": False}),
-        (FisherRegularizedModel, {"share_gradients": True}),
-        (FisherRegularizedModel, {"gradient": "hessian_vector_product"}),
-        (SharpnessAwareModel, {}),
-        (GradientNormPenalty, {}),
-    ],
-)
-def test_a_model_that_assigns_to_its_weights_is_refused(method, options, eager):
+METHODS = {
+    "separate": lambda model: FisherRegularizedModel(model, share_gradients=False),
+    "shared": lambda model: FisherRegularizedModel(model, share_gradients=True),
+    "sharpness-aware": SharpnessAwareModel,
+    "gradient norm": GradientNormPenalty,
+    "product": lambda model: FisherRegularizedModel(model, gradient="hessian_vector_product"),
+}
+
+
+@pytest.mark.parametrize(("method", "eager"), each_value(METHODS, [False, True]))
+def test_a_model_that_assigns_to_its_weights_is_refused(method, eager):
     """The gradient would be that of other weights than it is applied to."""
-    model = method(spectral_net(), **options)
+    model = method(spectral_net())
     model.compile("sgd", sparse_loss(), run_eagerly=eager)
     with pytest.raises(ValueError, match=r"SpectralNormalization.*Given: weight '.*kernel'"):
         model.train_on_batch(*images())

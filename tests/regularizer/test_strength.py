@@ -6,18 +6,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from closed_forms import algorithm_1
+from closed_forms import algorithm_1, examples
 from marks import each_value, nightly
 from small_models import (
     assert_close,
     compiled,
     conv_net,
     images,
+    softmax_regression_model,
     sparse_loss,
     sub_batches_of,
     weights_of,
 )
-from test_algorithm import examples
 
 from fisher_keras import FisherRegularizedModel
 from fisher_keras.regularizer.sub_batches import split_batch
@@ -26,8 +26,7 @@ SGD, schedules = keras.optimizers.SGD, keras.optimizers.schedules
 
 
 def regression(**options):
-    network = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
-    return compiled(network, **{"alpha": 0.3, "num_sub_batches": 4, **options})
+    return compiled(softmax_regression_model(), **{"alpha": 0.3, "num_sub_batches": 4, **options})
 
 
 def linear():
@@ -98,7 +97,7 @@ def test_accumulated_steps_have_their_sub_batches_together():
     assert float(model.current_beta()) == pytest.approx(beta_of(2.0, 0.5, 0.0, 12))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", nightly("adamw"), "rmsprop", "lion"])
+@pytest.mark.parametrize("optimizer", ["adam", *map(nightly, ("adamw", "rmsprop", "lion"))])
 def test_other_optimizers_have_no_such_ratio(optimizer):
     x, y = images()
     with pytest.raises(ValueError, match=r"give beta instead.*strength=0\.25, optimizer="):
@@ -167,7 +166,7 @@ def test_the_first_fit_warns_of_a_weak_regularizer():
     "options",
     [
         {"strength": 0.25},
-        {"beta": 1000.0},
+        nightly({"beta": 1000.0}),
         {"beta": 0.0},
         {"optimizer": "adam"},
         {"optimizer": SGD(0.0)},

@@ -12,12 +12,14 @@ from small_models import (
     assert_equal,
     compiled,
     conv_net,
+    dense_net,
     images,
     state_of,
     weights_of,
 )
 
 from fisher_keras import FisherRegularizedModel, SharpnessAwareModel
+from fisher_keras.regularizer.strength import explicit_to_implicit
 
 STRONG = {"beta": 100.0, "alpha": 0.01, "num_sub_batches": 4}
 PRODUCT = STRONG | {"gradient": "hessian_vector_product", "share_gradients": False}
@@ -29,6 +31,7 @@ WAYS = {
 }
 
 
+@pytest.mark.parametrize("network", [lambda: dense_net(dropout=0.0), nightly(conv_net)])
 @pytest.mark.parametrize(
     ("options", "ways"),
     [
@@ -38,11 +41,11 @@ WAYS = {
         ({"method": SharpnessAwareModel, "rho": 0.5}, WAYS),
     ],
 )
-def test_every_way_to_run_a_step_gives_the_same_weights(options, ways):
+def test_every_way_to_run_a_step_gives_the_same_weights(options, ways, network):
     x, y = images(22)
     found = []
     for name in ways:
-        model = compiled(conv_net(), compile_kwargs=WAYS[name], **options)
+        model = compiled(network(), compile_kwargs=WAYS[name], **options)
         model.fit(x, y, batch_size=10, epochs=2, shuffle=False, verbose=0)
         found.append(weights_of(model))
         assert_close(found[-1], found[0], rtol=1e-3, atol=1e-5)
@@ -117,7 +120,8 @@ def test_the_strength_is_the_ratio_of_the_two_penalties():
     of_sub_batches = gradients.reshape(-1, sub_batches, examples // sub_batches).mean(axis=2)
     explicit = alpha * beta / 2 * np.mean(of_sub_batches**2)
     implicit = rate / 4 * np.mean(gradients.mean(axis=1) ** 2)
-    assert explicit / implicit == pytest.approx(2 * alpha * beta * sub_batches / rate, rel=0.03)
+    expected = explicit_to_implicit(alpha, beta, sub_batches, rate, momentum=0.0)
+    assert explicit / implicit == pytest.approx(float(expected), rel=0.03)
 
 
 def test_a_run_repeats_and_the_seed_matters():

@@ -8,6 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from tiny_network import TINY
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs import trained_run as module
@@ -25,8 +26,6 @@ from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.fisher.gram import loss_gradient_gram
 from fisher_keras.metrics.trials import draw_sample
 
-# A trace of a network is most of what a short training takes.
-TINY = {"width": None, "arch": "tiny_network:tiny"}
 METRICS = MetricSettings(("log_determinant", "trace"), 5, 3, normalize_logits=0.04)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from marks import nightly
+from tiny_network import TINY
 
 from fisher_keras.datasets import load_dataset, subset
 from fisher_keras.experiments.folder_lock import folder_lock
@@ -26,7 +27,6 @@ from fisher_keras.models import (
 from fisher_keras.regularizer.fisher import FisherRegularizedModel
 
 BIG_ENOUGH_TO_DIVERGE = 1e8
-TINY = {"width": None, "arch": "tiny_network:tiny"}
 
 
 def tiny_config(output_dir, **changes):
@@ -179,7 +179,8 @@ def test_without_validation_images_the_test_images_do_not_choose_the_best(
 
 
 def test_validation_images_are_held_out_and_choose_the_best(tmp_path):
-    record = train(tiny_config(tmp_path, train_size=None, validation_size=1300, epochs=5))
+    sizes = {"train_size": None, "validation_size": 1300}
+    record = train(tiny_config(tmp_path, **sizes, epochs=5, **TINY))
     assert record["data"]["train_images"] == 100
     assert record["data"]["validation_images"] == 1300
     digits = load_dataset("digits")
@@ -268,7 +269,7 @@ def killed(*_):
 @pytest.fixture(scope="module")
 def validated_run(tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("validated") / "run"
-    train(tiny_config(output_dir, validation_size=40))
+    train(tiny_config(output_dir, validation_size=40, **TINY))
     return output_dir
 
 
@@ -292,7 +293,7 @@ def test_a_kill_while_the_backup_is_written_loses_nothing(
             raise Killed
         return original(*args, **kwargs)
 
-    config = tiny_config(tmp_path, validation_size=40, resume=True)
+    config = tiny_config(tmp_path, validation_size=40, resume=True, **TINY)
     with monkeypatch.context() as patch:
         patch.setattr(module, function, maybe_killed)
         with pytest.raises(Killed):
@@ -390,12 +391,12 @@ def test_resuming_with_other_data_is_an_error(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training, "_evaluate", killed)
         with pytest.raises(Killed):
-            train(tiny_config(tmp_path, epochs=1))
+            train(tiny_config(tmp_path, epochs=1, **TINY))
     digits = load_dataset("digits")
     other = dataclasses.replace(digits, train_images=255 - digits.train_images)
     monkeypatch.setattr(training_data, "load_dataset", lambda *_: other)
     with pytest.raises(ValueError, match="with other data"):
-        train(tiny_config(tmp_path, epochs=1, resume=True))
+        train(tiny_config(tmp_path, epochs=1, resume=True, **TINY))
 
 
 def test_a_broken_record_is_named(tmp_path):
@@ -530,14 +531,14 @@ def test_resume_knows_flags_newer_than_the_run(tmp_path, plain_run):
 
 
 def test_resume_knows_the_methods_by_their_options_as_older_runs_have_them(tmp_path):
-    config = tiny_config(tmp_path, epochs=1, clip_norm=3.0)
+    config = tiny_config(tmp_path, epochs=1, clip_norm=3.0, **TINY)
     record = train(config)
     assert record["flags"]["method"] == "clipped"
     record["flags"]["method"] = None
     (tmp_path / "run.json").write_text(json.dumps(record))
     assert train(dataclasses.replace(config, resume=True)) == record
     with pytest.raises(ValueError, match="--method was clipped, is plain"):
-        train(tiny_config(tmp_path, epochs=1, resume=True))
+        train(tiny_config(tmp_path, epochs=1, resume=True, **TINY))
     record["flags"]["beyond"] = 1
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"has other flags than there are now .*'beyond'"):
