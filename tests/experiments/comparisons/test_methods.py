@@ -197,6 +197,20 @@ def test_sam_has_the_rho_that_is_best_by_validation():
     assert [row[2] for row in rows[1:]] == list(validation)
 
 
+def test_the_best_rho_is_that_of_the_seeds_that_all_have():
+    """Seed 1 has harder images, which only one of both has been trained on so far."""
+    validation = {("sam", 0): 30.0, ("sam", 1): 60.0, ("sam, rho 0.1", 0): 40.0}
+    networks = []
+    for run in runs_of("laptop", "all"):
+        method = run.label.partition(" seed")[0].removeprefix("batch 256 ")
+        if (method, run.seed) in validation:
+            error = validation[method, run.seed]
+            part = {"loss": 1.0, "error_percent": error, "num_images": 50}
+            networks.append(network(run, 50.0, validation=part))
+    *_, best = table_of(networks, "laptop", "all")
+    assert best[2] == "best of these by validation: sam"
+
+
 def test_the_command_plans_all_runs(tmp_path, run_command):
     flags = ["--preset=smoke", f"--output_dir={tmp_path}", "--dry_run"]
     status, output, errors = run_command("compare_methods", *flags)
