@@ -195,7 +195,7 @@ def test_differences_are_of_the_same_trials(models):
 def test_an_infinite_difference_is_a_dash(models, monkeypatch):
     reports = evaluate(config(models, None, metrics=("log_determinant",)))
     next(iter(reports.values())).trials[0].metrics["log_determinant"] = -np.inf
-    assert differences(reports).splitlines()[2].endswith("| - |")
+    assert differences(reports).splitlines()[2].endswith("| – |")
 
 
 TASK = """

@@ -208,7 +208,7 @@ def _cells(name: str, groups: Mapping[str, Group], columns: Sequence[Column]) ->
     return [
         str(len(group)),
         ERROR.mean(group),
-        *("-" if name == c else ERROR.difference(group, groups.get(c, {})) for c in CONTROLS),
+        *("–" if name == c else ERROR.difference(group, groups.get(c, {})) for c in CONTROLS),
         *(column.mean(group) for column in columns),
         str(flagged or ""),
     ]

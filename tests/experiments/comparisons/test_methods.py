@@ -127,8 +127,8 @@ def test_table_has_paired_differences():
     plain, fisher = (dict(zip(header, row, strict=True)) for row in (plain, fisher))
     names = ("resnet", "64", "plain", "3")
     assert tuple(plain[n] for n in ("network", "batch", "method", "runs")) == names
-    assert plain["less plain"] == plain["less clipped"] == fisher["less clipped"] == "-"
-    assert fisher["less ghost"] == "-"
+    assert plain["less plain"] == plain["less clipped"] == fisher["less clipped"] == "–"
+    assert fisher["less ghost"] == "–"
     differences = np.subtract(errors["fisher, 1 of parity"], errors["plain"])
     low, high = scipy.stats.t.interval(0.95, 2, differences.mean(), scipy.stats.sem(differences))
     expected = f"{differences.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
