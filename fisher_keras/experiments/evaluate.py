@@ -93,7 +93,7 @@ def differences(reports: dict[str, LocalMinimumReport]) -> str:
         reports: By name, of the same data and options.
 
     Returns:
-        A line a model, the mean difference over the trials ± its standard error; "-" where a
+        A line a model, the mean difference over the trials ± its standard error; "–" where a
         trial is infinite.
     """
     (first, base), *others = reports.items()
@@ -105,7 +105,7 @@ def differences(reports: dict[str, LocalMinimumReport]) -> str:
 
 def _difference_cell(summary: MetricSummary) -> str:
     if not np.isfinite(summary.mean):
-        return "-"
+        return "–"
     return f"{summary.mean:+.5g} ± {summary.standard_error:.2g}"
 
 

@@ -192,7 +192,7 @@ def test_differences_are_of_the_same_trials(models):
     assert line == f"| {' | '.join(cells)} |"
     # An infinite one is a dash.
     base.trials[0].metrics["log_determinant"] = -np.inf
-    assert differences(reports).splitlines()[2] == f"| {name} | - | {cells[2]} |"
+    assert differences(reports).splitlines()[2] == f"| {name} | – | {cells[2]} |"
 
 
 TASK = """

@@ -22,6 +22,7 @@ from fisher_keras.experiments.comparisons.common import (
     grouped,
     result_of,
 )
+from fisher_keras.experiments.runs.provenance_notes import mixture_notes
 from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run
 from fisher_keras.experiments.runs.trained_network import PartResult
 from fisher_keras.experiments.statistics.paired import PairedDifference, paired_difference
@@ -93,9 +94,11 @@ class Comparison:
 
     Attributes:
         networks: The networks of each method, by seed.
+        mixture: Sentences on versions and commits in which they differ.
     """
 
     networks: Mapping[str, Group]
+    mixture: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -108,9 +111,10 @@ class Comparison:
             runs: The runs.
             methods: Their methods, in the order of the table.
         """
-        networks = [ComparedNetwork.of(store, record) for record in store.records_of(runs)]
+        records = store.records_of(runs)
+        networks = [ComparedNetwork.of(store, record) for record in records]
         groups = grouped(networks, lambda network: network.method)
-        return cls({method: groups[method] for method in methods})
+        return cls({method: groups[method] for method in methods}, mixture_notes(records))
 
     @property
     def baseline(self) -> str:
@@ -178,9 +182,8 @@ class Comparison:
             "the mean difference of networks of the same seed, with its 95 % interval."
         )
         found = [f"{kind} ({count} of {len(networks)} networks)" for kind, count in kinds.items()]
-        if not found:
-            return [about]
-        return [about, f"Compare gamma-hat and ln det Xi with care: {'; '.join(found)}."]
+        care = [f"Compare gamma-hat and ln det Xi with care: {'; '.join(found)}."] if found else []
+        return [about, *care, *self.mixture]
 
     def __str__(self) -> str:
         """Returns the table for a terminal, and how to read it."""

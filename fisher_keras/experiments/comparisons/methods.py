@@ -7,7 +7,6 @@ something to give back.
 """
 
 import functools
-import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -209,18 +208,24 @@ def _cells(name: str, groups: Mapping[str, Group], columns: Sequence[Column]) ->
     return [
         str(len(group)),
         ERROR.mean(group),
-        *("-" if name == c else ERROR.difference(group, groups.get(c, {})) for c in CONTROLS),
+        *("–" if name == c else ERROR.difference(group, groups.get(c, {})) for c in CONTROLS),
         *(column.mean(group) for column in columns),
         str(flagged or ""),
     ]
 
 
 def _best_by_validation(groups: Mapping[str, Group]) -> str | None:
-    """Returns the arm with the least mean validation error; None without a choice, or errors."""
+    """Returns the arm with the least mean validation error, over the seeds that all arms have.
+
+    None without a choice, such a seed, or errors.
+    """
     if len(groups) < 2 or any(n.validation is None for g in groups.values() for n in g.values()):
         return None
+    # A seed draws the images, too: arms of other seeds have other validation images.
+    seeds = set.intersection(*map(set, groups.values()))
     error = result_of("validation", "error_percent")
-    return min(groups, key=lambda name: statistics.fmean(error(list(groups[name].values()))))
+    means = {n: np.mean(error([group[seed] for seed in seeds])) for n, group in groups.items()}
+    return min(means, key=means.get) if seeds else None
 
 
 def _log_trace(networks: Sequence[TrainedNetwork]) -> list[float]:

@@ -208,7 +208,7 @@ def _table(
                 _ARCHITECTURES.get(arch, arch),
                 _DATASETS.get(dataset, dataset),
                 *map(compared.mean, (plain, fisher)),
-                *(papers or ["-", "-"]),
+                *(papers or ["–", "–"]),
                 compared.difference(fisher, plain),
                 *(" / ".join(map(column.mean, (plain, fisher))) for column in columns),
                 " / ".join(map(str, flagged)) if any(flagged) else "",

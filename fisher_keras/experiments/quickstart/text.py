@@ -51,10 +51,10 @@ def results_table(networks: Sequence[Network], settings: Settings) -> str:
     for arm in ARMS:
         strength = {"sam": " (rho {:g})", "fisher": " (beta {:g})"}.get(arm, "")
         cells = [ERROR.mean(groups[arm])]
-        cells.append("-" if arm == "fisher" else ERROR.difference(fisher, groups[arm]))
+        cells.append("–" if arm == "fisher" else ERROR.difference(fisher, groups[arm]))
         for name in ("wrong_labels_fitted", "gamma_hat"):
             values = [getattr(network, name) for network in groups[arm].values()]
-            cells.append("-" if arm == STOPPED else mean_and_spread(values, "{:.0f}", "{:.0f}"))
+            cells.append("–" if arm == STOPPED else mean_and_spread(values, "{:.0f}", "{:.0f}"))
         name = "plain, stopped early" if arm == STOPPED else arm
         rows.append([name + strength.format(STRENGTHS.get(arm)), *cells])
     return aligned_table(rows)

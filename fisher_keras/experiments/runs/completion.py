@@ -17,7 +17,7 @@ from fisher_keras.experiments.runs.store import ExperimentStore, Record
 from fisher_keras.experiments.runs.trained_network import TrainedNetwork
 from fisher_keras.experiments.runs.trained_run import network_file, summaries
 from fisher_keras.experiments.saved_models import SavedClassifiers
-from fisher_keras.experiments.training.arch import source_of
+from fisher_keras.experiments.training.arch import network_settings
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import split_dataset
 from fisher_keras.experiments.training.provenance import check_commit, provenance
@@ -139,7 +139,7 @@ def _evaluate(
             f"the network of run {record.key} was not kept: to train it again, remove its line "
             "from runs.jsonl and run the experiment"
         )
-    source_of(training.arch)  # It imports the module that defines a user's layers.
+    network_settings(training.arch)  # It imports the module that defines a user's layers.
     data, given = examples(training)
     recorded = record.result.get("data")
     if given != recorded:

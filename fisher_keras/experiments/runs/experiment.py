@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 
+import keras
 import tensorflow as tf
 
 from fisher_keras.datasets import ImageDataset, load_dataset
@@ -72,12 +73,13 @@ def execute_runs(
     if options.dry_run:
         print_plan(runs, store, options, gpus, options.preset != "smoke", data_dir)
         return
-    finished = {record.key: record for record in store.records()}
-    missing = [run for run in runs if run.key not in finished]
+    finished = store.records()
+    keys = {record.key for record in finished}
+    missing = [run for run in runs if run.key not in keys]
     loaded = cached_loader(options.data_dir, options.download)
     _check_datasets(missing, loaded)
     if missing:
-        _check_same_images(list(finished.values()), options, store, loaded)
+        _check_same_images(missing, finished, loaded)
         # A table of finished runs may be made from any tree: it says what they are of.
         check_preset(options.preset)
     function = functools.partial(execute, data_dir=data_dir, download=options.download)
@@ -128,22 +130,28 @@ def preset_of(presets: Mapping[str, Preset], options: ExperimentOptions) -> Pres
 
 
 def _check_same_images(
-    records: Sequence[Record], options: ExperimentOptions, store: ExperimentStore, loaded: _Loader
+    missing: Sequence[Run], finished: Sequence[Record], loaded: _Loader
 ) -> None:
-    """Checks that finished runs are of the images in the folder that was given.
+    """Checks that finished runs are of the images that those which are missing will be of.
 
-    Their keys name the data set alone, so that CIFAR's may come from another machine.
+    Keys have the name of the data set alone, and other folders have other images by that name.
     """
-    name = options.dataset or ""
-    if not (name == "folder" or name.startswith("tfds:")):
-        return
-    given = loaded(name, options.image_size).fingerprint
-    same = [record for record in records if record.config["training"]["dataset"] == name]
-    if any(record.result["data"] != given for record in same):
-        raise ValueError(
-            f"{store.directory} has runs of other images than those in --data_dir="
-            f"{options.data_dir}: give another --output_dir"
-        )
+    wanted = set(map(_images, missing))
+    for record in finished:
+        if record.experiment != missing[0].experiment or _images(record) not in wanted:
+            continue
+        name, image_size = _images(record)
+        given, recorded = loaded(name, image_size).fingerprint, record.result.get("data")
+        if recorded not in (None, given):  # Old records do not tell.
+            raise ValueError(
+                f"--dataset={name} has other images here (fingerprint {given}) than the finished "
+                f"runs ({recorded}): give the --data_dir of their images, or another --output_dir"
+            )
+
+
+def _images(run: Run | Record) -> tuple[str, int | None]:
+    """Returns the data set of a run, and the size that its images are resized to."""
+    return run.config["training"]["dataset"], run.config["training"].get("image_size")
 
 
 def cached_loader(data_dir: str | None, download: bool) -> _Loader:
@@ -167,4 +175,18 @@ def _check_datasets(runs: Sequence[Run], loaded: _Loader) -> None:
         dataset = loaded(training.dataset, training.image_size)
         split_dataset(dataset, **sizes)
         if ":" in training.arch:
-            build_network(training, dataset.num_classes, dataset.image_shape)
+            network = build_network(training, dataset.num_classes, dataset.image_shape)
+            _check_loads(training.arch, network)
+
+
+def _check_loads(arch: str, network: keras.Model) -> None:
+    """Checks that a network can be read from its file, as it is after its training."""
+    try:
+        keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(network))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"--arch={arch}: Keras could not read the network from its file after the training: "
+            "decorate your own layers and functions with "
+            "keras.saving.register_keras_serializable(), and write a layer class instead of a "
+            "Lambda"
+        ) from error

@@ -21,7 +21,8 @@ def provenance_notes(records: Sequence[Record]) -> list[str]:
 
     Returns:
         The origin of each data set; how many runs, if any, have no commit that tells their code,
-        or several; which metrics were computed later.
+        or several; how the runs differ in these, and in versions; which metrics were computed
+        later.
     """
     data = dict.fromkeys(
         (record.config["training"]["dataset"], record.result.get("data")) for record in records
@@ -40,7 +41,19 @@ def provenance_notes(records: Sequence[Record]) -> list[str]:
         "went on under another commit": sum(len(found) > 1 for found in commits),
     }
     notes += [f"{count} of {len(records)} runs {what}." for what, count in counts.items() if count]
-    return notes + _added_notes(records)
+    return [*notes, *mixture_notes(records), *_added_notes(records)]
+
+
+def mixture_notes(records: Sequence[Record]) -> list[str]:
+    """Returns a sentence for each package, and for commits, if runs are of several of them."""
+    found = [record.result.get("versions", {}) for record in records]
+    notes = []
+    for name in dict.fromkeys(name for versions in found for name in versions):
+        several = dict.fromkeys(str(versions.get(name, "not known")) for versions in found)
+        if len(several) > 1:
+            notes.append(f"The runs are of several versions of {name}: {', '.join(several)}.")
+    commits = set[str | None]().union(*(_commits(record.result) for record in records))
+    return [*notes, f"The runs are of {len(commits)} commits."] if len(commits) > 1 else notes
 
 
 def _commits(result: Mapping[str, Any]) -> set[str | None]:

@@ -17,16 +17,16 @@ import numpy as np
 
 from fisher_keras.datasets import ImageDataset, load_dataset
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.training.building import build_models, make_repeatable
+from fisher_keras.experiments.training.building import make_repeatable
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import split_dataset
-from fisher_keras.experiments.training.measured_step import step_seconds
+from fisher_keras.experiments.training.measured_step import mean_step_seconds
 
 # A dry run downloads nothing. The time of a step does not depend on what the images show.
 _CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 # What does not change the time of a step.
 _SAME_STEP = (
-    *("alpha", "augmentation", "beta", "beta_phases", "clip_norm", "confusion_size", "epochs"),
+    *("alpha", "augmentation", "beta", "clip_norm", "confusion_size", "epochs"),
     *("l2_penalty", "learning_rate", "rho", "schedule", "strength", "target_error", "target_loss"),
     "train_size",
 )
@@ -81,14 +81,13 @@ def training_seconds(training: Mapping[str, Any], step_seconds: float) -> float:
 
 
 def _measured(config: TrainingConfig) -> float:
-    """Returns the time of a step of a training, in seconds."""
+    """Returns the mean time of a training's steps, in seconds."""
     keras.backend.clear_session()
     if config.mixed_precision != "none":
         keras.config.set_dtype_policy(config.mixed_precision)
     one_hot = config.label_smoothing > 0
     data = split_dataset(_images(config), batch_size=config.batch_size, one_hot=one_hot)
-    _, model = build_models(config, data)
-    seconds = step_seconds(model, data.training_batches("no-aug", 0))
+    seconds = mean_step_seconds(config, data, data.training_batches("no-aug", 0))
     keras.config.set_dtype_policy("float32")
     return seconds
 

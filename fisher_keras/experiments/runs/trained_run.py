@@ -10,7 +10,7 @@ import keras
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.runs.presets import MetricSettings
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
-from fisher_keras.experiments.training.arch import source_of
+from fisher_keras.experiments.training.arch import network_settings
 from fisher_keras.experiments.training.config import TrainingConfig, decisive, resolve, resolve_run
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
 from fisher_keras.experiments.training.run_files import RunFiles
@@ -48,12 +48,6 @@ def trained_run(
         **network_settings(training.arch),
     }
     return Run(experiment, config, training.seed, RECIPE_VERSION, f"{label} seed {training.seed}")
-
-
-def network_settings(arch: str) -> dict[str, dict[str, str]]:
-    """Returns the part of a run's configuration that tells the code of a user's network."""
-    source = source_of(arch)
-    return {"network": {"source": source}} if source else {}
 
 
 def training_settings(training: TrainingConfig) -> dict[str, Any]:

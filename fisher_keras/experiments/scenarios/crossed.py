@@ -154,7 +154,7 @@ def _changes(
 
 
 def _rate(changes: Sequence[float], errors: Sequence[float]) -> str:
-    """Returns the mean change over the mean change of the test error, "-" where that is none."""
+    """Returns the mean change over the mean change of the test error, "–" where that is none."""
     if not changes or not statistics.fmean(errors):
-        return "-"
+        return "–"
     return f"{statistics.fmean(changes) / statistics.fmean(errors):.3g}"

@@ -4,11 +4,8 @@ import pathlib
 from typing import Any
 
 from fisher_keras.experiments.runs.store import Run
-from fisher_keras.experiments.runs.trained_run import (
-    network_settings,
-    training_of,
-    training_settings,
-)
+from fisher_keras.experiments.runs.trained_run import training_of, training_settings
+from fisher_keras.experiments.training.arch import network_settings
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import train

@@ -11,11 +11,11 @@ from fisher_keras.experiments.names import folder_name
 from fisher_keras.experiments.runs.experiment import absolute, check_preset, free_gpus
 from fisher_keras.experiments.runs.runner import execute_missing, print_plan
 from fisher_keras.experiments.runs.store import ExperimentStore, Run
-from fisher_keras.experiments.runs.trained_run import network_settings
 from fisher_keras.experiments.search.search_trials import Trials, combinations
 from fisher_keras.experiments.search.trial_run import execute, trial_run
 from fisher_keras.experiments.search.tuning_config import SEARCHED, TuningConfig
 from fisher_keras.experiments.search.tuning_report import TuningReport
+from fisher_keras.experiments.training.arch import network_settings
 from fisher_keras.experiments.training.config import resolve
 from fisher_keras.experiments.training.data import load_training_data
 from fisher_keras.models import RegularizerSettings, write_regularizer_settings

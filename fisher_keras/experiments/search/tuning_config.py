@@ -18,7 +18,7 @@ SEARCHED = {"beta": float, "num_sub_batches": int, "clip_norm": float}
 _LEFT_OUT = (
     *SEARCHED,
     *("adaptive", "confusion_size", "dry_run", "method", "output_dir", "regularize", "resume"),
-    *("rho", "settings_file", "strength", "sub_batches"),
+    *("rho", "settings_file", "strategy", "strength", "sub_batches"),
     *("target_error", "target_loss"),  # Trials are compared after the same epochs.
 )
 _search, _output = (functools.partial(option, group=group) for group in ("search", "output"))
@@ -87,7 +87,8 @@ class TuningConfig:
                 "--validation_size must be at least 1: the error on these images decides"
             )
         for name, values in self.candidates.items():
-            if not values or len(set(values)) < len(values):
+            # Their folders have six digits of them.
+            if not values or len({f"{value:g}" for value in values}) < len(values):
                 raise ValueError(f"--{name} must be one or several different values")
             for value in values:
                 resolve(dataclasses.replace(self.training, **{name: value}))  # Checks it.

@@ -62,13 +62,13 @@ def paired_cell(first: Sequence[float], second: Sequence[float], digits: int) ->
         digits: The number of digits after the decimal point.
 
     Returns:
-        The mean with its 95 % interval; without one for a single pair, "-" for none, or where a
+        The mean with its 95 % interval; without one for a single pair, "–" for none, or where a
         difference is infinite or NaN.
     """
     if not np.isfinite([*first, *second]).all():
-        return "-"
+        return "–"
     if len(first) < 2:
-        return "".join(f"{a - b:+.{digits}f}" for a, b in zip(first, second, strict=True)) or "-"
+        return "".join(f"{a - b:+.{digits}f}" for a, b in zip(first, second, strict=True)) or "–"
     difference = paired_difference(first, second)
     interval = f"[{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
     return f"{difference.mean:+.{digits}f} {interval}"

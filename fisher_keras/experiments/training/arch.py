@@ -1,11 +1,12 @@
 """Networks of trainings: the package's own, Keras' applications, and a user's."""
 
 import hashlib
-import inspect
+import types
 
 import keras
 
 from fisher_keras.classifier.logits import gives_probabilities
+from fisher_keras.experiments.code_names import imported_modules, is_users
 from fisher_keras.experiments.training.config import TrainingConfig
 from fisher_keras.experiments.user_code import import_module, load_function
 from fisher_keras.models import RECIPES, Recipe, build_model
@@ -56,10 +57,28 @@ def build_network(
     return model
 
 
-def source_of(arch: str) -> str | None:
-    """Returns 16 hexadecimal digits that tell the code of a user's network; None of others'."""
+def network_settings(arch: str) -> dict[str, dict[str, str]]:
+    """Returns the part of a run's settings that tells the code of a user's network.
+
+    It is that of the function's module, and of the user's modules that are imported there.
+    """
     module = arch.partition(":")[0]
     if module in (arch, _KERAS):
-        return None
-    source = inspect.getsource(import_module(module, "--arch"))
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+        return {}
+    modules = [import_module(module, "--arch")]
+    for one in modules:  # It grows.
+        modules += [found for found in _imports(one) if found not in modules]
+    source = "".join(map(_source, modules))
+    return {"network": {"source": hashlib.sha256(source.encode()).hexdigest()[:16]}}
+
+
+def _imports(module: types.ModuleType) -> list[types.ModuleType]:
+    """Returns the user's modules that a module imports, each once."""
+    code = compile(_source(module), module.__name__, "exec")
+    found = imported_modules(types.FunctionType(code, vars(module)))
+    return [one for one in dict.fromkeys(found) if is_users(one.__name__)]
+
+
+def _source(module: types.ModuleType) -> str:
+    loader = module.__spec__.loader
+    return (getattr(loader, "get_source", lambda name: None)(module.__name__)) or ""

@@ -1,7 +1,6 @@
 """Provenance of a result: versions, the checkout's git revision, the device."""
 
 import importlib.metadata
-import os
 import pathlib
 import platform
 import subprocess
@@ -81,11 +80,12 @@ def check_commit(what: str, remedy: str = "") -> None:
 def device() -> str:
     """Returns the name of the GPU that TensorFlow uses, or "CPU" and its number of cores."""
     import tensorflow as tf
+    from dask.system import cpu_count  # Python's own counts what it may use on Linux alone.
 
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
-    return f"CPU, {len(os.sched_getaffinity(0))} cores, {platform.machine()}"
+    return f"CPU, {cpu_count()} cores, {platform.machine()}"
 
 
 def _git(directory: pathlib.Path, *arguments: str) -> str:

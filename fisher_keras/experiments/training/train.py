@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from fisher_keras.classifier import Classifier
 from fisher_keras.experiments.folder_lock import folder_lock
-from fisher_keras.experiments.training.arch import recipe_of
+from fisher_keras.experiments.training.arch import network_settings, recipe_of
 from fisher_keras.experiments.training.building import build_models, make_repeatable
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
 from fisher_keras.experiments.training.data import TrainingData, load_training_data
-from fisher_keras.experiments.training.measured_step import step_seconds
+from fisher_keras.experiments.training.measured_step import mean_step_seconds
 from fisher_keras.experiments.training.messages import (
     print_end,
     print_estimate,
@@ -88,9 +88,10 @@ def train(
     Returns:
         A dict for JSON, of a dry run `data` and `parameters` alone: `status`; `flags`, the
         configuration with the recipe's values; `seed`; `versions`, `git_revision`, `device` and
-        `replicas`; `resumed`, the same of each time the run was resumed; `data`, the fingerprint
-        and numbers of images; `parameters`; `train` and `test` after the last epoch, in inference
-        mode, the training images not augmented, and `confusion` if there is such a set: `loss`
+        `replicas`; `resumed`, the same of each time the run was resumed; `network`, which tells
+        the code of a user's network; `data`, the fingerprint and numbers of images; `parameters`;
+        `train` and `test` after the last epoch, in inference mode, the training images not
+        augmented, and `confusion` if there is such a set: `loss`
         (with weight penalties and label smoothing), `cross_entropy` (without), `error_percent` and
         `calibration_error`; `wall_time_s` of all epochs and this evaluation; `seconds_per_epoch`,
         the median; `history`, the columns of the CSV; with a `target_loss`, its `excess_loss` is
@@ -163,11 +164,12 @@ def _dry_run(config: TrainingConfig) -> dict:
     images, _ = next(iter(batches))
     make_repeatable(config.seed)
     with _dtype_policy(config):
-        plain_model, model = build_models(config, data)
+        plain_model, _ = build_models(config, data)
         record = {"data": data.describe(), "parameters": plain_model.count_params()}
         # Before the steps, for which the memory may not be enough.
         print_plan(record, data.steps_per_epoch, config.epochs, images.shape)
-        print_estimate(step_seconds(model, batches), data.steps_per_epoch * config.epochs)
+        seconds = mean_step_seconds(config, data, batches)
+        print_estimate(seconds, data.steps_per_epoch * config.epochs)
     return record
 
 
@@ -183,6 +185,8 @@ def _open(
             # Again, as another training may have written until now.
             record = files.open(dataclasses.asdict(config), config.resume)
             finished = record is not None and record["status"] == "finished"
+            if record and not finished:
+                _check_same_network(record, config, files)
             backup = finished_epochs(files.backup) if record else 0
             if record and not backup and record["flags"].get("schedule_epochs"):
                 raise ValueError(
@@ -250,6 +254,7 @@ class _Training:
             **provenance(),
             "replicas": self.workers.replicas,
             "resumed": [],
+            **network_settings(self.config.arch),
             "data": self.data.describe(),
             "parameters": plain_model.count_params(),
         }
@@ -364,6 +369,16 @@ def _evaluate(
         "error_percent": round(100 * fit.error, 4),
         "calibration_error": fit.calibration_error,
     }
+
+
+def _check_same_network(record: dict, config: TrainingConfig, files: RunFiles) -> None:
+    """Checks that the code of a user's network is that of the record, if it has it."""
+    now = network_settings(config.arch).get("network")
+    if record.get("network", now) != now:
+        raise ValueError(
+            f"cannot resume {files.directory}: the code of --arch={config.arch} is not what it "
+            "was when the training started. Undo the change, or give another --output_dir"
+        )
 
 
 def _check_same_data(record: dict | None, given: dict, files: RunFiles, workers: Workers) -> None:

@@ -72,9 +72,9 @@ def test_tables_have_the_difference_of_pairs():
     reach = 0.25 * math.tan(0.95 * math.pi / 2)
     _, resnet, cnn = table_1(networks(RECORDS))
     assert resnet[6] == f"-1.25 [{-1.25 - reach:+.2f}, {-1.25 + reach:+.2f}]"
-    assert cnn[6] == "-"
+    assert cnn[6] == "–"
     _, resnet, _ = table_2(networks(RECORDS), normalize_logits=False)
-    assert resnet[6] == "-"  # One is infinite.
+    assert resnet[6] == "–"  # One is infinite.
     _, resnet, _ = table_2(networks(RECORDS), normalize_logits=True)
     assert resnet[6].startswith("+2.5 [")
 

@@ -7,8 +7,8 @@ import pytest
 
 from fisher_keras.experiments.runs import experiment
 from fisher_keras.experiments.runs.experiment import ExperimentOptions, execute_runs
-from fisher_keras.experiments.runs.provenance_notes import provenance_notes
-from fisher_keras.experiments.runs.store import ExperimentStore, Record
+from fisher_keras.experiments.runs.provenance_notes import mixture_notes, provenance_notes
+from fisher_keras.experiments.runs.store import ExperimentStore, Record, Run
 from fisher_keras.experiments.scenarios.runs import SCENARIOS, scenario_runs
 from fisher_keras.experiments.statistics.text_tables import publish_table
 from fisher_keras.experiments.training import provenance
@@ -32,7 +32,20 @@ def test_runs_without_a_commit_and_of_several_are_counted():
         "3 of 6 runs are of a tree with uncommitted changes.",
         "1 of 6 runs are of a tree with no known commit.",
         "1 of 6 runs went on under another commit.",
+        "The runs are of 5 commits.",
     ]
+
+
+def test_runs_of_several_versions_are_told():
+    records = [record("abc"), record("abc"), record("abc")]
+    for one, version in zip(records, ("3.14.0", "3.15.1", "3.15.1"), strict=True):
+        one.result["versions"] = {"keras": version, "numpy": "2.0"}
+    assert mixture_notes(records[1:]) == []
+    assert (
+        provenance_notes(records)[1:]
+        == mixture_notes(records)
+        == ["The runs are of several versions of keras: 3.14.0, 3.15.1."]
+    )
 
 
 def test_metrics_that_were_computed_later_are_named():
@@ -97,12 +110,14 @@ def test_a_commit_and_an_installed_package_start(start, monkeypatch, revision):
     assert start("paper") == 1
 
 
-def test_runs_of_other_images_are_not_gone_on_with(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["cifar10", "folder"])
+def test_runs_of_other_images_are_not_gone_on_with(name, monkeypatch):
     images = types.SimpleNamespace(fingerprint="b")
     monkeypatch.setattr(experiment, "load_dataset", lambda *_: images)
-    options = ExperimentOptions(dataset="folder", data_dir="photos")
-    rest = options, ExperimentStore(tmp_path), experiment.cached_loader("photos", False)
-    check = experiment._check_same_images
-    check([record("abc", "folder", "b")], *rest)
-    with pytest.raises(ValueError, match="runs of other images than those in --data_dir=photos"):
-        check([record("abc", "folder", "a")], *rest)
+    missing = [Run("test", {"training": {"dataset": name}}, 1, 1, "missing")]
+    others = [dataclasses.replace(record("abc", name, "a"), experiment="another")]
+    others += [record("abc", "digits", "a"), record("abc", name, "b"), record("abc", name, None)]
+    loaded = experiment.cached_loader("photos", False)
+    experiment._check_same_images(missing, others, loaded)
+    with pytest.raises(ValueError, match=f"--dataset={name} has other images here"):
+        experiment._check_same_images(missing, [record("abc", name, "a")], loaded)

@@ -11,7 +11,8 @@ from fisher_keras.experiments.runs.progress import RunProgress
 from fisher_keras.experiments.runs.step_times import measured_seconds, training_seconds
 from fisher_keras.experiments.runs.store import Record
 from fisher_keras.experiments.runs.trained_run import trained_run
-from fisher_keras.experiments.training.config import TrainingConfig
+from fisher_keras.experiments.training import measured_step
+from fisher_keras.experiments.training.config import TrainingConfig, resolve
 
 TINY = TrainingConfig(dataset="digits", width=0.125, train_size=60, batch_size=20, epochs=4)
 
@@ -42,6 +43,26 @@ def test_a_step_of_each_kind_is_measured_once():
     assert plain > 0
     assert longer == pytest.approx(2 * plain)
     assert regularized not in (plain, longer)
+
+
+@pytest.mark.parametrize(
+    ("options", "mean"),
+    [
+        ({}, 3.0),
+        ({"interval": 10}, 0.9 * 1.0 + 0.1 * 3.0),
+        # The learning rate of the CNN falls at a half and at three quarters.
+        ({"beta_phases": "0,1,0.1"}, 0.5 * 1.0 + 0.5 * 3.0),
+        ({"beta_phases": "0,0,1", "interval": 5, "strength": 1.0}, 0.95 * 1.0 + 0.05 * 3.0),
+    ],
+)
+def test_steps_without_the_regularizer_count_as_such(options, mean, monkeypatch):
+    """A regularized step takes 3 s here, and a plain one 1 s."""
+    monkeypatch.setattr(measured_step, "build_models", lambda config, _: (None, config))
+    monkeypatch.setattr(
+        measured_step, "_step_seconds", lambda config, _: 1.0 if config.beta == 0 else 3.0
+    )
+    config = resolve(dataclasses.replace(TINY, method="fisher", **options))
+    assert measured_step.mean_step_seconds(config, None, None) == pytest.approx(mean)
 
 
 @pytest.mark.nightly

@@ -94,6 +94,6 @@ def test_its_runs_are_drawn_and_compared_as_the_scenarios_are(tmp_path):
 def test_a_table_of_what_is_there_so_far():
     header, *rows = crossed_table([network(0, 128, 0, 12.0, -900.0)])
     assert header[1:2] == ["confusion 0, batch 128"]
-    assert rows[0] == ["test error (%)", "12", "–", "–", "-", "-"]
+    assert rows[0] == ["test error (%)", "12", "–", "–", "–", "–"]
     rows = crossed_table([network(0, b, 0, 12.0, g) for b, g in ((128, -9.0), (512, -8.0))])
-    assert rows[-1][-4:] == ["–", "1", "-", "-"]  # The test errors are the same.
+    assert rows[-1][-4:] == ["–", "1", "–", "–"]  # The test errors are the same.

@@ -172,6 +172,7 @@ def test_another_search_and_uncommitted_changes_are_refused(
         ({"beta": (-1.0,)}, "--beta must be a number, 0 or greater"),
         ({"beta": ()}, "--beta must be one or several different val"),
         ({"clip_norm": (5.0, 5.0)}, "--clip_norm must be one or sev"),
+        ({"beta": (10.0, 10.000001)}, "--beta must be one or sev"),
         ({"num_trials": 5}, "--num_trials has no effect on a grid"),
         ({"sampler": "tpe", "num_trials": 0}, "--num_trials must be from 1 to the 12 comb"),
         (

@@ -38,7 +38,7 @@ def test_equal_differences_have_an_interval_without_width():
 def test_differences_in_a_table():
     assert paired_cell([1.0, 2.0, 4.5], [2.0, 2.5, 4.0], 2) == "-0.33 [-2.23, +1.56]"
     assert paired_cell([1.0], [2.5], 1) == "-1.5"
-    assert paired_cell([], [], 1) == "-"
+    assert paired_cell([], [], 1) == "–"
 
 
 def test_an_infinite_difference_has_no_mean_and_shows_nothing():

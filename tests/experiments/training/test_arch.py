@@ -1,7 +1,7 @@
 """Networks of a training that are not the package's own."""
 
+import dataclasses
 import importlib
-import linecache
 import sys
 
 import keras
@@ -13,8 +13,9 @@ from fisher_keras.experiments.runs.experiment import execute_runs, preset_of
 from fisher_keras.experiments.runs.run_options import ExperimentOptions
 from fisher_keras.experiments.scenarios import pool
 from fisher_keras.experiments.scenarios.runs import SCENARIOS, scenario_runs
-from fisher_keras.experiments.training.arch import build_network, recipe_of
+from fisher_keras.experiments.training.arch import build_network, network_settings, recipe_of
 from fisher_keras.experiments.training.config import TrainingConfig, resolve
+from fisher_keras.experiments.training.run_files import RunFiles
 from fisher_keras.experiments.training.train import train
 from fisher_keras.models import RECIPES
 
@@ -34,6 +35,20 @@ def certain(num_classes, image_shape):
 
 def wider(num_classes, image_shape):
     return linear(num_classes + 1, image_shape)
+
+
+class Double(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+
+def unregistered(num_classes, image_shape):
+    return keras.Sequential([linear(num_classes, image_shape), Double()])
+
+
+def of_lambda(num_classes, image_shape):
+    double = keras.layers.Lambda(lambda x: 2 * x)
+    return keras.Sequential([linear(num_classes, image_shape), double])
 """
 
 
@@ -113,8 +128,39 @@ def test_the_code_of_a_users_network_defines_a_run(networks):
     networks.write_text(NETWORKS.replace("Flatten()", "GlobalAveragePooling2D()"))
     importlib.invalidate_caches()
     del sys.modules[networks.stem]
-    linecache.clearcache()
     assert first_key() != before
+
+
+def test_the_code_that_a_users_network_imports_defines_a_run(networks):
+    helper = networks.with_name(f"of_{networks.name}")
+    networks.write_text(f"from {helper.stem} import WIDTH\n{NETWORKS}")
+    found = []
+    for width in (8, 8, 9):
+        helper.write_text(f"WIDTH = {width}\n")
+        for path in (networks, helper):
+            sys.modules.pop(path.stem, None)
+        importlib.invalidate_caches()
+        found.append(network_settings(f"{networks.stem}:linear"))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_training_is_not_resumed_with_other_code_of_its_network(networks):
+    config = resolve(TrainingConfig(arch=f"{networks.stem}:linear", dataset="digits", resume=True))
+    files = RunFiles(config.output_dir)
+    record = {"status": "running", "flags": dataclasses.asdict(config)}
+    record |= {"network": {"source": "of before"}}
+    files.directory.mkdir(parents=True)
+    files.write_record(record)
+    with pytest.raises(ValueError, match=r"cannot resume .*: the code of --arch=.*:linear is not"):
+        train(config, quiet=True)
+
+
+@pytest.mark.parametrize("name", ["unregistered", "of_lambda"])
+def test_a_network_that_could_not_be_read_again_is_refused_before_any_run(networks, name):
+    options = ExperimentOptions(preset="smoke", arch=f"{networks.stem}:{name}")
+    preset = preset_of(SCENARIOS["scenario_confusion"], options)
+    with pytest.raises(ValueError, match=f":{name}: Keras could not read .* from its file"):
+        execute_runs(scenario_runs("scenario_confusion", preset), preset, options)
 
 
 def test_a_table_is_of_the_network_and_the_data_that_are_asked_for():
