@@ -85,14 +85,19 @@ def nodes(
                 called |= called_functions(inner)
 
 
-def contents(
-    operations: Sequence[tf.Operation], results: Any
-) -> tuple[collections.Counter, set[bytes]]:
-    """Returns the types of those of a call's operations that results need, and their constants."""
-    # A tape in the call computes more where it watches variables, and nobody uses that.
+def contents(operations: Sequence[tf.Operation], results: Any) -> list[tuple]:
+    """Returns the types of a call's operations, and the constants that these take.
+
+    They are those of all operations, and those of the operations that results need: a tape in the
+    call computes more where it watches variables, and nobody uses that.
+    """
     tensors = tf.nest.flatten(results, expand_composites=True)
     needed = upstream([tensor for tensor in tensors if tf.is_symbolic_tensor(tensor)])
-    operations = [op for op in operations if any(out.ref() in needed for out in op.outputs)]
+    used = [op for op in operations if any(output.ref() in needed for output in op.outputs)]
+    return [_contents(operations), _contents(used)]
+
+
+def _contents(operations: Sequence[tf.Operation]) -> tuple[collections.Counter, set[bytes]]:
     types = collections.Counter(o.type for o in operations if o.type not in _OF_SCOPE)
     constants = (o for o in operations if o.type == "Const")
     taken = (o for o in constants if any(c.type in types for c in o.outputs[0].consumers()))

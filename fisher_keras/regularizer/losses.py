@@ -286,7 +286,7 @@ class BatchLosses:
             shapes = str([leaf.shape for leaf in leaves(x)])
             penalties = keras_private.penalties_of_call(self.model)
             call = contents(operations, [outputs, penalties])
-            if "VarIsInitializedOp" not in call[0]:  # Else TensorFlow traces it again.
+            if "VarIsInitializedOp" not in call[0][0]:  # Else TensorFlow traces it again.
                 first = self._calls.setdefault(shapes, call)
                 preconditions.check_same_call(first, call, self.model.model)
         return outputs
