@@ -80,7 +80,7 @@ def check_commit(what: str, remedy: str = "") -> None:
 def device() -> str:
     """Returns the name of the GPU that TensorFlow uses, or "CPU" and its number of cores."""
     import tensorflow as tf
-    from dask.system import cpu_count  # Python's own counts what it may use on Linux alone.
+    from dask.system import cpu_count  # As os.sched_getaffinity is on Linux alone.
 
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
