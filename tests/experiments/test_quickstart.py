@@ -256,7 +256,7 @@ def test_table():
     lines = [" ".join(line.split()) for line in text.results_table(BETTER, SETTINGS).splitlines()]
     assert lines[0] == "test error (%) fisher less this random labels fitted (%) gamma-hat"
     assert lines[1] == "plain 30.0 ± 2.0 -19.2 [-23.9, -14.5] 50 ± 0 30 ± 2"
-    assert lines[3].endswith("10.8 ± 0.8 - 50 ± 0 11 ± 1")
+    assert lines[3].endswith("10.8 ± 0.8 – 50 ± 0 11 ± 1")
     assert lines[4].startswith("plain, stopped early 15.0 ± 1.0 -4.2 [")
 
 

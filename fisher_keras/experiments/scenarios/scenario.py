@@ -21,6 +21,7 @@ from fisher_keras.experiments.runs.trained_network import (
 )
 from fisher_keras.experiments.scenarios import crossed, pool
 from fisher_keras.experiments.scenarios.runs import VARIABLES
+from fisher_keras.experiments.training.arch import recipe_of
 from fisher_keras.experiments.training.config import TrainingConfig
 
 # In the order of the paper's scenarios.
@@ -98,7 +99,9 @@ class ScenarioRun:
 
         As of metrics, lower values are to go with lower test errors.
         """
-        return self.settings["batch_size"] / self.settings["learning_rate"]
+        settings = self.settings
+        rate = settings["learning_rate"] or recipe_of(settings["arch"]).learning_rate
+        return settings["batch_size"] / rate
 
     @property
     def random(self) -> float:

@@ -264,7 +264,7 @@ def test_a_network_of_two_scenarios_is_counted_once(tmp_path):
         record(AUGMENTATION, a, 0, 9, {"robustness": 1}) for a in ("no-aug", "4-crop-f")
     ]
     lines = correlations(read(tmp_path, batch_sizes, augmentations))
-    assert [line.rank.num_runs for line in lines if line.scenario == "all scenarios"] == [3] * 3
+    assert [line.rank.num_runs for line in lines if line.scenario == "all scenarios"] == [3] * 4
 
 
 def test_over_scenarios_only_metrics_of_all_are_compared(tmp_path):
