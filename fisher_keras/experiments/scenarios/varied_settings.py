@@ -98,15 +98,20 @@ def _within_strata(which: str, runs: Sequence[ScenarioRun]) -> Iterator[list[Any
     if len(set(units)) < len(units):
         strata[f"{which}, seed"] = units
     error = column(runs, "test_error")
-    metrics = common_metrics(runs)
+    metrics = {name: column(runs, name) for name in [*common_metrics(runs), *noise(runs)]}
+    first = next(iter(metrics.values()), None)
+    # What is given has nothing to do with the strata.
+    partials = {
+        name: partial_rank_correlation(metric, error, given, units)
+        for name, metric in metrics.items()
+    }
     for compared, groups in strata.items():
-        for name in [*metrics, *noise(runs)]:
-            metric = column(runs, name)
+        for name, metric in metrics.items():
             within = stratified_kendall(metric, error, groups, units)
-            partial = partial_rank_correlation(metric, error, given, units)
-            less_first = kendall_difference(metric, column(runs, metrics[0]), error, units, groups)
+            less_first = kendall_difference(metric, first, error, units, groups)
             counts = [str(within.num_runs), str(within.num_strata)]
-            yield [compared, name, *counts, within, less_first, partial.kendall, partial.spearman]
+            partial = partials[name].kendall, partials[name].spearman
+            yield [compared, name, *counts, within, less_first, *partial]
 
 
 def _subsets(scenario: Scenario) -> list[tuple[str, tuple[ScenarioRun, ...]]]:
