@@ -217,9 +217,13 @@ def only_loss(loss: Any) -> Any:
     return losses.get(given) if isinstance(given, str) else given
 
 
-def needs_check(model: keras.Model, labels: str) -> bool:
-    """Returns whether only the outputs' values can tell logits from probabilities."""
-    return logits.gives_probabilities(model, labels) is None
+def assertions(
+    cross_entropy: HardLabelCrossEntropy | None, model: keras.Model, outputs: tf.Tensor
+) -> list[tf.Operation]:
+    """Returns those of `check_outputs`, unless there is no loss or the model's layers tell."""
+    if cross_entropy is None or logits.gives_probabilities(model, cross_entropy.kind) is not None:
+        return []
+    return cross_entropy.check_outputs(outputs)
 
 
 def _mismatch(from_logits: bool) -> str:

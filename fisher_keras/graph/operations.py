@@ -112,6 +112,11 @@ def called_functions(node: Any) -> set[str]:
     return names
 
 
+def functions_called(operations: Iterable[tf.Operation]) -> set[str]:
+    """Returns the names of the functions that operations call by themselves."""
+    return set().union(*(called_functions(operation.node_def) for operation in operations))
+
+
 def calls_function(operation: tf.Operation) -> bool:
     """Returns whether an operation is the call of a `tf.function`."""
     return operation.type in _CALLS

@@ -28,6 +28,10 @@ class Batch(Structure):
         """Returns the number of examples, int32 scalar."""
         return tf.shape(leaves(self.x)[0])[0]
 
+    def is_of_any_size(self) -> bool:
+        """Returns whether the inputs are symbolic, and tell no number of examples."""
+        return all(leaf.shape[0] is None for leaf in leaves(self.x))
+
     def size_by_shapes(self) -> tf.Tensor:
         """Returns `size` so that XLA, which leaves assertions out, compiles only what is right."""
         with tf.name_scope("as_many_labels_as_inputs_and_one_at_least"):  # The error has it.

@@ -1,6 +1,7 @@
 """A training step with the regularizer, or without it where its weight is 0."""
 
 import dataclasses
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -39,12 +40,15 @@ def step_with_or_without(
     if clip_norm is not None and model.sums_gradients():
         clip_norm = None  # The sum is clipped as a whole, in `TrainingMethod._update`.
     by_sub_batches = model.share_gradients is True
-    # Keras' own step needs nothing of what is checked here.
-    if model.regularizes or by_sub_batches:
-        model.check_once(losses)
     # Both kinds of step need L(B, w), unless gradients are shared.
     shares = by_sub_batches or (model.regularizes and model.shares(losses))
-    loss = None if shares else losses.whole_batch()
+    check = None
+    # Keras' own step needs nothing of what is checked here.
+    if model.regularizes or by_sub_batches:
+        check = functools.partial(model.check_once, losses)
+        if shares or not losses.batch.is_of_any_size():
+            check()  # Else the call that is traced next is checked, which saves a trace.
+    loss = None if shares else losses.whole_batch(check=check)
     equation_6 = model.equation_6()
 
     def regularized(equation_6: Equation6 = equation_6) -> RegularizedStep:

@@ -10,11 +10,10 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
-from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy, needs_check
-from fisher_keras.classifier.inputs import leaves
+from fisher_keras.classifier.hard_label_loss import HardLabelCrossEntropy, assertions
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.graph import keras_private
-from fisher_keras.graph.operations import contents, traced_operations
+from fisher_keras.graph.operations import traced_operations
 from fisher_keras.graph.tracing import specs_of_any_size, trace_and_discard
 from fisher_keras.regularizer import preconditions
 from fisher_keras.regularizer.arithmetic import (
@@ -94,7 +93,7 @@ class BatchLosses:
         self.batch = batch
         self.batch_size = batch.size_by_shapes() if model.jit_compile else batch.size()
         self.replica = Replica.current()
-        self._calls = {}  # The `contents` of the first trace of a call, by shapes of inputs.
+        self._calls: dict[str, list] = {}
         self.replica_weights = self.replica.weights(self.batch_size, num_sub_batches)
         if self.replica_weights is not None:
             # An empty share weighs nothing; one example of it keeps all numbers finite.
@@ -135,7 +134,9 @@ class BatchLosses:
         found = self.evaluate(self._part_of_loss, self.batch, weights, self.state)
         return self._checked(found, weights, type(self.model).__name__)
 
-    def whole_batch(self, weights: list[tf.Tensor] | None = None) -> BatchLoss:
+    def whole_batch(
+        self, weights: list[tf.Tensor] | None = None, check: Callable | None = None
+    ) -> BatchLoss:
         """Returns this replica's part of L(B, w), as the operations of Keras' own step.
 
         The gradient is scaled as the optimizer wants it, and may be sparse. Moving statistics and
@@ -143,8 +144,9 @@ class BatchLosses:
 
         Args:
             weights: The weights of the scope that the model is in; None for its variables.
+            check: See `evaluate`.
         """
-        found = self.evaluate(self._part_of_loss, self.batch, weights)
+        found = self.evaluate(self._part_of_loss, self.batch, weights, check=check)
         return BatchLoss(found.losses[0], found.gradients[0], found.outputs)
 
     def scale(self) -> LossScale:
@@ -198,7 +200,9 @@ class BatchLosses:
             if not equals_compiled_loss:
                 return [hard, self._compiled_loss(sub_batch.batch, outputs)]
             # Where L is L~ but for penalties, these are all that is new.
-            with tf.control_dependencies(_assertions(self.model, self.cross_entropy, outputs)):
+            with tf.control_dependencies(
+                assertions(self.cross_entropy, self.model.model, outputs)
+            ):
                 # One may have a value for each example: Keras adds those up, too.
                 penalties = [tf.reduce_sum(tf.cast(p, hard.dtype)) for p in self.model.losses]
                 return [hard, tf.add_n([tf.zeros_like(hard), *penalties])]
@@ -245,6 +249,7 @@ class BatchLosses:
         batch: Batch,
         weights: list[tf.Tensor] | None = None,
         state: list[tf.Tensor] | None = None,
+        check: Callable[[tf.Tensor, list[tf.Operation]], Any] | None = None,
     ) -> Evaluation:
         """Evaluates losses and their gradients: the only place where a model is differentiated.
 
@@ -254,6 +259,7 @@ class BatchLosses:
             weights: w; None for the variables themselves.
             state: Values of the model's non-trainable variables. With None, the model stays in the
                 scope of the caller, where its state changes.
+            check: Looks at what `call` returns, before there are losses.
         """
         variables = stateless.weights(self.model)
         sources = variables if weights is None else weights
@@ -267,7 +273,9 @@ class BatchLosses:
                 # Variables are watched anyway; values that stand in for them are not.
                 tape.watch(weights or [])
                 with scope as entered:
-                    outputs = self.outputs(batch.x)
+                    outputs, call = self.call(batch.x)
+                    if check is not None:
+                        check(outputs, call)
                     values = losses(outputs)
                 # Before the gradient is taken, or half precision would lose what is small in it.
                 scaled = [scale.times(value) for value in values]
@@ -277,19 +285,17 @@ class BatchLosses:
             preconditions.check_unassigned(variables, given, now)
         return Evaluation(outputs, values, gradients, entered, operations)
 
-    def outputs(self, x: Any) -> tf.Tensor:
-        """Returns the model's outputs in training, once all traces of its call are the same."""
+    def call(self, x: Any) -> tuple[tf.Tensor, list[tf.Operation]]:
+        """Returns the model's outputs in training, and the operations that were traced for them.
+
+        All traces of the call must be the same.
+        """
         with traced_operations() as operations:
             outputs = self.model(x, training=True)
         # Where replicas synchronize, their operations mix; second derivatives have others.
         if operations and self.replica.count == 1 and not self.second_derivatives:
-            shapes = str([leaf.shape for leaf in leaves(x)])
-            penalties = keras_private.penalties_of_call(self.model)
-            call = contents(operations, [outputs, penalties])
-            if "VarIsInitializedOp" not in call[0][0]:  # Else TensorFlow traces it again.
-                first = self._calls.setdefault(shapes, call)
-                preconditions.check_same_call(first, call, self.model.model)
-        return outputs
+            preconditions.check_same_call(self._calls, self.model, x, outputs, operations)
+        return outputs, operations
 
     def parts(self, gradient: list) -> list[Part | None]:
         """Returns a gradient with sparse parts, each row once, where that is possible."""
@@ -329,7 +335,7 @@ class BatchLosses:
 
     def _compiled_loss(self, batch: Batch, outputs: tf.Tensor) -> tf.Tensor:
         """Returns L, the compiled loss with all penalties."""
-        with tf.control_dependencies(_assertions(self.model, self.cross_entropy, outputs)):
+        with tf.control_dependencies(assertions(self.cross_entropy, self.model.model, outputs)):
             loss = self.model.compute_loss(batch.x, batch.y, outputs, batch.sample_weight, True)
         if self.replica_weights is None:
             return loss
@@ -369,15 +375,6 @@ def ordinary_gradient(losses: BatchLosses) -> tuple[list, list]:
     with keras.StatelessScope(collect_losses=True) as scope:
         trace_and_discard(trace, specs_of_any_size(losses.batch))
     return found, [*scope.losses, *masks, *scope.state_mapping.values()]
-
-
-def _assertions(
-    model: ClassifierWrapper, cross_entropy: HardLabelCrossEntropy | None, outputs: tf.Tensor
-) -> list[tf.Operation]:
-    """Returns assertions that outputs are what the loss expects, unless the model tells."""
-    if cross_entropy is None or not needs_check(model.model, cross_entropy.kind):
-        return []
-    return cross_entropy.check_outputs(outputs)
 
 
 def _loss_of_sub_batch(

@@ -15,20 +15,21 @@ import keras
 import tensorflow as tf
 
 from fisher_keras.classifier import stateless
+from fisher_keras.classifier.inputs import leaves
 from fisher_keras.classifier.precision import coarse_formats, compute_dtypes
 from fisher_keras.classifier.wrapper import ClassifierWrapper
 from fisher_keras.graph import keras_private
 from fisher_keras.graph import second_derivatives as second
 from fisher_keras.graph.operations import (
     assigns,
-    called_functions,
     calls_function,
+    contents,
+    functions_called,
     is_random,
     layer_of,
     nodes,
     runs_python,
     sources,
-    traced_operations,
 )
 from fisher_keras.regularizer.arithmetic import LossScale
 
@@ -156,7 +157,9 @@ def normalizes_batches(model: keras.Model) -> bool:
     )
 
 
-def check_calls(call: Callable[[], Any], model: keras.Model) -> Any:
+def check_calls(
+    operations: Sequence[tf.Operation], functions: Callable[[], set[str]], model: keras.Model
+) -> None:
     """Checks, before other values replace a model's weights, that no function captured them.
 
     A lasting `tf.function` is traced once, with the variables of its first call. If it were traced
@@ -164,31 +167,44 @@ def check_calls(call: Callable[[], Any], model: keras.Model) -> Any:
     makes again, such as that of Keras' grouped convolution, has another name each time.
 
     Args:
-        call: Calls the model, in a graph that is thrown away.
+        operations: Those of a call of the model on its variables.
+        functions: Calls the model again, and returns the names of the functions that it calls.
         model: The model.
-
-    Returns:
-        What the call returns.
 
     Raises:
         ValueError: If a lasting function holds a trainable variable of the model.
     """
-    with traced_operations() as operations:
-        result = call()
+    calls = list(filter(calls_function, operations))
     try:
-        check_variables(filter(calls_function, operations), model)
+        check_variables(calls, model)
     except ValueError:
-        with traced_operations() as others:
-            call()
-        lasting = {name for op in others for name in called_functions(op.node_def)}
-        check_variables(
-            [op for op in operations if called_functions(op.node_def) & lasting], model
-        )
-    return result
+        lasting = functions()
+        check_variables([op for op in calls if functions_called([op]) & lasting], model)
 
 
-def check_same_call(first: list, later: list, model: keras.Model) -> None:
-    """Raises a ValueError if the `contents` of two traces of a model's call differ."""
+def check_same_call(
+    calls: dict[str, list],
+    model: ClassifierWrapper,
+    x: Any,
+    outputs: Any,
+    operations: list[tf.Operation],
+) -> None:
+    """Checks that all traces of a model's call are the same.
+
+    Args:
+        calls: The `contents` of the first trace, by the shapes of its inputs. It is added here.
+        model: The model around the classifier.
+        x: The inputs of a trace.
+        outputs: Its results.
+        operations: Its operations.
+
+    Raises:
+        ValueError: If it differs from the first.
+    """
+    later = contents(operations, [outputs, keras_private.penalties_of_call(model)])
+    if "VarIsInitializedOp" in later[0][0]:  # TensorFlow traces it again.
+        return
+    first = calls.setdefault(str([leaf.shape for leaf in leaves(x)]), later)
     pairs = zip(first, later, strict=True)
     # A graph keeps small tensors from outside: for a later call, they are not made again.
     if not any(now[0] == was[0] and now[1] <= was[1] for was, now in pairs):
@@ -197,7 +213,7 @@ def check_same_call(first: list, later: list, model: keras.Model) -> None:
             "another function: it draws random numbers of Python or NumPy, or changes an "
             "attribute that it depends on. Draw them with keras.random and a "
             "keras.random.SeedGenerator, and keep a state by add_weight. Given: model "
-            f"{model.name!r}."
+            f"{model.model.name!r}."
         )
 
 

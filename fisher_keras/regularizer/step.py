@@ -115,9 +115,9 @@ class TrainingMethod(keras_private.TrainerHooks, WithOptions, ClassifierWrapper)
         """Returns the losses that `step` takes, on a mini-batch."""
         return BatchLosses(self, batch)
 
-    def check_once(self, losses: BatchLosses) -> None:
+    def check_once(self, losses: BatchLosses, *call: Any) -> None:
         """Calls `check_losses` for the first batch of each signature."""
-        self.once(losses.batch.signature(), lambda: self.check_losses(losses))
+        self.once(losses.batch.signature(), lambda: self.check_losses(losses, *call))
 
     def once(self, key: tuple, find: Callable[[], Any]) -> Any:
         """Returns the result of a function; that of the first call since traces were forgotten."""

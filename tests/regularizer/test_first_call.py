@@ -126,6 +126,20 @@ def test_sub_batches_of_all_sizes_share_one_trace(method, options):
     assert calls[0] == (1 if method is SharpnessAwareModel else 2)
 
 
+@pytest.mark.parametrize(("known_size", "calls"), [(False, 2), (True, 3)])
+def test_the_precondition_looks_at_a_call_of_the_step_itself(known_size, calls):
+    """Of L, and of L~ for all sub-batches; one more where L tells nothing of other sizes."""
+    layer = Counted(3)
+    model = FisherRegularizedModel(
+        keras.Sequential([keras.Input((72,)), layer]), share_gradients=False
+    )
+    compiled(model, "sgd")
+    before = layer.calls
+    data = tf.data.Dataset.from_tensor_slices((X.reshape(20, 72), Y))
+    model.fit(data.batch(10, drop_remainder=known_size), verbose=0)
+    assert layer.calls - before == calls
+
+
 def test_no_batch_is_taken_for_that():
     model = compiled(SharpnessAwareModel(Subclassed()), "sgd")
     taken = tf.Variable(0, dtype=tf.int64)
