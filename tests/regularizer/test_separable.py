@@ -79,7 +79,7 @@ def step_of(make, loss, share_gradients, monkeypatch, labels=None, count=11, **c
     whole_batches = []
     original = BatchLosses.whole_batch
     monkeypatch.setattr(
-        BatchLosses, "whole_batch", lambda *a: whole_batches.append(1) or original(*a)
+        BatchLosses, "whole_batch", lambda *a, **k: whole_batches.append(1) or original(*a, **k)
     )
     model = FisherRegularizedModel(
         make(), 0.1, 5.0, num_sub_batches=4, share_gradients=share_gradients, seed=0
