@@ -6,6 +6,7 @@ for which --help and a typo in a flag should not have to wait.
 
 import re
 
+ACTIVATIONS = ("gelu", "silu", "softplus")
 ARCHITECTURES = ("cnn", "resnet", "wide_resnet", "densenet")
 AUGMENTATIONS = ("no-aug", "flip-only", "1-crop-f", "4-crop-f")
 DATASETS = ("cifar10", "cifar100", "digits", "folder", "tfds:NAME")

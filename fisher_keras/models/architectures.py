@@ -6,6 +6,7 @@ import keras
 
 from fisher_keras.arguments import one_of, real_number, whole_number
 from fisher_keras.models import cnn, densenet, resnet, wide_resnet
+from fisher_keras.models.activation import with_activation
 
 _NETWORKS = {"cnn": cnn, "resnet": resnet, "wide_resnet": wide_resnet, "densenet": densenet}
 ARCHITECTURES = tuple(_NETWORKS)
@@ -23,6 +24,7 @@ def build_model(
     depth: int | None = None,
     width: float | None = None,
     l2_penalty: float | None = None,
+    activation: str | None = None,
 ) -> keras.Model:
     """Builds one of the paper's networks; without further arguments exactly the paper's.
 
@@ -38,6 +40,8 @@ def build_model(
         l2_penalty: Coefficient of the sum of squares, in `model.losses`, of all kernels of the
             cnn (1e-4) and of all trainable variables of the others (half their papers' weight
             decay: 5e-5, wide_resnet 2.5e-4). 0 for none.
+        activation: "gelu", "silu" or "softplus" in the place of ReLU, for gradients without
+            ReLU's jumps. The first weights are those that the network with ReLU has.
 
     Returns:
         A functional model from images of shape (batch, H, W, channels) to logits of shape
@@ -55,7 +59,8 @@ def build_model(
         l2_penalty = real_number("l2_penalty", l2_penalty, least=0)
     options = {"depth": depth, "width": width, "l2_penalty": l2_penalty}
     given = {name: value for name, value in options.items() if value is not None}
-    return _NETWORKS[arch].build(num_classes, input_shape, **given)
+    model = _NETWORKS[arch].build(num_classes, input_shape, **given)
+    return model if activation is None else with_activation(model, activation)
 
 
 def check_architecture(arch: str) -> None:

@@ -5,9 +5,11 @@ import functools
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 from marks import each_value, nightly
 
 from fisher_keras.models import ARCHITECTURES, build_model
+from fisher_keras.models.activation import ACTIVATIONS
 from fisher_keras.models.resnet import halving_shortcut
 
 # The smallest network of each architecture, for images of 8x8 and more.
@@ -140,10 +142,18 @@ def relu(x):
     return np.maximum(x, 0)
 
 
+SMOOTH = {
+    "gelu": lambda x: x * scipy.stats.norm.cdf(x),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "softplus": lambda x: np.log(1 + np.exp(x)),
+}
+
+
 class Weights:
     """Hands out a model's weights, drawn at random, in the order of the layers of one kind."""
 
-    def __init__(self, model, seed):
+    def __init__(self, model, seed, activation=relu):
+        self.activation = activation
         rng = np.random.default_rng(seed)
         for variable in model.weights:
             scale = 1 / np.sqrt(np.prod(variable.shape[:-1])) if len(variable.shape) > 1 else 0.3
@@ -162,11 +172,11 @@ class Weights:
         kernel, *bias = self._next(lambda layer: getattr(layer, "kernel_size", 0) == (size, size))
         return numpy_conv(x, kernel, stride) + sum(bias)
 
-    def normalized_relu(self, x):
+    def normalized(self, x):
         gamma, beta, mean, variance = self._next(
             lambda layer: isinstance(layer, keras.layers.BatchNormalization)
         )
-        return relu((x - mean) / np.sqrt(variance + 1e-5) * gamma + beta)
+        return self.activation((x - mean) / np.sqrt(variance + 1e-5) * gamma + beta)
 
     def logits(self, x):
         kernel, bias = self._next(lambda layer: isinstance(layer, keras.layers.Dense))
@@ -175,41 +185,41 @@ class Weights:
 
 def numpy_cnn(weights, x):
     for index in range(6):
-        x = relu(weights.conv(x, 3))
+        x = weights.activation(weights.conv(x, 3))
         if index in (1, 3):
             x = numpy_pool(x, np.max)
     return weights.logits(x)
 
 
 def numpy_resnet(weights, x):
-    x = weights.normalized_relu(weights.conv(x, 3))
-    x = x + weights.conv(weights.normalized_relu(weights.conv(x, 3)), 3)
+    x = weights.normalized(weights.conv(x, 3))
+    x = x + weights.conv(weights.normalized(weights.conv(x, 3)), 3)
     for _ in range(2):
-        residual = weights.conv(weights.normalized_relu(x), 3, stride=2)
-        residual = weights.conv(weights.normalized_relu(residual), 3)
+        residual = weights.conv(weights.normalized(x), 3, stride=2)
+        residual = weights.conv(weights.normalized(residual), 3)
         x = x[:, ::2, ::2]
         x = np.concatenate([x, np.zeros_like(x)], axis=-1) + residual
-    return weights.logits(weights.normalized_relu(x))
+    return weights.logits(weights.normalized(x))
 
 
 def numpy_wide_resnet(weights, x):
     x = weights.conv(x, 3)
     for stride in (1, 2, 2):
-        x = weights.normalized_relu(x)
-        residual = weights.normalized_relu(weights.conv(x, 3, stride))
+        x = weights.normalized(x)
+        residual = weights.normalized(weights.conv(x, 3, stride))
         x = weights.conv(x, 1, stride) + weights.conv(residual, 3)
-    return weights.logits(weights.normalized_relu(x))
+    return weights.logits(weights.normalized(x))
 
 
 def numpy_densenet(weights, x):
     x = weights.conv(x, 3)
     for block in range(3):
-        bottleneck = weights.conv(weights.normalized_relu(x), 1)
-        new = weights.conv(weights.normalized_relu(bottleneck), 3)
+        bottleneck = weights.conv(weights.normalized(x), 1)
+        new = weights.conv(weights.normalized(bottleneck), 3)
         x = np.concatenate([x, new], axis=-1)
         if block < 2:
-            x = numpy_pool(weights.conv(weights.normalized_relu(x), 1), np.mean)
-    return weights.logits(weights.normalized_relu(x))
+            x = numpy_pool(weights.conv(weights.normalized(x), 1), np.mean)
+    return weights.logits(weights.normalized(x))
 
 
 @pytest.mark.usefixtures("float64")
@@ -222,13 +232,16 @@ def numpy_densenet(weights, x):
         ("densenet", numpy_densenet),
     ],
 )
-def test_logits_equal_a_numpy_implementation(arch, numpy_forward):
-    model = build_small(arch, (12, 8, 3))
-    weights = Weights(model, seed=1)
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_logits_equal_a_numpy_implementation(arch, numpy_forward, activation):
+    model = build_small(arch, (12, 8, 3), activation=activation)
+    weights = Weights(model, 1, SMOOTH.get(activation, relu))
     images = np.random.default_rng(2).standard_normal((3, 12, 8, 3))
     logits = np.asarray(model(images, training=False))
     assert logits.dtype == np.float64
-    np.testing.assert_allclose(logits, numpy_forward(weights, images), rtol=1e-9, atol=1e-12)
+    # Keras' GELU has a constant of float32.
+    rtol = 1e-5 if activation == "gelu" else 1e-9
+    np.testing.assert_allclose(logits, numpy_forward(weights, images), rtol=rtol, atol=1e-12)
     assert not weights.layers, "the NumPy implementation left layers out"
     assert np.any(logits < 0), "probabilities instead of logits"
 
@@ -288,6 +301,26 @@ def test_convolutions_start_with_the_standard_deviation_of_he(arch, fan_axis):
         assert np.std(scaled[-1]) == pytest.approx(1, abs=5 / np.sqrt(2 * kernel.size))
     scaled = np.concatenate(scaled)
     assert np.mean(scaled) == pytest.approx(0, abs=5 / np.sqrt(scaled.size))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_another_activation_changes_no_weight_and_no_penalty(arch):
+    networks = []
+    for activation in (None, "gelu"):
+        keras.backend.clear_session()  # Names are counted.
+        keras.utils.set_random_seed(0)
+        networks.append(build_small(arch, activation=activation))
+    usual, smooth = networks
+    for first, second in zip(usual.weights, smooth.weights, strict=True):
+        assert first.path == second.path
+        np.testing.assert_array_equal(first, second)
+    assert len(usual.losses) == len(smooth.losses)
+    np.testing.assert_array_equal(sum(usual.losses), sum(smooth.losses))
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match="activation must be one of"):
+        build_model("cnn", 10, activation="glu")
 
 
 @pytest.mark.parametrize("arch", ["resnet", "wide_resnet", "densenet"])

@@ -11,6 +11,8 @@ from typing import Any
 ALPHA = 1e-4  # In all of the paper's experiments.
 CLIP_NORM = 10.0  # tau.
 STRENGTHS = (0.25, 1.0, 4.0)
+RHOS = (0.02, 0.1, 0.2, 0.5, 1.0)  # Of SAM, beside its default 0.05.
+M_RHOS = (0.1, 0.2, 0.5)  # Of m-SAM.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +61,43 @@ ARMS = {
         for p in STRENGTHS
     },
     "sam": Arm({"method": "sam"}, usual=True),
-    **{f"sam, rho {rho:g}": Arm({"method": "sam", "rho": rho}) for rho in (0.02, 0.1, 0.2, 0.5)},
+    **{f"sam, rho {rho:g}": Arm({"method": "sam", "rho": rho}) for rho in RHOS},
     "m-sam": Arm({"method": "sam"}, "sub_batches"),
+    **{f"m-sam, rho {rho:g}": Arm({"method": "sam", "rho": rho}, "sub_batches") for rho in M_RHOS},
     "plain, batches of 16": Arm({"batch_size": 16}),
     # As much of the training images as strong regularizers leave is left unfitted.
     "plain, to 5 % train error": Arm({"target_error": 5.0}),
 }
-# Of the network without batch normalization: there, gradients are shared at no price, and ghost
-# batch normalization is nothing.
-CNN_ARMS = (
-    "plain",
-    "fisher, 0.25 of parity",
-    "fisher, 1 of parity",
-    "sam",
-    "m-sam",
-    "plain, batches of 16",
-)
-# The best of these by validation error has a row of its own.
-SAM_ARMS = tuple(name for name in ARMS if name == "sam" or name.startswith("sam, rho"))
+# Arms that differ in their strength alone, weak ones first.
+_FISHER_ARMS = tuple(f"fisher, {p:g} of parity" for p in STRENGTHS)
+_LIMIT_ARMS = tuple(f"{name}, limit of small alpha" for name in _FISHER_ARMS)
+_SAM_ARMS = tuple(name for name in ARMS if name == "sam" or name.startswith("sam, rho"))
+_M_SAM_ARMS = tuple(name for name in ARMS if name.startswith("m-sam"))
+# Of each kind, the arm that is best by validation error has a row of its own.
+TUNED = (_FISHER_ARMS, _LIMIT_ARMS, _SAM_ARMS, _M_SAM_ARMS)
 CONTROLS = ("plain", "clipped", "ghost")
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherNetwork:
+    """A network beside that of the preset.
+
+    Attributes:
+        training: Fields of `TrainingConfig` that make it of the preset's network.
+        arms: Names of its arms, all in `ARMS`.
+    """
+
+    training: Mapping[str, Any]
+    arms: tuple[str, ...]
+
+
+OTHER_NETWORKS = {
+    # Without batch normalization, gradients are shared at no price, and ghost batch normalization
+    # is nothing.
+    "cnn": OtherNetwork(
+        {"arch": "cnn", "depth": None, "width": None},
+        ("plain", "clipped", *_FISHER_ARMS, *_SAM_ARMS, *_M_SAM_ARMS, "plain, batches of 16"),
+    ),
+    # Without ReLU, a finite step sees no jumps of gradients.
+    "gelu": OtherNetwork({"activation": "gelu"}, ("plain", "ghost", *_FISHER_ARMS, *_LIMIT_ARMS)),
+}

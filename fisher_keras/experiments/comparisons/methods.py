@@ -14,9 +14,9 @@ import numpy as np
 from fisher_keras.experiments.comparisons.arms import (
     ALPHA,
     ARMS,
-    CNN_ARMS,
     CONTROLS,
-    SAM_ARMS,
+    OTHER_NETWORKS,
+    TUNED,
     Arm,
 )
 from fisher_keras.experiments.comparisons.common import (
@@ -35,6 +35,7 @@ from fisher_keras.experiments.comparisons.common import (
     result_of,
 )
 from fisher_keras.experiments.comparisons.table_options import MethodsOptions
+from fisher_keras.experiments.names import ARCHITECTURES
 from fisher_keras.experiments.runs.experiment import preset_of
 from fisher_keras.experiments.runs.presets import LAPTOP_NETWORKS, LAPTOP_TRAINING, Preset
 from fisher_keras.experiments.runs.store import Run, kind
@@ -49,7 +50,8 @@ from fisher_keras.experiments.training.config import TrainingConfig, resolve
 
 EXPERIMENT = "methods"
 SUB_BATCH_SIZE = 16
-_CNN = {"arch": "cnn", "depth": None, "width": None}
+# Of fewer validation images, the error is uncertain by more than 1.6 points.
+_MIN_VALIDATION = 1000
 
 _PAPER = Preset(
     about="the ResNet-20 and recipe of the paper's Table 1, at two batch sizes.",
@@ -68,7 +70,8 @@ PRESETS = {
         about="a ResNet-8 of half the filters on 1,000 images, for 200 epochs and without "
         "augmentation; 20 trials.",
         values=(64, 256),
-        networks={"cnn": LAPTOP_NETWORKS["cnn"]},
+        # At batches of 64 and 256, the CNN does not fit the images in so few steps.
+        networks={"cnn": LAPTOP_NETWORKS["cnn"] | {"epochs": 150}},
     ),
     "smoke": _PAPER.smoke(
         {"depth": 8, "width": 4, "dataset": "digits", "train_size": 64}, values=(32,)
@@ -81,14 +84,16 @@ def named_runs(preset: Preset, arms: str = "usual") -> list[tuple[str, Run]]:
 
     Args:
         preset: The size; its values are batch sizes.
-        arms: "usual", or "all" for all `ARMS`, and `CNN_ARMS` with the CNN.
+        arms: "usual"; the name of one of `OTHER_NETWORKS`; or "all" for all `ARMS`, and those of
+            the other networks.
     """
     named = {}
     for seed in preset.seeds:
         for batch_size in preset.values:
             for name, training in _trainings(preset, arms, batch_size, seed):
-                network = "cnn " if training.arch != preset.training["arch"] else ""
-                label = f"{network}batch {training.batch_size} {name}"
+                label = f"batch {training.batch_size} {name}"
+                if _network(training) != preset.training["arch"]:
+                    label = f"{_network(training)} {label}"
                 run = trained_run(EXPERIMENT, training, preset.metrics, label)
                 # Arms with a batch size of their own are the same at each of the preset's.
                 named.setdefault(run.key, (name, run))
@@ -121,12 +126,30 @@ def _trainings(
 ) -> list[tuple[str, TrainingConfig]]:
     shared = {**preset.training, "batch_size": batch_size, "seed": seed}
     names = [name for name, arm in ARMS.items() if arm.usual or arms == "all"]
-    trainings = [(name, _training(ARMS[name], shared)) for name in names]
-    if arms == "all" and shared["arch"] != "cnn":
-        # Its own batch size is for other experiments.
-        of_cnn = {**shared, **_CNN, **preset.networks.get("cnn", {}), "batch_size": batch_size}
-        trainings += [(name, _training(ARMS[name], of_cnn)) for name in CNN_ARMS]
-    return trainings
+    trainings = [(name, shared) for name in names if arms not in OTHER_NETWORKS]
+    for name in _others(shared, arms):
+        network = OTHER_NETWORKS[name]
+        settings = {**shared, **network.training, **preset.networks.get(name, {})}
+        trainings += [(arm, settings) for arm in network.arms]
+    return [(name, _training(ARMS[name], settings)) for name, settings in trainings]
+
+
+def _others(shared: Mapping[str, object], arms: str) -> list[str]:
+    """Returns the names of the other networks that have such arms beside the shared settings."""
+    if arms != "all":
+        return [name for name in OTHER_NETWORKS if name == arms]
+    return [
+        name
+        for name, network in OTHER_NETWORKS.items()
+        if any(shared.get(field) != value for field, value in network.training.items())
+        # Another network than the package's own has its own activation.
+        and network.training.get("arch", shared["arch"]) in ARCHITECTURES
+    ]
+
+
+def _network(training: TrainingConfig) -> str:
+    """Returns the name of a network in labels and in the table."""
+    return " ".join(filter(None, (training.arch, training.activation)))
 
 
 def _training(arm: Arm, shared: Mapping[str, object]) -> TrainingConfig:
@@ -185,20 +208,21 @@ def methods_table(
         the same network, batch size and seed, with the 95 % interval of Student's t.
     """
     groups = grouped(
-        networks, lambda n: (n.training.arch, n.training.batch_size, arms[kind(n.record)])
+        networks, lambda n: (_network(n.training), n.training.batch_size, arms[kind(n.record)])
     )
     header = ["network", "batch", "method", "runs", ERROR.title]
     header += [f"less {one}" for one in CONTROLS]
     columns = _columns(networks)
     rows = [[*header, *(column.title for column in columns), "flagged"]]
     order = list(ARMS)
-    for arch, batch_size in sorted({key[:2] for key in groups}, key=lambda k: (k[0] == "cnn", k)):
-        here = {key[2]: group for key, group in groups.items() if key[:2] == (arch, batch_size)}
+    for place in sorted({key[:2] for key in groups}, key=lambda k: (k[0] == "cnn", k)):
+        here = {key[2]: group for key, group in groups.items() if key[:2] == place}
         here = {name: here[name] for name in sorted(here, key=order.index)}
-        best = _best_by_validation({name: here[name] for name in SAM_ARMS if name in here})
-        if best:
-            here[f"best of these by validation: {best}"] = here[best]
-        rows += [[arch, str(batch_size), name, *_cells(name, here, columns)] for name in here]
+        for family in TUNED:
+            best = _best_by_validation({name: here[name] for name in family if name in here})
+            if best:
+                here[f"best by validation: {best}"] = here[best]
+        rows += [[*map(str, place), name, *_cells(name, here, columns)] for name in here]
     return rows
 
 
@@ -217,9 +241,10 @@ def _cells(name: str, groups: Mapping[str, Group], columns: Sequence[Column]) ->
 def _best_by_validation(groups: Mapping[str, Group]) -> str | None:
     """Returns the arm with the least mean validation error, over the seeds that all arms have.
 
-    None without a choice, such a seed, or errors.
+    None without a choice, such a seed, or errors of enough images.
     """
-    if len(groups) < 2 or any(n.validation is None for g in groups.values() for n in g.values()):
+    parts = [network.validation for group in groups.values() for network in group.values()]
+    if len(groups) < 2 or any(p is None or p.num_images < _MIN_VALIDATION for p in parts):
         return None
     # A seed draws the images, too: arms of other seeds have other validation images.
     seeds = set.intersection(*map(set, groups.values()))

@@ -3,7 +3,7 @@
 import dataclasses
 
 from fisher_keras.experiments.command_line.flags import option
-from fisher_keras.experiments.comparisons.arms import ARMS
+from fisher_keras.experiments.comparisons.arms import ARMS, OTHER_NETWORKS
 from fisher_keras.experiments.runs.run_options import ExperimentOptions
 
 
@@ -14,10 +14,11 @@ class MethodsOptions(ExperimentOptions):
     arms: str = option(
         "usual",
         "Which arms are trained: usual, the regularizer at three strengths beside plain, clipped, "
-        "ghost and sam; or all, with further controls and forms of it, and the CNN. --dry_run "
-        "lists them.",
+        "ghost and sam; cnn or gelu, those of the CNN, or of the network with GELU in the place "
+        "of ReLU; or all, with further controls and forms, and both networks. --dry_run lists "
+        "them.",
         group="experiment",
-        choices=("usual", "all"),
+        choices=("usual", *OTHER_NETWORKS, "all"),
     )
     only: tuple[str, ...] = option(
         (),

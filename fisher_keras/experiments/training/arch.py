@@ -8,6 +8,7 @@ import keras
 from fisher_keras.classifier.logits import gives_probabilities
 from fisher_keras.experiments.code_names import imported_modules, is_users
 from fisher_keras.experiments.training.config import TrainingConfig
+from fisher_keras.experiments.training.option_checks import NETWORK_OPTIONS
 from fisher_keras.experiments.user_code import import_module, load_function
 from fisher_keras.models import RECIPES, Recipe, build_model
 
@@ -38,7 +39,7 @@ def build_network(
     """
     arch = config.arch
     if ":" not in arch:
-        options = {name: getattr(config, name) for name in ("depth", "width", "l2_penalty")}
+        options = {name: getattr(config, name) for name in NETWORK_OPTIONS}
         return build_model(arch, num_classes, image_shape, **options)
     function = load_function(arch, "--arch")
     if arch.startswith(f"{_KERAS}:"):

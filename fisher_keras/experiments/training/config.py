@@ -8,6 +8,7 @@ from typing import Any
 from fisher_keras.experiments.command_line.flags import check_options, like, option
 from fisher_keras.experiments.data_options import DataOptions
 from fisher_keras.experiments.names import (
+    ACTIVATIONS,
     ARCHITECTURES,
     AUGMENTATIONS,
     DATASETS,
@@ -66,6 +67,12 @@ class TrainingConfig:
         "Coefficient of the sum of squares of the weights. The default is that of the "
         "network's recipe.",
         least=0,
+    )
+
+    activation: str | None = _model(
+        None,
+        "Smooth function in the place of ReLU, for gradients without ReLU's jumps.",
+        choices=ACTIVATIONS,
     )
 
     dataset: str = _data("cifar10", "Images to train on.", choices=DATASETS)

@@ -8,7 +8,7 @@ from fisher_keras.experiments.names import ARCHITECTURES
 if TYPE_CHECKING:
     from fisher_keras.experiments.training.config import TrainingConfig
 
-NETWORK_OPTIONS = ("depth", "width", "l2_penalty")  # Of the package's own networks.
+NETWORK_OPTIONS = ("depth", "width", "l2_penalty", "activation")  # Of the package's own networks.
 REGULARIZER_OPTIONS = (
     "alpha",
     "beta",

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from fisher_keras.experiments.comparisons import common
-from fisher_keras.experiments.comparisons.arms import ARMS, CNN_ARMS
+from fisher_keras.experiments.comparisons.arms import ARMS, OTHER_NETWORKS
 from fisher_keras.experiments.comparisons.methods import (
     PRESETS,
     make_methods_table,
@@ -36,7 +36,7 @@ def table_of(networks, preset, arms="usual"):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("arms", ["usual", "all"])
+@pytest.mark.parametrize("arms", ["usual", "cnn", "gelu", "all"])
 def test_strengths_are_multiples_of_parity_and_sub_batches_have_16_images(preset, arms):
     for run in runs_of(preset, arms):
         training = run.config["training"]
@@ -55,13 +55,30 @@ def test_the_usual_arms_are_among_all_and_no_run_is_there_twice():
     usual, every = runs_of("laptop"), runs_of("laptop", "all")
     assert {run.key for run in usual} <= {run.key for run in every}
     assert len(usual) == 7 * 2 * 5
-    # Arms with a batch size of their own count once for both batch sizes, for both networks.
-    assert len(every) == (2 * (len(ARMS) - 1 + len(CNN_ARMS) - 1) + 2) * 5
+    cnn, gelu = runs_of("laptop", "cnn"), runs_of("laptop", "gelu")
+    # What has a batch size of its own counts once for both batch sizes: an arm, and the CNN.
+    assert len(cnn) == len(OTHER_NETWORKS["cnn"].arms) * 5
+    assert len(gelu) == len(OTHER_NETWORKS["gelu"].arms) * 2 * 5
+    assert len(every) == (2 * (len(ARMS) - 1) + 1) * 5 + len(cnn) + len(gelu)
+    assert {run.key for run in cnn + gelu} < {run.key for run in every}
     assert len({(run.label, run.seed) for run in every}) == len(every)
     for run in every:
         training = run.config["training"]
         assert ("cnn" in run.label) == (training["arch"] == "cnn") == (training["width"] == 0.25)
+        assert ("gelu" in run.label) == (training.get("activation") == "gelu")
         assert ("batches of 16" in run.label) == (training["batch_size"] == 16)
+
+
+def test_a_network_is_not_beside_itself_nor_has_another_activation_than_its_own():
+    networks = {
+        "cnn": {"cnn", "cnn gelu"},
+        "wide_resnet": {"wide_resnet", "wide_resnet gelu", "cnn"},
+        "keras.applications:MobileNetV2": {"keras.applications:MobileNetV2", "cnn"},
+    }
+    for arch, expected in networks.items():
+        configs = [run.config["training"] for run in runs_of("smoke", "all", arch=arch)]
+        found = {" ".join((c["arch"], c.get("activation", ""))).strip() for c in configs}
+        assert found == expected
 
 
 def test_methods_of_a_seed_differ_in_the_method_alone():
@@ -188,10 +205,10 @@ def test_sam_has_the_rho_that_is_best_by_validation():
     for run in runs_of("laptop", "all"):
         method = run.label.partition(" seed")[0].removeprefix("batch 256 ")
         if method in validation and run.seed < 2:
-            part = {"loss": 1.0, "error_percent": validation[method], "num_images": 50}
+            part = {"loss": 1.0, "error_percent": validation[method], "num_images": 1000}
             networks.append(network(run, 90 - validation[method], validation=part))
     *_, best = table_of(networks, "laptop", "all")
-    assert best[2:5] == ["best of these by validation: sam, rho 0.1", "2", "70.00 ± 0.00"]
+    assert best[2:5] == ["best by validation: sam, rho 0.1", "2", "70.00 ± 0.00"]
     del networks[0].record.result["validation"]
     rows = table_of([TrainedNetwork.of(n.record) for n in networks], "laptop", "all")
     assert [row[2] for row in rows[1:]] == list(validation)
@@ -205,10 +222,10 @@ def test_the_best_rho_is_that_of_the_seeds_that_all_have():
         method = run.label.partition(" seed")[0].removeprefix("batch 256 ")
         if (method, run.seed) in validation:
             error = validation[method, run.seed]
-            part = {"loss": 1.0, "error_percent": error, "num_images": 50}
+            part = {"loss": 1.0, "error_percent": error, "num_images": 1000}
             networks.append(network(run, 50.0, validation=part))
     *_, best = table_of(networks, "laptop", "all")
-    assert best[2] == "best of these by validation: sam"
+    assert best[2] == "best by validation: sam"
 
 
 def test_the_command_plans_all_runs(tmp_path, run_command):
