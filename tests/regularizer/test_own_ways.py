@@ -227,7 +227,7 @@ class NamedLabels(keras.Model):
 
 
 def test_labels_among_other_tensors():
-    """Which of them the loss takes, only the classifier knows: Keras' own step may have them."""
+    """Only the classifier knows which of them the loss takes: Keras' own step may have them."""
     x, y = data()
     several = {"group": 0 * y, "label": y}
     model = compiled(network(NamedLabels))
