@@ -104,7 +104,7 @@ def options_runs(options: MethodsOptions) -> list[tuple[str, Run]]:
     """Returns the runs that were asked for, each with the name of its arm.
 
     Raises:
-        ValueError: If the preset has no such batch size, or no such arm.
+        ValueError: If the preset has no such batch size, arm, or other network.
     """
     preset = preset_of(PRESETS, options)
     if options.batch_size is not None:
@@ -115,6 +115,8 @@ def options_runs(options: MethodsOptions) -> list[tuple[str, Run]]:
             )
         preset = preset.replaced(values=(options.batch_size,))
     named = named_runs(preset, options.arms)
+    if not named:  # That network itself, or one that has its own activation.
+        raise ValueError(f"--arms={options.arms} is not for --arch={options.arch}: leave one out")
     for arm in options.only:
         if all(name != arm for name, _ in named):
             raise ValueError(f"--arms={options.arms} has no arm {arm!r}: add --arms=all")
@@ -125,8 +127,11 @@ def _trainings(
     preset: Preset, arms: str, batch_size: int, seed: int
 ) -> list[tuple[str, TrainingConfig]]:
     shared = {**preset.training, "batch_size": batch_size, "seed": seed}
-    names = [name for name, arm in ARMS.items() if arm.usual or arms == "all"]
-    trainings = [(name, shared) for name in names if arms not in OTHER_NETWORKS]
+    trainings = [
+        (name, shared)
+        for name, arm in ARMS.items()
+        if arms == "all" or (arms == "usual" and arm.usual)
+    ]
     for name in _others(shared, arms):
         network = OTHER_NETWORKS[name]
         settings = {**shared, **network.training, **preset.networks.get(name, {})}
@@ -136,12 +141,11 @@ def _trainings(
 
 def _others(shared: Mapping[str, object], arms: str) -> list[str]:
     """Returns the names of the other networks that have such arms beside the shared settings."""
-    if arms != "all":
-        return [name for name in OTHER_NETWORKS if name == arms]
     return [
         name
         for name, network in OTHER_NETWORKS.items()
-        if any(shared.get(field) != value for field, value in network.training.items())
+        if arms in ("all", name)
+        and any(shared.get(field) != value for field, value in network.training.items())
         # Another network than the package's own has its own activation.
         and network.training.get("arch", shared["arch"]) in ARCHITECTURES
     ]

@@ -111,6 +111,11 @@ def test_arms_batch_sizes_and_seeds_can_be_chosen():
     ("options", "message"),
     [
         ({"batch_size": 128}, "--batch_size must be one of the preset's, 64, 256, got 128"),
+        ({"arms": "cnn", "arch": "cnn"}, "--arms=cnn is not for --arch=cnn: leave one out"),
+        (
+            {"arms": "gelu", "arch": "keras.applications:ResNet50"},
+            "--arms=gelu is not for --arch=keras.applications:ResNet50",
+        ),
         ({"only": ("m-sam",)}, "--arms=usual has no arm 'm-sam': add --arms=all"),
         ({"only": ("adam",)}, "--arm must be one of plain; clipped; .*, got 'adam'"),
     ],
