@@ -6,7 +6,7 @@ import keras
 
 from fisher_keras.arguments import one_of, real_number, whole_number
 from fisher_keras.models import cnn, densenet, resnet, wide_resnet
-from fisher_keras.models.activation import with_activation
+from fisher_keras.models.activation import ACTIVATIONS, with_activation
 
 _NETWORKS = {"cnn": cnn, "resnet": resnet, "wide_resnet": wide_resnet, "densenet": densenet}
 ARCHITECTURES = tuple(_NETWORKS)
@@ -57,6 +57,8 @@ def build_model(
         raise ValueError(f"cnn always has 6 convolutions: leave out depth, got {depth!r}.")
     if l2_penalty is not None:
         l2_penalty = real_number("l2_penalty", l2_penalty, least=0)
+    if activation is not None:
+        one_of("activation", activation, ACTIVATIONS)
     options = {"depth": depth, "width": width, "l2_penalty": l2_penalty}
     given = {name: value for name, value in options.items() if value is not None}
     model = _NETWORKS[arch].build(num_classes, input_shape, **given)

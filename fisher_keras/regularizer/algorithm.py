@@ -33,8 +33,8 @@ from fisher_keras.regularizer.arithmetic import (
     map_parts,
     map_values,
     scalar_dtype,
+    scale,
     subtract,
-    times,
     unit_vector,
     with_zeros,
 )
@@ -94,11 +94,11 @@ def finite_difference(
     g = [tf.stop_gradient(derivative) for derivative in here.gradient]  # Line 5
     factor = 0.5 if direction == "central" else None
     if step_length is None:
-        steps = [times(d, alpha) for d in g]
+        steps = scale(g, alpha)
     else:
         norm = global_norm(g)
         # The same step of the weights, whatever the gradient: half precision can resolve it.
-        steps = [times(unit, step_length) for unit in unit_vector(g, norm)]
+        steps = scale(unit_vector(g, norm), step_length)
         factor = (factor or 1.0) * alpha * norm / step_length
     above, below = here, here
     tables = tables or Tables(weights)
@@ -231,9 +231,10 @@ def regularized_step(
     mean = sub_batches.mean(total).weighted(settings.replica_weight)  # Line 7
     if share_gradients:
         loss = dataclasses.replace(mean.loss, outputs=total.loss.outputs)
+    regularizer = scale(mean.regularizer.gradient, settings.beta)
     gradient = [  # Line 8
-        None if g is None else add(g, tf.cast(times(r, settings.beta), g.dtype))
-        for g, r in zip(loss.gradient, mean.regularizer.gradient, strict=True)
+        None if g is None else add(g, tf.cast(r, g.dtype))
+        for g, r in zip(loss.gradient, regularizer, strict=True)
     ]
     norm = global_norm(gradient)
     if settings.clip_norm is not None:

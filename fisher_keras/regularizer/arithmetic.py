@@ -5,6 +5,7 @@ these rows. Sums of sparse parts name each row once, so that squares of their va
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,8 @@ def global_norm(gradient: list) -> tf.Tensor:
     norm = tf.linalg.global_norm(parts)
 
     def of_scaled() -> tf.Tensor:
-        values = tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
+        flat = tf.constant([-1])  # One for all parts, which saves as many operations.
+        values = tf.concat([tf.reshape(part, flat) for part in parts], axis=0)
         largest = tf.reduce_max(tf.abs(values))
         scaled = largest * tf.norm(values / largest)
         return tf.where((largest > 0) & tf.math.is_finite(largest), scaled, norm)
@@ -70,6 +72,17 @@ def times(part: Part, factor: float | tf.Tensor) -> Part:
     """Returns a part of a gradient, or a loss, times a scalar, in its own dtype."""
     factor = in_dtype(factor, part.dtype)
     return map_values(lambda values: values * factor, part)
+
+
+def scale(gradient: list, factor: float | tf.Tensor) -> list:
+    """Returns a gradient times a scalar; None stays None."""
+
+    # One for each dtype, not for each part: there would be as many operations as weights.
+    @functools.cache
+    def of(dtype: tf.DType) -> tf.Tensor:
+        return tf.convert_to_tensor(in_dtype(factor, dtype), dtype)
+
+    return map_parts(lambda part: times(part, of(part.dtype)), gradient)
 
 
 def at_least_float32(part: Part) -> Part:
@@ -130,8 +143,8 @@ def clip(gradient: list, clip_norm: float | tf.Tensor, norm: tf.Tensor) -> list:
         The gradient; NaN where its norm is not finite.
     """
     # inf - inf is NaN.
-    scale = 1 / tf.maximum(norm / in_dtype(clip_norm, norm.dtype), 1) + (norm - norm)
-    return map_parts(lambda g: times(g, scale), gradient)
+    factor = 1 / tf.maximum(norm / in_dtype(clip_norm, norm.dtype), 1) + (norm - norm)
+    return scale(gradient, factor)
 
 
 def map_values(function: Callable[[tf.Tensor], tf.Tensor], part: Part) -> Part:

@@ -1,12 +1,11 @@
 """Dataclasses of a training step."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import tensorflow as tf
 
-from fisher_keras.regularizer.arithmetic import Part, in_dtype, times
+from fisher_keras.regularizer.arithmetic import Part, scale
 
 
 class Structure:
@@ -42,12 +41,8 @@ class LossAndGradient(Structure):
 
     def scaled(self, factor: tf.Tensor) -> "LossAndGradient":
         """Returns both times a scalar."""
-        # One cast for each dtype: casts are most of the operations that scaling would add.
-        cast = functools.cache(lambda dtype: in_dtype(factor, dtype))
-        gradient = [times(part, cast(part.dtype)) for part in self.gradient]
-        return dataclasses.replace(
-            self, loss=times(self.loss, cast(self.loss.dtype)), gradient=gradient
-        )
+        loss, *gradient = scale([self.loss, *self.gradient], factor)
+        return dataclasses.replace(self, loss=loss, gradient=gradient)
 
 
 @dataclasses.dataclass(frozen=True)

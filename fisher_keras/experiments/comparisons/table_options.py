@@ -29,7 +29,11 @@ class MethodsOptions(ExperimentOptions):
         repeated="arm",
     )
     batch_size: int | None = option(
-        None, "Train only at this one of the preset's batch sizes.", group="experiment", least=1
+        None,
+        "Train only at this one of the preset's batch sizes. Networks and arms with a batch size "
+        "of their own, such as the CNN, are the same at each.",
+        group="experiment",
+        least=1,
     )
 
 
