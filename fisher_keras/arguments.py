@@ -6,22 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def whole_number(name: str, value: Any, least: int) -> int:
+def whole_number(name: str, value: Any, least: int, below: int | None = None) -> int:
     """Returns a whole number as Python's int.
 
     Args:
         name: What the number is, for the message.
         value: The number to check; 1e6 is one, booleans and fractions are none.
         least: The smallest number allowed.
+        below: The smallest number that is too large, if there is one.
 
     Returns:
         The number.
 
     Raises:
-        ValueError: If it is no whole number, or too small.
+        ValueError: If it is no whole number, too small or too large.
     """
-    if not _is_number(value) or value != math.floor(value) or value < least:
-        raise ValueError(f"{name} must be a whole number, {least} or greater. Given: {value!r}.")
+    whole = _is_number(value) and value == math.floor(value)
+    if not whole or value < least or (below is not None and value >= below):
+        bounds = _bounds(least, None, below)
+        raise ValueError(f"{name} must be a whole number{bounds}. Given: {value!r}.")
     return int(value)
 
 
@@ -55,13 +58,19 @@ def real_number(
         and (below is None or value < below)
     )
     if not inside:
-        bounds = [f", {least} or greater"] if least is not None else []
-        bounds += [f" greater than {above}"] if above is not None else []
-        bounds += [f", less than {below}"] if below is not None else []
         infinite = isinstance(value, numbers.Real) and math.isinf(value)
         number = "finite number" if infinite else "number"
-        raise ValueError(f"{name} must be a {number}{''.join(bounds)}. Given: {value!r}.")
+        bounds = _bounds(least, above, below)
+        raise ValueError(f"{name} must be a {number}{bounds}. Given: {value!r}.")
     return float(value)
+
+
+def _bounds(least: float | None, above: float | None, below: float | None) -> str:
+    """Returns the bounds of a number in words, as they follow the word "number"."""
+    bounds = [f", {least} or greater"] if least is not None else []
+    bounds += [f" greater than {above}"] if above is not None else []
+    bounds += [f", less than {below}"] if below is not None else []
+    return "".join(bounds)
 
 
 def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:

@@ -24,6 +24,14 @@ def test_what_is_no_whole_number_is_refused(value):
         whole_number("size", value, least=3)
 
 
+def test_a_whole_number_may_be_too_large():
+    assert whole_number("seed", 9, least=0, below=10) == 9
+    with pytest.raises(
+        ValueError, match=r"^seed must be .*, 0 or greater, less than 10. Given: 10"
+    ):
+        whole_number("seed", 10, least=0, below=10)
+
+
 @pytest.mark.parametrize("value", [0.5, np.float16(0.5), np.float64(0.5), Fraction(1, 2)])
 def test_real_numbers_become_floats(value):
     number = real_number("alpha", value, above=0)

@@ -5,7 +5,7 @@ import functools
 
 from fisher_keras.experiments.command_line.flags import REQUIRED, option
 from fisher_keras.experiments.data_options import DataOptions
-from fisher_keras.experiments.names import METRICS
+from fisher_keras.experiments.names import METRICS, NUM_SEEDS
 
 _models, _data, _metrics, _output = (
     functools.partial(option, group=group) for group in ("models", "data", "metrics", "output")
@@ -38,7 +38,12 @@ class EvaluationConfig(DataOptions):
         least=0,
         below=1,
     )
-    seed: int = _data(0, "Seed, as in the trainings. It also determines the samples.", least=0)
+    seed: int = _data(
+        0,
+        "Seed, as in the trainings. It also determines the samples.",
+        least=0,
+        below=NUM_SEEDS,
+    )
     metrics: tuple[str, ...] = _metrics(
         tuple(name for name in METRICS if name != "robustness"),  # Which takes much longer.
         f"Metrics to compute, out of {', '.join(METRICS)}.",

@@ -21,6 +21,7 @@ METRICS = (
 )
 
 # The experiments' own.
+NUM_SEEDS = 2**32  # Of NumPy's global generator, which is seeded, too.
 PRESETS = ("paper", "laptop", "smoke")
 STRATEGIES = ("none", "mirrored", "multi_worker")
 

@@ -218,7 +218,8 @@ def check_options(config: Any) -> None:
                 if not flag.allows(item):
                     raise ValueError(f"--{flag.name} must be {flag.expected}, got {item!r}")
         elif flag.kind is int and flag.least is not None:
-            _set(config, flag, whole_number(f"--{flag.name}", value, flag.least))
+            number = whole_number(f"--{flag.name}", value, flag.least, flag.below)
+            _set(config, flag, number)
         elif flag.kind is float:
             bounds = {"least": flag.least, "above": flag.above, "below": flag.below}
             _set(config, flag, real_number(f"--{flag.name}", value, **bounds))

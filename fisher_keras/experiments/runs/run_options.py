@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from fisher_keras.experiments.command_line.flags import check_options, like, option
-from fisher_keras.experiments.names import DATASETS, PRESETS, folder_name
+from fisher_keras.experiments.names import DATASETS, NUM_SEEDS, PRESETS, folder_name
 from fisher_keras.experiments.training.config import TrainingConfig
 
 _engine_option = functools.partial(option, group="runs")
@@ -75,7 +75,9 @@ class ExperimentOptions(EngineOptions):
     validation_size: int | None = _option(
         None, "Number of images held out, instead of the preset's.", least=0
     )
-    first_seed: int = _option(0, "The first seed of the networks of each kind.", least=0)
+    first_seed: int = _option(
+        0, "The first seed of the networks of each kind.", least=0, below=NUM_SEEDS
+    )
     num_seeds: int | None = _option(
         None, "Number of networks of each kind, instead of the preset's.", least=1
     )

@@ -14,6 +14,7 @@ from fisher_keras.experiments.names import (
     DATASETS,
     DIRECTIONS,
     GRADIENTS,
+    NUM_SEEDS,
     STRATEGIES,
     folder_name,
 )
@@ -255,7 +256,7 @@ class TrainingConfig:
         "--num_sub_batches.",
         choices=STRATEGIES,
     )
-    seed: int = _training(0, "Seed of everything that is random.", least=0)
+    seed: int = _training(0, "Seed of everything that is random.", least=0, below=NUM_SEEDS)
 
     output_dir: str | None = _output(
         None, "Folder of the run. The default is runs/<dataset>_<arch>_<method>_seed<seed>."

@@ -429,6 +429,7 @@ def test_more_images_than_there_are(tmp_path):
         ({"mixed_precision": "float16"}, "--mixed_precision must be one of none"),
         ({"regularize": True, "gradient": "exact"}, "--gradient must be one of"),
         ({"epochs": 0}, r"--epochs must be a whole number, 1 or greater\. Given: 0"),
+        ({"seed": 2**32}, r"--seed must be .*, less than 4294967296\. Given: 4294967296"),
         ({"batch_size": 2.5}, "--batch_size must be a whole number"),
         ({"train_size": 0}, "--train_size"),
         ({"validation_size": -1}, "--validation_size"),
