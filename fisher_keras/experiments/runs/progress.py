@@ -182,7 +182,7 @@ class RunReports:
 
 
 def last_line(log: pathlib.Path) -> str:
-    """Returns the last line of a log that is not empty, cut to a width that can be read."""
+    """Returns the last line of a log that says something, cut to a width that can be read."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL))
@@ -190,7 +190,9 @@ def last_line(log: pathlib.Path) -> str:
             lines = file.read().decode(errors="replace").split("\n")
     except FileNotFoundError:
         return ""
-    return next((line.strip()[:_WIDTH] for line in reversed(lines) if line.strip()), "")
+    # What is indented only continues a line, as the code that Python shows below a warning.
+    begun = (line for line in reversed(lines) if line.strip() and not line.startswith(" "))
+    return next(begun, "").strip()[:_WIDTH]
 
 
 def duration(seconds: float | None) -> str:

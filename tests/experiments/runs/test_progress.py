@@ -13,6 +13,8 @@ from fisher_keras.experiments.runs.store import ExperimentStore
     [
         (b"", ""),
         (b"begun\nepoch 3/20  loss 0.5\n\n  \n", "epoch 3/20  loss 0.5"),
+        (b"train.py:3: UserWarning: mind\n  model.fit(\n", "train.py:3: UserWarning: mind"),
+        (b"\r50%\r100%\n", "50%\r100%"),
         (b"x" * 9000 + b"\n" + b"y" * 300, "y" * 100),
         (b"a\n\xff\n", "\ufffd"),
     ],
