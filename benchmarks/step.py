@@ -104,9 +104,17 @@ def _mlp() -> keras.Model:
     return keras.Sequential([keras.Input((20,)), *layers])
 
 
-# Beside the package's architectures: small networks, whose steps are mostly overhead.
-_SMALL = {"embedding": _embedding, "mlp": _mlp}
-NETWORKS = (*ARCHITECTURES, *_SMALL)
+def _application(name: str) -> Callable[[], keras.Model]:
+    options = {"weights": None, "classes": 10, "classifier_activation": None}
+    return lambda: getattr(keras.applications, name)(input_shape=(32, 32, 3), **options)
+
+
+# Beside the package's architectures: small networks, whose steps are mostly overhead, and deep
+# ones, whose traces are long.
+_OTHERS = {"embedding": _embedding, "mlp": _mlp} | {
+    name: _application(name) for name in ("MobileNet", "ResNet50", "DenseNet121")
+}
+NETWORKS = (*ARCHITECTURES, *_OTHERS)
 
 
 def measure(arch: str, settings: Settings) -> dict[str, dict]:
@@ -191,7 +199,7 @@ def compiled(
     """Makes the model of a variant, ready for its first step."""
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(settings.policy)
-    network = _SMALL[arch]() if arch in _SMALL else build_model(arch, num_classes=10)
+    network = _OTHERS[arch]() if arch in _OTHERS else build_model(arch, num_classes=10)
     model = VARIANTS[variant](network, settings.num_sub_batches)
     model.compile(
         keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True),
