@@ -1,6 +1,5 @@
 """Traced functions: one trace at a time, and one for batches of every size."""
 
-import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from fisher_keras.graph import keras_private
 from fisher_keras.graph.operations import calls_function, traced_operations
 
 _TRACING = threading.RLock()
@@ -85,17 +85,7 @@ def traced_once(function: Callable) -> Callable:
         with traced_operations() as operations:
             found = traced(*arguments)
         for operation in filter(calls_function, operations):
-            _infer_no_more_shapes(operation)
+            keras_private.infer_no_more_shapes(operation)
         return found
 
     return call
-
-
-def _infer_no_more_shapes(call: tf.Operation) -> None:
-    """Lets a graph with a call be called without inferring all shapes inside of the call again.
-
-    They are known by then, and a deep network has thousands of them. No public name serves.
-    Without this, traces take a tenth longer.
-    """
-    with contextlib.suppress(AttributeError):
-        call._set_attr("_disable_call_shape_inference", tf.compat.v1.AttrValue(b=True))

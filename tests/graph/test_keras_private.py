@@ -35,6 +35,7 @@ PRIVATE = {
     "_keras_mask": "mask_of",
     "_maybe_symbolic_build": "build_from",
     "_metrics": "metrics_made_by",
+    "_set_attr": "infer_no_more_shapes",
 }
 # Methods of Keras that are replaced for a while, by name; those that a class of ours overrides.
 REPLACED = ("_all_reduce_sum_gradients", *keras_private._SYNC_POINTS)
