@@ -11,6 +11,8 @@ from typing import Any
 ALPHA = 1e-4  # In all of the paper's experiments.
 CLIP_NORM = 10.0  # tau.
 STRENGTHS = (0.25, 1.0, 4.0)
+# Without ReLU's jumps, as with GELU or in the limit of small alpha, R is weaker.
+SMOOTH_STRENGTHS = (*STRENGTHS, 16.0)
 RHOS = (0.02, 0.1, 0.2, 0.5, 1.0)  # Of SAM, beside its default 0.05.
 M_RHOS = (0.1, 0.2, 0.5)  # Of m-SAM.
 
@@ -43,7 +45,10 @@ ARMS = {
     "plain": Arm(usual=True),
     "clipped": Arm({"method": "clipped", **_CLIPPED}, usual=True),
     "ghost": Arm({"method": "ghost", **_CLIPPED}, _M, usual=True),
-    **{f"fisher, {p:g} of parity": Arm(_FISHER, _M, p, usual=True) for p in STRENGTHS},
+    **{
+        f"fisher, {p:g} of parity": Arm(_FISHER, _M, p, usual=p in STRENGTHS)
+        for p in SMOOTH_STRENGTHS
+    },
     **{
         f"fisher, {p:g} of parity, not shared": Arm(_FISHER | {"share_gradients": False}, _M, p)
         for p in (0.25, 1.0)
@@ -58,7 +63,7 @@ ARMS = {
         f"fisher, {p:g} of parity, limit of small alpha": Arm(
             _FISHER | {"gradient": "hessian_vector_product"}, _M, p
         )
-        for p in STRENGTHS
+        for p in SMOOTH_STRENGTHS
     },
     "sam": Arm({"method": "sam"}, usual=True),
     **{f"sam, rho {rho:g}": Arm({"method": "sam", "rho": rho}) for rho in RHOS},
@@ -69,12 +74,14 @@ ARMS = {
     "plain, to 5 % train error": Arm({"target_error": 5.0}),
 }
 # Arms that differ in their strength alone, weak ones first.
-_FISHER_ARMS = tuple(f"fisher, {p:g} of parity" for p in STRENGTHS)
+_FISHER_ARMS = tuple(f"fisher, {p:g} of parity" for p in SMOOTH_STRENGTHS)
+_USUAL_FISHER_ARMS = tuple(name for name in _FISHER_ARMS if ARMS[name].usual)
+_UPHILL_ARMS = tuple(f"{name}, 0.05 uphill" for name in _USUAL_FISHER_ARMS)
 _LIMIT_ARMS = tuple(f"{name}, limit of small alpha" for name in _FISHER_ARMS)
 _SAM_ARMS = tuple(name for name in ARMS if name == "sam" or name.startswith("sam, rho"))
 _M_SAM_ARMS = tuple(name for name in ARMS if name.startswith("m-sam"))
 # Of each kind, the arm that is best by validation error has a row of its own.
-TUNED = (_FISHER_ARMS, _LIMIT_ARMS, _SAM_ARMS, _M_SAM_ARMS)
+TUNED = (_FISHER_ARMS, _UPHILL_ARMS, _LIMIT_ARMS, _SAM_ARMS, _M_SAM_ARMS)
 CONTROLS = ("plain", "clipped", "ghost")
 
 
@@ -96,7 +103,14 @@ OTHER_NETWORKS = {
     # is nothing.
     "cnn": OtherNetwork(
         {"arch": "cnn", "depth": None, "width": None},
-        ("plain", "clipped", *_FISHER_ARMS, *_SAM_ARMS, *_M_SAM_ARMS, "plain, batches of 16"),
+        (
+            "plain",
+            "clipped",
+            *_USUAL_FISHER_ARMS,
+            *_SAM_ARMS,
+            *_M_SAM_ARMS,
+            "plain, batches of 16",
+        ),
     ),
     # Without ReLU, a finite step sees no jumps of gradients.
     "gelu": OtherNetwork({"activation": "gelu"}, ("plain", "ghost", *_FISHER_ARMS, *_LIMIT_ARMS)),
