@@ -168,14 +168,14 @@ def test_a_killed_command_leaves_no_process_at_the_workers(store, start, process
     process = start(2, {"scheduler": cluster.address}, step_s=60)
     wait_until(under_way(store, 1))
     process.kill()
-    wait_until(lambda: not run_processes(store.directory), timeout=5)
+    wait_until(lambda: not run_processes(store.directory), timeout=30)  # Of the 60 of a step.
 
 
 def test_ctrl_c_stops_the_runs_within_seconds(store, start):
     process = start(4, {"num_workers": 2}, step_s=60)
     wait_until(under_way(store, 2))
     os.killpg(process.pid, signal.SIGINT)  # As a terminal does.
-    _, stdout, stderr = finish(process, timeout=5)
+    _, stdout, stderr = finish(process, timeout=30)  # Of the 60 of a step.
     assert stdout.endswith(
         "Stopped. 0 of 4 runs are finished. To continue, run the same command.\n"
     )
