@@ -23,7 +23,7 @@ def whole_number(name: str, value: Any, least: int, below: int | None = None) ->
     """
     whole = _is_number(value) and value == math.floor(value)
     if not whole or value < least or (below is not None and value >= below):
-        bounds = _bounds(least, None, below)
+        bounds = bounds_in_words(least, None, below)
         raise ValueError(f"{name} must be a whole number{bounds}. Given: {value!r}.")
     return int(value)
 
@@ -60,12 +60,12 @@ def real_number(
     if not inside:
         infinite = isinstance(value, numbers.Real) and math.isinf(value)
         number = "finite number" if infinite else "number"
-        bounds = _bounds(least, above, below)
+        bounds = bounds_in_words(least, above, below)
         raise ValueError(f"{name} must be a {number}{bounds}. Given: {value!r}.")
     return float(value)
 
 
-def _bounds(least: float | None, above: float | None, below: float | None) -> str:
+def bounds_in_words(least: float | None, above: float | None, below: float | None = None) -> str:
     """Returns the bounds of a number in words, as they follow the word "number"."""
     bounds = [f", {least} or greater"] if least is not None else []
     bounds += [f" greater than {above}"] if above is not None else []

@@ -136,10 +136,7 @@ def hessian_vector_product(
             gradient = loss(weights).gradient
         products = map_parts(tf.convert_to_tensor, list(map(accumulator.jvp, gradient)))
         products = list(map(at_least_float32, with_zeros(products, weights)))
-    return LossAndGradient(  # Line 7
-        alpha * norm**2,
-        [tf.cast(alpha * norm, product.dtype) * product for product in products],
-    )
+    return LossAndGradient(alpha * norm**2, scale(products, alpha * norm))  # Line 7
 
 
 def no_regularizer(

@@ -76,13 +76,14 @@ def times(part: Part, factor: float | tf.Tensor) -> Part:
 
 def scale(gradient: list, factor: float | tf.Tensor) -> list:
     """Returns a gradient times a scalar; None stays None."""
+    factor_in = once_a_dtype(factor)
+    return map_parts(lambda part: times(part, factor_in(part.dtype)), gradient)
 
-    # One for each dtype, not for each part: there would be as many operations as weights.
-    @functools.cache
-    def of(dtype: tf.DType) -> tf.Tensor:
-        return tf.convert_to_tensor(in_dtype(factor, dtype), dtype)
 
-    return map_parts(lambda part: times(part, of(part.dtype)), gradient)
+def once_a_dtype(number: float | tf.Tensor) -> Callable[[tf.DType], tf.Tensor]:
+    """Returns a function that gives a number in a dtype, and makes it once for each dtype."""
+    # Made for each part of a gradient, there would be as many operations as weights.
+    return functools.cache(lambda dtype: tf.convert_to_tensor(in_dtype(number, dtype), dtype))
 
 
 def at_least_float32(part: Part) -> Part:

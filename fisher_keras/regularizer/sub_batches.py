@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from fisher_keras.regularizer.arithmetic import add, is_sparse, map_values
+from fisher_keras.regularizer.arithmetic import add, is_sparse, map_values, once_a_dtype
 
 # How many sub-batches may be under way at once: with two, the small kernels of one fill the gaps
 # that the other leaves between its own; more only costs memory.
@@ -73,7 +73,7 @@ class SubBatches:
 
     def mean(self, sums: Any) -> Any:
         """Returns a structure of sums over the sub-batches divided by M."""
-        count = functools.cache(lambda dtype: tf.cast(self.count, dtype))
+        count = once_a_dtype(self.count)
         return tf.nest.map_structure(lambda total: _divide(total, count(total.dtype)), sums)
 
     def _sum_range(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from fisher_keras.arguments import real_number, whole_number
+from fisher_keras.arguments import bounds_in_words, real_number, whole_number
 
 _SEE_HELP = "--help lists the flags"
 REQUIRED = dataclasses.MISSING  # As the default of an option that must be given.
@@ -66,9 +66,7 @@ class _Flag:
             separator = "; " if any("," in choice for choice in self.choices) else ", "
             return f"one of {separator.join(self.choices)}"
         kinds = {int: "a whole number", float: "a number", bool: "true or false"}
-        least = "" if self.least is None else f", {self.least} or greater"
-        above = "" if self.above is None else f" greater than {self.above}"
-        return f"{kinds.get(self.kind, 'text')}{above}{least}"
+        return kinds.get(self.kind, "text") + bounds_in_words(self.least, self.above)
 
 
 def option(
