@@ -84,8 +84,8 @@ def named_runs(preset: Preset, arms: str = "usual") -> list[tuple[str, Run]]:
 
     Args:
         preset: The size; its values are batch sizes.
-        arms: "usual"; the name of one of `OTHER_NETWORKS`; or "all" for all `ARMS`, and those of
-            the other networks.
+        arms: "usual"; "further" for all `ARMS`; the name of one of `OTHER_NETWORKS`; or "all" for
+            all `ARMS`, and those of the other networks.
     """
     named = {}
     for seed in preset.seeds:
@@ -119,7 +119,7 @@ def options_runs(options: MethodsOptions) -> list[tuple[str, Run]]:
         raise ValueError(f"--arms={options.arms} is not for --arch={options.arch}: leave one out")
     for arm in options.only:
         if all(name != arm for name, _ in named):
-            raise ValueError(f"--arms={options.arms} has no arm {arm!r}: add --arms=all")
+            raise ValueError(f"--arms={options.arms} has no arm {arm!r}: add --arms=further")
     return [(name, run) for name, run in named if name in (options.only or ARMS)]
 
 
@@ -130,7 +130,7 @@ def _trainings(
     trainings = [
         (name, shared)
         for name, arm in ARMS.items()
-        if arms == "all" or (arms == "usual" and arm.usual)
+        if arms in ("further", "all") or (arms == "usual" and arm.usual)
     ]
     for name in _others(shared, arms):
         network = OTHER_NETWORKS[name]

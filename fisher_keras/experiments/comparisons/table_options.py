@@ -14,11 +14,11 @@ class MethodsOptions(ExperimentOptions):
     arms: str = option(
         "usual",
         "Which arms are trained: usual, the regularizer at three strengths beside plain, clipped, "
-        "ghost and sam; cnn or gelu, those of the CNN, or of the network with GELU in the place "
-        "of ReLU; or all, with further controls and forms, and both networks. --dry_run lists "
-        "them.",
+        "ghost and sam; further, these with other controls and forms; cnn or gelu, those of the "
+        "CNN, or of the network with GELU in the place of ReLU; or all, those of the three "
+        "networks. --dry_run lists them.",
         group="experiment",
-        choices=("usual", *OTHER_NETWORKS, "all"),
+        choices=("usual", "further", *OTHER_NETWORKS, "all"),
     )
     only: tuple[str, ...] = option(
         (),
