@@ -66,7 +66,7 @@ class _Flag:
             separator = "; " if any("," in choice for choice in self.choices) else ", "
             return f"one of {separator.join(self.choices)}"
         kinds = {int: "a whole number", float: "a number", bool: "true or false"}
-        return kinds.get(self.kind, "text") + bounds_in_words(self.least, self.above)
+        return kinds.get(self.kind, "text") + bounds_in_words(self.least, self.above, self.below)
 
 
 def option(

@@ -118,6 +118,7 @@ def test_every_mistake_gets_one_clear_line(run_command, tmp_path):
         ),
         ("--epochs=two",): (2, "--epochs must be a whole number, 1 or greater, got 'two' (--help"),
         ("--width=x",): (2, "--width must be a number greater than 0, got 'x' (--help"),
+        ("--label_smoothing=x",): (2, "--label_smoothing must be a number, 0 or greater, less"),
         ("--width=0",): (1, "--width must be a number greater than 0. Given: 0.0."),
         ("--download=maybe",): (2, "--download must be true or false, got 'maybe' (--help"),
         ("--epochs",): (2, "Missing value for flag --epochs (--help lists the flags)"),
